@@ -1,0 +1,110 @@
+"""What a person sees of a run in a terminal: a bar per stage, then the cutflow and the yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from common.catalogue import Release
+from common.messages import Stage
+
+_STAGES: Mapping[Stage, str] = {
+    "plan": "files opened",
+    "data-loader": "events loaded",
+    "data-processor": "events processed",
+    "analysis": "events analysed",
+}
+
+
+class Bars:
+    """A progress bar per stage; a context manager."""
+
+    def __init__(self, console: Console, samples: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<17}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks = {
+            stage: self._progress.add_task(what, total=samples if stage == "plan" else None, note="")
+            for stage, what in _STAGES.items()
+        }
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def progress(self, stage: Stage, events: int, samples: int) -> None:
+        """Move a stage's bar; the plan says how many events the others have before them."""
+        if stage == "plan":
+            self._progress.update(self._tasks[stage], completed=samples, note="")
+            for other in self._tasks.keys() - {"plan"}:
+                self._progress.update(self._tasks[other], total=events)
+        else:
+            self._progress.update(self._tasks[stage], completed=events, note="")
+
+    def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Say how far a file is that comes over the network."""
+        of = "" if total_bytes is None else f" of {total_bytes / 1e6:.1f}"
+        self._progress.update(self._tasks["plan"], note=f"fetching {sample}: {done_bytes / 1e6:.1f}{of} MB")
+
+    def waiting(self, services: Sequence[str]) -> None:
+        """Say for whom the run waits."""
+        note = f"waiting for {', '.join(services)}" if services else "waiting"
+        self._progress.update(self._tasks["plan"], note=note)
+
+
+def tables(result: Mapping[str, Any], release: Release) -> list[Table]:
+    """The cutflow of each sample, and the yields of each category, as tables."""
+    settings = result["settings"]
+    lumi_ifb = settings["lumi"] * settings["fraction"]
+    cutflow = _table(f"Cutflow, events ({release.title}, {lumi_ifb:g} fb⁻¹)", "sample")
+    for column in (*(step.replace("_", " ") for step in release.steps), "yield", "±"):
+        cutflow.add_column(column.replace("four", "4"), justify="right", no_wrap=True)
+    for name, sample in result["samples"].items():
+        counts = [f"{sample['cutflow'][step]:,}" for step in release.steps]
+        cutflow.add_row(name, *counts, *_yield(sample))
+    yields = _table("Yields", "category")
+    for column in ("selected", "yield", "±"):
+        yields.add_column(column, justify="right", no_wrap=True)
+    for name, category in result["categories"].items():
+        yields.add_row(name, f"{category['events_selected']:,}", *_yield(category))
+    return [cutflow, yields]
+
+
+def window_line(result: Mapping[str, Any]) -> str:
+    """The notebook's figure for the Higgs window, in one line."""
+    window = result["window"]
+    text = (
+        f"{window['low']:g} to {window['high']:g} GeV: {window['n_signal_plus_background']:.2f} expected, "
+        f"of which {window['n_background']:.2f} background"
+    )
+    return text if window["significance"] is None else f"{text}; N/√(B+0.3·B²) = {window['significance']:.2f}"
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    table.add_column(first, no_wrap=True)
+    return table
+
+
+def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """A yield and its uncertainty; counts without decimals."""
+    is_count = entry["yield"] == entry["events_selected"]
+    return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.7g}", f"{entry['yield_error']:.2g}"

@@ -1,0 +1,113 @@
+"""What a service tells of itself over HTTP: is it alive, is it ready, and what has it done.
+
+``/healthz`` answers 200 while the loop turns; ``/readyz`` while it is also
+connected to the broker; ``/metrics`` in Prometheus' text format. Nothing
+listens unless METRICS_PORT is set.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+
+from common.messages import Message, Progress
+
+#: A loop that has not turned for so long is stuck, unless it handles a message ...
+STUCK_S = 30.0
+#: ... which may take longer: a file of the release comes over a slow network.
+STUCK_IN_A_MESSAGE_S = 1800.0
+
+
+class Monitor:
+    """Counts what one service does, and knows whether it still does anything."""
+
+    def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
+        self.connected = connected
+        self._turned = time.monotonic()
+        self._busy = False
+        self.registry = CollectorRegistry()
+        r = self.registry
+        Gauge("atlas_service", "The service, always 1", ["service"], registry=r).labels(service).set(1)
+        self._handled = Counter("atlas_messages_handled", "Messages handled, by queue", ["queue"], registry=r)
+        self._failed = Counter("atlas_messages_failed", "Messages dead-lettered, by queue", ["queue"], registry=r)
+        self._events = Counter("atlas_events", "Events (file entries) that went through", registry=r)
+        self._seconds = Histogram("atlas_handling_seconds", "Seconds a message took, by queue", ["queue"], registry=r)
+        in_flight = Gauge("atlas_messages_in_flight", "Messages being handled", registry=r)
+        in_flight.set_function(lambda: float(self._busy))
+        is_connected = Gauge("atlas_connected", "1 while connected to the broker", registry=r)
+        is_connected.set_function(lambda: float(self.connected()))
+
+    def turn(self) -> None:
+        """The loop has come round."""
+        self._turned = time.monotonic()
+
+    @contextmanager
+    def handling(self, queue: str) -> Iterator[None]:
+        """A message from ``queue`` is being handled."""
+        self._busy = True
+        self.turn()
+        try:
+            with self._seconds.labels(queue).time():
+                yield
+        finally:
+            self._busy = False
+            self.turn()
+
+    def handled(self, queue: str, messages: Sequence[Message]) -> None:
+        """A message was handled, and these came of it."""
+        self._handled.labels(queue).inc()
+        self._events.inc(
+            sum(m.chunk.stop - m.chunk.start for m in messages if isinstance(m, Progress) and m.stage != "plan")
+        )
+
+    def failed(self, queue: str) -> None:
+        """A message was dead-lettered."""
+        self._failed.labels(queue).inc()
+
+    def problem(self) -> str | None:
+        """Why the loop seems stuck, in words; None while it turns."""
+        quiet_s = time.monotonic() - self._turned
+        if quiet_s > (STUCK_IN_A_MESSAGE_S if self._busy else STUCK_S):
+            return f"stuck for {quiet_s:.0f} s {'in a message' if self._busy else 'between messages'}"
+        return None
+
+
+def listen(monitor: Monitor, port: int) -> None:
+    """Answer /healthz, /readyz and /metrics on ``port``, in the background. Raises OSError if the port is taken."""
+    metrics = make_wsgi_app(monitor.registry)
+
+    def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environment.get("PATH_INFO")
+        if path == "/metrics":
+            result: Iterable[bytes] = metrics(environment, start_response)
+            return result
+        problem: str | None
+        if path == "/healthz":
+            problem = monitor.problem()
+        elif path == "/readyz":
+            problem = monitor.problem() or (None if monitor.connected() else "not connected to the broker")
+        else:
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"/healthz, /readyz or /metrics\n"]
+        status = "200 OK" if problem is None else "503 Service Unavailable"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{problem or 'ok'}\n".encode()]
+
+    server = make_server("0.0.0.0", port, answer, _Server, _Silent)  # noqa: S104  probes come from outside the container
+    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """A probe every few seconds is no news."""

@@ -1,0 +1,419 @@
+"""The messages of the pipeline: frozen dataclasses that encode and decode themselves.
+
+Arrays travel as pickled awkward arrays, everything else as JSON. What is
+decoded has been checked: fields, types, lengths, names and ranges.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+import awkward as ak
+import msgspec
+import numpy as np
+
+from common import array_pickle, catalogue, topology
+from common.array_pickle import Column, Schema
+from common.errors import MessageError, SettingsError
+from common.settings import RunSettings
+
+#: RabbitMQ 4 refuses 16 MiB; half of that leaves room for headers and growth.
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z"
+#: A run's id or a sample's name: it becomes part of paths and queue names.
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+#: A number of events, entries or bytes; the database's integers have 64 bits.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+#: Seconds since 1970 (UTC), up to the year 9999.
+Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+Stage = Literal["plan", "data-loader", "data-processor", "analysis"]
+
+T = TypeVar("T")
+
+
+def check_name(text: str) -> str:
+    """Return ``text`` if it can name a run; raises SettingsError otherwise."""
+    if not re.match(_NAME, text):
+        raise SettingsError(f"{text!r} is not a name of letters, digits, '.', '_' and '-'")
+    return text
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+    """One entry range ``start <= entry < stop`` of one sample's file, in one run."""
+
+    run_id: Name
+    sample: Name
+    start: Count
+    stop: Count
+
+    def __post_init__(self) -> None:
+        if self.stop < self.start:
+            raise MessageError(f"chunk {self}: its entries end before they start")
+
+    def __str__(self) -> str:
+        return f"{self.sample}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message: ``route`` is the queue or exchange it is sent to, ``kind`` says how to decode it."""
+
+    kind: ClassVar[str]
+    route: ClassVar[str]
+
+    def encode(self) -> bytes:
+        """The message's body; raises MessageError where it is larger than a message may be."""
+        return _of_legal_size(msgspec.json.encode(self), self.kind)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Read a body; raises MessageError where it does not hold what the kind declares."""
+        return _json(body, cls)
+
+    @property
+    def headers(self) -> dict[str, str | int]:
+        """What a dead letter of this message is known by, without decoding it."""
+        chunk = getattr(self, "chunk", None)
+        if isinstance(chunk, Chunk):
+            return asdict(chunk)
+        return {name: value for name in ("run_id", "sample") if isinstance(value := getattr(self, name, None), str)}
+
+
+@dataclass(frozen=True)
+class RunRequest(Message):
+    """Somebody asks for a run. ``submitted`` is in seconds since 1970 (UTC).
+
+    A script may leave out any of the settings; the data-loader's own fill the gaps.
+    """
+
+    kind: ClassVar[str] = "run-request"
+    route: ClassVar[str] = topology.RUNS.name
+
+    run_id: Name
+    submitted: Moment
+    settings: RunSettings
+
+    @classmethod
+    def decode(cls, body: bytes, defaults: RunSettings | None = None) -> RunRequest:
+        """Read a body; what its settings leave out is taken from ``defaults``."""
+        raw = _json(body, _RawRequest)
+        try:
+            settings = RunSettings.from_json(raw.settings, defaults)
+        except SettingsError as error:
+            raise MessageError(f"run {raw.run_id}: {error}") from None
+        return cls(raw.run_id, raw.submitted, settings)
+
+
+@dataclass(frozen=True)
+class _RawRequest:
+    run_id: Name
+    submitted: Moment
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FileTask(Message):
+    """One sample's file of a run is to be opened and split into chunks."""
+
+    kind: ClassVar[str] = "file-task"
+    route: ClassVar[str] = topology.CHUNKS.name
+
+    run_id: Name
+    sample: Name
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class ChunkTask(Message):
+    """One chunk is to be read."""
+
+    kind: ClassVar[str] = "chunk-task"
+    route: ClassVar[str] = topology.CHUNKS.name
+
+    chunk: Chunk
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class RunPlan(Message):
+    """A run begins: its settings say which samples make it whole."""
+
+    kind: ClassVar[str] = "run-plan"
+    route: ClassVar[str] = topology.PLANS.name
+
+    run_id: Name
+    submitted: Moment
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class SamplePlan(Message):
+    """The chunks that make one sample of a run whole, or the problem with its file."""
+
+    kind: ClassVar[str] = "sample-plan"
+    route: ClassVar[str] = topology.PLANS.name
+
+    run_id: Name
+    sample: Name
+    entries: Count = 0
+    bounds: tuple[Count, ...] = (0,)
+    problem: str | None = None
+
+    def __post_init__(self) -> None:
+        if any(stop <= start for start, stop in pairwise(self.bounds)):
+            raise MessageError(f"sample-plan: the bounds of the chunks of {self.sample} do not rise")
+
+    @property
+    def chunks(self) -> tuple[Chunk, ...]:
+        """The chunks between the bounds, in order."""
+        return tuple(Chunk(self.run_id, self.sample, start, stop) for start, stop in pairwise(self.bounds))
+
+
+@dataclass(frozen=True)
+class ChunkFailed(Message):
+    """A chunk cannot be read, and why."""
+
+    kind: ClassVar[str] = "chunk-failed"
+    route: ClassVar[str] = topology.PLANS.name
+
+    chunk: Chunk
+    problem: str
+
+
+@dataclass(frozen=True)
+class _ArrayHeader:
+    chunk: Chunk
+    release: Name
+    lumi_ifb: Annotated[float, msgspec.Meta(gt=0)]
+    cutflow: dict[str, Count]
+
+
+@dataclass(frozen=True)
+class ArrayMessage(Message):
+    """A chunk's events. ``cutflow`` counts the events left after each step so far."""
+
+    chunk: Chunk
+    release: str
+    lumi_ifb: float
+    cutflow: dict[str, int]
+    events: ak.Array
+
+    @classmethod
+    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
+        """The fields of ``events``, for a sample of a release."""
+        raise NotImplementedError
+
+    def encode(self) -> bytes:
+        """Pickle the header and the events; raises MessageError where a message cannot hold them."""
+        header = _ArrayHeader(self.chunk, self.release, self.lumi_ifb, self.cutflow)
+        body = array_pickle.dumps(asdict(header), self.events)
+        return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Read a body; raises MessageError where the header or an event is not as declared."""
+        unpickled = array_pickle.loads(body)
+        try:
+            header = msgspec.convert(unpickled.header, _ArrayHeader)
+            release = catalogue.release(header.release)
+            schema = cls.schema(release, release.sample(header.chunk.sample))
+        except (msgspec.ValidationError, SettingsError) as error:
+            raise MessageError(f"{cls.kind}: {error}") from None
+        if math.isinf(header.lumi_ifb):
+            raise MessageError(f"{cls.kind}: {header.chunk} has an infinite luminosity")
+        if not header.cutflow.keys() <= set(release.steps):
+            raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {release.name} has not")
+        events = unpickled.array(schema)
+        return cls(header.chunk, header.release, header.lumi_ifb, header.cutflow, events)
+
+
+@dataclass(frozen=True)
+class Events(ArrayMessage):
+    """The events of a chunk that pass the loader's steps.
+
+    Each has its four leading leptons as the file holds them (float32, the
+    file's own energy unit, so that not a bit is lost on the way), and for
+    simulation the factors of its weight in the catalogue's order.
+    """
+
+    kind: ClassVar[str] = "events"
+    route: ClassVar[str] = topology.EVENTS.name
+
+    @classmethod
+    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
+        """The fields of ``events``: the class says what each is."""
+        return {
+            "lep_pt": Column("float32", 4),
+            "lep_eta": Column("float32", 4),
+            "lep_phi": Column("float32", 4),
+            "lep_energy": Column("float32", 4),
+            "lep_charge": Column("int8", 4),
+            "lep_type": Column("int8", 4),
+            "weight_factors": Column("float32", 0 if sample.is_data else len(release.branches.weights)),
+        }
+
+
+@dataclass(frozen=True)
+class Selected(ArrayMessage):
+    """The selected events of a chunk.
+
+    ``m4l``, ``m_z1``, ``m_z2`` and ``lead_pt`` (the leading lepton's pT) in GeV, NaN where a pair of
+    leptons makes no Z candidate; ``channel`` counts the release's channels in their order.
+    """
+
+    kind: ClassVar[str] = "selected"
+    route: ClassVar[str] = topology.SELECTED.name
+
+    @classmethod
+    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
+        """The fields of ``events``: the class says what each is."""
+        return {
+            "m4l": Column("float64"),
+            "channel": Column("int8"),
+            "weight": Column("float32"),
+            "m_z1": Column("float32"),
+            "m_z2": Column("float32"),
+            "lead_pt": Column("float32"),
+        }
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Read a body; raises MessageError also for a channel, weight or mass that cannot be."""
+        message = super().decode(body)
+        channel = ak.to_numpy(message.events.channel)
+        known = len(catalogue.release(message.release).channels)
+        if len(channel) and not (channel.min() >= 0 and channel.max() < known):
+            raise MessageError(f"selected: {message.chunk} has a channel outside 0 to {known - 1}")
+        if not np.isfinite(ak.to_numpy(message.events.weight)).all() or np.isnan(ak.to_numpy(message.events.m4l)).any():
+            raise MessageError(f"selected: {message.chunk} has a weight or a mass that is not a number")
+        return message
+
+
+@dataclass(frozen=True)
+class Progress(Message):
+    """A stage is done with a range of entries; for ``plan`` the range is all that will be read of a sample."""
+
+    kind: ClassVar[str] = "progress"
+    route: ClassVar[str] = topology.RESULTS
+
+    stage: Stage
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Fetching(Message):
+    """A sample's file is on its way: so many bytes have come, of so many where that is known."""
+
+    kind: ClassVar[str] = "fetching"
+    route: ClassVar[str] = topology.RESULTS
+
+    run_id: Name
+    sample: Name
+    done_bytes: Count
+    total_bytes: Count | None
+
+
+@dataclass(frozen=True)
+class Result(Message):
+    """A run's result so far, or in the end (``final``): the document of result.json."""
+
+    kind: ClassVar[str] = "result"
+    route: ClassVar[str] = topology.RESULTS
+
+    run_id: Name
+    final: bool
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFailed(Message):
+    """A run has come to nothing: there will be no result folder, and why."""
+
+    kind: ClassVar[str] = "run-failed"
+    route: ClassVar[str] = topology.RESULTS
+
+    run_id: Name
+    problem: str
+
+
+@dataclass(frozen=True)
+class Folder(Message):
+    """The files of a finished run's result folder, by name."""
+
+    kind: ClassVar[str] = "folder"
+    route: ClassVar[str] = topology.FOLDERS
+
+    run_id: Name
+    files: dict[Name, bytes]
+
+
+@dataclass(frozen=True)
+class DeadLetter(Message):
+    """Notice of a message that could not be handled, known by its headers alone."""
+
+    kind: ClassVar[str] = "dead-letter"
+    route: ClassVar[str] = topology.DEAD_NOTICES.name
+
+    queue: str
+    problem: str
+    run_id: Name | None = None
+    sample: Name | None = None
+    start: Count | None = None
+    stop: Count | None = None
+
+    @property
+    def chunk(self) -> Chunk | None:
+        """The chunk that is lost, where the headers name one."""
+        if self.run_id is None or self.sample is None or self.start is None or self.stop is None:
+            return None
+        return Chunk(self.run_id, self.sample, self.start, self.stop)
+
+    @classmethod
+    def from_headers(cls, queue: str, problem: str, headers: Mapping[str, object]) -> DeadLetter:
+        """Read a dead letter's headers; raises MessageError where they are not a message's own."""
+        names = ("run_id", "sample", "start", "stop")
+        known = {name: headers[name] for name in names if headers.get(name) is not None}
+        try:
+            letter = msgspec.convert({"queue": queue, "problem": problem, **known}, cls)
+            _ = letter.chunk  # raises where its entries end before they start
+            return letter
+        except msgspec.ValidationError as error:
+            raise MessageError(f"headers of a dead letter of {queue}: {error}") from None
+
+
+_KINDS: Mapping[str, type[Message]] = {
+    message.kind: message
+    for message in (
+        RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
+        Events, Selected, Progress, Fetching, Result, RunFailed, Folder,
+    )
+}  # fmt: skip
+
+
+def decode(kind: str, body: bytes) -> Message:
+    """Read a message of the given kind; raises MessageError where it is not one."""
+    if kind not in _KINDS:
+        raise MessageError(f"no message kind is called {kind!r}")
+    if not body:
+        raise MessageError(f"{kind}: the message is empty")
+    return _KINDS[kind].decode(_of_legal_size(body, kind))
+
+
+def _of_legal_size(body: bytes, what: str) -> bytes:
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{what}: {len(body)} bytes are more than the {MAX_MESSAGE_BYTES} a message may have")
+    return body
+
+
+def _json(body: bytes, cls: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=cls)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, SettingsError) as error:
+        raise MessageError(f"{getattr(cls, 'kind', 'message')}: {error}") from None

@@ -1,0 +1,133 @@
+"""The one loop that all four services run in: consume, handle, publish, acknowledge.
+
+A service is plain Python with a ``handle`` from a message to messages. What
+can go wrong around it is dealt with here, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from common import messages, settings, topology
+from common.errors import BrokerError, MessageError, SettingsError, Unavailable
+from common.health import Monitor, listen
+from common.messages import Message
+from common.settings import Settings
+from common.topology import Queue
+from common.transport import Delivery, Session
+from common.transport.rabbitmq import RabbitMQTransport
+
+log = logging.getLogger(__name__)
+
+#: How soon a stopping service notices, and how long it waits for what is away.
+_TICK_S = 0.5
+_PAUSE_S = 1.0
+
+
+class Service(ABC):
+    """One of the four services: its name, the queues it consumes, and what it does with a message."""
+
+    name: ClassVar[str]
+    consumes: ClassVar[Sequence[Queue]]
+    prefetch: ClassVar[int] = 2
+
+    #: Publishes news at once, in the middle of a message; set by the loop.
+    tell: Callable[[Message], None] = staticmethod(lambda message: None)
+
+    @abstractmethod
+    def handle(self, message: Message) -> Sequence[Message]:
+        """Do what the message asks, and return what is to be published.
+
+        Raises MessageError for a message that cannot be handled (it is
+        dead-lettered) and Unavailable where only time can help (it is tried again).
+        """
+
+    def decode(self, delivery: Delivery) -> Message:
+        """Read a delivery; raises MessageError where it is not what it says."""
+        return messages.decode(delivery.kind, delivery.body)
+
+    def close(self) -> None:  # noqa: B027  not every service holds something
+        """Give back what the service holds."""
+
+
+def serve(service: Service, session: Session, stop: threading.Event, monitor: Monitor | None = None) -> None:
+    """Handle deliveries until ``stop`` is set; raises BrokerError where the broker refuses."""
+    service.tell = session.tell
+    monitor = monitor or Monitor(service.name)
+    monitor.connected = session.is_connected
+    try:
+        while not stop.is_set():
+            monitor.turn()
+            delivery = session.receive(_TICK_S)
+            if delivery is not None:
+                with monitor.handling(delivery.queue):
+                    _handle(service, session, delivery, stop, monitor)
+    finally:
+        session.close()
+        service.close()
+
+
+def _handle(service: Service, session: Session, delivery: Delivery, stop: threading.Event, monitor: Monitor) -> None:
+    while True:
+        try:
+            outcome = service.handle(service.decode(delivery))
+            session.settle(delivery, outcome)
+        except Unavailable as error:
+            log.warning("%s waits: %s", service.name, error)
+            if stop.wait(_PAUSE_S):
+                return None
+        except MessageError as error:
+            return _give_up(service, session, delivery, str(error), monitor)
+        except Exception as error:
+            log.exception("%s failed on a %s message", service.name, delivery.kind)
+            problem = f"{service.name} failed: {type(error).__name__}: {error}"
+            return _give_up(service, session, delivery, problem, monitor)
+        else:
+            return monitor.handled(delivery.queue, outcome)
+
+
+def _give_up(service: Service, session: Session, delivery: Delivery, problem: str, monitor: Monitor) -> None:
+    log.error("%s cannot handle a message from %s: %s", service.name, delivery.queue, problem)
+    monitor.failed(delivery.queue)
+    if delivery.queue == topology.DEAD_NOTICES.name:
+        session.settle(delivery)  # a notice of a dead letter that nobody can read: the letter itself is kept
+    else:
+        session.dead_letter(delivery, problem[:1000])
+
+
+def main(make: Callable[[Settings], Service]) -> int:
+    """Run one service as a process, on RabbitMQ, until SIGTERM or SIGINT; returns the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        read = settings.read(os.environ)
+        configure_logging(read.log_level)
+        service = make(read)
+        log.info("%s starts", service.name)
+        monitor = Monitor(service.name)
+        if read.metrics_port:
+            listen(monitor, read.metrics_port)
+        session = RabbitMQTransport(read.broker, stop=stop).open(service.consumes, service.prefetch)
+        serve(service, session, stop, monitor)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (BrokerError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 0 if stop.is_set() else 1
+    log.info("%s has stopped", service.name)
+    return 0
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error, one line a record; pika's own chatter only where something is wrong."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("pika").setLevel(logging.CRITICAL if level != "DEBUG" else logging.INFO)

@@ -1,0 +1,299 @@
+"""Every setting of the pipeline, read once at the edge into frozen, typed objects.
+
+A value comes from the command line's flag, else from the environment variable
+of the same name, else from the default. No other module reads the environment.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from common import catalogue
+from common.errors import SettingsError
+
+T = TypeVar("T")
+
+#: Demo events of all simulated samples together.
+DEMO_EVENTS = 200_000
+#: Entries of one chunk. A chunk's message holds at most 92 bytes an entry, so
+#: that this many stay below the 8 MiB a message may have.
+CHUNK_ENTRIES = 50_000
+MAX_CHUNK_ENTRIES = 80_000
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the numbers of a run.
+
+    ``data`` is a directory or the address of one, None for the release's own
+    addresses; ``lumi_ifb`` in fb⁻¹; ``pt_cuts_gev`` in GeV, for the leading
+    leptons in order. Raises SettingsError where a value cannot be used.
+    """
+
+    release: str = "2020e-13tev"
+    data: str | None = None
+    samples: tuple[str, ...] = ()
+    lumi_ifb: float = 10.0
+    fraction: float = 1.0
+    pt_cuts_gev: tuple[float, ...] = (20.0, 15.0, 10.0)
+    demo_events: int = DEMO_EVENTS
+    chunk_entries: int = CHUNK_ENTRIES
+
+    def __post_init__(self) -> None:
+        try:
+            release = catalogue.release(self.release)
+        except SettingsError as error:
+            raise SettingsError(f"RELEASE={self.release!r}: {error}") from None
+        try:
+            chosen = release.in_order(self.samples or release.sample_names)
+        except SettingsError as error:
+            raise SettingsError(f"SAMPLES={','.join(self.samples)!r}: {error}") from None
+        object.__setattr__(self, "samples", tuple(sample.name for sample in chosen))
+        object.__setattr__(self, "data", _checked_location(self.data))
+        if release.toy:  # made on this machine: a data location, meant for another release, does not count
+            object.__setattr__(self, "data", None)
+        if not (math.isfinite(self.lumi_ifb) and self.lumi_ifb > 0):
+            raise SettingsError(
+                f"LUMI={self.lumi_ifb:g}: a luminosity is a positive number of fb⁻¹; write for example LUMI=10"
+            )
+        if not 0 < self.fraction <= 1:
+            raise SettingsError(
+                f"FRACTION={self.fraction}: the fraction of each file's events lies above 0 and up to 1; "
+                "write for example FRACTION=0.5"
+            )
+        if len(self.pt_cuts_gev) > 4:
+            raise SettingsError(
+                f"PT_CUTS={_comma(self.pt_cuts_gev)!r}: {len(self.pt_cuts_gev)} cuts for four leptons; "
+                "give at most four, for example PT_CUTS=20,15,10"
+            )
+        for cut in self.pt_cuts_gev:
+            if not (math.isfinite(cut) and cut >= 0):
+                raise SettingsError(
+                    f"PT_CUTS={_comma(self.pt_cuts_gev)!r}: {cut:g} is not a pT in GeV; "
+                    "write for example PT_CUTS=20,15,10"
+                )
+        if not len(release.samples) <= self.demo_events <= 1_000_000_000:
+            raise SettingsError(
+                f"DEMO_EVENTS={self.demo_events}: choose from {len(release.samples)} to 1000000000 events"
+            )
+        if not 1 <= self.chunk_entries <= MAX_CHUNK_ENTRIES:
+            raise SettingsError(
+                f"CHUNK_ENTRIES={self.chunk_entries}: choose from 1 to {MAX_CHUNK_ENTRIES}, "
+                "so that a chunk fits into one message"
+            )
+
+    def entries_of(self, entries_in_file: int) -> int:
+        """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
+        return int(Fraction(str(self.fraction)) * entries_in_file)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], defaults: RunSettings | None = None) -> RunSettings:
+        """Settings from JSON values under the names of the fields; what is left out is taken from ``defaults``.
+
+        Raises SettingsError for an unknown name, a wrong type or an unusable value.
+        """
+        known = asdict(defaults or cls())
+        if "release" in values:
+            known["samples"] = ()
+        for name in values:
+            if name not in known:
+                raise SettingsError(f"a run has no setting {reprlib.repr(name)}; it has {', '.join(known)}")
+        try:
+            return msgspec.convert({**known, **values}, cls)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"run settings {reprlib.repr(dict(values))}: {error}") from None
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """Where RabbitMQ listens, and who we are there. The password stays out of every text."""
+
+    host: str = "rabbitmq"
+    port: int = 5672
+    user: str = "atlas"
+    password: str = field(default="atlas", repr=False)
+    vhost: str = "/"
+
+    def __str__(self) -> str:
+        return f"amqp://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
+
+    def with_url(self, url: str) -> BrokerSettings:
+        """These settings, with what an amqp:// address gives in place of their own."""
+        # However broken the address: what stands before its '@' may hold the password.
+        shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise SettingsError(
+                f"--broker {shown}: write an address like amqp://user:password@host:5672, the port from 1 to 65535, "
+                "and in the password %2F for '/', %3F for '?', %23 for '#'"
+            ) from None
+        if port == 0 or parts.scheme != "amqp" or not parts.hostname:
+            raise SettingsError(f"--broker {shown}: write an address like amqp://user:password@host:5672")
+        return BrokerSettings(
+            host=parts.hostname,
+            port=port or 5672,
+            user=unquote(parts.username) if parts.username else self.user,
+            password=unquote(parts.password) if parts.password else self.password,
+            vhost=unquote(parts.path[1:]) or self.vhost,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one command or one service."""
+
+    run: RunSettings
+    broker: BrokerSettings
+    output: Path
+    cache: Path
+    database: Path
+    metrics_port: int
+    log_level: str
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable, and the flag of analysis.py that goes before it."""
+
+    name: str
+    default: str
+    what: str
+    flag: str | None = None
+    metavar: str | None = None
+
+
+VARIABLES = (
+    Variable("RELEASE", "2020e-13tev", "release of ATLAS Open Data", "--release", "NAME"),
+    Variable("DATA", "", "directory with the release's files, or the address of one", "--data", "DIR|URL"),
+    Variable("SAMPLES", "", "samples to analyse, every one by default", "--samples", "A,B,.."),
+    Variable("LUMI", "10", "integrated luminosity in fb⁻¹", "--lumi", "IFB"),
+    Variable("FRACTION", "1.0", "first fraction of each file's events", "--fraction", "F"),
+    Variable("PT_CUTS", "20,15,10", "pT cuts on the leading leptons in GeV; '' cuts nothing", "--pt-cuts", "A,B,.."),
+    Variable("DEMO_EVENTS", str(DEMO_EVENTS), "simulated events of the demo release", "--demo-events", "N"),
+    Variable("CHUNK_ENTRIES", str(CHUNK_ENTRIES), "entries of one chunk", "--chunk-entries", "N"),
+    Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
+    Variable("RABBITMQ_HOST", "rabbitmq", "broker: host"),
+    Variable("RABBITMQ_PORT", "5672", "broker: port"),
+    Variable("RABBITMQ_USER", "atlas", "broker: user"),
+    Variable("RABBITMQ_PASS", "atlas", "broker: password"),
+    Variable("RABBITMQ_VHOST", "/", "broker: virtual host"),
+    Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
+    Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
+    Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
+    Variable("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR"),
+)
+
+
+def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
+    """Read all settings; ``flags`` (by variable name) go before the environment.
+
+    Raises SettingsError naming the variable, its value and what to write instead.
+    """
+    flags = flags or {}
+
+    def value(name: str, default: str) -> str:
+        given = flags.get(name)
+        if given is None:
+            given = environment.get(name)
+        # An empty variable is an unset one, but for PT_CUTS, where it means "no cuts".
+        return default if given is None or (given == "" and name != "PT_CUTS") else given
+
+    text = {variable.name: value(variable.name, variable.default) for variable in VARIABLES}
+    if text["LOG_LEVEL"].upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise SettingsError(f"LOG_LEVEL={text['LOG_LEVEL']!r}: choose DEBUG, INFO, WARNING or ERROR")
+    port = _convert("RABBITMQ_PORT", text["RABBITMQ_PORT"], int, "a port", "5672")
+    if not 0 < port < 65536:
+        raise SettingsError(f"RABBITMQ_PORT={port}: a port lies from 1 to 65535; RabbitMQ's own is 5672")
+    metrics_port = _convert("METRICS_PORT", text["METRICS_PORT"], int, "a port", "9100")
+    if not 0 <= metrics_port < 65536:
+        raise SettingsError(f"METRICS_PORT={metrics_port}: a port lies from 1 to 65535; 0 listens nowhere")
+    return Settings(
+        run=RunSettings(
+            release=text["RELEASE"],
+            data=_location(text["DATA"]),
+            samples=_split(text["SAMPLES"]),
+            lumi_ifb=_convert("LUMI", text["LUMI"], float, "a number of fb⁻¹", "10"),
+            fraction=_convert("FRACTION", text["FRACTION"], float, "a number", "0.5"),
+            pt_cuts_gev=_cuts(text["PT_CUTS"]),
+            demo_events=_convert("DEMO_EVENTS", text["DEMO_EVENTS"], int, "a number of events", "200000"),
+            chunk_entries=_convert("CHUNK_ENTRIES", text["CHUNK_ENTRIES"], int, "a number of entries", "50000"),
+        ),
+        broker=BrokerSettings(
+            text["RABBITMQ_HOST"], port, text["RABBITMQ_USER"], text["RABBITMQ_PASS"], text["RABBITMQ_VHOST"]
+        ),
+        output=_path("OUTPUT", text["OUTPUT"]),
+        cache=_path("CACHE", text["CACHE"]),
+        database=_path("DATABASE", text["DATABASE"]),
+        metrics_port=metrics_port,
+        log_level=text["LOG_LEVEL"].upper(),
+    )
+
+
+def is_url(data: str) -> bool:
+    """Whether a data location is an address rather than a directory."""
+    return "://" in data
+
+
+def _path(name: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise SettingsError(f"{name}={text!r}: there is no such home directory; write the path without '~'") from None
+
+
+def _location(text: str) -> str:
+    return text if not text or is_url(text) else str(_path("DATA", text).resolve())
+
+
+def _checked_location(data: str | None) -> str | None:
+    """A directory as it is, an address with '/' at its end, None for an empty text."""
+    if not data or not is_url(data):
+        return data or None
+    try:
+        parts = urlsplit(data)
+        usable = parts.scheme in ("http", "https", "root") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(f"DATA={data!r}: an address starts with http://, https:// or root:// and a host")
+    return data if data.endswith("/") else data + "/"
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _cuts(text: str) -> tuple[float, ...]:
+    if not text.strip():
+        return ()
+    cuts = []
+    for part in text.split(","):
+        try:
+            cuts.append(float(part))
+        except ValueError:
+            raise SettingsError(
+                f"PT_CUTS={text!r}: {part.strip()!r} is not a number of GeV; write for example PT_CUTS=20,15,10"
+            ) from None
+    return tuple(cuts)
+
+
+def _convert(name: str, text: str, convert: Callable[[str], T], what: str, example: str) -> T:
+    try:
+        return convert(text)
+    except ValueError:
+        raise SettingsError(f"{name}={text!r}: not {what}; write for example {name}={example}") from None
+
+
+def _comma(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -1,0 +1,116 @@
+"""Submit a run and follow it to its result folder, over whichever transport."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from common import messages, topology
+from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunRequest
+from common.settings import RunSettings
+from common.transport import Session
+
+#: How long nothing may come before the display is told who is missing.
+QUIET_S = 5.0
+
+#: The service that consumes each queue.
+_CONSUMERS: Mapping[str, str] = {
+    topology.RUNS.name: "data-loader",
+    topology.CHUNKS.name: "data-loader",
+    topology.EVENTS.name: "data-processor",
+    topology.SELECTED.name: "analysis",
+    topology.PLANS.name: "analysis",
+    topology.DEAD_NOTICES.name: "analysis",
+    topology.VISUALISATION.name: "visualisation",
+}
+
+
+class Display(Protocol):
+    """What is shown of a run under way."""
+
+    def progress(self, stage: messages.Stage, events: int, samples: int) -> None:
+        """A stage has done so many events, of so many samples."""
+        ...
+
+    def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None:
+        """A sample's file is on its way."""
+        ...
+
+    def waiting(self, services: Sequence[str]) -> None:
+        """Nothing has come for a while; these services are not there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its final result and the files of its folder, or why there are none."""
+
+    result: Mapping[str, Any] | None
+    files: Mapping[str, bytes]
+    problem: str | None = None
+
+
+class StageProgress:
+    """Events done by stage; a chunk that is reported twice counts once."""
+
+    def __init__(self) -> None:
+        self._done: dict[messages.Stage, set[Chunk]] = {}
+
+    def add(self, progress: Progress) -> tuple[int, int]:
+        """Note a stage's chunk; returns the stage's events and samples so far."""
+        done = self._done.setdefault(progress.stage, set())
+        done.add(progress.chunk)
+        return sum(chunk.stop - chunk.start for chunk in done), len({chunk.sample for chunk in done})
+
+
+def new_run_id(release: str) -> str:
+    """A run id that sorts by time and does not meet another: ``20260131-235959-demo-1f3a``."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{now}-{release}-{secrets.token_hex(2)}"
+
+
+def submit(session: Session, run_id: str, settings: RunSettings) -> None:
+    """Ask for a run; returns when the request is safe with the broker."""
+    session.publish([RunRequest(run_id, time.time(), settings)])
+
+
+def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[], bool]) -> Outcome:
+    """Follow a run until its result folder is there, or until it is known that none will come.
+
+    ``is_alive`` says whether there is anything left to wait for.
+    """
+    stages = StageProgress()
+    result: Mapping[str, Any] | None = None
+    last = time.monotonic()
+    while is_alive():
+        delivery = session.receive(0.2)
+        if delivery is None:
+            if time.monotonic() - last > QUIET_S:
+                display.waiting(sorted({_CONSUMERS[queue] for queue in session.idle()}))
+            continue
+        message = messages.decode(delivery.kind, delivery.body)
+        session.settle(delivery)
+        if _run_of(message) != run_id:
+            continue
+        last = time.monotonic()
+        match message:
+            case Progress():
+                events, samples = stages.add(message)
+                display.progress(message.stage, events, samples)
+            case Fetching():
+                display.fetching(message.sample, message.done_bytes, message.total_bytes)
+            case Result(final=True):
+                result = message.result
+            case Folder():
+                return Outcome(result, message.files)
+            case RunFailed():
+                return Outcome(result, {}, message.problem)
+    return Outcome(result, {}, "it was stopped before its result was there")
+
+
+def _run_of(message: Message) -> str | None:
+    return message.chunk.run_id if isinstance(message, Progress) else getattr(message, "run_id", None)

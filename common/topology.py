@@ -1,0 +1,56 @@
+"""The queues and exchanges of the pipeline: their names, who is behind them, how much they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Fanout exchanges: whoever listens gets a copy.
+RESULTS = "results"
+FOLDERS = "folders"
+EXCHANGES = (RESULTS, FOLDERS)
+
+#: What could not be handled goes to this exchange, under its queue's name.
+DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue.
+
+    ``limit`` is the number of messages from which publishers wait; ``keep``
+    the number that a listener's queue holds before the oldest make way;
+    ``exchanges`` are the fanout exchanges it listens to; ``expires_s`` deletes
+    a queue that nobody uses for so long. What cannot be handled moves to the
+    queue's dead-letter queue, if it has one (``has_dead``).
+    """
+
+    name: str
+    limit: int | None = None
+    keep: int | None = None
+    exchanges: tuple[str, ...] = ()
+    expires_s: int | None = None
+    has_dead: bool = True
+
+
+RUNS = Queue("runs")
+CHUNKS = Queue("chunks")
+# The two queues with arrays: 16 messages of at most 8 MiB.
+EVENTS = Queue("events", limit=16)
+SELECTED = Queue("selected", limit=16)
+PLANS = Queue("plans")
+#: A copy of every dead letter, for the analysis service to note what is lost.
+DEAD_NOTICES = Queue("dead-notices", has_dead=False)
+VISUALISATION = Queue("results.visualisation", keep=10_000, exchanges=(RESULTS,))
+
+#: Queues that always exist, whoever connects first.
+QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
+
+
+def follower(run_id: str) -> Queue:
+    """The queue of a command that follows one run: it outlives a broken connection by an hour."""
+    return Queue(f"follow.{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), expires_s=3600, has_dead=False)
+
+
+def dead(queue: str) -> Queue:
+    """A queue's dead-letter queue."""
+    return Queue(f"{queue}.dead", has_dead=False)

@@ -1,0 +1,84 @@
+"""How messages get from one service to the next.
+
+Two transports stand behind one interface: RabbitMQ and one inside this
+process. Nothing above them knows which it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from common.messages import Message
+from common.topology import Queue
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message as it arrives: from which queue, of what kind, and its body not decoded yet.
+
+    ``token`` is the transport's own: what it needs to acknowledge the message.
+    """
+
+    queue: str
+    kind: str
+    body: bytes
+    headers: Mapping[str, Any]
+    redelivered: bool
+    token: Any = field(repr=False)
+
+
+class Session(Protocol):
+    """One service's connection: what it consumes, and where it publishes.
+
+    Used from one thread. A delivery that is not settled when the session ends
+    is delivered again, to whoever consumes the queue next.
+    """
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next delivery; None where there was none in time."""
+        ...
+
+    def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
+        """Publish what came of a delivery, and acknowledge it once all of that is confirmed.
+
+        Returns before that: the next delivery can be worked on meanwhile. A
+        queue that is full makes the acknowledgement wait.
+        """
+        ...
+
+    def dead_letter(self, delivery: Delivery, problem: str) -> None:
+        """Put a delivery that cannot be handled into its dead-letter queue, and notify the analysis service."""
+        ...
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish messages that come of no delivery; returns when they are confirmed."""
+        ...
+
+    def tell(self, message: Message) -> None:
+        """Publish news that nobody needs: it is not waited for, and may be lost with the connection."""
+        ...
+
+    def is_connected(self) -> bool:
+        """Whether the session can consume and publish right now."""
+        ...
+
+    def idle(self) -> Sequence[str]:
+        """The queues of the four services that nobody consumes at the moment."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way to be confirmed, then end the session."""
+        ...
+
+
+class Transport(Protocol):
+    """Opens sessions."""
+
+    def open(self, queues: Sequence[Queue], prefetch: int = 2) -> Session:
+        """Open a session that consumes ``queues``, with at most ``prefetch`` unsettled deliveries of each.
+
+        Raises BrokerError where the broker refuses.
+        """
+        ...

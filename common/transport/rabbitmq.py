@@ -1,0 +1,508 @@
+"""The transport over RabbitMQ (3.10 or later, 4.x), by pika.
+
+A session has a thread of its own for the connection, so that heartbeats are
+answered while a chunk takes minutes. The service's thread hands over what it
+has done; the connection's thread publishes it, waits for the broker's
+confirms and then acknowledges. Where the broker is away it reconnects, with
+back-off, for as long as it takes: what was not acknowledged comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pika
+import pika.channel
+import pika.exceptions
+import pika.spec
+
+from common import topology
+from common.errors import BrokerError
+from common.messages import Message
+from common.settings import BrokerSettings
+from common.topology import Queue
+from common.transport import Delivery
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 30
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+#: How long a publisher waits before it looks again whether a full queue has room.
+FULL_PAUSE_S = 0.05
+#: Deliveries of one message after which the broker dead-letters it: it has crashed a worker that often.
+DELIVERY_LIMIT = 20
+CLOSE_DEADLINE_S = 8.0
+
+
+class RabbitMQTransport:
+    """Sessions on one broker.
+
+    A broker that does not answer yet is waited for: for ``patience_s``, for
+    ever where that is None, and no longer than until ``stop`` is set.
+    """
+
+    def __init__(
+        self, settings: BrokerSettings, patience_s: float | None = None, stop: threading.Event | None = None
+    ) -> None:
+        self._settings = settings
+        self._patience_s = patience_s
+        self._stop = stop or threading.Event()
+
+    def open(self, queues: Sequence[Queue], prefetch: int = 2) -> RabbitMQSession:
+        """Open a session; returns when it is connected. Raises BrokerError where the broker refuses."""
+        session = RabbitMQSession(self._settings, queues, prefetch)
+        session.connect(self._patience_s, self._stop)
+        return session
+
+
+@dataclass(frozen=True)
+class _Publication:
+    """One message on its way: to a queue (by the default exchange) or to an exchange."""
+
+    exchange: str
+    routing_key: str
+    kind: str
+    body: bytes
+    headers: dict[str, Any]
+
+    @classmethod
+    def of(cls, message: Message) -> _Publication:
+        to_exchange = message.route in topology.EXCHANGES
+        exchange, key = (message.route, "") if to_exchange else ("", message.route)
+        return cls(exchange, key, message.kind, message.encode(), dict(message.headers))
+
+
+@dataclass(eq=False)
+class _Settlement:
+    """What is to be confirmed before a delivery (if there is one) is acknowledged.
+
+    ``token`` is the generation of the connection and the delivery's tag in it: 0
+    for news. What has a token ends with its connection; what has none is sent again.
+    """
+
+    publications: Sequence[_Publication]
+    token: tuple[int, int] | None = None
+    outstanding: int = 0
+    confirmed: threading.Event = field(default_factory=threading.Event)
+
+
+class RabbitMQSession:
+    """One service's connection. Public methods are called from the service's thread only."""
+
+    def __init__(self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int) -> None:
+        self._settings = settings
+        self._queues = tuple(queues)
+        self._prefetch = prefetch
+        self._limits = {q.name: q.limit for q in (*topology.QUEUES, *queues) if q.limit is not None}
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        self._outbox: deque[_Settlement] = deque()
+        self._lock = threading.Condition()
+        self._unfinished: dict[_Settlement, None] = {}
+        self._stopping = False
+        self._failure: BrokerError | None = None
+        self._ready = threading.Event()
+        self._idle: Sequence[str] = ()
+        # Touched by the connection's thread alone:
+        self._connection: pika.SelectConnection | None = None
+        self._channel: pika.channel.Channel | None = None
+        self._generation = 0
+        self._sequence = 0
+        self._unconfirmed: dict[int, tuple[_Settlement, _Publication]] = {}
+        self._returned: set[int] = set()
+        self._connected_before = False
+        self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
+
+    # --- the service's side -------------------------------------------------
+
+    def connect(self, patience_s: float | None, stop: threading.Event) -> None:
+        """Start the connection and wait until it stands.
+
+        Raises BrokerError where the broker refuses, or has not answered within
+        ``patience_s`` or before ``stop`` was set.
+        """
+        self._thread.start()
+        deadline = None if patience_s is None else time.monotonic() + patience_s
+        while not self._ready.wait(0.2):
+            if not stop.is_set() and (deadline is None or time.monotonic() < deadline):
+                continue
+            self._stop()
+            raise BrokerError(
+                f"no RabbitMQ answers at {self._settings}; is it running, and is --broker (RABBITMQ_HOST, "
+                "RABBITMQ_PORT) right?"
+            )
+        self._raise_failure()
+
+    def receive(self, timeout_s: float) -> Delivery | None:
+        """The next delivery; None where there was none in time. Raises BrokerError where the broker refuses."""
+        try:
+            delivery = self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            delivery = None
+        self._raise_failure()
+        return delivery
+
+    def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
+        """Publish what came of a delivery, and acknowledge it once all of that is confirmed."""
+        self._submit(_Settlement([_Publication.of(message) for message in messages], delivery.token))
+
+    def dead_letter(self, delivery: Delivery, problem: str) -> None:
+        """Move a delivery to its dead-letter queue, and notify the analysis service."""
+        headers = {**delivery.headers, "problem": problem, "queue": delivery.queue}
+        dead = _Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers)
+        self._submit(_Settlement([dead], delivery.token))
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish messages that come of no delivery; returns when the broker has confirmed them all."""
+        settlement = _Settlement([_Publication.of(message) for message in messages])
+        self._submit(settlement)
+        settlement.confirmed.wait()
+        self._raise_failure()
+
+    def tell(self, message: Message) -> None:
+        """Publish news, without waiting for the broker."""
+        self._submit(_Settlement([_Publication.of(message)], token=(self._generation, 0)))
+
+    def is_connected(self) -> bool:
+        """Whether the channel is open and declared."""
+        channel = self._channel
+        return channel is not None and channel.is_open
+
+    def idle(self) -> Sequence[str]:
+        """The queues of the four services that nobody consumes, as last seen."""
+        self._on_loop(self._look_for_consumers)
+        return self._idle
+
+    def close(self) -> None:
+        """Wait for what is under way to be confirmed, then end the connection."""
+        deadline = time.monotonic() + CLOSE_DEADLINE_S
+        with self._lock:
+            while self._unfinished and self._failure is None and time.monotonic() < deadline:
+                self._lock.wait(deadline - time.monotonic())
+        for temporary in (q for q in self._queues if q.expires_s is not None):
+            self._on_loop(partial(self._delete, temporary.name))
+        self._stop()
+
+    def _delete(self, name: str) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._channel.queue_delete(name)
+
+    def _submit(self, settlement: _Settlement) -> None:
+        with self._lock:
+            self._unfinished[settlement] = None
+            self._outbox.append(settlement)
+        self._on_loop(self._send_outbox)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._on_loop(self._close_connection)
+        self._thread.join(CLOSE_DEADLINE_S)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_loop(self, call: Callable[[], Any]) -> None:
+        """Have the connection's thread call something; nothing where there is no connection."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.ioloop.add_callback_threadsafe(call)
+
+    # --- the connection's thread: connecting --------------------------------
+
+    def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._stopping and self._failure is None:
+            self._connected_before = False
+            try:
+                self._connection = pika.SelectConnection(
+                    self._parameters(),
+                    on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
+                    on_open_error_callback=self._on_connection_error,
+                    on_close_callback=self._on_connection_error,
+                )
+                self._connection.ioloop.start()
+            except Exception as error:  # whatever a broken connection does to pika, a new one mends
+                log.warning("the connection to %s broke: %s: %s", self._settings, type(error).__name__, error)
+            self._forget_connection()
+            if self._stopping or self._failure is not None:
+                break
+            pause_s = FIRST_PAUSE_S if self._connected_before else min(2 * pause_s, LONGEST_PAUSE_S)
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+        self._ready.set()
+        self._inbox.put(None)
+        self._release_waiting()
+
+    def _parameters(self) -> pika.ConnectionParameters:
+        s = self._settings
+        return pika.ConnectionParameters(
+            host=s.host,
+            port=s.port,
+            virtual_host=s.vhost,
+            credentials=pika.PlainCredentials(s.user, s.password),
+            heartbeat=HEARTBEAT_S,
+            blocked_connection_timeout=None,
+            socket_timeout=5,
+            stack_timeout=10,
+        )
+
+    def _on_connection_error(self, connection: pika.SelectConnection, error: BaseException) -> None:
+        causes = list(_causes(error))
+        if any(isinstance(cause, _REFUSED_USER) for cause in causes):
+            self._fail(f"{self._settings} refuses the user or the password (RABBITMQ_USER, RABBITMQ_PASS)")
+        elif any(isinstance(cause, pika.exceptions.ConnectionClosed) and cause.reply_code == 530 for cause in causes):
+            self._fail(f"{self._settings} has no virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
+        elif any(isinstance(cause, pika.exceptions.ProbableAccessDeniedError) for cause in causes):
+            self._fail(f"{self._settings} denies us the virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
+        elif not self._stopping:
+            log.warning("RabbitMQ at %s is away (%s); trying again", self._settings, _brief(causes[-1]))
+        connection.ioloop.stop()
+
+    def _on_channel(self, channel: pika.channel.Channel) -> None:
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_returned)
+        channel.basic_qos(prefetch_count=self._prefetch)
+        channel.confirm_delivery(self._on_confirm)
+        self._declare(channel, lambda: self._on_declared(channel))
+
+    def _on_channel_closed(self, channel: pika.channel.Channel, error: Exception) -> None:
+        if (
+            isinstance(error, pika.exceptions.ChannelClosedByBroker)
+            and error.reply_code == 406
+            and not self._ready.is_set()
+        ):
+            self._fail(
+                f"{self._settings} has queues of other arguments: {error.reply_text}; delete the queue, or use "
+                "another virtual host (RABBITMQ_VHOST)"
+            )
+        elif not self._stopping:
+            log.warning("the channel was closed: %s", _brief(error))
+        self._close_connection()
+
+    def _declare(self, channel: pika.channel.Channel, then: Callable[[], None]) -> None:
+        """Declare every exchange and queue. A channel's calls are answered in order, so the last answers for all."""
+        channel.exchange_declare(topology.DEAD, "topic", durable=True)
+        for exchange in topology.EXCHANGES:
+            channel.exchange_declare(exchange, "fanout", durable=True)
+        for wanted in {q.name: q for q in (*topology.QUEUES, *self._queues)}.values():
+            channel.queue_declare(wanted.name, durable=True, arguments=_arguments(wanted))
+            for exchange in wanted.exchanges:
+                channel.queue_bind(wanted.name, exchange)
+            if wanted.has_dead:
+                dead = topology.dead(wanted.name)
+                channel.queue_declare(dead.name, durable=True, arguments=_arguments(dead))
+                channel.queue_bind(dead.name, topology.DEAD, wanted.name)
+        channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD, "#", callback=lambda _: then())
+
+    def _on_declared(self, channel: pika.channel.Channel) -> None:
+        self._channel = channel
+        self._connected_before = True
+        for consumed in self._queues:
+            channel.basic_consume(consumed.name, self._deliverer(consumed.name))
+        log.info("connected to %s", self._settings)
+        self._ready.set()
+        self._send_outbox()
+
+    def _forget_connection(self) -> None:
+        """Deliveries of the lost connection come again; only what came of none must be sent once more."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.ioloop.close()
+        self._channel = None
+        self._generation += 1
+        while not self._inbox.empty():
+            self._inbox.get()
+        self._unconfirmed.clear()
+        self._returned.clear()
+        self._sequence = 0
+        with self._lock:
+            kept = [settlement for settlement in self._unfinished if settlement.token is None]
+            self._unfinished = dict.fromkeys(kept)
+            self._outbox = deque(kept)
+            self._lock.notify_all()
+
+    def _fail(self, problem: str) -> None:
+        self._failure = BrokerError(problem)
+
+    def _release_waiting(self) -> None:
+        with self._lock:
+            for settlement in self._unfinished:
+                settlement.confirmed.set()
+            self._lock.notify_all()
+
+    def _close_connection(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        if connection.is_open:
+            connection.close()
+        elif not connection.is_closing:
+            connection.ioloop.stop()
+
+    # --- the connection's thread: consuming and publishing -------------------
+
+    def _deliverer(self, name: str) -> Callable[..., None]:
+        def deliver(
+            _: pika.channel.Channel,
+            method: pika.spec.Basic.Deliver,
+            properties: pika.spec.BasicProperties,
+            body: bytes,
+        ) -> None:
+            token = (self._generation, method.delivery_tag)
+            headers = properties.headers or {}
+            self._inbox.put(Delivery(name, properties.type or "", body, headers, bool(method.redelivered), token))
+
+        return deliver
+
+    def _send_outbox(self) -> None:
+        if self._channel is None or not self._channel.is_open:
+            return
+        while self._outbox:
+            settlement = self._outbox.popleft()
+            if settlement.token is not None and settlement.token[0] != self._generation:
+                self._done(settlement)
+                continue
+            settlement.outstanding = len(settlement.publications)
+            for publication in settlement.publications:
+                self._send(settlement, publication)
+            if not settlement.publications:
+                self._finish(settlement)
+
+    def _send(self, settlement: _Settlement, publication: _Publication) -> None:
+        assert self._channel is not None
+        self._sequence += 1
+        self._unconfirmed[self._sequence] = settlement, publication
+        self._channel.basic_publish(
+            publication.exchange,
+            publication.routing_key,
+            publication.body,
+            pika.BasicProperties(
+                type=publication.kind,
+                delivery_mode=2,
+                headers=publication.headers,
+                message_id=str(self._sequence),
+            ),
+            mandatory=publication.exchange not in topology.EXCHANGES,
+        )
+
+    def _on_returned(
+        self,
+        channel: pika.channel.Channel,
+        method: pika.spec.Basic.Return,
+        properties: pika.spec.BasicProperties,
+        body: bytes,
+    ) -> None:
+        """A queue has been deleted under us: its message came back, and its confirm is to follow."""
+        self._returned.add(int(properties.message_id))
+
+    def _on_confirm(self, frame: pika.frame.Method[Any]) -> None:
+        method = frame.method
+        tags = [method.delivery_tag]
+        if method.multiple:
+            tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+        for tag in tags:
+            settlement, publication = self._unconfirmed.pop(tag)
+            if tag in self._returned:
+                self._returned.discard(tag)
+                log.warning("queue %s was gone; it is declared again", publication.routing_key)
+                self._later(partial(self._redeclare_and_send, settlement, publication))
+            elif isinstance(method, pika.spec.Basic.Ack):
+                settlement.outstanding -= 1
+                if not settlement.outstanding:
+                    self._finish(settlement)
+            else:
+                self._later(partial(self._send_when_room, settlement, publication))
+
+    def _later(self, call: Callable[[], None]) -> None:
+        assert self._connection is not None
+        self._connection.ioloop.call_later(FULL_PAUSE_S, call)
+
+    def _redeclare_and_send(self, settlement: _Settlement, publication: _Publication) -> None:
+        if self._channel is not None and self._channel.is_open:
+            self._declare(self._channel, lambda: None)
+            self._send(settlement, publication)
+
+    def _send_when_room(self, settlement: _Settlement, publication: _Publication) -> None:
+        """Ask how full a queue is, rather than to send megabytes again and again to one that refuses them."""
+        if self._channel is None or not self._channel.is_open:
+            return
+        limit = self._limits.get(publication.routing_key)
+
+        def answered(frame: pika.frame.Method[Any]) -> None:
+            if limit is None or frame.method.message_count < limit:
+                self._send(settlement, publication)
+            else:
+                self._later(partial(self._send_when_room, settlement, publication))
+
+        self._channel.queue_declare(publication.routing_key, passive=True, callback=answered)
+
+    def _finish(self, settlement: _Settlement) -> None:
+        """Everything is confirmed: acknowledge the delivery it came from."""
+        if settlement.token is not None and settlement.token[1] and self._channel is not None:
+            self._channel.basic_ack(settlement.token[1])
+        self._done(settlement)
+
+    def _done(self, settlement: _Settlement) -> None:
+        settlement.confirmed.set()
+        with self._lock:
+            self._unfinished.pop(settlement, None)
+            self._lock.notify_all()
+
+    def _look_for_consumers(self) -> None:
+        if self._channel is None or not self._channel.is_open:
+            return
+        idle: list[str] = []
+
+        def answered(name: str, last: bool, frame: pika.frame.Method[Any]) -> None:
+            if not frame.method.consumer_count:
+                idle.append(name)
+            if last:
+                self._idle = idle
+
+        for number, wanted in enumerate(topology.QUEUES, start=1):
+            last = number == len(topology.QUEUES)
+            self._channel.queue_declare(
+                wanted.name, passive=True, callback=lambda f, n=wanted.name, x=last: answered(n, x, f)
+            )
+
+
+def _arguments(wanted: Queue) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"x-queue-type": "quorum"}
+    if wanted.keep is not None:
+        arguments |= {"x-max-length": wanted.keep, "x-overflow": "drop-head"}
+    if wanted.limit is not None:
+        arguments |= {"x-max-length": wanted.limit, "x-overflow": "reject-publish"}
+    if wanted.expires_s is not None:
+        arguments |= {"x-expires": wanted.expires_s * 1000}
+    if wanted.has_dead:
+        arguments |= {
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": topology.DEAD,
+            "x-dead-letter-routing-key": wanted.name,
+        }
+    return arguments
+
+
+_REFUSED_USER = (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError)
+
+
+def _causes(error: object) -> Iterator[BaseException]:
+    """An error of pika's and what it wraps, from the outside in."""
+    if not isinstance(error, BaseException):
+        return
+    yield error
+    for inner in (*error.args, *getattr(error, "exceptions", ()), getattr(error, "exception", None)):
+        yield from _causes(inner)
+
+
+def _brief(error: object) -> str:
+    return str(error) or type(error).__name__
