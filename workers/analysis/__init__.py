@@ -1,0 +1,1 @@
+"""Adds up histograms and cutflows until a run is whole."""

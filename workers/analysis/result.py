@@ -1,0 +1,144 @@
+"""From a run's partial histograms to the document of result.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common import catalogue
+from common.catalogue import Release, Sample
+from workers.analysis.histograms import M4L, axes, published_sum, split
+from workers.analysis.store import Partial, Run, Store
+
+#: Where the Higgs boson is looked for, in GeV: three bins around 125.
+WINDOW_GEV = (115.0, 130.0)
+#: The notebook's relative uncertainty of the background.
+BACKGROUND_UNCERTAINTY = 0.3
+
+_EMPTY_SAMPLE = {"events_read": 0, "events_selected": 0, "yield": 0.0, "yield_error": 0.0}
+
+
+def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[str, Any]:
+    """The document of result.json for what a run's chunks add up to, each sum in the order of the chunks.
+
+    Times are in seconds since 1970. While the run goes on (``final`` is False)
+    yields are plain sums, and the problems are not all known.
+    """
+    release = catalogue.release(run.settings.release)
+    samples = release.in_order(run.settings.samples)
+    documents, sums = {}, {}
+    for sample in samples:
+        documents[sample.name], sums[sample.name] = _sample(
+            release, sample, store.partials(run.run_id, sample.name), final=final
+        )
+    problems = store.problems(run.run_id)
+    by_category = {
+        category.name: [sample.name for sample in samples if sample.category == category.name]
+        for category in release.categories
+    }
+    present = {category: names for category, names in by_category.items() if names}
+    histograms: dict[str, Any] = {name: {"edges": axis.edges.tolist()} for name, axis in axes(release).items()}
+    for category, names in present.items():
+        total = np.sum([sums[name] for name in names], axis=0)
+        for name, (values, variances) in split(total, release).items():
+            histograms[name][category] = {"values": values.tolist(), "variances": variances.tolist()}
+    seconds = finished - run.submitted
+    events = sum(document["events_read"] for document in documents.values())
+    return {
+        "run_id": run.run_id,
+        "release": release.name,
+        "toy": release.toy,
+        "complete": final and not problems,
+        "problems": problems,
+        "settings": {
+            "lumi": run.settings.lumi_ifb,
+            "fraction": run.settings.fraction,
+            "pt_cuts": list(run.settings.pt_cuts_gev),
+            "data": run.settings.data,
+            "samples": list(run.settings.samples),
+            "chunk_entries": run.settings.chunk_entries,
+            **({"demo_events": run.settings.demo_events} if release.toy else {}),
+        },
+        "samples": documents,
+        "categories": {
+            category: {
+                "events_selected": sum(documents[name]["events_selected"] for name in names),
+                "yield": math.fsum(documents[name]["yield"] for name in names),
+                "yield_error": math.sqrt(math.fsum(documents[name]["yield_error"] ** 2 for name in names)),
+            }
+            for category, names in present.items()
+        },
+        "histograms": histograms,
+        "window": _window(histograms["m4l"]),
+        "fit": None,
+        "timing": {
+            "submitted": _iso(run.submitted),
+            "finished": _iso(finished),
+            "seconds": seconds,
+            "events_per_second": events / seconds if seconds > 0 else None,
+        },
+    }
+
+
+def _sample(
+    release: Release, sample: Sample, partials: Iterable[Partial], *, final: bool
+) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    """A sample's part of the document, and the sums of its histograms."""
+    cutflow = dict.fromkeys(release.steps, 0)
+    sums = np.zeros((2, sum(axis.bins for axis in axes(release).values())))
+    weights = []
+    sum_of_weights = variance = 0.0
+    for partial in partials:
+        for step, events in partial.cutflow.items():
+            cutflow[step] += events
+        sums += partial.sums
+        in_float64 = partial.weights.astype(np.float64)
+        sum_of_weights += float(in_float64.sum())
+        variance += float((in_float64 * in_float64).sum())
+        if final:
+            weights.append(partial.weights)
+    selected = cutflow[release.steps[-1]]
+    if sample.is_data:
+        sum_of_weights = variance = float(selected)
+    document = {
+        "category": sample.category,
+        "events_read": cutflow["read"],
+        "events_selected": selected,
+        "yield": published_sum(weights) if final and not sample.is_data else sum_of_weights,
+        "yield_error": math.sqrt(variance),
+        "sum_of_weights": sum_of_weights,
+        "cutflow": cutflow,
+    }
+    return document, sums
+
+
+def _window(m4l: dict[str, Any]) -> dict[str, Any]:
+    """Expected events between 115 and 130 GeV, and the notebook's figure N/√(B + 0.3·B²) with N = S + B.
+
+    None where no background is expected, for then the figure says nothing.
+    """
+    edges = M4L.edges[:-1]
+    inside = (edges >= WINDOW_GEV[0]) & (edges < WINDOW_GEV[1])
+
+    def expected(category: str) -> float:
+        return math.fsum(np.asarray(m4l[category]["values"])[inside]) if category in m4l else 0.0
+
+    background = math.fsum(expected(category) for category in m4l if category not in ("edges", "data", "signal"))
+    total = background + expected("signal")
+    variance = background + BACKGROUND_UNCERTAINTY * background**2
+    return {
+        "low": WINDOW_GEV[0],
+        "high": WINDOW_GEV[1],
+        "n_signal_plus_background": total,
+        "n_background": background,
+        "significance": total / math.sqrt(variance) if background > 0 else None,
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,144 @@
+"""The analysis service: adds up chunks until a run is whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+import awkward as ak
+import numpy as np
+
+from common import catalogue, topology
+from common.catalogue import Release
+from common.errors import MessageError
+from common.messages import (
+    ChunkFailed,
+    DeadLetter,
+    Message,
+    Progress,
+    Result,
+    RunFailed,
+    RunPlan,
+    SamplePlan,
+    Selected,
+)
+from common.service import Service
+from common.settings import Settings
+from common.topology import Queue
+from common.transport import Delivery
+from workers.analysis.histograms import fill
+from workers.analysis.result import result_of
+from workers.analysis.store import Partial, Store
+
+#: Partial results of a run come at most this often, and take at most a tenth of the service's time.
+PARTIAL_EVERY_S = 0.5
+_PARTIAL_SHARE = 10
+
+
+class Analysis(Service):
+    """Keeps every chunk's partial histograms, and publishes a run's result when the last one is there."""
+
+    name: ClassVar[str] = "analysis"
+    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.SELECTED, topology.DEAD_NOTICES)
+
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+        self._store = store or Store(settings.database)
+        self._next_partial: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Close the database."""
+        self._store.close()
+
+    def decode(self, delivery: Delivery) -> Message:
+        """Read a delivery; of a dead letter, the headers alone."""
+        if delivery.queue != topology.DEAD_NOTICES.name:
+            return super().decode(delivery)
+        headers = delivery.headers
+        queue = str(headers.get("queue") or headers.get("x-first-death-queue") or "a queue")
+        reason = headers.get("problem") or _BROKERS_REASONS.get(str(headers.get("x-first-death-reason")))
+        if queue == topology.VISUALISATION.name and delivery.kind != Result.kind:
+            headers = {}  # news that nobody has read: nothing is missing from the run
+        return DeadLetter.from_headers(queue, str(reason or "the broker dead-lettered it"), headers)
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        """Note what a message says of its run, and publish how far the run is."""
+        match message:
+            case RunPlan():
+                self._store.begin(message)
+                return self._state_of(message.run_id)
+            case SamplePlan():
+                self._store.plan(message)
+                return self._state_of(message.run_id)
+            case ChunkFailed():
+                self._store.fail(message.chunk, message.problem)
+                return self._state_of(message.chunk.run_id, changed=True)
+            case Selected():
+                return self._add(message)
+            case DeadLetter():
+                return self._lost(message)
+        raise MessageError(f"the analysis has no use for a {message.kind} message")
+
+    def _add(self, message: Selected) -> Sequence[Message]:
+        release = catalogue.release(message.release)
+        _check_cutflow(message, release)
+        is_data = release.sample(message.chunk.sample).is_data
+        weights = np.empty(0, np.float32) if is_data else ak.to_numpy(message.events.weight)
+        partial = Partial(message.cutflow, fill(message.events, release), weights)
+        changed = self._store.add(message.chunk, partial)
+        return [Progress("analysis", message.chunk), *self._state_of(message.chunk.run_id, changed=changed)]
+
+    def _lost(self, letter: DeadLetter) -> Sequence[Message]:
+        """A message was dead-lettered: what it carried is missing from its run."""
+        problem = f"a message in {letter.queue} could not be handled: {letter.problem}"
+        run_id = letter.run_id
+        if run_id is None:
+            return []
+        run = self._store.run(run_id)
+        if letter.queue == topology.VISUALISATION.name:  # one of its results cannot be drawn
+            return [] if run is not None and self._store.result(run_id) is None else [RunFailed(run_id, problem)]
+        if letter.chunk is not None:
+            self._store.fail(letter.chunk, problem)
+        elif letter.sample is not None:
+            self._store.lose(run_id, letter.sample, problem)
+        elif letter.queue == topology.RUNS.name and run is not None:
+            for sample in run.settings.samples:
+                self._store.lose(run_id, sample, problem)
+        if run is None:
+            return [RunFailed(run_id, problem)]
+        return self._state_of(run_id, changed=True)
+
+    def _state_of(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
+        """The run's final result if it is whole, else a partial one now and then, else nothing."""
+        known = self._store.result(run_id)
+        if known is not None and (known["complete"] or not changed):
+            return [Result(run_id, final=True, result=known)]
+        run = self._store.run(run_id)
+        if run is None:
+            return []
+        now = time.time()
+        if self._store.is_whole(run_id):
+            result = result_of(run, self._store, now, final=True)
+            self._store.finish(run_id, result)
+            self._next_partial.pop(run_id, None)
+            return [Result(run_id, final=True, result=result)]
+        if now < self._next_partial.setdefault(run_id, now + PARTIAL_EVERY_S):
+            return []
+        result = result_of(run, self._store, now, final=False)
+        cost_s = time.time() - now
+        self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
+        return [Result(run_id, final=False, result=result)]
+
+
+def _check_cutflow(message: Selected, release: Release) -> None:
+    """Raise MessageError unless a chunk's cutflow has the release's steps, and ends with its events."""
+    cutflow = message.cutflow
+    if cutflow.keys() != set(release.steps) or cutflow[release.steps[-1]] != len(message.events):
+        raise MessageError(f"selected: {message.chunk} has {len(message.events)} events and the cutflow {cutflow}")
+
+
+_BROKERS_REASONS = {
+    "delivery_limit": "it stopped its worker again and again",
+    "expired": "it was too old",
+    "maxlen": "its queue was full",
+}

@@ -1,0 +1,250 @@
+"""The analysis service's database: one row of partial histograms per (run, chunk).
+
+A row is committed before its message is acknowledged, so a message that comes
+a second time changes nothing. What a run still lacks is asked of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import SettingsError, Unavailable
+from common.messages import Chunk, RunPlan, SamplePlan
+from common.settings import RunSettings
+
+_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY,
+    submitted REAL NOT NULL,
+    settings TEXT NOT NULL,
+    result TEXT
+);
+CREATE TABLE samples (
+    run_id TEXT, sample TEXT,
+    planned INTEGER NOT NULL,
+    problem TEXT,
+    lost TEXT,
+    PRIMARY KEY (run_id, sample)
+);
+CREATE TABLE chunks (
+    run_id TEXT, sample TEXT, start INTEGER, stop INTEGER,
+    planned INTEGER NOT NULL,
+    cutflow TEXT,
+    sums BLOB,
+    weights BLOB,
+    problem TEXT,
+    PRIMARY KEY (run_id, sample, start, stop)
+);
+CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND problem IS NULL;
+"""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one chunk adds to its run.
+
+    ``cutflow`` counts events by step; ``sums`` are the histograms' values and
+    variances, shape (2, bins); ``weights`` those of the selected simulated
+    events in their order, shape (events,), empty for data.
+    """
+
+    cutflow: dict[str, int]
+    sums: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that the service knows."""
+
+    run_id: str
+    submitted: float
+    settings: RunSettings
+
+
+class Store:
+    """The database, in a file; ``None`` keeps it in memory.
+
+    Every method commits before it returns. Raises Unavailable where the
+    database stays locked for longer than ``patience_s``, or its disk is full.
+    """
+
+    def __init__(self, path: Path | None, patience_s: float = 10.0) -> None:
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                path or ":memory:", timeout=patience_s, check_same_thread=False, isolation_level=None
+            )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        except (OSError, sqlite3.Error) as error:
+            raise SettingsError(
+                f"DATABASE={str(path)!r}: {error}; give a file in a directory we may write to"
+            ) from None
+        if version not in (0, _VERSION):
+            raise SettingsError(f"DATABASE={str(path)!r}: made by another version ({version}); move it away")
+
+    def begin(self, plan: RunPlan) -> None:
+        """A run begins: note its settings and the samples it waits for."""
+        settings = json.dumps(asdict(plan.settings))
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL)", (plan.run_id, plan.submitted, settings))
+            samples = [(plan.run_id, sample) for sample in plan.settings.samples]
+            db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, NULL, NULL)", samples)
+
+    def plan(self, plan: SamplePlan) -> None:
+        """Note a sample's chunks, or its problem. The first plan with chunks holds, whatever comes after it."""
+        with self._transaction() as db:
+            known = db.execute(
+                "SELECT planned AND problem IS NULL, lost FROM samples WHERE run_id = ? AND sample = ?",
+                (plan.run_id, plan.sample),
+            ).fetchone()
+            holds, lost = known or (False, None)
+            if holds:
+                return
+            db.execute(
+                "INSERT INTO samples VALUES (?, ?, 1, ?, NULL) "
+                "ON CONFLICT DO UPDATE SET planned = 1, problem = excluded.problem",
+                (plan.run_id, plan.sample, plan.problem),
+            )
+            db.executemany(
+                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 1, NULL, NULL, NULL, :lost) "
+                "ON CONFLICT DO UPDATE SET planned = 1, "
+                "problem = CASE WHEN cutflow IS NULL THEN coalesce(problem, :lost) END",
+                [{**asdict(chunk), "lost": lost} for chunk in plan.chunks],
+            )
+
+    def add(self, chunk: Chunk, partial: Partial) -> bool:
+        """Keep what a chunk adds; False where it was there already. It makes good an earlier failure of the chunk."""
+        row = {
+            **asdict(chunk),
+            "cutflow": json.dumps(partial.cutflow),
+            "sums": partial.sums.astype("<f8").tobytes(),
+            "weights": partial.weights.astype("<f4").tobytes(),
+        }
+        with self._transaction() as db:
+            changed = db.execute(
+                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, NULL) "
+                "ON CONFLICT DO UPDATE SET cutflow = :cutflow, sums = :sums, weights = :weights, problem = NULL "
+                "WHERE cutflow IS NULL",
+                row,
+            ).rowcount
+        return changed > 0
+
+    def fail(self, chunk: Chunk, problem: str) -> None:
+        """Note why a chunk is lost, unless it is there."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, NULL, NULL, NULL, :problem) "
+                "ON CONFLICT DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
+                {**asdict(chunk), "problem": problem},
+            )
+
+    def lose(self, run_id: str, sample: str, problem: str) -> None:
+        """Note why a sample's chunks may never be asked for; those that are there, or still come, do count."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO samples VALUES (?, ?, 0, NULL, ?) ON CONFLICT DO UPDATE SET lost = excluded.lost",
+                (run_id, sample, problem),
+            )
+            db.execute(
+                "UPDATE chunks SET problem = ? WHERE run_id = ? AND sample = ? AND cutflow IS NULL AND problem IS NULL",
+                (problem, run_id, sample),
+            )
+
+    def finish(self, run_id: str, result: dict[str, Any]) -> None:
+        """Keep a run's final result; of a complete run, the partial histograms have done their duty."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET result = ? WHERE run_id = ?", (json.dumps(result), run_id))
+            if result["complete"]:
+                db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
+
+    def run(self, run_id: str) -> Run | None:
+        """The run of that id, None where it is not known (yet)."""
+        row = self._one("SELECT submitted, settings FROM runs WHERE run_id = ?", run_id)
+        return None if row is None else Run(run_id, row[0], RunSettings.from_json(json.loads(row[1])))
+
+    def result(self, run_id: str) -> dict[str, Any] | None:
+        """A run's final result, None where it is not finished."""
+        row = self._one("SELECT result FROM runs WHERE run_id = ?", run_id)
+        return None if row is None or row[0] is None else json.loads(row[0])
+
+    def is_whole(self, run_id: str) -> bool:
+        """Whether each of a run's samples is planned and each of their chunks there, or known to be lost."""
+        return (
+            self._one("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None
+            and self._one("SELECT 1 FROM samples WHERE run_id = ? AND NOT planned AND lost IS NULL", run_id) is None
+            and self._one(
+                "SELECT 1 FROM chunks WHERE run_id = ? AND planned AND cutflow IS NULL AND problem IS NULL", run_id
+            )
+            is None
+        )
+
+    def partials(self, run_id: str, sample: str) -> Iterator[Partial]:
+        """What a sample's planned chunks add, in the order of their entries."""
+        rows = self._all(
+            "SELECT cutflow, sums, weights FROM chunks WHERE run_id = ? AND sample = ? AND planned "
+            "AND sums IS NOT NULL ORDER BY start, stop",
+            run_id,
+            sample,
+        )
+        for cutflow, sums, weights in rows:
+            yield Partial(
+                json.loads(cutflow),
+                np.frombuffer(sums, "<f8").reshape(2, -1),
+                np.frombuffer(weights, "<f4"),
+            )
+
+    def problems(self, run_id: str) -> list[str]:
+        """What keeps a run from being complete, in words, in a fixed order."""
+        samples = self._all(
+            "SELECT sample, CASE WHEN planned THEN problem ELSE lost END AS why FROM samples "
+            "WHERE run_id = ? AND why IS NOT NULL ORDER BY sample",
+            run_id,
+        )
+        chunks = self._all(
+            "SELECT sample || '[' || start || ':' || stop || ']', problem FROM chunks "
+            "WHERE run_id = ? AND planned AND problem IS NOT NULL ORDER BY sample, start",
+            run_id,
+        )
+        return [f"{what}: {problem}" for what, problem in (*samples, *chunks)]
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def _one(self, sql: str, run_id: str) -> Any:
+        return next(self._all(sql + " LIMIT 1", run_id), None)
+
+    def _all(self, sql: str, *parameters: str) -> Iterator[Any]:
+        try:
+            yield from self._db.execute(sql, parameters)
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"the database: {error}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"the database: {error}") from error
+        finally:
+            if self._db.in_transaction:  # a full disk ends it of itself
+                self._db.execute("ROLLBACK")

@@ -1,0 +1,208 @@
+"""Writes the ``demo`` release: files of the real 2020 release's names and layout, made from a seed.
+
+The events are toys (see ``events`` and ``processes``). The weights add
+up to the toy yields whatever the number of simulated events; the "data" are
+drawn from the same distributions, so many as the luminosity of each file gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import uproot
+from filelock import FileLock
+
+from common.catalogue import Release, Sample
+from common.errors import SettingsError
+from common.settings import DEMO_EVENTS
+from workers.data_loader.demo.columns import further_columns, further_types
+from workers.data_loader.demo.events import Indices, Leptons, concatenated, rows_of
+from workers.data_loader.demo.processes import process, with_fifth
+
+# One of thirty seeds tried, where the few Z and tt̄ events of the default size and the
+# number of data events all lie near their expectations.
+DEMO_SEED: int = 20200143
+# Part of the path, so that a cache never hands out files of an older recipe: raise it with every change.
+DEMO_VERSION = 1
+
+# Entries made and written at a time: one basket of each branch, and what bounds the memory.
+BLOCK_ENTRIES = 40_000
+# The scale factors of simulation scatter about 1 by this much.
+SCALE_FACTOR_SPREAD = 0.03
+_SCALE_FACTORS = tuple(f"scaleFactor_{name}" for name in ("PILEUP", "ELE", "MUON", "LepTRIGGER"))
+
+Columns = dict[str, ak.Array | npt.NDArray[np.generic]]
+
+BASE_TYPES: Mapping[str, str] = {
+    "runNumber": "int32",
+    "eventNumber": "int32",
+    "channelNumber": "int32",
+    "mcWeight": "float32",
+    **dict.fromkeys(_SCALE_FACTORS, "float32"),
+    **dict.fromkeys(("lep_pt", "lep_eta", "lep_phi", "lep_E"), "var * float32"),
+    "lep_charge": "var * int32",
+    "lep_type": "var * uint32",
+}
+
+
+def shares(release: Release, events: int) -> dict[str, int]:
+    """Entries of each simulated sample: ``events`` shared in proportion to the catalogue's entries.
+
+    By the largest remainder, and at least 1 each. Raises SettingsError where
+    there are fewer events than simulated samples.
+    """
+    simulated = [sample for sample in release.samples if not sample.is_data]
+    if events < len(simulated):
+        raise SettingsError(
+            f"demo events={events}: release {release.name} has {len(simulated)} simulated samples, "
+            f"each of at least one event; write for example {DEMO_EVENTS}"
+        )
+    total = sum(sample.entries for sample in simulated)
+    counts = np.array([events * sample.entries // total for sample in simulated])
+    remainders = np.array([events * sample.entries % total for sample in simulated])
+    counts[np.argsort(-remainders, kind="stable")[: events - counts.sum()]] += 1
+    while (counts == 0).any():
+        counts[counts.argmin()] += 1
+        counts[counts.argmax()] -= 1
+    return {sample.name: int(count) for sample, count in zip(simulated, counts, strict=True)}
+
+
+def mean_weight(sample: Sample, entries: int) -> float:
+    """Mean mcWeight with which ``entries`` events give the sample's toy yield in the analysis' formula."""
+    toy = process(sample)
+    return toy.events_per_ifb / (entries * sample.cross_section_weight(1.0))
+
+
+def simulated_block(
+    rng: np.random.Generator, sample: Sample, first: int, n: int, entries: int
+) -> tuple[Leptons, Indices, Columns]:
+    """Leptons (n, 5), their number (n,) and event columns (n,) of n simulated events, numbered from ``first``."""
+    toy = process(sample)
+    leptons, count = with_fifth(rng, toy.draw(rng, n), toy.fifth_lepton)
+    sign = np.where(rng.random(n) < toy.negative_weights, -1.0, 1.0)
+    weight = sign * mean_weight(sample, entries) / (1 - 2 * toy.negative_weights)
+    columns: Columns = {
+        "runNumber": np.full(n, 284500),
+        "eventNumber": np.arange(first, first + n),
+        "channelNumber": np.full(n, sample.dsid),
+        "mcWeight": weight,
+    }
+    for name in _SCALE_FACTORS:
+        columns[name] = np.clip(1 + SCALE_FACTOR_SPREAD * rng.standard_normal(n), 0.5, 1.5)
+    return leptons, count, columns
+
+
+def data_block(rng: np.random.Generator, sample: Sample, release: Release) -> tuple[Leptons, Indices, Columns]:
+    """Leptons (n, 5), their number (n,) and event columns (n,) of the collisions of a data sample.
+
+    Each simulated sample gives a Poisson number of events about its expectation
+    at the sample's luminosity; all are shuffled. The weights are 0, as in the real files.
+    """
+    toys = [process(simulated) for simulated in release.samples if not simulated.is_data]
+    numbers = [int(rng.poisson(toy.events_per_ifb * (sample.lumi_ifb or 0.0))) for toy in toys]
+    four = concatenated([toy.draw(rng, n) for toy, n in zip(toys, numbers, strict=True)])
+    fifth = np.repeat([toy.fifth_lepton for toy in toys], numbers)
+    n = sum(numbers)
+    order = rng.permutation(n)
+    leptons, count = with_fifth(rng, rows_of(four, order), fifth[order])
+    run_number = np.sort(rng.integers(298_000, 303_000, n))
+    columns: Columns = {
+        "runNumber": run_number,
+        "eventNumber": rng.integers(1, 2**31 - 1, n),
+        "channelNumber": run_number,
+        **{name: np.zeros(n) for name in ("mcWeight", *_SCALE_FACTORS)},
+    }
+    return leptons, count, columns
+
+
+def lepton_columns(leptons: Leptons, count: Indices, per_gev: float) -> Columns:
+    """The jagged lepton branches: of each event's row the first ``count``, with energies in the file's units."""
+    real = np.arange(leptons.charge.shape[1]) < count[:, np.newaxis]
+    flat = {
+        "lep_pt": leptons.pt_gev * per_gev,
+        "lep_eta": leptons.eta,
+        "lep_phi": leptons.phi,
+        "lep_E": leptons.pt_gev * np.cosh(leptons.eta) * per_gev,
+        "lep_charge": leptons.charge,
+        "lep_type": leptons.flavour,
+    }
+    return {
+        name: ak.unflatten(values[real].astype(BASE_TYPES[name].removeprefix("var * ")), count)
+        for name, values in flat.items()
+    }
+
+
+def blocks(sample: Sample, release: Release, events: int, *, all_branches: bool) -> Iterator[Columns]:
+    """The sample's columns, block by block, each from its own stream of random numbers.
+
+    A block depends on the seed, the sample, ``events`` and its place alone, and
+    the further branches draw from a stream apart: the base branches are the same without them.
+    """
+    index = release.sample_names.index(sample.name)
+    entries = 0 if sample.is_data else shares(release, events)[sample.name]
+    starts = (0,) if sample.is_data else range(0, entries, BLOCK_ENTRIES)
+    for block, first in enumerate(starts):
+        rng = np.random.default_rng([DEMO_SEED, index, block])
+        if sample.is_data:
+            leptons, count, columns = data_block(rng, sample, release)
+        else:
+            n = min(BLOCK_ENTRIES, entries - first)
+            leptons, count, columns = simulated_block(rng, sample, first, n, entries)
+        columns = {name: values.astype(BASE_TYPES[name]) for name, values in columns.items()}
+        columns |= lepton_columns(leptons, count, release.per_gev)
+        if all_branches:
+            columns |= further_columns(np.random.default_rng([DEMO_SEED, index, block, 1]), count)
+        yield columns
+
+
+def write_file(sample: Sample, release: Release, events: int, path: Path, *, all_branches: bool) -> None:
+    """Write the sample's file at ``path``: one tree, ZLIB level 1, one basket of each branch a block."""
+    types = dict(BASE_TYPES) | (further_types() if all_branches else {})
+    with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
+        # lep_pt and its like count by lep_n, the jets' by jet_n, and so on. Counters are int32:
+        # uproot writes no std::vector into a TTree, and no other type of counter.
+        tree = file.mktree(release.tree, types, counter_name=lambda branch: f"{branch.split('_')[0]}_n")
+        for columns in blocks(sample, release, events, all_branches=all_branches):
+            tree.extend(columns)
+
+
+def demo_file(sample: Sample, release: Release, events: int, directory: Path, *, all_branches: bool = False) -> Path:
+    """The path of the sample's toy file, which is made where it is missing.
+
+    Parameters
+    ----------
+    sample, release
+        The sample, and the release it belongs to.
+    events
+        Simulated events over all samples together; data do not depend on it.
+    directory
+        Cache; the file lies in ``directory/v<version>-<events>/`` or, with all branches,
+        ``directory/v<version>-<events>-full/``, under the name it has in the release.
+    all_branches
+        Write all 81 branches of the real files, so that reading costs what it costs there.
+
+    Raises
+    ------
+    SettingsError
+        Fewer events than simulated samples, or a sample that has no toy.
+    OSError
+        The directory cannot be written.
+
+    Callers in any process wait for the first, which writes under another name
+    and renames: a file that is there is whole.
+    """
+    path = directory / f"v{DEMO_VERSION}-{events}{'-full' if all_branches else ''}" / sample.file
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            temporary = path.with_name(f"{path.name}.part")
+            write_file(sample, release, events, temporary, all_branches=all_branches)
+            os.replace(temporary, path)
+    return path

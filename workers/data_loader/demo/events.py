@@ -1,0 +1,229 @@
+"""Toy four-lepton events of the ``demo`` release: pure functions from a random generator to arrays.
+
+Nothing here is a prediction. The masses, widths and decay chains are physics;
+the yields, fractions and spectra are toy numbers chosen close to what the real
+2020 release shows, so that a plot of the demo looks like one of the data.
+
+Momenta are arrays of shape (4, n, k): (px, py, pz, E) in GeV of k particles in n events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+# Particle Data Group, Phys. Rev. D 110 (2024) 030001. The demo's Higgs is put at
+# the 125 GeV of the simulated samples; its width is the Standard Model's.
+Z_MASS_GEV, Z_WIDTH_GEV = 91.1876, 2.4952
+HIGGS_MASS_GEV, HIGGS_WIDTH_GEV = 125.0, 0.0041
+ELECTRON, MUON = 11, 13
+
+# Acceptance: the lepton pT and |η| at which the real release stops, and its single-lepton trigger.
+MIN_PT_GEV, TRIGGER_PT_GEV = 7.0, 25.0
+MAX_ABS_ETA: Mapping[int, float] = MappingProxyType({ELECTRON: 2.47, MUON: 2.7})
+LIGHTEST_PAIR_GEV = 5.0
+
+
+class Leptons(NamedTuple):
+    """Leptons of n events: each column of shape (n, k); charge is ±1, flavour 11 (e) or 13 (μ)."""
+
+    pt_gev: Array
+    eta: Array
+    phi: Array
+    charge: Indices
+    flavour: Indices
+
+
+def rows_of(leptons: Leptons, rows: Indices | npt.NDArray[np.bool_]) -> Leptons:
+    """The leptons of some events, in the order of ``rows``."""
+    return Leptons._make(column[rows] for column in leptons)
+
+
+def shuffled(rng: np.random.Generator, parts: list[Leptons]) -> Leptons:
+    """The events of all parts, of equally many leptons each, in one random order."""
+    together = concatenated(parts)
+    return rows_of(together, rng.permutation(len(together.charge)))
+
+
+def concatenated(parts: list[Leptons]) -> Leptons:
+    """The events of all parts, of equally many leptons each, one part after the other."""
+    return Leptons._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+
+def breit_wigner(rng: np.random.Generator, low_gev: Array, high_gev: Array, mass_gev: float, width_gev: float) -> Array:
+    """Masses [GeV] by the relativistic Breit-Wigner of fixed width, one between each low and high.
+
+    Drawn by inversion: with m² = M² + MΓ·tan θ the angle θ is uniform.
+    """
+    scale = mass_gev * width_gev
+    start, stop = (np.arctan((edge**2 - mass_gev**2) / scale) for edge in (low_gev, high_gev))
+    squared = mass_gev**2 + scale * np.tan(start + (stop - start) * rng.random(np.shape(low_gev)))
+    return np.asarray(np.sqrt(np.clip(squared, low_gev**2, high_gev**2)))
+
+
+def phase_space(m4l: Array, m12: Array, m34: Array) -> Array:
+    """√λ(1, m12²/m4l², m34²/m4l²), between 0 and 1: twice the pairs' momentum over m4l."""
+    first, second = (m12 / m4l) ** 2, (m34 / m4l) ** 2
+    return np.asarray(np.sqrt(np.maximum((1 - first - second) ** 2 - 4 * first * second, 0.0)))
+
+
+PairMasses = Callable[[np.random.Generator, Array], tuple[Array, Array, Array]]
+
+
+def higgs_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
+    """H→ZZ*: m12, m34 [GeV] and the probability to keep each, by β(β² + 12·m12²·m34²/m4l⁴).
+
+    The matrix element summed over polarisations, as in A. Djouadi, Phys. Rept. 457 (2008) 1, eq. 2.29.
+    """
+    m12 = breit_wigner(rng, m4l / 2, m4l - LIGHTEST_PAIR_GEV, Z_MASS_GEV, Z_WIDTH_GEV)
+    m34 = breit_wigner(rng, np.full_like(m4l, LIGHTEST_PAIR_GEV), m4l - m12, Z_MASS_GEV, Z_WIDTH_GEV)
+    beta = phase_space(m4l, m12, m34)
+    return m12, m34, beta * (beta**2 + 12 * (m12 * m34 / m4l**2) ** 2)
+
+
+def single_z_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
+    """Z→ℓℓ with a γ*→ℓℓ radiated off a lepton: dm34/m34, and m12 the most of what is left."""
+    m34 = LIGHTEST_PAIR_GEV * (m4l / (2 * LIGHTEST_PAIR_GEV)) ** rng.random(m4l.shape)
+    m12 = m34 + (m4l - 2 * m34) * np.sqrt(rng.random(m4l.shape))
+    return m12, m34, phase_space(m4l, m12, m34)
+
+
+def z_photon_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
+    """Zγ* below the ZZ threshold: m12 by the Z's Breit-Wigner, dm34/m34."""
+    m12 = breit_wigner(rng, m4l / 2, m4l - LIGHTEST_PAIR_GEV, Z_MASS_GEV, Z_WIDTH_GEV)
+    m34 = LIGHTEST_PAIR_GEV * ((m4l - m12) / LIGHTEST_PAIR_GEV) ** rng.random(m4l.shape)
+    return m12, m34, phase_space(m4l, m12, m34)
+
+
+def double_z_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
+    """ZZ: both masses by the Z's Breit-Wigner, their sum at most m4l."""
+    low = np.full_like(m4l, 40.0)
+    m12 = breit_wigner(rng, low, m4l - 40.0, Z_MASS_GEV, Z_WIDTH_GEV)
+    m34 = breit_wigner(rng, low, m4l - m12, Z_MASS_GEV, Z_WIDTH_GEV)
+    return m12, m34, phase_space(m4l, m12, m34)
+
+
+def boost(momenta: Array, parent: Array, mass_gev: Array) -> Array:
+    """Momenta (4, n, k) from the rest frame of ``parent`` (4, n) of mass (n,) into the frame it is given in."""
+    flight, mass = parent[:, :, np.newaxis], mass_gev[:, np.newaxis]
+    along = flight[0] * momenta[0] + flight[1] * momenta[1] + flight[2] * momenta[2]
+    energy = (flight[3] * momenta[3] + along) / mass
+    boosted = np.empty_like(momenta)
+    boosted[:3] = momenta[:3] + flight[:3] * ((momenta[3] + energy) / (flight[3] + mass))
+    boosted[3] = energy
+    return boosted
+
+
+def isotropic(rng: np.random.Generator, momentum_gev: Array) -> Array:
+    """Momenta (3, n) of the given sizes [GeV], in directions that fill the sphere evenly."""
+    cosine = rng.uniform(-1, 1, momentum_gev.shape)
+    azimuth = rng.uniform(-np.pi, np.pi, momentum_gev.shape)
+    sine = np.sqrt(1 - cosine**2)
+    direction: Array = np.stack([sine * np.cos(azimuth), sine * np.sin(azimuth), cosine])
+    return momentum_gev * direction
+
+
+def two_leptons(rng: np.random.Generator, mass_gev: Array) -> Array:
+    """Momenta (4, n, 2) of two massless leptons from an isotropic decay, in the parent's rest frame."""
+    one = isotropic(rng, mass_gev / 2)
+    energy = mass_gev[np.newaxis] / 2
+    return np.stack([np.concatenate([one, energy]), np.concatenate([-one, energy])], axis=-1)
+
+
+def in_flight(rng: np.random.Generator, mass_gev: Array, median_pt_gev: float, pt_spread: float) -> Array:
+    """Momenta (4, n) of produced systems: pT log-normal [GeV], rapidity Gaussian of width 1.2."""
+    pt = median_pt_gev * np.exp(pt_spread * rng.standard_normal(mass_gev.shape))
+    rapidity = 1.2 * rng.standard_normal(mass_gev.shape)
+    azimuth = rng.uniform(-np.pi, np.pi, mass_gev.shape)
+    transverse = np.hypot(mass_gev, pt)
+    return np.stack(
+        [
+            pt * np.cos(azimuth),
+            pt * np.sin(azimuth),
+            transverse * np.sinh(rapidity),
+            transverse * np.cosh(rapidity),
+        ]
+    )
+
+
+def detected(rng: np.random.Generator, momenta: Array, charge: Indices, flavour: Indices) -> Leptons:
+    """Leptons as a detector measures momenta (4, n, k): pT smeared, angles exact.
+
+    Electrons by 16 %/√pT ⊕ 1.5 %, muons by 2.4 % ⊕ 0.02 %·pT (pT in GeV): toy
+    resolutions that give the m4l peak of a 125 GeV Higgs a width of about 2 GeV.
+    """
+    pt = np.hypot(momenta[0], momenta[1])
+    spread = np.where(flavour == ELECTRON, np.hypot(0.16 / np.sqrt(pt), 0.015), np.hypot(0.024, 0.0002 * pt))
+    measured = pt * np.maximum(1 + spread * rng.standard_normal(pt.shape), 0.1)
+    return Leptons(measured, np.arcsinh(momenta[2] / pt), np.arctan2(momenta[1], momenta[0]), charge, flavour)
+
+
+def accepted(leptons: Leptons) -> npt.NDArray[np.bool_]:
+    """Events (n,) whose leptons all lie in the acceptance and whose hardest could have fired a trigger."""
+    limit = np.where(leptons.flavour == ELECTRON, MAX_ABS_ETA[ELECTRON], MAX_ABS_ETA[MUON])
+    inside = (leptons.pt_gev > MIN_PT_GEV) & (np.abs(leptons.eta) < limit)
+    return np.asarray(inside.all(axis=1) & (leptons.pt_gev.max(axis=1) > TRIGGER_PT_GEV))
+
+
+def until_accepted(n: int, draw: Callable[[Indices], tuple[Indices, Leptons]]) -> Leptons:
+    """N events of four leptons, each drawn again until it is accepted.
+
+    ``draw`` gets the numbers of the events still wanted, and returns the numbers
+    of those it made (all or some of them) with their leptons.
+    """
+    kept = Leptons._make(np.empty((n, 4), dtype) for dtype in (float, float, float, np.int64, np.int64))
+    wanted = np.ones(n, dtype=np.bool_)
+    while wanted.any():
+        numbers, trial = draw(np.flatnonzero(wanted))
+        good = accepted(trial)
+        for column, values in zip(kept, trial, strict=True):
+            column[numbers[good]] = values[good]
+        wanted[numbers[good]] = False
+    return kept
+
+
+def four_prompt(
+    rng: np.random.Generator, m4l: Array, pairs: PairMasses, median_pt_gev: float, pt_spread: float
+) -> Leptons:
+    """Four leptons from two pairs for each m4l (n,) [GeV]; 4e : 4μ : 2e2μ are 1 : 1 : 2.
+
+    m4l and the flavours stay while the rest is drawn again until accepted, so
+    that the acceptance does not bend the spectrum asked for.
+    """
+    flavour = np.repeat(rng.choice([ELECTRON, MUON], (m4l.size, 2)), 2, axis=1)
+    signs = np.array([1, -1, 1, -1])
+
+    def draw(wanted: Indices) -> tuple[Indices, Leptons]:
+        m12, m34, keep = pairs(rng, m4l[wanted])
+        possible = rng.random(wanted.size) < keep
+        wanted, m12, m34 = wanted[possible], m12[possible], m34[possible]
+        mass = m4l[wanted]
+        back = isotropic(rng, mass / 2 * phase_space(mass, m12, m34))
+        leptons = [
+            boost(two_leptons(rng, m), np.concatenate([p, np.sqrt(m**2 + (p**2).sum(axis=0))[np.newaxis]]), m)
+            for m, p in ((m12, back), (m34, -back))
+        ]
+        momenta = boost(np.concatenate(leptons, axis=2), in_flight(rng, mass, median_pt_gev, pt_spread), mass)
+        return wanted, detected(rng, momenta, np.broadcast_to(signs, (mass.size, 4)), flavour[wanted])
+
+    return until_accepted(m4l.size, draw)
+
+
+def with_mistakes(rng: np.random.Generator, leptons: Leptons, fraction: float) -> Leptons:
+    """A fraction of events with one lepton's charge or flavour wrong: each of these fails the selection."""
+    n = len(leptons.charge)
+    struck = np.arange(4) == rng.integers(4, size=n)[:, np.newaxis]
+    struck &= (rng.random(n) < fraction)[:, np.newaxis]
+    # A muon beyond the electrons' |η| cannot pass for one: its charge is mistaken instead.
+    turned = struck & (rng.random(n) < 0.5)[:, np.newaxis] & (np.abs(leptons.eta) < MAX_ABS_ETA[ELECTRON])
+    return leptons._replace(
+        charge=np.where(struck & ~turned, -leptons.charge, leptons.charge),
+        flavour=np.where(turned, ELECTRON + MUON - leptons.flavour, leptons.flavour),
+    )

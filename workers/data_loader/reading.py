@@ -1,0 +1,199 @@
+"""From a ROOT file to the rectangular arrays of the four leading leptons, and the loader's selection steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import uproot
+
+from common.catalogue import Release, Sample
+from common.errors import DataError
+from common.messages import Events
+from common.settings import RunSettings
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Columns = Mapping[str, Array]
+
+LEPTONS = 4
+_KINEMATICS = ("lep_pt", "lep_eta", "lep_phi", "lep_energy")
+#: The beams lie at |η| ≈ 10; far beyond, sinh η makes masses overflow.
+_MAX_ABS_ETA = 100.0
+
+# What a branch must hold, in awkward's words for its type.
+_NUMBER = r"(float|int|uint)\d+"
+_LIST_OF_NUMBERS = rf"(var|\d+) \* {_NUMBER}"
+_LIST_OF_INTEGERS = r"(var|\d+) \* (int|uint)\d+"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The chunks of one file: ``entries`` are read, in chunks between consecutive ``bounds``."""
+
+    entries: int
+    bounds: tuple[int, ...]
+
+
+def plan(path: Path, release: Release, sample: Sample, settings: RunSettings) -> Plan:
+    """Split the entries of a file that a run reads into chunks.
+
+    A chunk ends where the file's baskets end if such a place lies in its second
+    half, so that no basket is decompressed twice. Raises DataError where the
+    file, its tree or a branch cannot be read.
+    """
+    with _reading(path):
+        tree = _tree(path, release.tree, path.stat().st_mtime_ns)
+        branches = _branches(release, sample)
+        missing = [name for name in branches if name not in tree]
+        if missing:
+            raise DataError(f"{path}: tree {release.tree!r} has no branch {', '.join(missing)}")
+        entries = settings.entries_of(tree.num_entries)
+        baskets = np.asarray(tree.common_entry_offsets(filter_name=branches), dtype=np.int64)
+    return Plan(entries, _bounds(entries, baskets, settings.chunk_entries))
+
+
+def _bounds(entries: int, baskets: npt.NDArray[np.int64], chunk_entries: int) -> tuple[int, ...]:
+    bounds = [0]
+    while (start := bounds[-1]) < entries:
+        stop = min(start + chunk_entries, entries)
+        if stop < entries:
+            basket = int(baskets[np.searchsorted(baskets, stop, side="right") - 1])
+            if basket - start > chunk_entries // 2:
+                stop = basket
+        bounds.append(stop)
+    return tuple(bounds)
+
+
+def read(path: Path, release: Release, sample: Sample, start: int, stop: int) -> ak.Array:
+    """Read the branches the analysis needs, entries ``start`` to ``stop``.
+
+    Raises DataError where the file is broken, holds fewer entries, or a branch
+    does not hold the numbers it should.
+    """
+    with _reading(path):
+        tree = _tree(path, release.tree, path.stat().st_mtime_ns)
+        arrays = tree.arrays(_branches(release, sample), entry_start=start, entry_stop=stop)
+    if len(arrays) != stop - start:
+        raise DataError(f"{path}: holds {len(arrays)} entries between {start} and {stop}; has the file changed?")
+    _check_types(path, arrays, release, sample)
+    return arrays
+
+
+def leading_leptons(arrays: ak.Array, release: Release, sample: Sample) -> dict[str, Array]:
+    """The four leading leptons of every event that has four of them, well measured.
+
+    Returns columns of n events as ``Events.schema`` declares them: shape (n, 4),
+    the kinematics in the file's energy unit; (n, k) for the k factors of the
+    weight. An event is dropped if it has fewer than four leptons, if one of
+    the four has kinematics that are not finite (or |η| above 100), or a pT or
+    energy that is not positive, or if a factor of its weight is not finite. The
+    release sorts leptons by falling pT, so the leading ones are the first ones.
+    """
+    jagged = {ours: _offsets_and_content(arrays[theirs]) for ours, theirs in release.branches.leptons.items()}
+    counts = np.stack([np.diff(offsets) for offsets, _ in jagged.values()])
+    good = (counts[0] >= LEPTONS) & (counts == counts[0]).all(axis=0)
+    columns = {
+        name: content[offsets[:-1][good, np.newaxis] + np.arange(LEPTONS)]
+        for name, (offsets, content) in jagged.items()
+    }
+    factors = [] if sample.is_data else [ak.to_numpy(arrays[name])[good] for name in release.branches.weights]
+    columns["weight_factors"] = np.stack(factors, axis=1) if factors else np.empty((int(good.sum()), 0))
+    schema = Events.schema(release, sample)
+    columns = {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
+
+    well_measured = (columns["lep_pt"] > 0).all(axis=1) & (columns["lep_energy"] > 0).all(axis=1)
+    well_measured &= (np.abs(columns["lep_eta"]) <= _MAX_ABS_ETA).all(axis=1)
+    for name in (*_KINEMATICS, "weight_factors"):
+        well_measured &= np.isfinite(columns[name]).all(axis=1)
+    return {name: values[well_measured] for name, values in columns.items()}
+
+
+def pt_cuts(columns: Columns, release: Release, settings: RunSettings) -> Mask:
+    """Which events pass the cuts on the leading leptons' pT: strictly greater, each in its place."""
+    cuts = np.asarray(settings.pt_cuts_gev, dtype=np.float64)
+    pt_gev = columns["lep_pt"][:, : len(cuts)].astype(np.float64) / release.per_gev
+    return np.asarray((pt_gev > cuts).all(axis=1))
+
+
+#: The selection steps of the loader after ``four_leptons``, by the catalogue's names.
+STEPS: Mapping[str, Callable[[Columns, Release, RunSettings], Mask]] = {"pt_cuts": pt_cuts}
+
+
+def select(
+    arrays: ak.Array, release: Release, sample: Sample, settings: RunSettings
+) -> tuple[ak.Array, dict[str, int]]:
+    """Apply the loader's steps to a chunk; returns the events left and how many each step left."""
+    columns: Columns = leading_leptons(arrays, release, sample)
+    cutflow = {"read": len(arrays), "four_leptons": len(columns["lep_pt"])}
+    for step in release.loader_steps[1:]:
+        passed = STEPS[step](columns, release, settings)
+        columns = {name: values[passed] for name, values in columns.items()}
+        cutflow[step] = int(passed.sum())
+    return ak.Array(columns), cutflow
+
+
+def _branches(release: Release, sample: Sample) -> Sequence[str]:
+    return [*release.branches.leptons.values(), *(() if sample.is_data else release.branches.weights)]
+
+
+def _check_types(path: Path, arrays: ak.Array, release: Release, sample: Sample) -> None:
+    for ours, theirs in release.branches.leptons.items():
+        if ours in _KINEMATICS:
+            _check_type(path, arrays, theirs, _LIST_OF_NUMBERS, "a list of numbers")
+        else:
+            _check_type(path, arrays, theirs, _LIST_OF_INTEGERS, "a list of integers")
+    for name in () if sample.is_data else release.branches.weights:
+        _check_type(path, arrays, name, _NUMBER, "one number")
+
+
+def _check_type(path: Path, arrays: ak.Array, name: str, pattern: str, wanted: str) -> None:
+    found = str(arrays[name].type.content)
+    if not re.fullmatch(pattern, found):
+        raise DataError(f"{path}: branch {name!r} holds {found!r}, not {wanted} an event")
+
+
+def _offsets_and_content(values: ak.Array) -> tuple[npt.NDArray[np.int64], Array]:
+    layout = values.layout.to_ListOffsetArray64(True)
+    return np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+
+
+def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Narrow a column: what does not fit becomes infinite, or the narrow type's last integer."""
+    if dtype.kind == "i":
+        bounds = np.iinfo(dtype)
+        values = np.clip(values, bounds.min, bounds.max)
+    with np.errstate(over="ignore"):
+        return values.astype(dtype, copy=False)
+
+
+@lru_cache(maxsize=4)
+def _tree(path: Path, tree: str, modified: int) -> uproot.TTree:
+    """An open tree; kept, because a file's chunks come one after the other."""
+    file = uproot.open(path)
+    found = file.get(tree)
+    if not isinstance(found, uproot.TTree):
+        holds = ", ".join(f"{name} ({kind})" for name, kind in file.classnames().items())
+        file.close()
+        raise DataError(f"{path}: no tree {tree!r} in this file; it has {holds or 'nothing'}")
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a broken file makes uproot raise, say which file it is."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise DataError(f"{path}: cannot be read as a ROOT file: {type(error).__name__}: {lines[0]}") from error

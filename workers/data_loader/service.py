@@ -1,0 +1,104 @@
+"""The data-loader: plans runs, reads chunks, applies the pT cuts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from common import catalogue, topology
+from common.errors import DataError, MessageError
+from common.messages import (
+    Chunk,
+    ChunkFailed,
+    ChunkTask,
+    Events,
+    Fetching,
+    FileTask,
+    Message,
+    Progress,
+    RunPlan,
+    RunRequest,
+    SamplePlan,
+)
+from common.service import Service
+from common.settings import Settings
+from common.topology import Queue
+from common.transport import Delivery
+from workers.data_loader import reading
+from workers.data_loader.sources import locate
+
+NEWS_EVERY_S = 0.5
+
+
+class DataLoader(Service):
+    """Turns a run request into file tasks, a file task into chunk tasks, and a chunk task into events."""
+
+    name: ClassVar[str] = "data-loader"
+    consumes: ClassVar[Sequence[Queue]] = (topology.RUNS, topology.CHUNKS)
+
+    def __init__(self, settings: Settings) -> None:
+        self._defaults = settings.run
+        self._cache = settings.cache
+
+    def decode(self, delivery: Delivery) -> Message:
+        """Read a delivery; what a run request leaves open is taken from this service's own settings."""
+        if delivery.kind == RunRequest.kind:
+            return RunRequest.decode(delivery.body, self._defaults)
+        return super().decode(delivery)
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        """Do a run request, a file task or a chunk task."""
+        match message:
+            case RunRequest():
+                return self._begin(message)
+            case FileTask():
+                return self._plan(message)
+            case ChunkTask():
+                return self._read(message)
+        raise MessageError(f"a data-loader has no use for a {message.kind} message")
+
+    def _begin(self, request: RunRequest) -> Sequence[Message]:
+        run_id, settings = request.run_id, request.settings
+        tasks = [FileTask(run_id, sample, settings) for sample in settings.samples]
+        return [RunPlan(run_id, request.submitted, settings), *tasks]
+
+    def _plan(self, task: FileTask) -> Sequence[Message]:
+        release = catalogue.release(task.settings.release)
+        sample = release.sample(task.sample)
+        try:
+            path = locate(sample, task.settings, self._cache, self._news_of_fetching(task))
+            plan = reading.plan(path, release, sample, task.settings)
+        except DataError as error:
+            return [SamplePlan(task.run_id, task.sample, problem=str(error))]
+        planned = SamplePlan(task.run_id, task.sample, plan.entries, plan.bounds)
+        everything = Chunk(task.run_id, task.sample, 0, plan.entries)
+        tasks = [ChunkTask(chunk, task.settings) for chunk in planned.chunks]
+        return [planned, Progress("plan", everything), *tasks]
+
+    def _news_of_fetching(self, task: FileTask) -> Callable[[int, int | None], None]:
+        """Tell how far a fetch is, not more often than a person can read."""
+        next_at = time.monotonic()
+
+        def tell(done_bytes: int, total_bytes: int | None) -> None:
+            nonlocal next_at
+            if time.monotonic() >= next_at:
+                next_at = time.monotonic() + NEWS_EVERY_S
+                self.tell(Fetching(task.run_id, task.sample, done_bytes, total_bytes))
+
+        return tell
+
+    def _read(self, task: ChunkTask) -> Sequence[Message]:
+        chunk = task.chunk
+        release = catalogue.release(task.settings.release)
+        sample = release.sample(chunk.sample)
+        try:
+            path = locate(sample, task.settings, self._cache)
+            arrays = reading.read(path, release, sample, chunk.start, chunk.stop)
+            events, cutflow = reading.select(arrays, release, sample, task.settings)
+        except DataError as error:
+            return [ChunkFailed(chunk, str(error))]
+        return [
+            Events(chunk, release.name, task.settings.lumi_ifb, cutflow, events),
+            Progress("data-loader", chunk),
+        ]

@@ -1,0 +1,36 @@
+"""The data-processor: from a chunk's events to its selected ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from common import catalogue, topology
+from common.errors import MessageError
+from common.messages import Events, Message, Progress, Selected
+from common.service import Service
+from common.settings import Settings
+from common.topology import Queue
+from workers.data_processor.selection import select
+
+
+class DataProcessor(Service):
+    """Applies the charge and flavour cuts, and computes masses, channels and weights."""
+
+    name: ClassVar[str] = "data-processor"
+    consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
+
+    def __init__(self, settings: Settings) -> None:
+        """A data-processor keeps nothing: all it needs is in the messages and the catalogue."""
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        """Turn a chunk's events into its selected events."""
+        if not isinstance(message, Events):
+            raise MessageError(f"a data-processor has no use for a {message.kind} message")
+        release = catalogue.release(message.release)
+        sample = release.sample(message.chunk.sample)
+        selected, cutflow = select(message.events, release, sample, message.lumi_ifb)
+        return [
+            Selected(message.chunk, message.release, message.lumi_ifb, {**message.cutflow, **cutflow}, selected),
+            Progress("data-processor", message.chunk),
+        ]

@@ -1,0 +1,1 @@
+"""Draws the plots and writes the result folder."""

@@ -1,0 +1,9 @@
+"""Run the service: ``python -m workers.visualisation``."""
+
+import sys
+
+from common.service import main
+from workers.visualisation.service import Visualisation
+
+if __name__ == "__main__":
+    sys.exit(main(Visualisation))

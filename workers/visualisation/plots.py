@@ -1,0 +1,250 @@
+"""The figures of a result: stacked simulation, data with Poisson errors, and their ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import mplhep
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from common.catalogue import Category, Release, release
+from common.errors import MessageError
+
+Array = NDArray[np.float64]
+
+ONE_SIGMA = 0.682689492137
+HEADROOM = 0.6  # empty space above everything drawn, of its height: for the labels and the legend
+RATIO_LIMIT = 2.0
+PROBLEM_LENGTH = 104
+TOY_TITLE = "TOY demo – not ATLAS data"
+WARNING = "#b00020"
+STYLE: dict[Any, Any] = {
+    **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
+    "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
+    "text.hinting": "none",  # the same on every machine
+    "mathtext.fallback": "stix",  # for the radical and ℓ, which TeX Gyre Heros has not
+    "pdf.fonttype": 3,  # TeX Gyre Heros is OpenType-CFF, which matplotlib embeds soundly only as Type 3
+}  # fmt: skip
+HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "//////", "linewidth": 0}
+POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
+WATERMARK: dict[str, Any] = {"rotation": 25, "weight": "bold", "ha": "center", "va": "center", "alpha": 0.28}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One category in one histogram: sums of weights and sums of squared weights, shape (bins,)."""
+
+    values: Array
+    variances: Array
+
+
+def result_release(result: Mapping[str, Any]) -> Release:
+    """The catalogue's entry of the result; raises SettingsError where there is none."""
+    return release(result["release"])
+
+
+def is_toy(result: Mapping[str, Any]) -> bool:
+    """True where the result or its release says that its events do not come from the detector."""
+    return bool(result["toy"]) or result_release(result).toy
+
+
+def read_histogram(result: Mapping[str, Any], name: str) -> tuple[Array, dict[str, Contents]]:
+    """Edges [GeV], shape (bins + 1,), and contents by category, in the catalogue's order.
+
+    Raises MessageError, naming the histogram, for one that is absent, not finite, of the wrong
+    shape, with edges that do not rise, negative variances, or data that are not whole counts.
+    """
+    where = f"run {result.get('run_id')}: histogram {name!r}"
+    if name not in result["histograms"]:
+        raise MessageError(f"{where} is not in the result, which has {', '.join(result['histograms'])}")
+
+    def numbers(of: Mapping[str, Any], key: str, size: int | None, what: str) -> Array:
+        try:
+            array = np.asarray(of[key], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            raise MessageError(f"{where}: {what} are absent or not numbers") from None
+        if array.ndim != 1 or (size is not None and len(array) != size):
+            raise MessageError(f"{where}: {what} have shape {array.shape}, and should have ({size},)")
+        if not np.isfinite(array).all():
+            raise MessageError(f"{where}: {what} are not all finite numbers")
+        return array
+
+    found = result["histograms"][name]
+    edges = numbers(found, "edges", None, "edges")
+    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise MessageError(f"{where}: edges do not rise from bin to bin")
+    contents = {}
+    for key in (c.name for c in result_release(result).categories if c.name in found):
+        values = numbers(found[key], "values", len(edges) - 1, f"values of {key}")
+        variances = numbers(found[key], "variances", len(edges) - 1, f"variances of {key}")
+        if (variances < 0).any():
+            raise MessageError(f"{where}: variances of {key} are negative in a bin")
+        if key == "data" and ((values < 0) | (values % 1 != 0)).any():
+            raise MessageError(f"{where}: values of data are not whole counts of events")
+        contents[key] = Contents(values, variances)
+    return edges, contents
+
+
+def garwood_interval(counts: Array) -> tuple[Array, Array]:
+    """Central 68.27 % confidence interval of a Poisson mean, for each observed count n, shape (bins,).
+
+    Garwood's exact interval: P(N ≥ n | low) = P(N ≤ n | high) = 15.87 %; low is
+    0 for n = 0. Solved by bisection. Raises ValueError for anything but whole
+    numbers from 0. Source: F. Garwood, Biometrika 28 (1936) 437.
+    """
+    n = np.asarray(counts, dtype=np.float64)
+    if not ((n >= 0) & (n % 1 == 0)).all():
+        raise ValueError(f"Poisson intervals are of whole counts from 0, not of {counts}")
+    k = np.arange(n.max(initial=0) + 1)
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])
+    tail = (1 - ONE_SIGMA) / 2
+
+    def mean_where(most: Array, probability: float, low: Array, high: Array) -> Array:
+        for _ in range(60):  # P(N ≤ most | mean) falls with the mean
+            mean = ((low + high) / 2)[:, np.newaxis]
+            terms = np.exp(k * np.log(mean) - mean - log_factorial)
+            below = (terms * (k <= most[:, np.newaxis])).sum(axis=1) > probability
+            low, high = np.where(below, mean[:, 0], low), np.where(below, high, mean[:, 0])
+        return high
+
+    lower = mean_where(n - 1, 1 - tail, np.zeros_like(n), np.maximum(n, 1.0))
+    return np.where(n > 0, lower, 0.0), mean_where(n, tail, n, n + 3 * np.sqrt(n) + 3)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of the field, whatever the machine's matplotlibrc says, and only in this block."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def m4l_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
+    """Draw one histogram of a result document, whose keys DESIGN.md fixes.
+
+    Simulation is stacked in the catalogue's order, its statistical uncertainty
+    hatched; data have Garwood intervals, and no point where a bin is empty. A
+    ratio panel is there where both are, without points where the simulation is
+    not positive. Toy and incomplete results are marked all over. Raises
+    MessageError for a histogram that cannot be drawn truthfully.
+    """
+    edges, contents = read_histogram(result, histogram)
+    ran = {sample["category"] for sample in result.get("samples", {}).values()}
+    shown = {name for name, content in contents.items() if name in ran or content.values.any()}
+    categories = [c for c in result_release(result).categories if c.name in shown]
+    simulation = [c for c in categories if c.name != "data"]
+    data = next((c for c in categories if c.name == "data"), None)
+    counts = contents["data"].values if data else np.zeros(len(edges) - 1)
+    with style():
+        figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
+        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.945)
+        grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
+        main = figure.add_subplot(grid[0] if with_ratio else grid[:])
+        bottom = figure.add_subplot(grid[1], sharex=main) if with_ratio else main
+        total, error, low, high = _draw_stack(main, edges, [(c, contents[c.name]) for c in simulation])
+        if data:
+            label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():.0f}"
+            ones = np.ones_like(counts)
+            _draw_points(main, edges, counts, over=ones, limit=np.inf, label=label, colour=data.colour)
+        if data and with_ratio:
+            _draw_band(bottom, edges, total, error)
+            _draw_points(bottom, edges, counts, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
+            main.tick_params(labelbottom=False)
+        high = max(high, float((garwood_interval(counts)[1] * (counts > 0)).max())) or 1.0
+        label = f"Events / {edges[1] - edges[0]:g} GeV" if np.ptp(np.diff(edges)) < 1e-9 else "Events / bin"
+        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=label)
+        main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        bottom.set_xlabel(r"$m_{4\ell}$ [GeV]")
+        figure.align_ylabels()
+        handles, labels = main.get_legend_handles_labels()
+        main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
+        _draw_labels(main, result, histogram)
+        _draw_marks(figure, result)
+    return figure
+
+
+def _draw_stack(
+    axes: Axes, edges: Array, stack: Sequence[tuple[Category, Contents]]
+) -> tuple[Array, Array, float, float]:
+    """Draw positive bins up, negative bins down from 0; return sum, its error, lowest and highest point."""
+    total, variance, top, bottom = (np.zeros(len(edges) - 1) for _ in range(4))
+    if stack:  # the legend is read backwards: uncertainty last, top of the stack first
+        axes.stairs([], [0.0], label="Stat. uncertainty", **HATCH)
+    for category, layer in stack:
+        base = np.where(layer.values < 0, bottom, top)
+        label = f"{category.label}: {layer.values.sum():.1f}"
+        axes.stairs(base + layer.values, edges, baseline=base, fill=True, color=category.colour, label=label)
+        top, bottom = top + layer.values.clip(min=0), bottom + layer.values.clip(max=0)
+        total, variance = total + layer.values, variance + layer.variances
+    error = np.sqrt(variance)
+    if stack:
+        axes.stairs(total, edges, color="black", linewidth=0.8)
+        axes.stairs(total + error, edges, baseline=total - error, **HATCH)
+    low = min(float(bottom.min()), float((total - error)[total < 0].min(initial=0)))
+    axes.axhline(0, color="black", linewidth=0.8)
+    return total, error, low, max(float(top.max()), float((total + error).max()))
+
+
+def _draw_points(
+    axes: Axes, edges: Array, counts: Array, *, over: Array, limit: float, label: str, colour: str
+) -> None:
+    """Counts / over, Garwood intervals, where both are positive; an arrow for a point beyond the limit."""
+    drawn = (counts > 0) & (over > 0)
+    centres, points = ((edges[:-1] + edges[1:]) / 2)[drawn], counts[drawn] / over[drawn]
+    low, high = (bound[drawn] / over[drawn] for bound in garwood_interval(counts))
+    bars, inside = np.stack([points - low, high - points]), points < 0.96 * limit
+    for chosen, marker, text in ((inside, "o", label), (~inside, "", "_")):
+        drawing = {"marker": marker, "color": colour, "label": text, **POINTS}
+        axes.errorbar(centres[chosen], points[chosen], bars[:, chosen], **drawing)
+    if not inside.all():
+        axes.plot(centres[~inside], np.full((~inside).sum(), 0.94 * limit), "^", color=colour, markersize=6)
+
+
+def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
+    """The ratio panel without its points: 1, and around it the simulation's relative uncertainty."""
+    relative = np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
+    axes.stairs(1 + relative, edges, baseline=1 - relative, **HATCH)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(ylim=(0, RATIO_LIMIT), yticks=(0.5, 1.0, 1.5), ylabel="Data / Sim.")
+
+
+def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str) -> None:
+    """Whose data, at which energy and luminosity, in which channel."""
+    of, lumi_ifb = result_release(result), result["settings"]["lumi"] * result["settings"]["fraction"]
+    channel = histogram.partition("_")[2].replace("mu", r"\mu") or r"4\ell"
+    energy = rf"$\sqrt{{s}}$ = {of.sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
+    lines = [energy, rf"$H\to ZZ^{{*}}\to {channel}$"]
+    place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
+    if is_toy(result):
+        axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=WARNING, **place)
+    else:
+        first, _, rest = of.title.partition(" ")
+        bold = axes.annotate(first, fontsize=17, fontweight="bold", fontstyle="italic", **place)
+        axes.annotate(f" {rest}", (1, 0), xycoords=bold, va="bottom", fontsize=17)
+        lines.insert(0, "for education")
+    for row, line in enumerate(lines):
+        axes.annotate(line, **{**place, "xy": (0.04, 0.85 - 0.07 * row)})
+
+
+def _draw_marks(figure: Figure, result: Mapping[str, Any]) -> None:
+    """The watermarks of a toy and of an incomplete run, and the first problem above the axes."""
+    words = {"TOY": 150} if is_toy(result) else {}
+    if not result["complete"]:
+        words["INCOMPLETE"] = 76
+        problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["chunks are missing"]
+        more = f" (and {len(others)} more)" if others else ""
+        if len(problem + more) > PROBLEM_LENGTH:
+            problem = problem[: PROBLEM_LENGTH - len(more) - 1] + "…"
+        figure.text(0.02, 0.965, f"INCOMPLETE: {problem}{more}", size=9, color=WARNING, parse_math=False)
+    for row, (word, size) in enumerate(words.items()):
+        height = 0.36 + 0.14 * len(words) - 0.28 * row
+        figure.text(0.54, height, word, size=size, color=WARNING, zorder=10, **WATERMARK)
