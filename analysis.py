@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Rediscover the Higgs boson in H→ZZ*→4ℓ with ATLAS Open Data.
+
+Without --broker the four services run inside this one command. With it the run
+is submitted to that RabbitMQ, where the services wait, and followed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from common import catalogue, settings, topology
+from common.display import Bars, tables, window_line
+from common.errors import PipelineError, SettingsError
+from common.result_folder import write_folder
+from common.service import configure_logging
+from common.settings import VARIABLES, Settings
+from common.submission import Outcome, follow, new_run_id, submit
+from common.transport import Transport
+
+COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
+#: How long a broker that does not answer is waited for.
+BROKER_PATIENCE_S = 15.0
+#: How many problems are printed; all stand in result.json.
+SHOWN_PROBLEMS = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one analysis as the flags and the environment say; returns the exit code."""
+    flags = _parser().parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        read = settings.read(os.environ, vars(flags))
+        configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
+        run_id = new_run_id(read.run.release)
+        run = _distributed if flags.broker else _embedded
+        outcome = run(read, flags.broker, run_id, console)
+        return _report(outcome, read, run_id, console)
+    except SettingsError as error:
+        print(f"analysis.py: {error}", file=sys.stderr)
+        return WRONG_USAGE
+    except PipelineError as error:
+        print(f"analysis.py: {error}", file=sys.stderr)
+        return INCOMPLETE
+    except KeyboardInterrupt:
+        print("analysis.py: interrupted", file=sys.stderr)
+        return INCOMPLETE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="analysis.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    for variable in VARIABLES:
+        if variable.flag is not None:
+            shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
+            parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
+    parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
+    return parser
+
+
+def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:
+    from common.transport.rabbitmq import RabbitMQTransport
+
+    transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_PATIENCE_S)
+    return _submit_and_follow(transport, read, run_id, console, lambda: True)
+
+
+def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Outcome:
+    from workers.data_loader.sources import check_directory
+    from workers.embedded import EmbeddedServices
+
+    check_directory(catalogue.release(read.run.release), read.run)
+    with EmbeddedServices(read) as services:
+        return _submit_and_follow(services.transport, read, run_id, console, services.is_alive)
+
+
+def _submit_and_follow(
+    transport: Transport, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]
+) -> Outcome:
+    session = transport.open([topology.follower(run_id)], prefetch=100)
+    try:
+        submit(session, run_id, read.run)
+        console.print(f"run {run_id}")
+        with Bars(console, len(read.run.samples)) as bars:
+            return follow(session, run_id, bars, is_alive)
+    finally:
+        session.close()
+
+
+def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> int:
+    if outcome.result is not None and outcome.result["timing"]["events_per_second"]:
+        release = catalogue.release(read.run.release)
+        for table in tables(outcome.result, release):
+            console.print(table)
+        console.print(window_line(outcome.result), soft_wrap=True)
+    if outcome.problem is not None:
+        print(f"analysis.py: run {run_id} failed: {outcome.problem}", file=sys.stderr)
+        return INCOMPLETE
+    folder = write_folder(outcome.files, read.output, run_id)
+    console.print(f"results in {folder}/", soft_wrap=True)
+    problems: Sequence[str] = outcome.result["problems"] if outcome.result is not None else ()
+    if not problems:
+        return COMPLETE
+    for problem in problems[1:SHOWN_PROBLEMS]:
+        print(f"analysis.py: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"analysis.py: and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json", file=sys.stderr)
+    print(f"analysis.py: run {run_id} is not complete: {problems[0]}", file=sys.stderr)
+    return INCOMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
