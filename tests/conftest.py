@@ -1,0 +1,255 @@
+"""A real RabbitMQ for the tests: from a container where a Docker engine answers, else from this machine's package."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.settings import BrokerSettings
+
+ROOT = Path(__file__).parents[1]
+IMAGE = "rabbitmq:4-management"
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A running RabbitMQ; ``control`` is the command that is rabbitmqctl for it."""
+
+    settings: BrokerSettings
+    api_port: int
+    control: tuple[str, ...]
+    environment: dict[str, str]
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Ask the management API."""
+        request = urllib.request.Request(
+            f"http://{self.settings.host}:{self.api_port}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": "Basic "
+                + b64encode(f"{self.settings.user}:{self.settings.password}".encode()).decode(),
+                "Content-Type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def ctl(self, *arguments: str) -> None:
+        """Run rabbitmqctl."""
+        subprocess.run(
+            [*self.control, *arguments], check=True, capture_output=True, timeout=60, env=os.environ | self.environment
+        )
+
+    def new_vhost(self) -> BrokerSettings:
+        """Make an empty virtual host."""
+        name = f"test-{secrets.token_hex(4)}"
+        self.api("PUT", f"vhosts/{name}", {})
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self.api("PUT", f"permissions/{name}/{self.settings.user}", everything)
+        return replace(self.settings, vhost=name)
+
+    def delete_vhost(self, vhost: BrokerSettings) -> None:
+        self.api("DELETE", f"vhosts/{vhost.vhost}")
+
+    def cut_connections(self, vhost: BrokerSettings) -> int:
+        """Close every connection to a virtual host from the broker's side."""
+        cut = 0
+        for connection in self.api("GET", f"vhosts/{vhost.vhost}/connections"):
+            with contextlib.suppress(urllib.error.HTTPError):
+                self.api("DELETE", f"connections/{urllib.parse.quote(connection['name'], safe='')}")
+                cut += 1
+        return cut
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Wait until a condition holds, and return what it gave; fails the test after the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, urllib.error.URLError, subprocess.CalledProcessError):
+            if value := condition():
+                return value
+        time.sleep(0.05)
+    pytest.fail(f"waited {timeout_s:g} s in vain until {what}")
+
+
+def docker_answers() -> bool:
+    if os.environ.get("TEST_BROKER") == "package" or shutil.which("docker") is None:
+        return False
+    image = ["docker", "image", "inspect", IMAGE]
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode != 0:
+        return False
+    if subprocess.run(image, capture_output=True, check=False).returncode == 0:
+        return True
+    return subprocess.run(["docker", "pull", "--quiet", IMAGE], capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def broker_in_container() -> Iterator[Broker]:
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    from testcontainers.core.container import DockerContainer
+
+    container = (
+        DockerContainer(IMAGE)
+        .with_env("RABBITMQ_DEFAULT_USER", "tests")
+        .with_env("RABBITMQ_DEFAULT_PASS", "tests")
+        .with_exposed_ports(5672, 15672)
+    )
+    with container:
+        yield Broker(
+            BrokerSettings("127.0.0.1", int(container.get_exposed_port(5672)), "tests", "tests"),
+            int(container.get_exposed_port(15672)),
+            ("docker", "exec", container.get_wrapped_container().id, "rabbitmqctl"),
+            {},
+        )
+
+
+@contextlib.contextmanager
+def broker_from_package(folder: Path) -> Iterator[Broker]:
+    port, api_port, distribution_port = free_port(), free_port(), free_port()
+    (folder / "plugins").write_text("[rabbitmq_management].\n")
+    (folder / "rabbitmq.conf").write_text(
+        f"listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {api_port}\n"
+        "default_user = tests\ndefault_pass = tests\n"
+    )
+    environment = {
+        "HOME": str(folder),
+        "RABBITMQ_NODENAME": f"tests-{port}@localhost",
+        "RABBITMQ_DIST_PORT": str(distribution_port),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "RABBITMQ_LOGS": str(folder / "broker.log"),
+    }
+    with open(folder / "console.log", "wb") as console:
+        process = subprocess.Popen([SERVER], env=os.environ | environment, stdout=console, stderr=console)
+    try:
+        settings = BrokerSettings("127.0.0.1", port, "tests", "tests")
+        yield Broker(settings, api_port, (str(SERVER.with_name("rabbitmqctl")),), environment)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A RabbitMQ of this test session's own."""
+    if docker_answers():
+        running = broker_in_container()
+    elif SERVER.exists():
+        running = broker_from_package(tmp_path_factory.mktemp("rabbitmq"))
+    else:
+        pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
+    with running as started:
+        wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
+        yield started
+
+
+@pytest.fixture
+def vhost(broker: Broker) -> Iterator[BrokerSettings]:
+    """A virtual host of this test's own."""
+    made = broker.new_vhost()
+    yield made
+    broker.delete_vhost(made)
+
+
+class Workers:
+    """The four services as processes on one virtual host."""
+
+    def __init__(self, settings: BrokerSettings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "RABBITMQ_HOST": self.settings.host,
+            "RABBITMQ_PORT": str(self.settings.port),
+            "RABBITMQ_USER": self.settings.user,
+            "RABBITMQ_PASS": self.settings.password,
+            "RABBITMQ_VHOST": self.settings.vhost,
+            "OUTPUT": str(self.folder / "service-results"),
+            "DATABASE": str(self.folder / "analysis.sqlite"),
+            "CACHE": str(self.folder / "cache"),
+        }
+
+    def start(self, service: str, replicas: int = 1) -> list[subprocess.Popen[bytes]]:
+        started = []
+        for _ in range(replicas):
+            with open(self.folder / f"{service}.log", "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", f"workers.{service}"],
+                    cwd=ROOT,
+                    env=os.environ | self.environment(),
+                    stdout=log,
+                    stderr=log,
+                )
+            self._processes.append((service, process))
+            started.append(process)
+        return started
+
+    def start_all(self, data_loaders: int = 1, data_processors: int = 1) -> None:
+        self.start("data_loader", data_loaders)
+        self.start("data_processor", data_processors)
+        self.start("analysis")
+        self.start("visualisation")
+
+    def kill(self, service: str) -> None:
+        """SIGKILL every process of a service."""
+        for name, process in self._processes:
+            if name == service and process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def log(self, service: str) -> str:
+        return (self.folder / f"{service}.log").read_text()
+
+    def stop(self) -> dict[str, list[int]]:
+        """SIGTERM all; returns the exit codes by service."""
+        codes: dict[str, list[int]] = {}
+        for _, process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for name, process in self._processes:
+            try:
+                codes.setdefault(name, []).append(process.wait(15))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                codes.setdefault(name, []).append(process.wait())
+        self._processes.clear()
+        return codes
+
+
+@pytest.fixture
+def workers(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
+    """Starts services on this test's virtual host, and stops them in the end."""
+    running = Workers(vhost, tmp_path)
+    yield running
+    running.stop()

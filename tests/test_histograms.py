@@ -1,0 +1,123 @@
+"""Histograms agree with numpy's, and sums of weights with the publication's arithmetic."""
+
+from __future__ import annotations
+
+import awkward as ak
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from physics import RELEASE, random_selected
+
+from workers.analysis.histograms import PublishedSum, axes, fill, published_sum, split
+
+
+def by_name(events: ak.Array) -> dict[str, np.ndarray]:
+    return dict(split(fill(events, RELEASE), RELEASE))
+
+
+def selected_with(column: str, values: list[float]) -> ak.Array:
+    """Events of weight 2, in the first channel."""
+    n = len(values)
+    events = random_selected(np.random.default_rng(1), n)
+    return ak.Array(
+        {
+            **{name: ak.to_numpy(events[name]) for name in events.fields},
+            "channel": np.zeros(n, np.int8),
+            "weight": np.full(n, 2, np.float32),
+            column: np.array(values, ak.to_numpy(events[column]).dtype),
+        }
+    )
+
+
+def test_the_m4l_histogram_is_34_bins_of_5_gev_from_80_to_250() -> None:
+    assert axes(RELEASE)["m4l"].edges.tolist() == list(range(80, 251, 5))
+    assert {"m4l", "m4l_4e", "m4l_2e2mu", "m4l_4mu"} <= axes(RELEASE).keys()
+
+
+@pytest.mark.parametrize("name", axes(RELEASE))
+def test_every_histogram_is_numpy_s_with_weights(name: str) -> None:
+    events = random_selected(np.random.default_rng(11), 5000)
+    axis = axes(RELEASE)[name]
+    channel = name.removeprefix("m4l_") if name.startswith("m4l_") else None
+    chosen = slice(None)
+    if channel is not None:
+        chosen = ak.to_numpy(events.channel) == {"4e": 0, "2e2mu": 1, "4mu": 2}[channel]
+    values, weight = ak.to_numpy(events[axis.column])[chosen], ak.to_numpy(events.weight).astype(float)[chosen]
+
+    found = by_name(events)[name]
+
+    for row, weights in zip(found, (weight, weight**2), strict=True):
+        expected = np.histogram(values, axis.edges, weights=weights)[0]
+        np.testing.assert_allclose(row, expected, rtol=1e-12, atol=1e-12)
+    assert found[1].sum() > 0
+
+
+def test_the_channels_add_up_to_all() -> None:
+    found = by_name(random_selected(np.random.default_rng(5), 3000))
+
+    total = found["m4l_4e"] + found["m4l_2e2mu"] + found["m4l_4mu"]
+
+    np.testing.assert_allclose(total, found["m4l"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["m4l", "m_z1", "m_z2", "lead_pt"])
+def test_bins_hold_their_lower_edge_and_the_last_edge_is_outside(name: str) -> None:
+    axis = axes(RELEASE)[name]
+    values, variances = by_name(selected_with(name, [*axis.edges, axis.edges[1]]))[name]
+
+    assert values.tolist() == [2, 4, *[2] * (axis.bins - 2)]
+    assert variances.tolist() == [4, 8, *[4] * (axis.bins - 2)]
+
+
+def test_80_gev_is_in_the_first_bin_and_250_gev_in_none() -> None:
+    below_250 = float(np.nextafter(250, 0))
+
+    values = by_name(selected_with("m4l", [80.0, float(np.nextafter(80, 0)), below_250, 250.0]))["m4l"][0]
+
+    assert (values[0], values[-1], values.sum()) == (2, 2, 4)
+
+
+def test_what_lies_outside_or_is_not_a_number_is_in_no_bin() -> None:
+    outside = [np.nan, -np.inf, np.inf, -1.0, 1e9]
+    for name in ("m4l", "m_z1", "m_z2", "lead_pt"):
+        assert by_name(selected_with(name, outside))[name].sum() == 0
+
+
+# --- the published sum ------------------------------------------------------
+
+WEIGHTS = st.lists(st.floats(-100, 100, width=32), max_size=60).map(lambda values: np.array(values, np.float32))
+
+
+def float32_loop(weights: np.ndarray, batch: int) -> float:
+    """The notebook's arithmetic, one addition after the other."""
+    total = 0.0
+    for start in range(0, len(weights), batch):
+        running = np.float32(0)
+        for weight in weights[start : start + batch]:
+            running = np.float32(running + weight)
+        total += float(running)
+    return total
+
+
+@given(WEIGHTS)
+def test_the_published_sum_adds_float32_after_float32(weights: np.ndarray) -> None:
+    assert published_sum([weights]) == float32_loop(weights, 1_000_000)
+
+
+@given(WEIGHTS, st.lists(st.integers(0, 60), max_size=8), st.integers(1, 20))
+def test_parts_change_no_bit_of_the_published_sum_and_batches_start_anew(
+    weights: np.ndarray, cuts: list[int], batch: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PublishedSum, "BATCH", batch)
+
+        assert published_sum(np.split(weights, sorted(cuts))) == float32_loop(weights, batch)
+        assert published_sum(weights[n : n + 1] for n in range(len(weights))) == float32_loop(weights, batch)
+
+
+def test_twenty_million_equal_weights_are_all_counted() -> None:
+    """A single float32 would stall at 2²⁴ = 16777216."""
+    million = np.ones(1_000_000, np.float32)
+
+    assert published_sum(million for _ in range(20)) == 20_000_000

@@ -1,0 +1,357 @@
+"""Messages: each kind survives the journey, and what is not as its kind declares is refused in words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pytest
+
+from common import array_pickle, messages
+from common.errors import MessageError, SettingsError
+from common.messages import (
+    Chunk,
+    ChunkFailed,
+    ChunkTask,
+    DeadLetter,
+    Events,
+    Fetching,
+    FileTask,
+    Folder,
+    Message,
+    Progress,
+    Result,
+    RunFailed,
+    RunPlan,
+    RunRequest,
+    SamplePlan,
+    Selected,
+    check_name,
+    decode,
+)
+from common.settings import MAX_CHUNK_ENTRIES, RunSettings
+
+RUN = "20260131-235959-demo-1f3a"
+CHUNK = Chunk(RUN, "Zee", 100, 200)
+SETTINGS = RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
+MIB_8 = 8 * 1024 * 1024
+
+JSON_MESSAGES: list[Message] = [
+    RunRequest(RUN, 1769903999.123456, SETTINGS),
+    FileTask(RUN, "Zee", SETTINGS),
+    ChunkTask(CHUNK, SETTINGS),
+    RunPlan(RUN, 1769903999.123456, SETTINGS),
+    SamplePlan(RUN, "Zee", 898, (0, 500, 898)),
+    SamplePlan(RUN, "Zee", problem="no such file: ‘Zee’"),
+    ChunkFailed(CHUNK, "basket 7 is broken"),
+    Progress("data-loader", CHUNK),
+    Fetching(RUN, "Zee", 10, None),
+    Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
+    RunFailed(RUN, "it came to nothing"),
+    Folder(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
+]
+
+
+def events(count: int, factors: int = 5) -> ak.Array:
+    """Events of bit patterns that a conversion would not leave alone: NaN, infinities, subnormals, −0."""
+    dice = np.random.default_rng(count)
+
+    def floats(width: int) -> np.ndarray[Any, Any]:
+        return dice.integers(0, 256, (count, 4 * width), np.uint8).view(np.float32).reshape(count, width)
+
+    columns = {name: floats(4) for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy")}
+    columns |= {name: dice.integers(-128, 128, (count, 4), np.int8) for name in ("lep_charge", "lep_type")}
+    return ak.Array(columns | {"weight_factors": floats(factors)})
+
+
+def events_message(count: int, sample: str = "Zee", factors: int = 5) -> Events:
+    cutflow = {"read": count, "four_leptons": count, "pt_cuts": count}
+    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", 10.0, cutflow, events(count, factors))
+
+
+def selected(**changed: Any) -> ak.Array:
+    columns = {
+        "m4l": np.array([91.2, 125.0]),
+        "channel": np.array([0, 2], np.int8),
+        "weight": np.array([0.5, -0.5], np.float32),
+        "m_z1": np.array([90, np.nan], np.float32),
+        "m_z2": np.array([np.nan, 30], np.float32),
+        "lead_pt": np.array([40, 50], np.float32),
+    }
+    return ak.Array(columns | changed)
+
+
+def selected_message(array: ak.Array | None = None) -> Selected:
+    cutflow = {"read": 9, "four_leptons": 8, "pt_cuts": 5, "charge": 3, "flavour": 2}
+    return Selected(CHUNK, "demo", 10.0, cutflow, selected() if array is None else array)
+
+
+def bits(array: ak.Array) -> dict[str, tuple[str, bytes]]:
+    return {name: (str(array[name].type), ak.to_numpy(array[name]).tobytes()) for name in array.fields}
+
+
+# --- the journey ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
+def test_a_message_without_an_array_survives_the_journey(message: Message) -> None:
+    assert decode(message.kind, message.encode()) == message
+
+
+def test_every_kind_is_covered_here() -> None:
+    kinds = {message.kind for message in JSON_MESSAGES} | {"events", "selected"}
+    assert kinds == set(messages._KINDS)
+
+
+@pytest.mark.parametrize(
+    ("count", "sample", "factors"),
+    [(0, "Zee", 5), (0, "data_A", 0), (1, "Zee", 5), (1000, "data_A", 0), (MAX_CHUNK_ENTRIES, "llll", 5)],
+)
+def test_events_survive_bit_for_bit_and_the_largest_chunk_fits(count: int, sample: str, factors: int) -> None:
+    message = events_message(count, sample, factors)
+    body = message.encode()
+    assert len(body) < MIB_8
+    back = decode("events", body)
+    assert isinstance(back, Events)
+    assert replace(back, events=message.events) == message
+    assert bits(back.events) == bits(message.events)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_selected_events_survive_bit_for_bit(count: int) -> None:
+    message = selected_message(selected()[:count])
+    back = decode("selected", message.encode())
+    assert isinstance(back, Selected)
+    assert replace(back, events=message.events) == message
+    assert bits(back.events) == bits(message.events)
+
+
+def test_a_run_request_takes_what_it_leaves_out_from_the_data_loaders_settings() -> None:
+    body = json.dumps({"run_id": "mine", "submitted": 0, "settings": {"samples": ["llll", "Zee"]}}).encode()
+    assert decode("run-request", body) == RunRequest("mine", 0.0, RunSettings(samples=("Zee", "llll")))
+    assert RunRequest.decode(body, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
+
+
+def test_a_sample_plans_chunks_lie_between_its_bounds() -> None:
+    assert [str(chunk) for chunk in SamplePlan(RUN, "Zee", 898, (0, 500, 898)).chunks] == ["Zee[0:500]", "Zee[500:898]"]
+    assert SamplePlan(RUN, "Zee").chunks == ()
+
+
+# --- what is refused ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(messages._KINDS))
+def test_an_empty_an_oversized_and_a_foreign_body_are_refused(kind: str) -> None:
+    arrays = {message.kind: message.encode() for message in (events_message(1), selected_message())}
+    foreign = [body for other, body in arrays.items() if other != kind]
+    if kind in arrays:
+        foreign += [message.encode() for message in JSON_MESSAGES]
+    for body in (b"\xff{", b"[]", b"{}", b"null", *foreign):
+        with pytest.raises(MessageError):
+            decode(kind, body)
+    with pytest.raises(MessageError, match=f"{kind}: the message is empty"):
+        decode(kind, b"")
+    with pytest.raises(MessageError, match=f"{kind}: 8388609 bytes are more than the 8388608"):
+        decode(kind, bytes(MIB_8 + 1))
+
+
+def test_an_unknown_kind_is_refused_by_its_name() -> None:
+    for kind in ("nonsense", "", "dead-letter"):
+        with pytest.raises(MessageError, match=f"no message kind is called '{kind}'"):
+            decode(kind, b"{}")
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "a/b", "", "x\n", "a" * 101, ".hidden", "-rf", "a b", "é", "a\0", 5])
+@pytest.mark.parametrize("kind", ["run-request", "run-plan", "result", "chunk-task"])
+def test_a_run_id_that_cannot_be_a_files_name_is_refused(kind: str, run_id: object) -> None:
+    message = next(message for message in JSON_MESSAGES if message.kind == kind)
+    content = json.loads(message.encode())
+    (content["chunk"] if kind == "chunk-task" else content)["run_id"] = run_id
+    with pytest.raises(MessageError):
+        decode(kind, json.dumps(content).encode())
+    if isinstance(run_id, str):
+        with pytest.raises(SettingsError, match="is not a name"):
+            check_name(run_id)
+
+
+def test_names_of_a_hundred_characters_are_names() -> None:
+    assert check_name("a" * 100) == "a" * 100
+
+
+@pytest.mark.parametrize(
+    ("message", "changes", "words"),
+    [
+        (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": 5, "stop": 4}}, "end before"),
+        (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": -1, "stop": 4}}, ">= 0"),
+        (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": 0, "stop": 2**63}}, "<= "),
+        (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": 0}}, "field `stop`"),
+        (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "a/b", "start": 0, "stop": 1}}, "regex"),
+        (ChunkTask(CHUNK, SETTINGS), {"settings": {"lumi_ifb": -1}}, "LUMI=-1"),
+        (ChunkTask(CHUNK, SETTINGS), {"settings": {"data": "file:///etc"}}, "DATA='file:///etc'"),
+        (RunRequest(RUN, 0.0, SETTINGS), {"settings": {"lumi": 5}}, f"run {RUN}: a run has no setting 'lumi'"),
+        (RunRequest(RUN, 0.0, SETTINGS), {"settings": {"samples": ["Zee2"]}}, "Zee2"),
+        (RunRequest(RUN, 0.0, SETTINGS), {"settings": None}, "Expected `object`"),
+        (RunRequest(RUN, 0.0, SETTINGS), {"submitted": 1e300}, "submitted"),
+        (RunPlan(RUN, 0.0, SETTINGS), {"submitted": -1}, "submitted"),
+        (SamplePlan(RUN, "Zee"), {"entries": -1}, ">= 0"),
+        (SamplePlan(RUN, "Zee"), {"bounds": [0, 10, 10]}, "bounds .* do not rise"),
+        (SamplePlan(RUN, "Zee"), {"bounds": [10, 0]}, "bounds .* do not rise"),
+        (Progress("plan", CHUNK), {"stage": "dreaming"}, "Invalid enum value 'dreaming'"),
+        (Folder(RUN, {}), {"files": {"../../etc/passwd": ""}}, "regex"),
+        (Folder(RUN, {}), {"files": {"a.png": "%%%"}}, "base64"),
+        (RunFailed(RUN, "so"), {"problem": None}, "Expected `str`"),
+    ],
+)
+def test_a_field_out_of_its_range_is_refused_in_words(message: Message, changes: dict[str, Any], words: str) -> None:
+    content = json.loads(message.encode()) | changes
+    with pytest.raises(MessageError, match=words):
+        decode(message.kind, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
+def test_a_message_without_one_of_its_fields_is_refused_but_a_newer_one_may_have_more(message: Message) -> None:
+    content = json.loads(message.encode())
+    optional = {"entries", "bounds", "problem"} if isinstance(message, SamplePlan) else set()
+    for name in content.keys() - optional:
+        with pytest.raises(MessageError, match=f"missing required field `{name}`"):
+            decode(message.kind, json.dumps({n: v for n, v in content.items() if n != name}).encode())
+    assert decode(message.kind, json.dumps(content | {"of-a-later-version": 1}).encode()) == message
+
+
+def test_json_nested_deeper_than_python_goes_is_refused() -> None:
+    for kind in ("result", "run-request", "run-failed"):
+        body = b'{"run_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        with pytest.raises(MessageError):
+            decode(kind, body.replace(b'"x"', b'"result"' if kind == "result" else b'"settings"'))
+
+
+def test_a_chunk_cannot_end_before_it_starts() -> None:
+    with pytest.raises(MessageError, match=r"Zee\[5:4\]"):
+        Chunk(RUN, "Zee", 5, 4)
+    assert str(Chunk(RUN, "Zee", 5, 5)) == "Zee[5:5]"
+
+
+def test_a_body_that_no_broker_takes_is_refused_where_it_is_written() -> None:
+    too_many = events_message(100_000)
+    with pytest.raises(MessageError, match=r"Zee\[0:100000\] .*CHUNK_ENTRIES.*more than the 8388608"):
+        too_many.encode()
+    with pytest.raises(MessageError, match=r"folder: .* more than the 8388608"):
+        Folder(RUN, {"m4l.png": bytes(7_000_000)}).encode()
+
+
+# --- arrays and their headers ------------------------------------------------------------
+
+
+def with_header(**changes: Any) -> bytes:
+    message = events_message(2)
+    chunk = {"run_id": RUN, "sample": "Zee", "start": 0, "stop": 2}
+    header = {"chunk": chunk, "release": message.release, "lumi_ifb": message.lumi_ifb, "cutflow": message.cutflow}
+    return array_pickle.dumps(header | changes, message.events)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lumi_ifb": float("nan")}, "lumi_ifb"),
+        ({"lumi_ifb": float("inf")}, "infinite luminosity"),
+        ({"lumi_ifb": -10.0}, "lumi_ifb"),
+        ({"lumi_ifb": 0.0}, "lumi_ifb"),
+        ({"lumi_ifb": "10"}, "lumi_ifb"),
+        ({"cutflow": {"read": -1}}, "cutflow"),
+        ({"cutflow": {"read": 1.5}}, "cutflow"),
+        ({"cutflow": {"no_such_step": 1}}, "steps that 2020e-13tev has not"),
+        ({"release": "2019"}, "release '2019' is not known"),
+        ({"release": "../.."}, "release"),
+        ({"chunk": {"run_id": RUN, "sample": "Zee2", "start": 0, "stop": 2}}, "sample 'Zee2' is not in release"),
+        ({"chunk": {"run_id": "../x", "sample": "Zee", "start": 0, "stop": 2}}, "run_id"),
+        ({"chunk": {"run_id": RUN, "sample": "Zee", "start": 2, "stop": 0}}, "end before they start"),
+        ({"chunk": {"run_id": RUN, "sample": "data_A", "start": 0, "stop": 2}}, "'weight_factors' does not have 0"),
+        ({"chunk": None}, "chunk"),
+    ],
+)
+def test_a_header_of_an_array_that_is_out_of_its_range_is_refused(changes: dict[str, Any], words: str) -> None:
+    assert isinstance(decode("events", with_header()), Events)
+    with pytest.raises(MessageError, match=words):
+        decode("events", with_header(**changes))
+
+
+def without(array: ak.Array, name: str) -> ak.Array:
+    return array[[field for field in array.fields if field != name]]
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (without(events(2), "lep_phi"), "has the fields"),
+        (ak.with_field(events(2), [1, 2], "lep_m"), "has the fields"),
+        (ak.values_astype(events(2), np.float64), "field 'lep_pt' is .*float64.* not a plain float32"),
+        (ak.with_field(events(2), events(2).lep_pt[:, :3], "lep_pt"), "'lep_pt' does not have 4 values"),
+        (ak.with_field(events(2), ak.Array([[1.0] * 4, [2.0] * 4]), "lep_eta"), "'lep_eta' does not have 4 values"),
+        (ak.with_parameter(events(2), "units", "MeV"), "not plain records"),
+        (ak.with_name(events(2), "Event"), "not plain records"),
+        (ak.mask(events(2), [True, False]), "not plain records"),
+        (ak.Array([1.0, 2.0]), "not plain records"),
+    ],
+)
+def test_an_array_of_other_fields_or_types_is_refused(array: ak.Array, words: str) -> None:
+    with pytest.raises(MessageError, match=words):
+        decode("events", replace(events_message(2), events=array).encode())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"channel": np.array([0, 3], np.int8)}, "channel outside 0 to 2"),
+        ({"channel": np.array([-1, 0], np.int8)}, "channel outside 0 to 2"),
+        ({"weight": np.array([1, np.nan], np.float32)}, "not a number"),
+        ({"weight": np.array([1, np.inf], np.float32)}, "not a number"),
+        ({"m4l": np.array([np.nan, 125.0])}, "not a number"),
+        ({"m4l": np.array([91.2, 125.0], np.float32)}, "'m4l' is .*float32.* not a plain float64"),
+        ({"weight": np.array([0.5, 0.5])}, "'weight' is .*float64"),
+    ],
+)
+def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(MessageError, match=words):
+        decode("selected", selected_message(selected(**changed)).encode())
+
+
+# --- dead letters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [*JSON_MESSAGES, events_message(1), selected_message()], ids=lambda m: m.kind)
+def test_the_headers_of_every_message_say_which_run_a_dead_letter_belongs_to(message: Message) -> None:
+    letter = DeadLetter.from_headers("a queue", "why", message.headers)
+    assert letter.run_id == RUN
+    assert letter.chunk == getattr(message, "chunk", None)
+    assert letter.sample == getattr(message, "sample", letter.chunk and letter.chunk.sample)
+
+
+def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter() -> None:
+    letter = DeadLetter.from_headers("events", "why", {"x-death": [{"count": 1}], "problem": b"\xff", "run_id": None})
+    assert letter == DeadLetter("events", "why")
+    assert letter.chunk is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"run_id": "../../x"},
+        {"run_id": b"run"},
+        {"run_id": 5},
+        {"run_id": ["run"]},
+        {"run_id": RUN, "sample": "a/b"},
+        {"run_id": RUN, "sample": "Zee", "start": "0", "stop": 5},
+        {"run_id": RUN, "sample": "Zee", "start": -5, "stop": 5},
+        {"run_id": RUN, "sample": "Zee", "start": True, "stop": 5},
+        {"run_id": RUN, "sample": "Zee", "start": 5, "stop": 4},
+        {"run_id": RUN, "sample": "Zee", "start": 0, "stop": 2**63},
+        {"run_id": RUN, "sample": "Zee", "start": float("nan"), "stop": 4},
+        {"run_id": RUN, "sample": "Zee", "start": {}, "stop": object()},
+    ],
+)
+def test_hostile_headers_of_a_dead_letter_are_refused(headers: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        DeadLetter.from_headers("events", "why", headers)

@@ -1,0 +1,341 @@
+"""A ROOT file is split into chunks and read into four leading leptons, or a DataError says what is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from hypothesis import given
+from hypothesis import strategies as st
+from physics import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
+
+from common.catalogue import Sample
+from common.errors import DataError
+from common.settings import RunSettings
+from workers.data_loader import reading
+from workers.data_loader.sources import check_directory, locate
+
+GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
+
+
+def read_all(
+    path: Path, sample: Sample = SIMULATION, settings: RunSettings = NO_CUTS
+) -> tuple[ak.Array, dict[str, int]]:
+    plan = reading.plan(path, RELEASE, sample, settings)
+    return reading.select(reading.read(path, RELEASE, sample, 0, plan.entries), RELEASE, sample, settings)
+
+
+def with_lepton(place: int, **change: float) -> list[dict[str, Any]]:
+    return [{**one, **change} if at == place else one for at, one in enumerate(GOOD)]
+
+
+# --- what is read -----------------------------------------------------------
+
+
+def test_the_four_leading_leptons_come_out_bit_for_bit_as_the_file_holds_them(tmp_path: Path) -> None:
+    five = [*four_leptons(51234.567, 40e3, 30e3, 20e3), lepton(7e3, -1, 13)]
+    factors = {name: [0.1 * (i + 1), 2.0] for i, name in enumerate(RELEASE.branches.weights)}
+
+    events, cutflow = read_all(write_file(tmp_path / "f.root", [five, GOOD], factors))
+
+    assert cutflow == {"read": 2, "four_leptons": 2, "pt_cuts": 2}
+    assert ak.to_numpy(events.lep_pt).tolist() == [
+        [float(np.float32(51234.567)), 40e3, 30e3, 20e3],
+        [40e3, 30e3, 20e3, 10e3],
+    ]
+    assert ak.to_numpy(events.lep_charge).tolist() == [[1, -1, 1, -1]] * 2
+    assert ak.to_numpy(events.weight_factors)[0].tolist() == [float(np.float32(0.1 * (i + 1))) for i in range(5)]
+
+
+def test_events_of_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Path) -> None:
+    events = [GOOD[:n] for n in (0, 1, 2, 3)] + [GOOD, [*GOOD, lepton(5e3)]]
+
+    assert read_all(write_file(tmp_path / "f.root", events))[1] == {"read": 6, "four_leptons": 2, "pt_cuts": 2}
+
+
+@pytest.mark.parametrize(
+    ("branch", "value"),
+    [
+        *product(("lep_pt", "lep_eta", "lep_phi", "lep_E"), (np.nan, np.inf, -np.inf)),
+        ("lep_pt", -1.0),
+        ("lep_pt", 0.0),
+        ("lep_E", -1.0),
+        ("lep_E", 0.0),
+        ("lep_eta", 1000.0),
+    ],
+)
+def test_a_badly_measured_lepton_costs_its_event_and_no_other(tmp_path: Path, branch: str, value: float) -> None:
+    bad_fifth = [*GOOD, {**lepton(5e3), branch: value}]
+    events = [GOOD, with_lepton(0, **{branch: value}), with_lepton(3, **{branch: value}), bad_fifth]
+
+    kept, cutflow = read_all(write_file(tmp_path / "f.root", events))
+
+    assert cutflow == {"read": 4, "four_leptons": 2, "pt_cuts": 2}
+    assert ak.to_numpy(kept.lep_pt).tolist() == [[40e3, 30e3, 20e3, 10e3]] * 2
+
+
+def test_a_weight_that_is_not_a_number_costs_its_event_in_simulation_only(tmp_path: Path) -> None:
+    weights = {"mcWeight": [1, np.nan, 1, 1], "scaleFactor_LepTRIGGER": [1, 1, np.inf, 1]}
+    path = write_file(tmp_path / "f.root", [GOOD] * 4, weights)
+
+    assert read_all(path)[1]["four_leptons"] == 2
+    assert read_all(path, DATA)[1]["four_leptons"] == 4
+
+
+def test_branches_that_disagree_on_the_number_of_leptons_cost_the_event(tmp_path: Path) -> None:
+    energies = ak.Array([[5e4] * 4, [5e4] * 3, [5e4] * 5])
+    path = write_file(tmp_path / "f.root", [GOOD] * 3, change={"lep_E": ak.values_astype(energies, np.float32)})
+
+    assert read_all(path)[1]["four_leptons"] == 1
+
+
+def test_doubles_are_read_as_floats_and_those_too_large_are_not_finite(tmp_path: Path) -> None:
+    pts = ak.Array([[40e3, 30e3, 20e3, 10e3], [1e300, 30e3, 20e3, 10e3]])
+    weights = np.array([1.0, 1.0])
+
+    path = write_file(tmp_path / "f.root", [GOOD] * 2, change={"lep_pt": pts, "mcWeight": weights})
+    events, cutflow = read_all(path)
+
+    assert cutflow["four_leptons"] == 1
+    assert ak.to_numpy(events.lep_pt).dtype == np.float32
+
+
+def test_a_tree_without_entries_gives_no_chunk_and_no_error(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [])
+
+    assert reading.plan(path, RELEASE, SIMULATION, NO_CUTS) == reading.Plan(0, (0,))
+    assert read_all(path)[1] == {"read": 0, "four_leptons": 0, "pt_cuts": 0}
+
+
+# --- what cannot be read ----------------------------------------------------
+
+
+def without_tree(path: Path) -> None:
+    write_file(path, [GOOD], tree="analysis")
+
+
+def without_branch(path: Path) -> None:
+    write_file(path, [GOOD], change={"lep_phi": None, "mcWeight": None})
+
+
+def flat_branch(path: Path) -> None:
+    write_file(path, [GOOD] * 3, change={"lep_pt": np.ones(3, np.float32)})
+
+
+def jagged_weight(path: Path) -> None:
+    write_file(path, [GOOD] * 2, change={"mcWeight": ak.Array([[1.0], [1.0, 2.0]])})
+
+
+def charges_with_decimals(path: Path) -> None:
+    write_file(path, [GOOD], change={"lep_charge": ak.Array([[1.0, np.nan, 1.0, -1.0]])})
+
+
+def histogram_for_tree(path: Path) -> None:
+    with uproot.recreate(path) as file:
+        file["mini"] = np.histogram([1.0, 2.0])
+
+
+def text(path: Path) -> None:
+    path.write_text("<html>404 Not Found</html>\n" * 100)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def nothing(path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "cause"),
+    [
+        (without_tree, "no tree 'mini' in this file; it has analysis;1"),
+        (without_branch, "has no branch lep_phi, mcWeight"),
+        (flat_branch, "branch 'lep_pt' holds 'float32', not a list of numbers"),
+        (jagged_weight, "branch 'mcWeight' holds 'var * float64', not one number"),
+        (charges_with_decimals, "branch 'lep_charge' holds 'var * float64', not a list of integers"),
+        (histogram_for_tree, "no tree 'mini' in this file; it has mini;1 (TH1D)"),
+        (text, "cannot be read as a ROOT file"),
+        (empty, "cannot be read as a ROOT file"),
+        (directory, "directory"),
+        (nothing, "No such file"),
+    ],
+)
+def test_a_file_that_is_not_the_release_s_is_named_with_the_cause(tmp_path: Path, make: Any, cause: str) -> None:
+    path = tmp_path / "mc.root"
+    make(path)
+
+    with pytest.raises(DataError) as caught:
+        read_all(path)
+
+    assert str(path) in str(caught.value)
+    assert cause in str(caught.value)
+
+
+def test_a_truncated_file_is_an_error_wherever_it_was_cut(tmp_path: Path) -> None:
+    whole = write_file(tmp_path / "whole.root", [GOOD] * 500, basket=100).read_bytes()
+    path = tmp_path / "cut.root"
+    for length in np.linspace(1, len(whole), 25, endpoint=False).astype(int):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"cut\.root"):
+            read_all(path)
+
+
+def test_a_file_that_lacks_nothing_but_its_last_bytes_is_never_read_short(tmp_path: Path) -> None:
+    """Behind the tree lies what ROOT needs for writing only."""
+    whole = write_file(tmp_path / "whole.root", [GOOD] * 20).read_bytes()
+    path = tmp_path / "cut.root"
+    for missing in (1, 10, 100, 1000):
+        path.write_bytes(whole[:-missing])
+        with suppress(DataError):
+            assert read_all(path)[1]["four_leptons"] == 20
+
+
+def test_flipped_bits_give_an_error_or_the_same_events(tmp_path: Path) -> None:
+    """The compressed baskets carry checksums; what is not in them must not change what is read."""
+    rng = np.random.default_rng(1)
+    events = [four_leptons(*np.sort(rng.choice([10e3, 20e3, 30e3], 4))[::-1]) for _ in range(400)]
+    body = write_file(tmp_path / "whole.root", events).read_bytes()
+    expected = read_all(tmp_path / "whole.root")[0]
+    path = tmp_path / "flipped.root"
+    errors = 0
+    for at in rng.integers(0, len(body), 60):
+        flipped = bytearray(body)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found = read_all(path)[0]
+        except DataError:
+            errors += 1
+        else:
+            assert ak.array_equal(found, expected), at
+    assert errors > 10
+
+
+def test_a_file_that_has_shrunk_since_it_was_planned_is_never_read_short(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [GOOD] * 10)
+
+    with pytest.raises(DataError, match=r"f\.root: holds 2 entries between 8 and 12"):
+        reading.read(path, RELEASE, SIMULATION, 8, 12)
+
+
+def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [GOOD] * 3)
+    assert read_all(path)[1]["read"] == 3
+
+    shutil.move(write_file(tmp_path / "other.root", [GOOD] * 5), path)
+
+    assert read_all(path)[1]["read"] == 5
+
+
+# --- chunks -----------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), max_size=30),
+    chunk_entries=st.integers(1, 300),
+    part=st.floats(0.001, 1),
+)
+def test_chunks_cover_every_entry_once_in_order_and_end_with_baskets_where_they_can(
+    sizes: list[int], chunk_entries: int, part: float
+) -> None:
+    baskets = np.cumsum([0, *sizes])
+    entries = int(part * baskets[-1])
+
+    bounds = reading._bounds(entries, baskets, chunk_entries)
+
+    assert (bounds[0], bounds[-1]) == (0, entries)
+    for start, stop in pairwise(bounds):
+        assert 0 < stop - start <= chunk_entries
+        in_second_half = baskets[(baskets > start + chunk_entries // 2) & (baskets <= start + chunk_entries)]
+        if stop < entries and len(in_second_half):
+            assert stop == in_second_half[-1]
+
+
+def test_chunks_of_a_real_tree_end_where_its_baskets_end(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [GOOD] * 100, basket=30)
+
+    def bounds(**settings: Any) -> tuple[int, ...]:
+        return reading.plan(path, RELEASE, SIMULATION, replace(NO_CUTS, **settings)).bounds
+
+    assert bounds() == (0, 100)
+    assert bounds(chunk_entries=35) == (0, 30, 60, 90, 100)
+    assert bounds(chunk_entries=70) == (0, 60, 100)
+    assert bounds(chunk_entries=22) == (0, 22, 44, 60, 82, 100)
+    assert bounds(chunk_entries=40, fraction=0.55) == (0, 30, 55)
+
+
+def test_a_fraction_reads_the_first_entries_of_each_file(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [four_leptons(40e3 + n, 30e3, 20e3, 10e3) for n in range(10)])
+
+    events, cutflow = read_all(path, settings=replace(NO_CUTS, fraction=0.29))
+
+    assert cutflow["read"] == 2
+    assert ak.to_numpy(events.lep_pt)[:, 0].tolist() == [40000, 40001]
+    # 0.29 · 100 is 28.999… in binary, 29 in decimal: what the user wrote counts.
+    assert replace(NO_CUTS, fraction=0.29).entries_of(100) == 29
+
+
+# --- pT cuts ----------------------------------------------------------------
+
+JUST_ABOVE_20_GEV = float(np.nextafter(np.float32(20e3), np.float32(np.inf)))
+
+
+@pytest.mark.parametrize(
+    ("cuts", "passing"),
+    [
+        ((), 4),
+        ((0,), 4),
+        ((20,), 3),
+        ((20, 15), 2),
+        ((20, 15, 10), 1),
+        ((20, 15, 10, 5), 1),
+        ((20, 15, 10, 9), 0),
+        ((0, 0, 0, 5), 4),
+    ],
+)
+def test_each_pt_cut_is_strictly_greater_on_the_lepton_in_its_place(
+    tmp_path: Path, cuts: tuple[float, ...], passing: int
+) -> None:
+    events = [
+        four_leptons(20e3, 15.1e3, 10.1e3, 9e3),  # the first is exactly at its cut
+        four_leptons(JUST_ABOVE_20_GEV, 15e3, 10.1e3, 9e3),
+        four_leptons(JUST_ABOVE_20_GEV, 15.1e3, 10e3, 9e3),
+        four_leptons(JUST_ABOVE_20_GEV, 15.1e3, 10.1e3, 9e3),
+    ]
+    path = write_file(tmp_path / "f.root", events)
+
+    cutflow = read_all(path, settings=RunSettings(pt_cuts_gev=cuts))[1]
+
+    assert cutflow == {"read": 4, "four_leptons": 4, "pt_cuts": passing}
+
+
+# --- where files are --------------------------------------------------------
+
+
+def test_a_file_is_found_in_the_release_s_layout_or_flat(tmp_path: Path) -> None:
+    settings = replace(NO_CUTS, data=str(tmp_path))
+    flat = tmp_path / Path(DATA.file).name
+    flat.touch()
+    assert locate(DATA, settings, tmp_path / "cache") == flat
+
+    (tmp_path / "Data").mkdir()
+    (tmp_path / DATA.file).touch()
+    assert locate(DATA, settings, tmp_path / "cache") == tmp_path / DATA.file
+
+    check_directory(RELEASE, settings)
+    with pytest.raises(DataError, match=r"mc_410000.*no such file.*--data"):
+        locate(SIMULATION, settings, tmp_path / "cache")

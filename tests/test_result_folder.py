@@ -1,0 +1,287 @@
+"""The files of a result, the folder they are written to, and the archive they travel in."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uproot
+
+from common.errors import MessageError
+from common.result_folder import MAX_BYTES, pack, unpack, write_folder
+from workers.visualisation.folder import result_files
+
+FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
+BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", ".hidden", "a..b", "a.", "a\n", "a b", "a\0"]
+BAD_NAMES += ["é", "-rf", "x" * 129]
+EDGES = np.linspace(80.0, 250.0, 35)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A small result of two histograms, of which one has no signal."""
+    rising = np.arange(34.0)
+
+    def contents(values: Any, mean_weight: float = 1.0) -> dict[str, list[float]]:
+        return {"values": values.tolist(), "variances": (values * mean_weight).tolist()}
+
+    backgrounds = {"z_ttbar": contents(rising / 3, 0.5), "zz": contents(rising / 2, 0.1)}
+    categories = {"data": contents(rising), **backgrounds}
+    document = {
+        "run_id": "run1", "release": "2020e-13tev", "toy": False, "complete": True, "problems": ["é → 4ℓ"],
+        "settings": {"lumi": 10.0, "fraction": 1.0, "pt_cuts": []}, "samples": {},
+        "histograms": {
+            "m4l": {"edges": EDGES.tolist(), **categories, "signal": contents(rising / 7, 0.01)},
+            "m4l_4e": {"edges": EDGES.tolist(), **categories},
+        },
+    }  # fmt: skip
+    return document | changes
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a folder holds."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def archive(*entries: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip archive of any entries, sound or not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as made:
+        for name, data in entries:
+            made.writestr(zipfile.ZipInfo(name), data, compress_type=method)
+    return buffer.getvalue()
+
+
+# The files
+
+
+def test_a_result_is_a_document_two_pictures_of_each_histogram_and_a_root_file() -> None:
+    files = result_files(result())
+    assert list(files) == ["result.json", "m4l.png", "m4l.pdf", "m4l_4e.png", "m4l_4e.pdf", "histograms.root"]
+    assert json.loads(files["result.json"]) == result()
+    assert "é → 4ℓ".encode() in files["result.json"]
+    assert files["m4l.png"].startswith(b"\x89PNG")
+    assert files["m4l.pdf"].startswith(b"%PDF")
+    again = result_files(result())
+    assert {name for name in files if files[name] != again[name]} <= {"histograms.root"}
+
+
+def test_the_fonts_are_in_the_pdf() -> None:
+    pdf = result_files(result())["m4l.pdf"]
+    assert b"TeXGyreHeros-Regular" in pdf
+    assert pdf.count(b"/Subtype /Type3") == pdf.count(b"/CharProcs") > 0
+    assert b"CreationDate" not in pdf
+
+
+def test_root_reads_back_what_the_result_says() -> None:
+    with uproot.open(io.BytesIO(result_files(result())["histograms.root"])) as file:
+        assert file.classnames(recursive=True, cycle=False) == {
+            "m4l": "TDirectory", "m4l/data": "TH1D", "m4l/z_ttbar": "TH1D", "m4l/zz": "TH1D",
+            "m4l/signal": "TH1D",
+            "m4l_4e": "TDirectory", "m4l_4e/data": "TH1D", "m4l_4e/z_ttbar": "TH1D", "m4l_4e/zz": "TH1D",
+        }  # fmt: skip
+        for name, histogram in result()["histograms"].items():
+            for category in histogram.keys() - {"edges"}:
+                read = file[f"{name}/{category}"]
+                assert read.values().tolist() == histogram[category]["values"]
+                assert read.variances().tolist() == histogram[category]["variances"]
+                assert read.axis().edges().tolist() == histogram["edges"]
+                assert read.values(flow=True)[[0, -1]].tolist() == [0, 0]
+        assert file["m4l/z_ttbar"].title == "Z, t#bar{t}"
+        assert file["m4l/signal"].title == "H#to ZZ^{*} (m_H = 125 GeV)"
+        assert file["m4l/data"].axis().member("fTitle") == "m_{4l} [GeV]"
+
+
+def test_a_toy_is_called_a_toy_in_the_root_file_too() -> None:
+    with uproot.open(io.BytesIO(result_files(result(toy=True))["histograms.root"])) as file:
+        assert file["m4l/data"].title == "TOY demo – not ATLAS data: Data"
+
+
+def test_a_number_that_json_has_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        result_files(result(window={"significance": float("nan")}))
+
+
+# The folder
+
+
+def test_the_folder_holds_the_files_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    folder = write_folder(FILES, tmp_path / "results" / "here", "run1")
+    assert folder == tmp_path / "results" / "here" / "run1"
+    assert content(folder) == FILES
+    assert os.listdir(folder.parent) == ["run1"]
+
+
+def test_others_may_read_the_folder_as_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "ordinary").mkdir()
+    folder = write_folder(FILES, tmp_path, "run1")
+    assert folder.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_the_same_files_again_change_nothing(tmp_path: Path) -> None:
+    folder = write_folder(FILES, tmp_path, "run1")
+    before = folder.stat(), (folder / "m4l.png").stat()
+    write_folder(dict(reversed(FILES.items())), tmp_path, "run1")
+    after = folder.stat(), (folder / "m4l.png").stat()
+    assert [(s.st_ino, s.st_mtime_ns) for s in after] == [(s.st_ino, s.st_mtime_ns) for s in before]
+
+
+@pytest.mark.parametrize("newer", [{"result.json": b"[]\n"}, {**FILES, "more.txt": b""}])
+def test_a_newer_result_replaces_the_whole_older_folder(newer: dict[str, bytes], tmp_path: Path) -> None:
+    write_folder(FILES, tmp_path, "run1")
+    assert content(write_folder(newer, tmp_path, "run1")) == newer
+    assert os.listdir(tmp_path) == ["run1"]
+
+
+def test_no_reader_sees_half_a_folder_while_writers_replace_it(tmp_path: Path) -> None:
+    versions = [{f"{i}.txt": bytes([version]) * 100 for i in range(8)} for version in range(4)]
+    write_folder(versions[0], tmp_path, "run1")
+
+    def write(first: int) -> None:
+        for i in range(12):
+            write_folder(versions[(first + i) % 4], tmp_path, "run1")
+
+    writers = [threading.Thread(target=write, args=(first,)) for first in range(2)]
+    for writer in writers:
+        writer.start()
+    seen = 0
+    while any(writer.is_alive() for writer in writers):
+        try:
+            folder = os.open(tmp_path / "run1", os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # between two renames
+        try:
+            names = os.listdir(folder)
+            assert len(names) == 8 or os.stat(folder).st_ino != _inode(tmp_path / "run1")  # being deleted
+            seen += 1
+        finally:
+            os.close(folder)
+    for writer in writers:
+        writer.join()
+    assert seen
+    assert content(tmp_path / "run1") in versions
+    assert os.listdir(tmp_path) == ["run1"]
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def test_the_older_folder_stays_where_the_disk_refuses(tmp_path: Path, monkeypatch: Any) -> None:
+    write_folder(FILES, tmp_path, "run1")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_folder({"result.json": b"[]"}, tmp_path, "run1")
+    assert content(tmp_path / "run1") == FILES
+    assert os.listdir(tmp_path) == ["run1"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run1").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        write_folder(FILES, tmp_path, "run1")
+    assert (tmp_path / "run1").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["run1"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_could_lead_elsewhere_is_refused_everywhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MessageError, match=r"run id .* is refused"):
+        write_folder(FILES, tmp_path, name)
+    with pytest.raises(MessageError, match=r"file name .* is refused"):
+        write_folder({**FILES, name: b""}, tmp_path, "run1")
+    with pytest.raises(MessageError, match=r"file name .* is refused"):
+        pack({name: b""})
+    assert os.listdir(tmp_path) == []
+
+
+# The archive
+
+
+def test_a_packed_folder_unpacks_to_the_same_files() -> None:
+    assert unpack(pack(FILES)) == FILES
+    assert list(unpack(pack(FILES))) == list(FILES)
+    assert pack(FILES) == pack(dict(FILES))
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_NAMES if "\0" not in name])
+def test_an_archive_with_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(MessageError, match=r"file name .* is refused"):
+        unpack(archive((name, b"x")))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = archive(*((f"{i}.bin", bytes(MAX_BYTES // 4 + 1)) for i in range(4)))
+    assert len(bomb) < 2**20
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("the bomb was unpacked"))
+    with pytest.raises(MessageError, match="bytes is refused: at most 67108864"):
+        unpack(bomb)
+
+
+def test_a_zip_bomb_that_lies_about_its_size_is_refused() -> None:
+    bomb = archive(("a.bin", bytes(MAX_BYTES)))
+    lying = bomb.replace(MAX_BYTES.to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    with pytest.raises(MessageError, match="broken"):
+        unpack(lying)
+
+
+def test_an_archive_of_too_many_files_is_refused() -> None:
+    with pytest.raises(MessageError, match="65 files is refused: at most 64"):
+        unpack(archive(*((f"{i}.txt", b"") for i in range(65))))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_name_twice_is_refused() -> None:
+    with pytest.raises(MessageError, match=r"has a\.txt twice"):
+        unpack(archive(("a.txt", b"1"), ("a.txt", b"2")))
+
+
+def test_an_encrypted_archive_is_refused() -> None:
+    packed = bytearray(pack({"a.txt": b"secret"}))
+    packed[packed.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the central directory
+    with pytest.raises(MessageError, match="encrypted"):
+        unpack(bytes(packed))
+
+
+def test_an_archive_of_another_compression_is_refused() -> None:
+    with pytest.raises(MessageError, match=r"a\.txt .* is not deflated"):
+        unpack(archive(("a.txt", b"1" * 100), method=zipfile.ZIP_LZMA))
+
+
+def test_any_broken_archive_is_refused_in_words() -> None:
+    packed = pack(FILES)
+    for size in range(len(packed)):
+        with pytest.raises(MessageError):
+            unpack(packed[:size])
+    for position in range(len(packed)):
+        broken = bytearray(packed)
+        broken[position] ^= 0xFF
+        try:
+            unpack(bytes(broken))
+        except MessageError:
+            continue
+
+
+def test_the_follower_of_a_run_needs_neither_matplotlib_nor_uproot() -> None:
+    code = (
+        "import sys, common.result_folder;"
+        "heavy = {'matplotlib', 'uproot', 'hist', 'mplhep', 'numpy'} & sys.modules.keys();"
+        "sys.exit(f'imports {heavy}' if heavy else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

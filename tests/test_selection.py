@@ -1,0 +1,296 @@
+"""The selection, masses, channels and weights agree with a slow reference, event by event, and with the publication."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from physics import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
+
+from common.messages import RunPlan
+from common.settings import RunSettings, read
+from workers.analysis.histograms import axes, fill
+from workers.analysis.service import Analysis
+from workers.analysis.store import Store
+from workers.data_processor.selection import Z_MASS_GEV, select
+
+REAL_SAMPLES = ("data_A", "data_B", "data_C", "Zee", "ttbar_lep", "WH125_ZZ4lep")
+CHANNELS = {44: 0, 48: 1, 52: 2}  # 4e, 2e2μ, 4μ
+
+
+# --- a slow reference -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lepton:
+    pt: float
+    eta: float
+    phi: float
+    energy: float
+    charge: int
+    type: int
+
+
+def invariant_mass(leptons: tuple[Lepton, ...]) -> float:
+    """In GeV, from pT, η, φ, E in MeV; sums that lose no digits."""
+    px = math.fsum(one.pt * math.cos(one.phi) for one in leptons)
+    py = math.fsum(one.pt * math.sin(one.phi) for one in leptons)
+    pz = math.fsum(one.pt * math.sinh(one.eta) for one in leptons)
+    energy = math.fsum(one.energy for one in leptons)
+    m2 = math.fsum((energy**2, -(px**2), -(py**2), -(pz**2)))
+    return math.copysign(math.sqrt(abs(m2)), m2) / 1000
+
+
+def z_candidates(leptons: tuple[Lepton, ...]) -> tuple[float, float]:
+    """Of all orders of the leptons that make two pairs, the one with its first pair nearest to the Z."""
+    found = [
+        (invariant_mass((a, b)), invariant_mass((c, d)))
+        for a, b, c, d in permutations(leptons)
+        if a.type == b.type and c.type == d.type and a.charge == -b.charge and c.charge == -d.charge
+    ]
+    return min(found, key=lambda pair: abs(pair[0] - Z_MASS_GEV), default=(math.nan, math.nan))
+
+
+def reference(events: ak.Array, lumi_ifb: float, is_data: bool) -> list[dict[str, Any]]:
+    """The selected events, one after the other."""
+    sigma_pb, sum_of_weights = SIMULATION.cross_section_pb, SIMULATION.sum_of_weights
+    chosen = []
+    columns = ("lep_pt", "lep_eta", "lep_phi", "lep_energy", "lep_charge", "lep_type")
+    for event in events.to_list():
+        leptons = tuple(Lepton(*values) for values in zip(*(event[name] for name in columns), strict=True))
+        channel = CHANNELS.get(sum(one.type for one in leptons))
+        if sum(one.charge for one in leptons) != 0 or channel is None:
+            continue
+        weight = 1.0 if is_data else lumi_ifb * 1000 * sigma_pb / sum_of_weights * math.prod(event["weight_factors"])
+        z1, z2 = z_candidates(leptons)
+        chosen.append(
+            {
+                "m4l": invariant_mass(leptons),
+                "channel": channel,
+                "weight": weight,
+                "m_z1": z1,
+                "m_z2": z2,
+                "lead_pt": leptons[0].pt / 1000,
+            }
+        )
+    return chosen
+
+
+def assert_as_reference(events: ak.Array, chosen: ak.Array, *, is_data: bool) -> None:
+    expected = reference(events, 10.0, is_data)
+    assert len(chosen) == len(expected) > 0
+    for name, tolerance in {"m4l": 1e-12, "weight": 1e-6, "m_z1": 2e-7, "m_z2": 2e-7, "lead_pt": 1e-7}.items():
+        wanted = np.array([event[name] for event in expected])
+        np.testing.assert_allclose(ak.to_numpy(chosen[name]), wanted, rtol=tolerance)
+    assert ak.to_numpy(chosen.channel).tolist() == [event["channel"] for event in expected]
+
+
+@pytest.mark.parametrize("sample", [SIMULATION, DATA], ids=lambda sample: sample.name)
+def test_random_events_are_selected_weighed_and_measured_as_one_by_one(sample: Any) -> None:
+    events = random_events(np.random.default_rng(7), 600, sample)
+
+    chosen, cutflow = select(events, RELEASE, sample, 10.0)
+
+    assert_as_reference(events, chosen, is_data=sample.is_data)
+    neutral = sum(sum(charges) == 0 for charges in events.lep_charge.to_list())
+    assert cutflow == {"charge": neutral, "flavour": len(chosen)}
+    assert 0 < cutflow["flavour"] < cutflow["charge"] < 600
+
+
+def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
+    events = ak.to_regular(random_events(np.random.default_rng(3), 1, DATA))
+    return ak.Array(
+        {
+            **{name: ak.to_numpy(events[name]) for name in events.fields},
+            "lep_charge": np.array([charges], np.int8),
+            "lep_type": np.array([types], np.int8),
+        }
+    )
+
+
+def test_two_electrons_and_two_muons_of_equal_charges_are_selected_and_have_no_z_candidates() -> None:
+    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), RELEASE, DATA, 10.0)
+
+    assert chosen.channel.to_list() == [1]
+    assert math.isfinite(chosen.m4l[0])
+    assert math.isnan(chosen.m_z1[0])
+    assert math.isnan(chosen.m_z2[0])
+
+
+@pytest.mark.parametrize(
+    ("charges", "types", "cutflow"),
+    [
+        ((1, -1, 1, -1), (11, 11, 11, 11), {"charge": 1, "flavour": 1}),
+        ((1, -1, 1, -1), (13, 13, 13, 13), {"charge": 1, "flavour": 1}),
+        ((1, -1, 1, -1), (11, 13, 13, 11), {"charge": 1, "flavour": 1}),
+        ((1, -1, 1, -1), (11, 11, 11, 13), {"charge": 1, "flavour": 0}),
+        ((1, -1, 1, -1), (13, 13, 13, 11), {"charge": 1, "flavour": 0}),
+        ((1, 1, 1, -1), (11, 11, 11, 11), {"charge": 0, "flavour": 0}),
+        ((1, 1, 1, 1), (11, 11, 11, 13), {"charge": 0, "flavour": 0}),
+        ((100, 100, 56, 0), (13, 13, 13, 13), {"charge": 0, "flavour": 0}),  # 256 is 0 in eight bits
+    ],
+)
+def test_charge_comes_before_flavour_in_the_cutflow(
+    charges: tuple[int, ...], types: tuple[int, ...], cutflow: dict[str, int]
+) -> None:
+    assert select(one_event(charges, types), RELEASE, DATA, 10.0)[1] == cutflow
+
+
+def test_no_events_give_no_selected_events() -> None:
+    events = random_events(np.random.default_rng(1), 5)[:0]
+
+    chosen, cutflow = select(events, RELEASE, SIMULATION, 10.0)
+
+    assert len(chosen) == 0
+    assert cutflow == {"charge": 0, "flavour": 0}
+    assert fill(chosen, RELEASE).sum() == 0
+
+
+def test_a_z_at_rest_has_the_mass_that_its_leptons_were_given() -> None:
+    """Two back-to-back pairs of massless leptons of 45.594 and 14 GeV, at η = 0."""
+    event = one_event((1, -1, 1, -1), (11, 11, 13, 13))
+    pts = np.array([[45594.0, 45594.0, 14000.0, 14000.0]], np.float32)
+    columns = {name: ak.to_numpy(event[name]) for name in event.fields} | {
+        "lep_pt": pts,
+        "lep_energy": pts,
+        "lep_eta": np.zeros((1, 4), np.float32),
+        "lep_phi": np.array([[0, np.pi, 0.5, 0.5 - np.pi]], np.float32),
+    }
+
+    chosen, _ = select(ak.Array(columns), RELEASE, DATA, 10.0)
+
+    assert chosen.m_z1[0] == pytest.approx(91.188)
+    assert chosen.m_z2[0] == pytest.approx(28.0)
+    assert chosen.m4l[0] == pytest.approx(91.188 + 28.0)
+    assert chosen.lead_pt[0] == pytest.approx(45.594)
+
+
+def test_the_weight_scales_with_luminosity_and_data_weigh_one() -> None:
+    events = random_events(np.random.default_rng(2), 200)
+
+    at_10, at_25 = (ak.to_numpy(select(events, RELEASE, SIMULATION, lumi)[0].weight) for lumi in (10.0, 25.0))
+
+    np.testing.assert_allclose(at_25, 2.5 * at_10, rtol=1e-6)
+    data = random_events(np.random.default_rng(2), 200, DATA)
+    assert set(ak.to_numpy(select(data, RELEASE, DATA, 25.0)[0].weight)) == {1.0}
+
+
+# --- the real files ---------------------------------------------------------
+
+
+def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, Any]:
+    """The final result of what the processor has sent."""
+    store = Store(None)
+    service = Analysis(read({}), store)
+    service.handle(RunPlan("run", 0.0, settings))
+    for one in processed.values():
+        service.handle(one.plan)
+        for message in one.messages:
+            service.handle(message)
+    result = store.result("run")
+    assert result is not None
+    service.close()
+    return result
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[int, tuple[dict[str, Any], dict[str, Processed]]]:
+    """The six real files, in chunks of 50000, of 1000 and of 37 entries."""
+    directory = real_data()
+    found = {}
+    for size in (50_000, 1000, 37):
+        settings = replace(NO_CUTS, samples=REAL_SAMPLES, chunk_entries=size)
+        samples = [RELEASE.sample(name) for name in REAL_SAMPLES]
+        processed = {s.name: process("run", directory / "4lep" / s.file, s, settings) for s in samples}
+        found[size] = run_of(settings, processed), processed
+    return found
+
+
+def test_the_published_numbers_come_out_digit_for_digit(results: Any) -> None:
+    published = json.loads((real_data() / "reference.json").read_text())["samples"]
+    found = results[50_000][0]["samples"]
+    assert found.keys() == published.keys()
+    for name, expected in published.items():
+        assert found[name]["events_selected"] == expected["events_selected"], name
+        assert found[name]["events_read"] == expected.get("events_read", found[name]["events_read"]), name
+        assert found[name]["yield"] == pytest.approx(expected["yield"], rel=1e-6), name
+        digits = len(str(expected["yield"]).partition(".")[2])
+        assert f"{found[name]['yield']:.{digits}f}" == str(expected["yield"]), name
+    assert {found[name]["yield"] for name in ("data_A", "data_B", "data_C")} == {27, 86, 146}
+
+
+def test_the_size_of_the_chunks_changes_no_bit_of_a_yield(results: Any) -> None:
+    whole = results[50_000][0]
+    for result, processed in results.values():
+        assert {n: s["yield"].hex() for n, s in result["samples"].items()} == {
+            n: s["yield"].hex() for n, s in whole["samples"].items()
+        }
+        assert {n: s["cutflow"] for n, s in result["samples"].items()} == {
+            n: s["cutflow"] for n, s in whole["samples"].items()
+        }
+        assert all(one.plan.entries == whole["samples"][name]["events_read"] for name, one in processed.items())
+
+
+def test_the_histograms_of_many_chunks_are_those_of_all_events_at_once(results: Any) -> None:
+    for result, processed in results.values():
+        for category in ("data", "z_ttbar", "signal"):
+            events = ak.concatenate(
+                [
+                    message.events
+                    for name, one in processed.items()
+                    if RELEASE.sample(name).category == category
+                    for message in one.messages
+                ]
+            )
+            weight = ak.to_numpy(events.weight).astype(float)
+            for name, axis in axes(RELEASE).items():
+                _, _, channel = name.partition("m4l_")
+                chosen: Any = slice(None)
+                if channel:
+                    chosen = ak.to_numpy(events.channel) == list(RELEASE.channels).index(channel)
+                values = ak.to_numpy(events[axis.column])[chosen]
+                inside = (values >= axis.low) & (values < axis.high)
+                for key, w in {"values": weight[chosen], "variances": weight[chosen] ** 2}.items():
+                    expected = np.histogram(values[inside], axis.edges, weights=w[inside])[0]
+                    np.testing.assert_allclose(
+                        result["histograms"][name][category][key], expected, rtol=1e-12, atol=1e-12 * expected.max()
+                    )
+
+
+def test_real_events_are_selected_and_measured_as_one_by_one(results: Any) -> None:
+    """Of every real file the first entries, read by uproot on its own."""
+    names = RELEASE.branches.leptons
+    for sample in (RELEASE.sample(name) for name in REAL_SAMPLES):
+        tree = uproot.open(real_data() / "4lep" / sample.file)["mini"]
+        arrays = tree.arrays(entry_stop=400, filter_name=[*names.values(), *RELEASE.branches.weights])
+        arrays = arrays[ak.num(arrays.lep_pt) >= 4]
+        leptons = {ours: ak.to_regular(arrays[theirs][:, :4]) for ours, theirs in names.items()}
+        factors = [] if sample.is_data else [arrays[name] for name in RELEASE.branches.weights]
+        events = ak.Array(
+            {
+                **leptons,
+                "weight_factors": np.stack(factors, axis=1) if factors else np.empty((len(arrays), 0)),
+            }
+        )
+        found = ak.concatenate([message.events for message in results[37][1][sample.name].messages])
+        expected = reference(events, 10.0, sample.is_data)
+        m4l = np.array([event["m4l"] for event in expected])
+        np.testing.assert_allclose(ak.to_numpy(found.m4l)[: len(m4l)], m4l, rtol=1e-12)
+        for name in ("m_z1", "m_z2"):
+            wanted = [event[name] for event in expected]
+            np.testing.assert_allclose(ak.to_numpy(found[name])[: len(m4l)], wanted, rtol=1e-5, atol=1e-2)
+
+
+def test_a_result_of_nothing_but_data_can_be_made_of_the_real_files(results: Any) -> None:
+    processed = {name: one for name, one in results[1000][1].items() if name.startswith("data")}
+    result = run_of(replace(NO_CUTS, samples=tuple(processed), chunk_entries=1000), processed)
+
+    assert result["categories"] == {"data": {"events_selected": 259, "yield": 259.0, "yield_error": math.sqrt(259)}}
+    assert result["window"]["significance"] is None

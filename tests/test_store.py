@@ -1,0 +1,365 @@
+"""The database keeps each chunk once, whatever comes twice, late, in another order, or not at all."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from physics import RELEASE, random_selected
+
+from common.errors import SettingsError, Unavailable
+from common.messages import Chunk, RunPlan, SamplePlan
+from common.settings import RunSettings
+from workers.analysis.histograms import fill
+from workers.analysis.result import result_of
+from workers.analysis.store import Partial, Store
+
+SAMPLES = {"data_A": (0, 20, 40), "Zee": (0, 30, 60, 90, 120), "llll": (0, 50), "ZH125_ZZ4lep": (0,)}
+SETTINGS = RunSettings(samples=tuple(SAMPLES))
+
+
+def partial(chunk: Chunk) -> Partial:
+    """What a chunk adds: of random weights, so that the order of additions shows in the last bits."""
+    rng = np.random.default_rng([chunk.start, *chunk.sample.encode()])
+    events = random_selected(rng, chunk.stop - chunk.start)
+    cutflow = dict.fromkeys(RELEASE.steps, len(events))
+    weights = np.empty(0, np.float32) if chunk.sample == "data_A" else np.asarray(events.weight)
+    return Partial(cutflow, fill(events, RELEASE), weights)
+
+
+Step = Callable[[Store], object]
+
+
+def sample_plan(run_id: str, sample: str) -> SamplePlan:
+    return SamplePlan(run_id, sample, SAMPLES[sample][-1], SAMPLES[sample])
+
+
+def chunks(run_id: str) -> list[Chunk]:
+    return [chunk for sample in SAMPLES for chunk in sample_plan(run_id, sample).chunks]
+
+
+def steps(run_id: str) -> list[Step]:
+    """Everything that makes a run whole, in the order that it is asked for."""
+
+    def begin(store: Store) -> None:
+        store.begin(RunPlan(run_id, 1000.0, SETTINGS))
+
+    def plan(sample: str) -> Step:
+        return lambda store: store.plan(sample_plan(run_id, sample))
+
+    def add(chunk: Chunk) -> Step:
+        return lambda store: store.add(chunk, partial(chunk))
+
+    return [begin, *map(plan, SAMPLES), *map(add, chunks(run_id))]
+
+
+def final(store: Store, run_id: str = "run") -> str:
+    """A run's final result to the last bit: JSON keeps every float exactly."""
+    run = store.run(run_id)
+    assert run is not None
+    return json.dumps(result_of(run, store, 1010.0, final=True))
+
+
+def whole_run() -> str:
+    with closing(Store(None)) as store:
+        for step in steps("run"):
+            step(store)
+        return final(store)
+
+
+EXPECTED = whole_run()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    store = Store(None)
+    yield store
+    store.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(0, 8))
+def test_any_order_with_repeats_gives_the_same_bits(rng: random.Random, repeats: int) -> None:
+    todo = steps("run")
+    todo += rng.choices(todo, k=repeats)
+    rng.shuffle(todo)
+
+    with closing(Store(None)) as store:
+        for step in todo:
+            step(store)
+
+        assert store.is_whole("run")
+        assert final(store) == EXPECTED
+
+
+@pytest.mark.parametrize("left_out", range(len(steps("run"))))
+def test_a_run_is_whole_only_when_everything_is_there(store: Store, left_out: int) -> None:
+    assert not store.is_whole("run")
+    todo = steps("run")
+    last = todo.pop(left_out)
+    for step in todo:
+        step(store)
+    assert not store.is_whole("run")
+
+    last(store)
+
+    assert store.is_whole("run")
+
+
+def test_a_second_delivery_of_a_chunk_changes_nothing(store: Store) -> None:
+    for step in steps("run"):
+        step(store)
+    chunk = Chunk("run", "Zee", 30, 60)
+    other = partial(Chunk("run", "Zee", 31, 61))
+
+    assert store.add(chunk, other) is False
+    assert final(store) == EXPECTED
+
+
+def test_a_second_plan_with_other_bounds_counts_no_event_twice(store: Store) -> None:
+    for step in steps("run"):
+        step(store)
+    store.plan(SamplePlan("run", "Zee", 120, (0, 60, 120)))
+    for chunk in SamplePlan("run", "Zee", 120, (0, 60, 120)).chunks:
+        store.add(chunk, partial(chunk))
+
+    assert store.is_whole("run")
+    assert final(store) == EXPECTED
+
+
+# --- what fails -------------------------------------------------------------
+
+ZEE = Chunk("run", "Zee", 30, 60)
+
+
+def without(chunk: Chunk, store: Store) -> None:
+    """A run with all but one chunk."""
+    store.begin(RunPlan("run", 1000.0, SETTINGS))
+    for sample in SAMPLES:
+        store.plan(sample_plan("run", sample))
+    for other in chunks("run"):
+        if other != chunk:
+            store.add(other, partial(other))
+
+
+def test_a_failed_chunk_makes_the_run_whole_with_a_problem_and_success_makes_it_good(store: Store) -> None:
+    without(ZEE, store)
+    store.fail(ZEE, "the file is broken")
+
+    assert store.is_whole("run")
+    assert store.problems("run") == ["Zee[30:60]: the file is broken"]
+    assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 90
+    assert json.loads(final(store))["complete"] is False
+
+    assert store.add(ZEE, partial(ZEE)) is True
+    assert store.problems("run") == []
+    assert final(store) == EXPECTED
+
+
+def test_a_failure_after_success_is_forgotten(store: Store) -> None:
+    for step in steps("run"):
+        step(store)
+    store.fail(ZEE, "a replica ran out of memory")
+
+    assert final(store) == EXPECTED
+
+
+def test_a_chunk_may_fail_before_it_is_planned(store: Store) -> None:
+    store.fail(ZEE, "the file is broken")
+    without(ZEE, store)
+
+    assert store.is_whole("run")
+    assert store.problems("run") == ["Zee[30:60]: the file is broken"]
+
+
+def test_a_sample_that_cannot_be_found_is_a_problem_until_it_is_planned(store: Store) -> None:
+    store.begin(RunPlan("run", 1000.0, SETTINGS))
+    for sample in SAMPLES:
+        store.plan(SamplePlan("run", sample, problem="no such file"))
+    assert store.is_whole("run")
+    assert store.problems("run") == sorted(f"{sample}: no such file" for sample in SAMPLES)
+
+    for step in steps("run"):
+        step(store)
+    assert final(store) == EXPECTED
+
+    store.plan(SamplePlan("run", "Zee", problem="no such file"))
+    assert final(store) == EXPECTED
+
+
+def lost(store: Store) -> None:
+    store.lose("run", "Zee", "the loader crashed")
+
+
+def planned(store: Store) -> None:
+    store.plan(sample_plan("run", "Zee"))
+
+
+def two_chunks(store: Store) -> None:
+    for chunk in sample_plan("run", "Zee").chunks[:2]:
+        store.add(chunk, partial(chunk))
+
+
+@pytest.mark.parametrize("order", [*permutations([lost, planned, two_chunks])])
+def test_a_lost_sample_is_waited_for_no_longer_and_what_still_comes_makes_it_good(
+    store: Store, order: tuple[Step, ...]
+) -> None:
+    store.begin(RunPlan("run", 1000.0, SETTINGS))
+    for sample in SAMPLES:
+        if sample != "Zee":
+            store.plan(sample_plan("run", sample))
+    for chunk in chunks("run"):
+        if chunk.sample != "Zee":
+            store.add(chunk, partial(chunk))
+    for step in order:
+        step(store)
+
+    assert store.is_whole("run")
+    assert store.problems("run") == ["Zee[60:90]: the loader crashed", "Zee[90:120]: the loader crashed"]
+    assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 60
+
+    for chunk in sample_plan("run", "Zee").chunks:
+        store.add(chunk, partial(chunk))
+    assert final(store) == EXPECTED
+
+
+def test_a_sample_lost_before_its_plan_is_the_run_s_problem(store: Store) -> None:
+    store.lose("run", "llll", "the loader crashed")
+    store.begin(RunPlan("run", 1000.0, RunSettings(samples=("llll",))))
+
+    assert store.is_whole("run")
+    assert store.problems("run") == ["llll: the loader crashed"]
+
+
+# --- the end of a run -------------------------------------------------------
+
+
+def test_a_complete_result_stays_and_its_partial_histograms_go(store: Store) -> None:
+    for step in steps("run"):
+        step(store)
+    result = json.loads(final(store))
+    store.finish("run", result)
+
+    assert store.result("run") == result
+    assert [list(store.partials("run", sample)) for sample in SAMPLES] == [[], [], [], []]
+    assert store.add(ZEE, partial(ZEE)) is False
+    assert store.result("run") == result
+
+
+def test_an_incomplete_result_keeps_what_a_late_chunk_needs(store: Store) -> None:
+    without(ZEE, store)
+    store.fail(ZEE, "lost")
+    store.finish("run", json.loads(final(store)))
+
+    store.add(ZEE, partial(ZEE))
+
+    assert final(store) == EXPECTED
+
+
+def test_runs_side_by_side_do_not_mix(store: Store) -> None:
+    names = [f"run-{n}" for n in range(4)]
+    todo = [step for name in names for step in steps(name)]
+    random.Random(4).shuffle(todo)
+    for step in todo[:-1]:
+        step(store)
+    assert sum(store.is_whole(name) for name in names) == 3
+    todo[-1](store)
+
+    assert [final(store, name).replace(name, "run") for name in names] == [EXPECTED] * 4
+
+
+# --- the file ---------------------------------------------------------------
+
+
+def test_every_row_survives_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "analysis.sqlite"
+    todo = steps("run")
+    with closing(Store(path)) as crashed, closing(Store(path)) as second:
+        for step in todo[:7]:
+            step(crashed)
+        for step in todo[7:9]:
+            step(second)
+        crashed._db.execute("BEGIN IMMEDIATE")  # a transaction that the crash cuts off
+        crashed._db.execute("DELETE FROM chunks")
+        crashed.close()
+
+        with closing(Store(path)) as store:  # the second was never closed
+            for step in todo[9:]:
+                step(store)
+            assert store.is_whole("run")
+            assert final(store) == EXPECTED
+            store.finish("run", json.loads(EXPECTED))
+
+        assert second.result("run") == json.loads(EXPECTED)
+
+
+def a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def below_a_file(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.touch()
+
+
+def not_a_database(path: Path) -> None:
+    path.write_text("run_id,result\n" * 100)
+
+
+def of_another_version(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+@pytest.mark.parametrize("make", [a_directory, below_a_file, not_a_database, of_another_version])
+def test_a_database_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "data" / "analysis.sqlite"
+    path.parent.mkdir()
+    make(path)
+
+    with pytest.raises(SettingsError, match=r"DATABASE='.*analysis\.sqlite'"):
+        Store(path)
+
+
+def test_a_locked_database_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store(tmp_path / "analysis.sqlite", patience_s=0.01)
+    other = sqlite3.connect(tmp_path / "analysis.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    for step in steps("run"):
+        with pytest.raises(Unavailable, match="locked"):
+            step(store)
+    other.execute("ROLLBACK")
+    other.close()
+    for step in steps("run"):
+        step(store)
+
+    assert final(store) == EXPECTED
+    store.close()
+
+
+def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "analysis.sqlite")) as store:
+        without(ZEE, store)
+        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        others = [Chunk("other", "Zee", start, start + 1) for start in range(100)]
+        with pytest.raises(Unavailable, match="full"):
+            collections.deque((store.add(chunk, partial(ZEE)) for chunk in others), maxlen=0)
+
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        store.add(ZEE, partial(ZEE))
+
+        assert final(store) == EXPECTED
