@@ -66,28 +66,20 @@ output=$(from_here "$output")
 mkdir -p "$output" || fail "--output '$output' cannot be made" 2
 export RESULTS_DIR=$output
 
-# Which images are missing? Without the source's own build they come from nowhere.
-missing=0
-for service in data-loader data-processor analysis visualisation; do
-    docker image inspect "$service:${IMAGE_TAG:-latest}" >/dev/null 2>&1 || missing=1
-done
-if [ "$missing" = 1 ]; then
-    echo "building the images (once)" >&2
-    ./build-images.sh >&2
-fi
+# With nothing changed this takes a second or two: every layer is there.
+./build-images.sh >&2
 
-# A wrong flag shall not start a stack.
-submit=(docker compose --progress quiet run --rm --no-deps --user "$(id -u):$(id -g)" submit)
-[ -t 0 ] && [ -t 1 ] || submit=("${submit[@]:0:5}" -T "${submit[@]:5}")
-
-docker compose --progress quiet up --detach --wait --wait-timeout 180 || {
-    docker compose ps --all >&2
+# Compose 2.40 can leave --wait with 0 though a service is not healthy: look for ourselves.
+docker compose --progress quiet up --detach --wait --wait-timeout 180 || true
+unhealthy=$(docker compose ps --all --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true)
+if [ -n "$unhealthy" ]; then
     docker compose logs --tail 20 >&2
-    fail "the stack did not become healthy; its last lines stand above"
-}
-code=0
-"${submit[@]}" "${flags[@]}" || code=$?
-if [ "$code" != 2 ]; then
-    echo "results in $output/, the broker's page at http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
+    fail "not healthy: ${unhealthy//$'\n'/, }; the last lines of the logs stand above"
 fi
+
+submit=(docker compose --progress quiet run --rm --no-deps --user "$(id -u):$(id -g)")
+[ -t 0 ] && [ -t 1 ] || submit+=(-T)
+code=0
+"${submit[@]}" submit "${flags[@]}" || code=$?
+[ "$code" = 2 ] || echo "all runs: http://127.0.0.1:${PAGE_PORT:-8080}/    the broker: http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
 exit "$code"

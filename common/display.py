@@ -50,12 +50,13 @@ class Bars:
 
     def progress(self, stage: Stage, events: int, samples: int) -> None:
         """Move a stage's bar; the plan says how many events the others have before them."""
+        self._progress.update(self._tasks["plan"], note="")
         if stage == "plan":
-            self._progress.update(self._tasks[stage], completed=samples, note="")
+            self._progress.update(self._tasks[stage], completed=samples)
             for other in self._tasks.keys() - {"plan"}:
                 self._progress.update(self._tasks[other], total=events)
         else:
-            self._progress.update(self._tasks[stage], completed=events, note="")
+            self._progress.update(self._tasks[stage], completed=events)
 
     def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None:
         """Say how far a file is that comes over the network."""
@@ -74,7 +75,7 @@ def tables(result: Mapping[str, Any], release: Release) -> list[Table]:
     lumi_ifb = settings["lumi"] * settings["fraction"]
     cutflow = _table(f"Cutflow, events ({release.title}, {lumi_ifb:g} fb⁻¹)", "sample")
     for column in (*(step.replace("_", " ") for step in release.steps), "yield", "±"):
-        cutflow.add_column(column.replace("four", "4"), justify="right", no_wrap=True)
+        cutflow.add_column(column.replace("four leptons", "4ℓ"), justify="right", no_wrap=True)
     for name, sample in result["samples"].items():
         counts = [f"{sample['cutflow'][step]:,}" for step in release.steps]
         cutflow.add_row(name, *counts, *_yield(sample))
@@ -98,7 +99,7 @@ def window_line(result: Mapping[str, Any]) -> str:
 
 def _table(title: str, first: str) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     table.add_column(first, no_wrap=True)
     return table
@@ -107,4 +108,4 @@ def _table(title: str, first: str) -> Table:
 def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
     """A yield and its uncertainty; counts without decimals."""
     is_count = entry["yield"] == entry["events_selected"]
-    return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.7g}", f"{entry['yield_error']:.2g}"
+    return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"

@@ -7,7 +7,6 @@ decoded has been checked: fields, types, lengths, names and ranges.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -20,14 +19,14 @@ import numpy as np
 from common import array_pickle, catalogue, topology
 from common.array_pickle import Column, Schema
 from common.errors import MessageError, SettingsError
+from common.names import MAX_NAME, NAME
 from common.settings import RunSettings
 
 #: RabbitMQ 4 refuses 16 MiB; half of that leaves room for headers and growth.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z"
-#: A run's id or a sample's name: it becomes part of paths and queue names.
-Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+#: A run's id, a sample's or a file's name.
+Name = Annotated[str, msgspec.Meta(pattern=NAME, max_length=MAX_NAME)]
 #: A number of events, entries or bytes; the database's integers have 64 bits.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 #: Seconds since 1970 (UTC), up to the year 9999.
@@ -35,13 +34,6 @@ Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 Stage = Literal["plan", "data-loader", "data-processor", "analysis"]
 
 T = TypeVar("T")
-
-
-def check_name(text: str) -> str:
-    """Return ``text`` if it can name a run; raises SettingsError otherwise."""
-    if not re.match(_NAME, text):
-        raise SettingsError(f"{text!r} is not a name of letters, digits, '.', '_' and '-'")
-    return text
 
 
 @dataclass(frozen=True, order=True)

@@ -1,27 +1,20 @@
-"""A run's result folder: written in one step, and packed into one archive to be sent."""
+"""A run's result folder, written in one step."""
 
 from __future__ import annotations
 
 import errno
-import io
 import os
-import re
 import secrets
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from common.errors import MessageError
+from common.names import MAX_NAME, NAME_IS, is_name
 
 MAX_FILES = 64
 MAX_BYTES = 64 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*", re.ASCII)
-_MAX_NAME = 128
-_PACKED_AT = (1980, 1, 1, 0, 0, 0)  # zip's earliest time: the same files make the same archive
-_ENCRYPTED = 0x1
 
 
 def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
@@ -54,48 +47,6 @@ def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
     return target
 
 
-def pack(files: Mapping[str, bytes]) -> bytes:
-    """The files as one zip archive; the same files in the same order make the same bytes."""
-    _check_files(files)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            entry = zipfile.ZipInfo(name, _PACKED_AT)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, content)
-    return buffer.getvalue()
-
-
-def unpack(data: bytes) -> dict[str, bytes]:
-    """The files of an archive that ``pack`` made.
-
-    Raises MessageError, before anything large is unpacked, for an archive that
-    is broken or encrypted, has a name twice or one that could lead elsewhere,
-    more than 64 files, or more than 64 MiB of them.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            _check_entries(entries)
-            return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise MessageError(f"the archive of a result folder is broken: {error}") from None
-
-
-def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
-    _check_size(len(entries), sum(entry.file_size for entry in entries))
-    seen: set[str] = set()
-    for entry in entries:
-        _check(entry.filename, "file name")
-        if entry.filename in seen:
-            raise MessageError(f"the archive of a result folder has {entry.filename} twice")
-        if entry.flag_bits & _ENCRYPTED:
-            raise MessageError(f"{entry.filename} in the archive of a result folder is encrypted")
-        if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise MessageError(f"{entry.filename} in the archive of a result folder is not deflated")
-        seen.add(entry.filename)
-
-
 def _check_files(files: Mapping[str, bytes]) -> None:
     for name in files:
         _check(name, "file name")
@@ -103,11 +54,8 @@ def _check_files(files: Mapping[str, bytes]) -> None:
 
 
 def _check(name: str, what: str) -> None:
-    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-        raise MessageError(
-            f"{what} {name[:_MAX_NAME]!r} is refused: use up to {_MAX_NAME} letters, digits, '-', '_' "
-            "and single dots between them"
-        )
+    if not is_name(name):
+        raise MessageError(f"{what} {name[:MAX_NAME]!r} is refused: {NAME_IS}")
 
 
 def _check_size(count: int, size: int) -> None:

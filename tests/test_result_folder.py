@@ -1,4 +1,4 @@
-"""The files of a result, the folder they are written to, and the archive they travel in."""
+"""The files of a result, and the folder they are written to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import pytest
 import uproot
 
 from common.errors import MessageError
-from common.result_folder import MAX_BYTES, pack, unpack, write_folder
+from common.result_folder import write_folder
 from workers.visualisation.folder import result_files
 
 FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", ".hidden", "a..b", "a.", "a\n", "a b", "a\0"]
-BAD_NAMES += ["é", "-rf", "x" * 129]
+BAD_NAMES += ["é", "-rf", "x" * 101]
 EDGES = np.linspace(80.0, 250.0, 35)
 
 
@@ -49,15 +48,6 @@ def result(**changes: Any) -> dict[str, Any]:
 def content(folder: Path) -> dict[str, bytes]:
     """What a folder holds."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def archive(*entries: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A zip archive of any entries, sound or not."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as made:
-        for name, data in entries:
-            made.writestr(zipfile.ZipInfo(name), data, compress_type=method)
-    return buffer.getvalue()
 
 
 # The files
@@ -205,76 +195,7 @@ def test_a_name_that_could_lead_elsewhere_is_refused_everywhere(name: str, tmp_p
         write_folder(FILES, tmp_path, name)
     with pytest.raises(MessageError, match=r"file name .* is refused"):
         write_folder({**FILES, name: b""}, tmp_path, "run1")
-    with pytest.raises(MessageError, match=r"file name .* is refused"):
-        pack({name: b""})
     assert os.listdir(tmp_path) == []
-
-
-# The archive
-
-
-def test_a_packed_folder_unpacks_to_the_same_files() -> None:
-    assert unpack(pack(FILES)) == FILES
-    assert list(unpack(pack(FILES))) == list(FILES)
-    assert pack(FILES) == pack(dict(FILES))
-
-
-@pytest.mark.parametrize("name", [name for name in BAD_NAMES if "\0" not in name])
-def test_an_archive_with_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
-    with pytest.raises(MessageError, match=r"file name .* is refused"):
-        unpack(archive((name, b"x")))
-
-
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = archive(*((f"{i}.bin", bytes(MAX_BYTES // 4 + 1)) for i in range(4)))
-    assert len(bomb) < 2**20
-    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("the bomb was unpacked"))
-    with pytest.raises(MessageError, match="bytes is refused: at most 67108864"):
-        unpack(bomb)
-
-
-def test_a_zip_bomb_that_lies_about_its_size_is_refused() -> None:
-    bomb = archive(("a.bin", bytes(MAX_BYTES)))
-    lying = bomb.replace(MAX_BYTES.to_bytes(4, "little"), (10).to_bytes(4, "little"))
-    with pytest.raises(MessageError, match="broken"):
-        unpack(lying)
-
-
-def test_an_archive_of_too_many_files_is_refused() -> None:
-    with pytest.raises(MessageError, match="65 files is refused: at most 64"):
-        unpack(archive(*((f"{i}.txt", b"") for i in range(65))))
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_archive_with_a_name_twice_is_refused() -> None:
-    with pytest.raises(MessageError, match=r"has a\.txt twice"):
-        unpack(archive(("a.txt", b"1"), ("a.txt", b"2")))
-
-
-def test_an_encrypted_archive_is_refused() -> None:
-    packed = bytearray(pack({"a.txt": b"secret"}))
-    packed[packed.index(b"PK\x01\x02") + 8] |= 1  # general purpose flag, bit 0, of the central directory
-    with pytest.raises(MessageError, match="encrypted"):
-        unpack(bytes(packed))
-
-
-def test_an_archive_of_another_compression_is_refused() -> None:
-    with pytest.raises(MessageError, match=r"a\.txt .* is not deflated"):
-        unpack(archive(("a.txt", b"1" * 100), method=zipfile.ZIP_LZMA))
-
-
-def test_any_broken_archive_is_refused_in_words() -> None:
-    packed = pack(FILES)
-    for size in range(len(packed)):
-        with pytest.raises(MessageError):
-            unpack(packed[:size])
-    for position in range(len(packed)):
-        broken = bytearray(packed)
-        broken[position] ^= 0xFF
-        try:
-            unpack(bytes(broken))
-        except MessageError:
-            continue
 
 
 def test_the_follower_of_a_run_needs_neither_matplotlib_nor_uproot() -> None:

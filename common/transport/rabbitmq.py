@@ -119,6 +119,7 @@ class RabbitMQSession:
         self._unconfirmed: dict[int, tuple[_Settlement, _Publication]] = {}
         self._returned: set[int] = set()
         self._connected_before = False
+        self._away = False
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
 
     # --- the service's side -------------------------------------------------
@@ -262,8 +263,9 @@ class RabbitMQSession:
             self._fail(f"{self._settings} has no virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
         elif any(isinstance(cause, pika.exceptions.ProbableAccessDeniedError) for cause in causes):
             self._fail(f"{self._settings} denies us the virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
-        elif not self._stopping:
+        elif not self._stopping and not self._away:
             log.warning("RabbitMQ at %s is away (%s); trying again", self._settings, _brief(causes[-1]))
+        self._away = True
         connection.ioloop.stop()
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
@@ -305,6 +307,7 @@ class RabbitMQSession:
     def _on_declared(self, channel: pika.channel.Channel) -> None:
         self._channel = channel
         self._connected_before = True
+        self._away = False
         for consumed in self._queues:
             channel.basic_consume(consumed.name, self._deliverer(consumed.name))
         log.info("connected to %s", self._settings)
