@@ -69,8 +69,15 @@ export RESULTS_DIR=$output
 # With nothing changed this takes a second or two: every layer is there.
 ./build-images.sh >&2
 
+# Replicas that somebody has added stay.
+scale=()
+for service in data-loader data-processor; do
+    running=$(docker compose ps --quiet "$service" 2>/dev/null | wc -l)
+    [ "$running" -le 1 ] || scale+=(--scale "$service=$running")
+done
+
 # Compose 2.40 can leave --wait with 0 though a service is not healthy: look for ourselves.
-docker compose --progress quiet up --detach --wait --wait-timeout 180 || true
+docker compose --progress quiet up --detach --wait --wait-timeout 180 "${scale[@]}" || true
 unhealthy=$(docker compose ps --all --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true)
 if [ -n "$unhealthy" ]; then
     docker compose logs --tail 20 >&2
