@@ -79,7 +79,8 @@ class Monitor:
         return None
 
 
-def listen(monitor: Monitor, port: int) -> None:
+@contextmanager
+def listen(monitor: Monitor, port: int) -> Iterator[None]:
     """Answer /healthz, /readyz and /metrics on ``port``, in the background. Raises OSError if the port is taken."""
     metrics = make_wsgi_app(monitor.registry)
 
@@ -100,8 +101,15 @@ def listen(monitor: Monitor, port: int) -> None:
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{problem or 'ok'}\n".encode()]
 
-    server = make_server("0.0.0.0", port, answer, _Server, _Silent)  # noqa: S104  probes come from outside the container
-    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+    # Probes come from outside the container.
+    with make_server("0.0.0.0", port, answer, _Server, _Silent) as server:  # noqa: S104
+        thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

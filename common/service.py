@@ -13,6 +13,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import ClassVar
 
 from common import messages, settings, topology
@@ -113,10 +114,9 @@ def main(make: Callable[[Settings], Service]) -> int:
         service = make(read)
         log.info("%s starts", service.name)
         monitor = Monitor(service.name)
-        if read.metrics_port:
-            listen(monitor, read.metrics_port)
-        session = RabbitMQTransport(read.broker, stop=stop).open(service.consumes, service.prefetch)
-        serve(service, session, stop, monitor)
+        with listen(monitor, read.metrics_port) if read.metrics_port else nullcontext():
+            session = RabbitMQTransport(read.broker, stop=stop).open(service.consumes, service.prefetch)
+            serve(service, session, stop, monitor)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
