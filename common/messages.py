@@ -345,6 +345,14 @@ class Folder(Message):
     run_id: Name
     files: dict[Name, bytes]
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The document of the folder's result.json; raises MessageError where there is none."""
+        try:
+            return msgspec.json.decode(self.files["result.json"], type=dict[str, Any])
+        except (KeyError, msgspec.MsgspecError) as error:
+            raise MessageError(f"the folder of run {self.run_id} has no sound result.json: {error}") from None
+
 
 @dataclass(frozen=True)
 class DeadLetter(Message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from common import messages, topology
-from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunRequest
+from common.errors import MessageError
+from common.messages import Chunk, Fetching, Folder, Message, Progress, RunFailed, RunRequest
 from common.settings import RunSettings
 from common.transport import Session
+
+log = logging.getLogger(__name__)
 
 #: How long nothing may come before the display is told who is missing.
 QUIET_S = 5.0
@@ -58,13 +62,20 @@ class StageProgress:
     """Events done by stage; a chunk that is reported twice counts once."""
 
     def __init__(self) -> None:
-        self._done: dict[messages.Stage, set[Chunk]] = {}
+        self._chunks: dict[messages.Stage, set[Chunk]] = {}
+        self._samples: dict[messages.Stage, set[str]] = {}
+        self._events: dict[messages.Stage, int] = {}
 
     def add(self, progress: Progress) -> tuple[int, int]:
         """Note a stage's chunk; returns the stage's events and samples so far."""
-        done = self._done.setdefault(progress.stage, set())
-        done.add(progress.chunk)
-        return sum(chunk.stop - chunk.start for chunk in done), len({chunk.sample for chunk in done})
+        stage, chunk = progress.stage, progress.chunk
+        chunks = self._chunks.setdefault(stage, set())
+        samples = self._samples.setdefault(stage, set())
+        if chunk not in chunks:
+            chunks.add(chunk)
+            samples.add(chunk.sample)
+            self._events[stage] = self._events.get(stage, 0) + chunk.stop - chunk.start
+        return self._events[stage], len(samples)
 
 
 def new_run_id(release: str) -> str:
@@ -84,7 +95,6 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
     ``is_alive`` says whether there is anything left to wait for.
     """
     stages = StageProgress()
-    result: Mapping[str, Any] | None = None
     last = time.monotonic()
     while is_alive():
         delivery = session.receive(0.2)
@@ -92,8 +102,12 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
             if time.monotonic() - last > QUIET_S:
                 display.waiting(sorted({_CONSUMERS[queue] for queue in session.idle()}))
             continue
-        message = messages.decode(delivery.kind, delivery.body)
         session.settle(delivery)
+        try:
+            message = messages.decode(delivery.kind, delivery.body)
+        except MessageError as error:
+            log.warning("a message of the exchange %s is passed over: %s", topology.RESULTS, error)
+            continue
         if _run_of(message) != run_id:
             continue
         last = time.monotonic()
@@ -103,13 +117,11 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 display.progress(message.stage, events, samples)
             case Fetching():
                 display.fetching(message.sample, message.done_bytes, message.total_bytes)
-            case Result(final=True):
-                result = message.result
             case Folder():
-                return Outcome(result, message.files)
+                return Outcome(message.result, message.files)
             case RunFailed():
-                return Outcome(result, {}, message.problem)
-    return Outcome(result, {}, "it was stopped before its result was there")
+                return Outcome(None, {}, message.problem)
+    return Outcome(None, {}, "it was stopped before its result was there")
 
 
 def _run_of(message: Message) -> str | None:
