@@ -76,7 +76,7 @@ for service in data-loader data-processor; do
     [ "$running" -le 1 ] || scale+=(--scale "$service=$running")
 done
 
-# Compose 2.40 can leave --wait with 0 though a service is not healthy: look for ourselves.
+# Not every build of Compose says by its exit code that a service is not healthy: look for ourselves.
 docker compose --progress quiet up --detach --wait --wait-timeout 180 "${scale[@]}" || true
 unhealthy=$(docker compose ps --all --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true)
 if [ -n "$unhealthy" ]; then
@@ -84,9 +84,12 @@ if [ -n "$unhealthy" ]; then
     fail "not healthy: ${unhealthy//$'\n'/, }; the last lines of the logs stand above"
 fi
 
-submit=(docker compose --progress quiet run --rm --no-deps --user "$(id -u):$(id -g)")
+# The exit code is asked of the container itself: not every build of Compose hands it on.
+name=${COMPOSE_PROJECT_NAME:-atlas-open-data}-submit-$$
+trap 'docker rm --force "$name" >/dev/null 2>&1' EXIT
+submit=(docker compose --progress quiet run --name "$name" --no-deps --user "$(id -u):$(id -g)")
 [ -t 0 ] && [ -t 1 ] || submit+=(-T)
-code=0
-"${submit[@]}" submit "${flags[@]}" || code=$?
+"${submit[@]}" submit "${flags[@]}" || true
+code=$(docker inspect --format '{{.State.ExitCode}}' "$name" 2>/dev/null || echo 1)
 [ "$code" = 2 ] || echo "all runs: http://127.0.0.1:${PAGE_PORT:-8080}/    the broker: http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
 exit "$code"
