@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,15 +58,9 @@ class Bars:
         else:
             self._progress.update(self._tasks[stage], completed=events)
 
-    def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None:
-        """Say how far a file is that comes over the network."""
-        of = "" if total_bytes is None else f" of {total_bytes / 1e6:.1f}"
-        self._progress.update(self._tasks["plan"], note=f"fetching {sample}: {done_bytes / 1e6:.1f}{of} MB")
-
-    def waiting(self, services: Sequence[str]) -> None:
-        """Say for whom the run waits."""
-        note = f"waiting for {', '.join(services)}" if services else "waiting"
-        self._progress.update(self._tasks["plan"], note=note)
+    def note(self, text: str) -> None:
+        """Say what the run is doing or waiting for."""
+        self._progress.update(self._tasks["plan"], note=text)
 
 
 def tables(result: Mapping[str, Any], release: Release) -> list[Table]:

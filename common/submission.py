@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from common import messages, topology
 from common.errors import MessageError
-from common.messages import Chunk, Fetching, Folder, Message, Progress, RunFailed, RunRequest
+from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunRequest
 from common.settings import RunSettings
 from common.transport import Session
 
@@ -40,12 +40,8 @@ class Display(Protocol):
         """A stage has done so many events, of so many samples."""
         ...
 
-    def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None:
-        """A sample's file is on its way."""
-        ...
-
-    def waiting(self, services: Sequence[str]) -> None:
-        """Nothing has come for a while; these services are not there."""
+    def note(self, text: str) -> None:
+        """What the run is doing or waiting for, until the next progress."""
         ...
 
 
@@ -100,7 +96,9 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
         delivery = session.receive(0.2)
         if delivery is None:
             if time.monotonic() - last > QUIET_S:
-                display.waiting(sorted({_CONSUMERS[queue] for queue in session.idle()}))
+                absent = sorted({_CONSUMERS[queue] for queue in session.idle()})
+                display.note(f"waiting for {', '.join(absent)}" if absent else "waiting")
+                last = time.monotonic()
             continue
         session.settle(delivery)
         try:
@@ -116,8 +114,12 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 events, samples = stages.add(message)
                 display.progress(message.stage, events, samples)
             case Fetching():
-                display.fetching(message.sample, message.done_bytes, message.total_bytes)
+                of = "" if message.total_bytes is None else f" of {message.total_bytes / 1e6:.1f}"
+                display.note(f"fetching {message.sample}: {message.done_bytes / 1e6:.1f}{of} MB")
+            case Result(final=True):
+                display.note("drawing the plots")
             case Folder():
+                display.note("")
                 return Outcome(message.result, message.files)
             case RunFailed():
                 return Outcome(None, {}, message.problem)

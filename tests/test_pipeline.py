@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,7 @@ class Quiet:
         self.events[stage] = events
         self.on_progress(self.events)
 
-    def fetching(self, sample: str, done_bytes: int, total_bytes: int | None) -> None: ...
-
-    def waiting(self, services: Sequence[str]) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 def in_time() -> Callable[[], bool]:
