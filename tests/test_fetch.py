@@ -482,7 +482,7 @@ def test_an_unreachable_server_is_asked_again_later(tmp_path: Path, monkeypatch:
         server.script = [whole()]
         with pytest.raises(FetchError, match="refused"):
             fetch(url, tmp_path)
-        monkeypatch.setattr("workers.data_loader.fetch.UNREACHABLE_S", 0.0)
+        monkeypatch.setattr("workers.data_loader.reach.UNREACHABLE_S", 0.0)
         assert fetch(url, tmp_path).read_bytes() == BODY
 
 

@@ -6,14 +6,11 @@ import hashlib
 import importlib
 import itertools
 import os
-import queue
 import random
 import re
-import socket
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +18,18 @@ from urllib.parse import urlsplit
 
 import requests
 from filelock import FileLock
-from requests.utils import get_environ_proxies
 from urllib3.exceptions import NewConnectionError
 
 from common.errors import FetchError
+from workers.data_loader.reach import address_of, check_reachable, shown
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and, where the server says so, the bytes there will be."""
 
-PORTS: Mapping[str, int] = {"http": 80, "https": 443, "root": 1094}
 CHUNK_BYTES = 1 << 18
-UNREACHABLE_S = 30.0
 WAY_OUT = (
     "Way out: give a local directory that has the files with --data DIR, or run without any network with --release demo"
 )
-
-_unreachable: dict[tuple[str, int], tuple[float, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,13 @@ def fetch(url: str, cache_dir: Path, *, progress: Progress | None = None, policy
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not os.path.isfile(target):
-                _check_reachable(url, policy)
+                check_reachable(url, policy.connect_s)
                 _download(url, part, progress, policy)
                 os.replace(part.path, target)
                 part.discard()
     except OSError as error:
         why = f"cannot write in {target.parent}: {error.strerror or error}; make room or choose another cache"
-        raise CacheError(_shown(url), why) from error
+        raise CacheError(shown(url), why) from error
     return target
 
 
@@ -127,7 +120,7 @@ def cache_path(url: str, cache_dir: Path) -> Path:
     An address that this does not spell exactly (another scheme or port, a query, '..') has
     a digest of it added to the host, so that different addresses never share a path.
     """
-    host, _ = _address(url)
+    host, _ = address_of(url)
     names = re.sub(r"[^A-Za-z0-9._/-]", "_", urlsplit(url).path).split("/")
     below = [name for name in (name.lstrip(".")[-150:] for name in names) if name]
     top = re.sub(r"[^a-z0-9.-]", "_", host)
@@ -222,11 +215,11 @@ def _check_whole(url: str, part: _Part, total: int | None) -> None:
     if total is not None and size != total:
         if size > total:
             part.discard()
-        raise _TransferError(_shown(url), f"{size} bytes came instead of {total}")
+        raise _TransferError(shown(url), f"{size} bytes came instead of {total}")
     if head[:4] != b"root":
         what = "an HTML page" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else "something"
         reason = f"the server sent {what} that is not a ROOT file: it begins {head[:15]!r} and not b'root'"
-        raise FetchError(_shown(url), reason)
+        raise FetchError(shown(url), reason)
 
 
 @contextmanager
@@ -261,23 +254,23 @@ def _body(url: str, response: requests.Response, part: _Part) -> _Body:
     reason = f"HTTP {status} {response.reason}"
     if status in (206, 416):  # not the range asked for, or more is held than the file has: begin afresh
         part.discard()
-        raise _TransferError(_shown(url), f"{reason} does not continue the bytes that are there")
+        raise _TransferError(shown(url), f"{reason} does not continue the bytes that are there")
     if status in (408, 425, 429) or status >= 500:
-        raise _TransferError(_shown(url), reason)
-    raise FetchError(_shown(url), reason)
+        raise _TransferError(shown(url), reason)
+    raise FetchError(shown(url), reason)
 
 
 def _diagnosis(url: str, error: requests.RequestException) -> FetchError:
     cause = getattr(error.args[0] if error.args else None, "reason", None)
     never_connected = isinstance(error, (requests.ConnectTimeout, requests.exceptions.ProxyError))
     if never_connected or isinstance(cause, NewConnectionError):
-        return _TransferError(_shown(url), "no connection to the server", unreachable=True)
+        return _TransferError(shown(url), "no connection to the server", unreachable=True)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return FetchError(_shown(url), "the server's TLS certificate cannot be verified")
+        return FetchError(shown(url), "the server's TLS certificate cannot be verified")
     dropped = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     if isinstance(error, dropped):
-        return _TransferError(_shown(url), "the connection dropped or fell silent")
-    return FetchError(_shown(url), f"the request failed ({type(error).__name__})")
+        return _TransferError(shown(url), "the connection dropped or fell silent")
+    return FetchError(shown(url), f"the request failed ({type(error).__name__})")
 
 
 @contextmanager
@@ -287,7 +280,7 @@ def _xrootd(url: str, policy: RetryPolicy) -> Iterator[_Body]:
         client = importlib.import_module("XRootD.client")
     except ImportError:
         needs = "root:// needs two more packages: pip install fsspec-xrootd xrootd"
-        raise FetchError(_shown(url), needs) from None
+        raise FetchError(shown(url), needs) from None
     silence_s = round(policy.read_s) or 1
     for limit in ("ConnectionWindow", "RequestTimeout", "StreamTimeout", "StreamErrorWindow"):
         client.EnvPutInt(limit, silence_s)  # XRootD's own are up to half an hour
@@ -298,63 +291,6 @@ def _xrootd(url: str, policy: RetryPolicy) -> Iterator[_Body]:
     except OSError as error:
         if error.errno is not None:  # the cache directory's: those of XRootD have words only
             raise
-        words = str(error).strip() if _shown(url) == url else "the transfer by XRootD failed"
+        words = str(error).strip() if shown(url) == url else "the transfer by XRootD failed"
         final = any(code in str(error) for code in ("[3010]", "[3011]"))  # not authorised, not found
-        raise (FetchError if final else _TransferError)(_shown(url), words) from None
-
-
-def _check_reachable(url: str, policy: RetryPolicy) -> None:
-    """Raise FetchError(unreachable=True) if the server takes no connection, or took none a moment ago."""
-    if not url.startswith("root:") and get_environ_proxies(url):
-        return  # the proxy is then the one that must be reached
-    address = _address(url)
-    noticed_s, reason = _unreachable.get(address, (0.0, ""))
-    if not reason or time.monotonic() - noticed_s > UNREACHABLE_S:
-        reason = _connect_failure(address, policy.connect_s)
-        _unreachable[address] = time.monotonic(), reason
-    if reason:
-        raise FetchError(_shown(url), reason, unreachable=True)
-
-
-def _connect_failure(address: tuple[str, int], timeout_s: float) -> str:
-    """Why no connection came about in two tries within ``timeout_s``; empty where one did.
-
-    Threads try, because neither the look-up of a name nor a list of dead addresses keeps to a time-out.
-    """
-    outcome: queue.SimpleQueue[str] = queue.SimpleQueue()
-    place = f"no connection to {address[0]} port {address[1]}"
-
-    def knock() -> None:
-        try:
-            socket.create_connection(address, timeout=timeout_s / 2).close()
-            outcome.put("")
-        except TimeoutError:
-            return  # the wait below has its own
-        except (OSError, UnicodeError) as error:
-            outcome.put(f"{place} ({error})")
-
-    for _ in range(2):
-        threading.Thread(target=knock, daemon=True).start()
-        try:
-            failure = outcome.get(timeout=timeout_s / 2)
-        except queue.Empty:
-            failure = f"{place} within {timeout_s:g} s"
-        if not failure:
-            break
-    return failure
-
-
-def _address(url: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
-    except (ValueError, KeyError):
-        host, port = "", 0
-    if not host:
-        raise FetchError(_shown(url), "not an address of the form https://…, http://… or root://…")
-    return host, port
-
-
-def _shown(url: str) -> str:
-    """The address as it may be shown: without user name, password, query and fragment."""
-    return re.sub(r"[?#].*", "", re.sub(r"^([^/]*//)[^/?#]*@", r"\1", url), flags=re.DOTALL)
+        raise (FetchError if final else _TransferError)(shown(url), words) from None
