@@ -1,0 +1,64 @@
+"""What the monitor itself costs: CPU seconds of ``cpu_monitor.py record`` per second, as a part of one core.
+
+    python benchmarks/monitor_cost.py [--seconds 60] [--interval 1] [flags of cpu_monitor.py]
+
+The process is measured by the kernel (``wait4``'s rusage) in two recordings,
+one twice as long as the other: their difference is the cost of recording
+without that of starting Python and of the summary, which come once. Exit code
+1 where it is above the 2 % that the monitor may cost at an interval of 1 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 0.02
+
+
+def cpu_seconds(duration_s: float, flags: list[str], output: Path) -> float:
+    """User and system seconds of one recording, its children included."""
+    monitor = subprocess.Popen(  # noqa: S603  our own command
+        [
+            sys.executable,
+            "common/cpu_monitor.py",
+            "record",
+            "--duration",
+            str(duration_s),
+            *flags,
+            "--output",
+            str(output),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(monitor.pid, 0)
+    monitor.returncode = os.waitstatus_to_exitcode(status)
+    if monitor.returncode:
+        raise SystemExit(f"monitor_cost.py: the monitor ended with exit code {monitor.returncode}")
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the longer recording (default: 60)")
+    parser.add_argument("--interval", default="1", help="the monitor's interval in seconds (default: 1)")
+    arguments, flags = parser.parse_known_args()
+    flags += ["--interval", arguments.interval]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "recording.csv"
+        short = cpu_seconds(arguments.seconds / 2, flags, output)
+        long = cpu_seconds(arguments.seconds, flags, output)
+    cost = (long - short) / (arguments.seconds / 2)
+    print(f"recording: {cost:.2%} of one core at {arguments.interval} s; starting and ending: {2 * short - long:.2f} s")
+    return 0 if cost < LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
