@@ -42,6 +42,9 @@ class Service(ABC):
     #: Publishes news at once, in the middle of a message; set by the loop.
     tell: Callable[[Message], None] = staticmethod(lambda message: None)
 
+    #: Publishes what comes of no delivery, and returns once that is confirmed; for ``turn``, set by the loop.
+    publish: Callable[[Sequence[Message]], None] = staticmethod(lambda messages: None)
+
     @abstractmethod
     def handle(self, message: Message) -> Sequence[Message]:
         """Do what the message asks, and return what is to be published.
@@ -54,6 +57,12 @@ class Service(ABC):
         """Read a delivery; raises MessageError where it is not what it says."""
         return messages.decode(delivery.kind, delivery.body)
 
+    def turn(self) -> None:  # noqa: B027  not every service has something to do unasked
+        """Do what is due though no message asks for it: called between deliveries, at least twice a second.
+
+        Raises Unavailable where only time can help: it is called again in any case.
+        """
+
     def close(self) -> None:  # noqa: B027  not every service holds something
         """Give back what the service holds."""
 
@@ -61,11 +70,13 @@ class Service(ABC):
 def serve(service: Service, session: Session, stop: threading.Event, monitor: Monitor | None = None) -> None:
     """Handle deliveries until ``stop`` is set; raises BrokerError where the broker refuses."""
     service.tell = session.tell
+    service.publish = session.publish
     monitor = monitor or Monitor(service.name)
     monitor.connected = session.is_connected
     try:
         while not stop.is_set():
             monitor.turn()
+            _turn(service, stop)
             delivery = session.receive(_TICK_S)
             if delivery is not None:
                 with monitor.handling(delivery.queue):
@@ -73,6 +84,14 @@ def serve(service: Service, session: Session, stop: threading.Event, monitor: Mo
     finally:
         session.close()
         service.close()
+
+
+def _turn(service: Service, stop: threading.Event) -> None:
+    try:
+        service.turn()
+    except Unavailable as error:
+        log.warning("%s waits: %s", service.name, error)
+        stop.wait(_PAUSE_S)
 
 
 def _handle(service: Service, session: Session, delivery: Delivery, stop: threading.Event, monitor: Monitor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from physics import random_selected, selected
 
 from common import topology
-from common.errors import MessageError
+from common.errors import BrokerError, MessageError
 from common.messages import (
     Chunk,
     ChunkFailed,
@@ -33,7 +34,10 @@ from common.messages import (
 )
 from common.settings import RunSettings, read
 from common.transport import Delivery
+from tests import toy_run
+from tests.conftest import wait_until
 from workers.analysis import service as service_module
+from workers.analysis.fits import Fits
 from workers.analysis.service import PARTIAL_EVERY_S, Analysis
 from workers.analysis.store import Store
 
@@ -171,6 +175,155 @@ def test_runs_do_not_mix(analysis: Analysis) -> None:
     assert final_of(analysis, RUN)["samples"]["Zee"]["events_read"] == 80
     result = final_of(analysis, [SamplePlan("other", "Zee", 10, (0, 10))])
     assert (result["run_id"], result["samples"]["Zee"]["events_read"]) == ("other", 10)
+
+
+# --- the fit ----------------------------------------------------------------
+
+
+class Loop:
+    """Stands in for the service loop: what is published in a turn."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.published: list[Message] = []
+        analysis.publish = self.published.extend
+
+    def finals(self, timeout_s: float = 300.0) -> list[Result]:
+        """Turn until a final result is published."""
+
+        def turned() -> list[Result]:
+            self.analysis.turn()
+            return [result for result in results(self.published) if result.final]
+
+        return wait_until(turned, "a final result was published", timeout_s)
+
+
+def answering(text: str, code: int = 0) -> tuple[str, ...]:
+    """A command in place of the fit's, that reads its question and says this."""
+    return (sys.executable, "-c", f"import sys; sys.stdin.read(); print({text!r}); sys.exit({code})")
+
+
+FOUND = answering(json.dumps({"fit": {"signal_strength": 1.5}, "problem": None}))
+#: Waits for as long as nobody ends it.
+ENDLESS = (sys.executable, "-c", "import threading; threading.Event().wait()")
+
+
+def fitting(store: Store, *command: str, timeout_s: float = 60.0) -> Loop:
+    return Loop(Analysis(read({}), store, Fits(command, timeout_s) if command else None))
+
+
+def test_a_whole_run_is_final_only_with_its_fit() -> None:
+    loop = fitting(Store(None))
+    *_, last = handle_all(loop.analysis, toy_run.messages())
+    assert isinstance(last, Result)
+    assert (last.final, last.result["complete"], last.result["fit_problem"]) == (False, False, "the fit is under way")
+
+    (final,) = loop.finals()
+
+    assert (final.result["complete"], final.result["problems"], final.result["fit_problem"]) == (True, [], None)
+    assert 0 < final.result["fit"]["signal_strength"] < 3
+    assert json.loads(json.dumps(final.result, allow_nan=False)) == final.result
+    again = results(handle_all(loop.analysis, toy_run.messages()))
+    assert {result.final for result in again} == {True}
+    assert all(result.result == final.result for result in again)
+    loop.analysis.close()
+
+
+def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_service() -> None:
+    loop = fitting(Store(None), *ENDLESS)
+    handle_all(loop.analysis, toy_run.messages("slow"))
+    assert results(handle_all(loop.analysis, toy_run.messages("slow"))) == []
+
+    assert final_of(loop.analysis, RUN)["complete"] is True
+    loop.analysis.turn()
+    assert results(loop.published) == []
+    loop.analysis.close()
+
+
+def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    killed = fitting(Store(path), *ENDLESS)
+    handle_all(killed.analysis, toy_run.messages())
+    killed.analysis.turn()
+    assert results(killed.published) == []
+    killed.analysis.close()
+
+    successor = fitting(Store(path), *FOUND)
+    (final,) = successor.finals()
+    assert final.result["fit"] == {"signal_strength": 1.5}
+    successor.analysis.close()
+
+    after_the_end = fitting(Store(path), *ENDLESS)
+    after_the_end.analysis.turn()
+    assert after_the_end.published == []
+    after_the_end.analysis.close()
+
+
+def test_a_result_whose_publication_was_cut_off_is_published_by_the_successor(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    cut_off = fitting(Store(path), *FOUND)
+    handle_all(cut_off.analysis, toy_run.messages())
+
+    def refuse(messages: Sequence[Message]) -> None:
+        if any(isinstance(message, Result) and message.final for message in messages):
+            raise BrokerError("the connection broke")
+
+    cut_off.analysis.publish = refuse
+    with pytest.raises(BrokerError):
+        cut_off.finals()
+    cut_off.analysis.close()
+
+    successor = fitting(Store(path), *FOUND)
+    assert len(successor.finals()) == 1
+    successor.analysis.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (answering("", code=3), "its process ended with code 3"),
+        (answering("no JSON"), "the fit failed: "),
+        (
+            answering(json.dumps({"fit": None, "problem": "the fit does not converge: x"})),
+            "the fit does not converge: x",
+        ),
+        (("/no/such/program",), "No such file"),
+    ],
+)
+def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(command: tuple[str, ...], why: str) -> None:
+    loop = fitting(Store(None), *command)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert (final.result["complete"], final.result["problems"], final.result["fit"]) == (True, [], None)
+    assert why in final.result["fit_problem"]
+    loop.analysis.close()
+
+
+def test_a_fit_that_does_not_end_is_given_up() -> None:
+    loop = fitting(Store(None), *ENDLESS, timeout_s=0.2)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert final.result["fit_problem"] == "the fit failed: it was not done after 0.2 s"
+    loop.analysis.close()
+
+
+def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> None:
+    loop = fitting(Store(None), *FOUND)
+    messages = toy_run.messages()
+    (late,) = (message for message in messages if isinstance(message, Selected) and message.chunk.sample == "llll")
+    others = [message for message in messages if message is not late]
+
+    incomplete = final_of(loop.analysis, [*others, ChunkFailed(late.chunk, "cannot be read")])
+    assert (incomplete["fit"], incomplete["fit_problem"]) == (None, "the run is not complete")
+
+    handle_all(loop.analysis, [late])
+    (final,) = loop.finals()
+    assert (final.result["complete"], final.result["fit"]) == (True, {"signal_strength": 1.5})
+    loop.analysis.close()
 
 
 # --- partial results --------------------------------------------------------

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from physics import RELEASE, random_selected
 
-from workers.analysis.histograms import PublishedSum, axes, fill, published_sum, split
+from workers.analysis.histograms import PublishedSum, axes, empty, fill, published_sum, split, variations
 
 
 def by_name(events: ak.Array) -> dict[str, np.ndarray]:
-    return dict(split(fill(events, RELEASE), RELEASE))
+    return dict(split(fill(events, RELEASE, "data"), RELEASE, "data"))
 
 
 def selected_with(column: str, values: list[float]) -> ak.Array:
@@ -82,6 +82,43 @@ def test_what_lies_outside_or_is_not_a_number_is_in_no_bin() -> None:
     outside = [np.nan, -np.inf, np.inf, -1.0, 1e9]
     for name in ("m4l", "m_z1", "m_z2", "lead_pt"):
         assert by_name(selected_with(name, outside))[name].sum() == 0
+
+
+# --- variations -------------------------------------------------------------
+
+
+def varied(events: ak.Array, category: str) -> dict[str, np.ndarray]:
+    return dict(split(fill(events, RELEASE, category), RELEASE, category))
+
+
+def test_simulation_has_the_m4l_scale_up_and_down_the_signal_other_masses_and_data_nothing() -> None:
+    assert variations("data") == {}
+    assert list(variations("zz")) == list(variations("z_ttbar")) == ["m4l_scale_up", "m4l_scale_down"]
+    masses = [name for name in variations("signal") if name.startswith("m_h_")]
+    assert masses == [f"m_h_{mass}" for mass in range(112, 139)]
+
+
+@pytest.mark.parametrize("category", ["data", "z_ttbar", "zz", "signal"])
+def test_a_variation_is_the_histogram_of_moved_masses_and_leaves_the_others_alone(category: str) -> None:
+    events = random_selected(np.random.default_rng(3), 4000)
+    found = varied(events, category)
+    m4l, weight = ak.to_numpy(events.m4l), ak.to_numpy(events.weight).astype(float)
+
+    moved = {"m4l_scale_up": m4l * 1.01, "m4l_scale_down": m4l * 0.99, "m_h_120": m4l - 5.0, "m_h_125": m4l}
+    for name in moved.keys() & found.keys():
+        for row, weights in zip(found[name], (weight, weight**2), strict=True):
+            expected = np.histogram(moved[name], axes(RELEASE)["m4l"].edges, weights=weights)[0]
+            np.testing.assert_allclose(row, expected, rtol=1e-12, atol=1e-12)
+    for name, histogram in by_name(events).items():
+        assert found[name].tolist() == histogram.tolist()
+
+
+@pytest.mark.parametrize("category", ["data", "z_ttbar", "zz", "signal"])
+def test_no_events_fill_empty_histograms(category: str) -> None:
+    nothing = fill(random_selected(np.random.default_rng(1), 0), RELEASE, category)
+
+    assert nothing.tolist() == empty(RELEASE, category).tolist()
+    assert not nothing.any()
 
 
 # --- the published sum ------------------------------------------------------

@@ -130,7 +130,7 @@ def test_the_comparison_with_the_baseline_sees_what_matters(other: str, tmp_path
     assert compare_images(str(BASELINE / "m4l.png"), str(drawn), tol=TOLERANCE) is not None
 
 
-@pytest.mark.parametrize("kind", ["png", "pdf"])
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_the_same_result_gives_the_same_bytes(kind: str) -> None:
     assert rendered(m4l_figure(result()), kind) == rendered(m4l_figure(result()), kind)
 
@@ -164,6 +164,29 @@ def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
         assert expected in words
     assert "TOY" not in words
     assert "INCOMPLETE" not in words
+
+
+@pytest.mark.parametrize(
+    ("histogram", "edges", "below", "beside"),
+    [
+        ("m4l", EDGES, r"$m_{4\ell}$ [GeV]", "Events / 5 GeV"),
+        ("m4l_4mu", EDGES, r"$m_{4\ell}$ [GeV]", "Events / 5 GeV"),
+        ("m_z1", [40 + 2.5 * i for i in range(35)], "$m_{Z1}$ [GeV]", "Events / 2.5 GeV"),
+        ("m_z2", [4.0 * i for i in range(35)], "$m_{Z2}$ [GeV]", "Events / 4 GeV"),
+        ("lead_pt", [0.0, *EDGES[1:]], r"Leading lepton $p_{\mathrm{T}}$ [GeV]", "Events / bin"),
+    ],
+)
+def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[float], below: str, beside: str) -> None:
+    document = copy.deepcopy(result())
+    document["histograms"][histogram] = {**document["histograms"]["m4l"], "edges": edges}
+    main, ratio = m4l_figure(document, histogram).axes
+    assert (main.get_ylabel(), ratio.get_xlabel()) == (beside, below)
+    channel = r"4\mu" if histogram == "m4l_4mu" else r"4\ell"
+    assert rf"ZZ^{{*}}\to {channel}$" in "\n".join(text.get_text() for text in main.texts)
+
+
+def test_a_drawing_has_no_date() -> None:
+    assert b"<dc:date>" not in rendered(m4l_figure(result()), "svg")
 
 
 @pytest.mark.parametrize("marks", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from physics import RELEASE, random_selected
 from common import catalogue
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
-from workers.analysis.histograms import axes, fill, split
+from workers.analysis.histograms import empty, fill, split
 from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store
 
@@ -30,23 +31,32 @@ def result_with(partials: dict[str, Sequence[Partial]], *, final: bool = True, *
         for sample, parts in partials.items():
             store.plan(SamplePlan("run", sample, 10 * len(parts), tuple(range(0, 10 * len(parts) + 1, 10))))
             for place, part in enumerate(parts):
-                store.add(Chunk("run", sample, 10 * place, 10 * place + 10), part)
+                store.add(Chunk("run", sample, 10 * place, 10 * place + 10), of_sample(part, sample))
         run = store.run("run")
         assert run is not None
         return result_of(run, store, 1020.0, final=final)
 
 
+def of_sample(part: Partial, sample: str) -> Partial:
+    """A chunk with room for the variations of its sample, all empty."""
+    sums = empty(RELEASE, RELEASE.sample(sample).category)
+    sums[:, : part.sums.shape[1]] = part.sums
+    return replace(part, sums=sums)
+
+
 def some(seed: int, n: int = 50, *, data: bool = False) -> Partial:
     events = random_selected(np.random.default_rng(seed), n)
     cutflow = dict(zip(RELEASE.steps, (100 + n, 90 + n, 80 + n, 70 + n, n), strict=True))
-    return Partial(cutflow, fill(events, RELEASE), np.empty(0, np.float32) if data else np.asarray(events.weight))
+    return Partial(
+        cutflow, fill(events, RELEASE, "data"), np.empty(0, np.float32) if data else np.asarray(events.weight)
+    )
 
 
 def at(m4l: dict[float, float]) -> Partial:
     """A chunk whose m4l histogram holds these weights at these masses."""
-    sums = np.zeros((2, sum(axis.bins for axis in axes(RELEASE).values())))
+    sums = empty(RELEASE, "data")
     for mass, weight in m4l.items():
-        split(sums, RELEASE)["m4l"][0][int((mass - 80) // 5)] += weight
+        split(sums, RELEASE, "data")["m4l"][0][int((mass - 80) // 5)] += weight
     return Partial(dict.fromkeys(RELEASE.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
 
 
@@ -88,7 +98,8 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
     assert result["window"].keys() == {"low", "high", "n_signal_plus_background", "n_background", "significance"}
     has_background = present & {"z_ttbar", "zz"}
     assert isinstance(result["window"]["significance"], float if has_background else type(None))
-    assert "fit" in result
+    assert result["fit"] is None
+    assert (result["workspace"] is None) == isinstance(result["fit_problem"], str)
     assert result["timing"].keys() == {"submitted", "finished", "seconds", "events_per_second"}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 

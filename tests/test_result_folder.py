@@ -17,7 +17,7 @@ import uproot
 
 from common.errors import MessageError
 from common.result_folder import write_folder
-from workers.visualisation.folder import result_files
+from workers.visualisation.folder import result_files, root_file
 
 FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", ".hidden", "a..b", "a.", "a\n", "a b", "a\0"]
@@ -53,13 +53,15 @@ def content(folder: Path) -> dict[str, bytes]:
 # The files
 
 
-def test_a_result_is_a_document_two_pictures_of_each_histogram_and_a_root_file() -> None:
+def test_a_result_is_a_document_three_pictures_of_each_histogram_and_a_root_file() -> None:
     files = result_files(result())
-    assert list(files) == ["result.json", "m4l.png", "m4l.pdf", "m4l_4e.png", "m4l_4e.pdf", "histograms.root"]
+    pictures = [f"{name}.{kind}" for name in ("m4l", "m4l_4e") for kind in ("png", "pdf", "svg")]
+    assert list(files) == ["result.json", *pictures, "histograms.root"]
     assert json.loads(files["result.json"]) == result()
     assert "é → 4ℓ".encode() in files["result.json"]
     assert files["m4l.png"].startswith(b"\x89PNG")
     assert files["m4l.pdf"].startswith(b"%PDF")
+    assert b"<svg" in files["m4l.svg"][:500]
     again = result_files(result())
     assert {name for name in files if files[name] != again[name]} <= {"histograms.root"}
 
@@ -88,6 +90,23 @@ def test_root_reads_back_what_the_result_says() -> None:
         assert file["m4l/z_ttbar"].title == "Z, t#bar{t}"
         assert file["m4l/signal"].title == "H#to ZZ^{*} (m_H = 125 GeV)"
         assert file["m4l/data"].axis().member("fTitle") == "m_{4l} [GeV]"
+
+
+def test_each_histogram_in_root_says_what_is_on_its_axis() -> None:
+    m4l = result()["histograms"]["m4l"]
+    names = {
+        "m4l": "m_{4l}",
+        "m4l_4mu": "m_{4l}",
+        "m_z1": "m_{Z1}",
+        "m_z2": "m_{Z2}",
+        "lead_pt": "Leading lepton p_{T}",
+    }
+    document = result(histograms=dict.fromkeys(names, m4l), variations={"m4l_scale_up": {"zz": m4l["zz"]}})
+    with uproot.open(io.BytesIO(root_file(document))) as file:
+        titles = {name: file[f"{name}/data"].axis().member("fTitle") for name in names}
+        assert titles == {name: f"{title} [GeV]" for name, title in names.items()}
+        assert file["m4l_scale_up/zz"].values().tolist() == m4l["zz"]["values"]
+        assert file["m4l_scale_up/zz"].axis().member("fTitle") == "m_{4l} [GeV]"
 
 
 def test_a_toy_is_called_a_toy_in_the_root_file_too() -> None:

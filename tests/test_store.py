@@ -35,7 +35,7 @@ def partial(chunk: Chunk) -> Partial:
     events = random_selected(rng, chunk.stop - chunk.start)
     cutflow = dict.fromkeys(RELEASE.steps, len(events))
     weights = np.empty(0, np.float32) if chunk.sample == "data_A" else np.asarray(events.weight)
-    return Partial(cutflow, fill(events, RELEASE), weights)
+    return Partial(cutflow, fill(events, RELEASE, RELEASE.sample(chunk.sample).category), weights)
 
 
 Step = Callable[[Store], object]
@@ -277,6 +277,21 @@ def test_runs_side_by_side_do_not_mix(store: Store) -> None:
     todo[-1](store)
 
     assert [final(store, name).replace(name, "run") for name in names] == [EXPECTED] * 4
+
+
+def test_a_run_is_unfinished_until_its_complete_result_is_kept(store: Store) -> None:
+    assert store.unfinished() == []
+    without(ZEE, store)
+    store.begin(RunPlan("earlier", 900.0, SETTINGS))
+    assert store.unfinished() == ["earlier", "run"]
+
+    store.fail(ZEE, "lost")
+    store.finish("run", json.loads(final(store)))
+    assert store.unfinished() == ["earlier", "run"]
+
+    store.add(ZEE, partial(ZEE))
+    store.finish("run", json.loads(final(store)))
+    assert store.unfinished() == ["earlier"]
 
 
 # --- the file ---------------------------------------------------------------

@@ -41,6 +41,8 @@ FULL_PAUSE_S = 0.05
 #: Deliveries of one message after which the broker dead-letters it: it has crashed a worker that often.
 DELIVERY_LIMIT = 20
 CLOSE_DEADLINE_S = 8.0
+#: How long a publisher that is to stop waits for a broker that does not confirm.
+CONFIRM_DEADLINE_S = 2.0
 
 
 class RabbitMQTransport:
@@ -59,7 +61,7 @@ class RabbitMQTransport:
 
     def open(self, queues: Sequence[Queue], prefetch: int = 2) -> RabbitMQSession:
         """Open a session; returns when it is connected. Raises BrokerError where the broker refuses."""
-        session = RabbitMQSession(self._settings, queues, prefetch)
+        session = RabbitMQSession(self._settings, queues, prefetch, self._stop)
         session.connect(self._patience_s, self._stop)
         return session
 
@@ -98,10 +100,13 @@ class _Settlement:
 class RabbitMQSession:
     """One service's connection. Public methods are called from the service's thread only."""
 
-    def __init__(self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int) -> None:
+    def __init__(
+        self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int, stop: threading.Event | None = None
+    ) -> None:
         self._settings = settings
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        self._stop_asked = stop or threading.Event()
         self._limits = {q.name: q.limit for q in (*topology.QUEUES, *queues) if q.limit is not None}
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._outbox: deque[_Settlement] = deque()
@@ -162,10 +167,17 @@ class RabbitMQSession:
         self._submit(_Settlement([dead], delivery.token))
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Publish messages that come of no delivery; returns when the broker has confirmed them all."""
+        """Publish messages that come of no delivery; returns when the broker has confirmed them all.
+
+        Raises BrokerError where the broker stays away though the transport's ``stop`` is set.
+        """
+        if not messages:
+            return
         settlement = _Settlement([_Publication.of(message) for message in messages])
         self._submit(settlement)
-        settlement.confirmed.wait()
+        while not settlement.confirmed.wait(CONFIRM_DEADLINE_S):
+            if self._stop_asked.is_set():
+                raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages before the stop")
         self._raise_failure()
 
     def tell(self, message: Message) -> None:

@@ -1,10 +1,11 @@
-"""The partial histograms of one chunk: plain functions from arrays to arrays."""
+"""The partial histograms of one chunk, with their systematic variations: plain functions from arrays to arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import awkward as ak
 import numpy as np
@@ -30,7 +31,26 @@ class Axis:
         return np.linspace(self.low, self.high, self.bins + 1)
 
 
+@dataclass(frozen=True)
+class Variation:
+    """The m4l histogram with every event's m4l multiplied by ``scale`` and moved by ``shift_gev``."""
+
+    scale: float = 1.0
+    shift_gev: float = 0.0
+
+
 M4L = Axis("m4l", 34, 80.0, 250.0)
+#: The Higgs boson's mass in the signal samples, in GeV.
+SIMULATED_MASS_GEV = 125.0
+#: The masses that signal templates are filled for, in GeV: finer than the 2 GeV of the m4l resolution.
+TEMPLATE_MASSES_GEV = tuple(float(mass) for mass in range(112, 139))
+#: Relative uncertainty of the m4l scale, up and down.
+M4L_SCALE = 0.01
+
+_SCALES = MappingProxyType({"m4l_scale_up": Variation(1 + M4L_SCALE), "m4l_scale_down": Variation(1 - M4L_SCALE)})
+_MASSES = MappingProxyType(
+    {f"m_h_{mass:g}": Variation(shift_gev=mass - SIMULATED_MASS_GEV) for mass in TEMPLATE_MASSES_GEV}
+)
 _ALL_CHANNELS = MappingProxyType(
     {
         "m4l": M4L,
@@ -46,11 +66,22 @@ def axes(release: Release) -> Mapping[str, Axis]:
     return {**_ALL_CHANNELS, **{f"m4l_{channel}": M4L for channel in release.channels}}
 
 
-def fill(events: ak.Array, release: Release) -> FloatArray:
-    """Fill every histogram with a chunk's selected events.
+def variations(category: str) -> Mapping[str, Variation]:
+    """The variations of m4l that are filled for a category's samples, in the order of the partial histograms.
+
+    None for data. Simulation has the m4l scale up and down, the signal also its
+    peak at other masses. Variations of the normalisation alone need no histogram.
+    """
+    if category == "data":
+        return {}
+    return {**_SCALES, **_MASSES} if category == "signal" else _SCALES
+
+
+def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
+    """Fill every histogram and variation with a chunk's selected events, of a sample of ``category``.
 
     Returns the values and variances (Σw and Σw² per bin, in float64) of all
-    histograms one after the other, shape (2, bins of all histograms).
+    histograms and then all variations, one after the other: shape (2, all bins).
     """
     weight = ak.to_numpy(events.weight).astype(np.float64)
     channel = ak.to_numpy(events.channel)
@@ -58,17 +89,32 @@ def fill(events: ak.Array, release: Release) -> FloatArray:
     for name, axis in axes(release).items():
         place = list(release.channels).index(name.removeprefix("m4l_")) if name.startswith("m4l_") else None
         chosen = slice(None) if place is None else channel == place
-        values, w = ak.to_numpy(events[axis.column])[chosen], weight[chosen]
-        at = np.searchsorted(axis.edges, values, side="right")  # 0 is underflow, bins + 1 overflow and NaN
-        filled.append([np.bincount(at, v, axis.bins + 2)[1:-1] for v in (w, w * w)])
+        filled.append(_sums(ak.to_numpy(events[axis.column])[chosen], weight[chosen], axis))
+    m4l = ak.to_numpy(events.m4l)
+    for variation in variations(category).values():
+        filled.append(_sums(m4l * variation.scale + variation.shift_gev, weight, M4L))
     return np.concatenate(filled, axis=1)
 
 
-def split(sums: FloatArray, release: Release) -> Mapping[str, FloatArray]:
-    """The inverse of ``fill``'s layout: (values, variances) of shape (2, bins) for each histogram."""
-    named = axes(release)
+def split(sums: FloatArray, release: Release, category: str) -> Mapping[str, FloatArray]:
+    """The inverse of ``fill``'s layout: (values, variances) of shape (2, bins) for each histogram and variation."""
+    named = _layout(release, category)
     ends = np.cumsum([axis.bins for axis in named.values()])
     return dict(zip(named, np.split(sums, ends[:-1], axis=1), strict=True))
+
+
+def empty(release: Release, category: str) -> FloatArray:
+    """What ``fill`` gives for no events."""
+    return np.zeros((2, sum(axis.bins for axis in _layout(release, category).values())))
+
+
+def _layout(release: Release, category: str) -> Mapping[str, Axis]:
+    return {**axes(release), **dict.fromkeys(variations(category), M4L)}
+
+
+def _sums(values: npt.NDArray[np.floating[Any]], weight: FloatArray, axis: Axis) -> FloatArray:
+    at = np.searchsorted(axis.edges, values, side="right")  # 0 is underflow, bins + 1 overflow and NaN
+    return np.stack([np.bincount(at, w, axis.bins + 2)[1:-1] for w in (weight, weight * weight)])
 
 
 class PublishedSum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from common import catalogue
 from common.catalogue import Release, Sample
-from workers.analysis.histograms import M4L, axes, published_sum, split
+from workers.analysis.histograms import M4L, axes, empty, published_sum, split
 from workers.analysis.store import Partial, Run, Store
+from workers.analysis.workspace import NoFit, workspace_of
 
 #: Where the Higgs boson is looked for, in GeV: three bins around 125.
 WINDOW_GEV = (115.0, 130.0)
@@ -27,7 +28,10 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     """The document of result.json for what a run's chunks add up to, each sum in the order of the chunks.
 
     Times are in seconds since 1970. While the run goes on (``final`` is False)
-    yields are plain sums, and the problems are not all known.
+    yields are plain sums, the problems are not all known, and variations are left out.
+
+    The document has no ``fit`` yet. Where there can be one, ``workspace`` is the
+    model and data to fit; else it is None and ``fit_problem`` says why in words.
     """
     release = catalogue.release(run.settings.release)
     samples = release.in_order(run.settings.samples)
@@ -43,13 +47,15 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     }
     present = {category: names for category, names in by_category.items() if names}
     histograms: dict[str, Any] = {name: {"edges": axis.edges.tolist()} for name, axis in axes(release).items()}
+    variations: dict[str, Any] = {}
     for category, names in present.items():
         total = np.sum([sums[name] for name in names], axis=0)
-        for name, (values, variances) in split(total, release).items():
-            histograms[name][category] = {"values": values.tolist(), "variances": variances.tolist()}
+        for name, (values, variances) in split(total, release, category).items():
+            place = histograms[name] if name in histograms else variations.setdefault(name, {})
+            place[category] = {"values": values.tolist(), "variances": variances.tolist()}
     seconds = finished - run.submitted
     events = sum(document["events_read"] for document in documents.values())
-    return {
+    result = {
         "run_id": run.run_id,
         "release": release.name,
         "toy": release.toy,
@@ -74,8 +80,11 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             for category, names in present.items()
         },
         "histograms": histograms,
+        "variations": variations if final else {},
         "window": _window(histograms["m4l"]),
         "fit": None,
+        "fit_problem": None,
+        "workspace": None,
         "timing": {
             "submitted": _iso(run.submitted),
             "finished": _iso(finished),
@@ -83,6 +92,26 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             "events_per_second": events / seconds if seconds > 0 else None,
         },
     }
+    try:
+        if not result["complete"]:
+            raise NoFit("the run is not complete" if final else "the run goes on")
+        result["workspace"] = workspace_of(result)
+    except NoFit as reason:
+        result["fit_problem"] = str(reason)
+    return result
+
+
+def with_fit(
+    result: Mapping[str, Any], fit: Mapping[str, Any] | None, problem: str | None, run: Run, finished: float
+) -> dict[str, Any]:
+    """A run's final document with its fit, or with the problem of it; ``finished`` in seconds since 1970.
+
+    The events per second stay those of the events: a fit reads none.
+    """
+    seconds = finished - run.submitted
+    timing = {**result["timing"], "finished": _iso(finished), "seconds": seconds}
+    timing["fit_seconds"] = seconds - result["timing"]["seconds"]
+    return {**result, "fit": fit, "fit_problem": problem, "timing": timing}
 
 
 def _sample(
@@ -90,7 +119,7 @@ def _sample(
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """A sample's part of the document, and the sums of its histograms."""
     cutflow = dict.fromkeys(release.steps, 0)
-    sums = np.zeros((2, sum(axis.bins for axis in axes(release).values())))
+    sums = empty(release, sample.category)
     weights = []
     sum_of_weights = variance = 0.0
     for partial in partials:

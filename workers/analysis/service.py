@@ -1,10 +1,16 @@
-"""The analysis service: adds up chunks until a run is whole."""
+"""The analysis service: adds up chunks until a run is whole, then has it fitted.
+
+A run is finished when its result, fit included, is published and kept. The fit
+takes no part in the loop: what makes a run whole is acknowledged when it is in
+the database, and whoever starts the service anew finds there which runs are
+whole and not finished, and has them fitted again.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import awkward as ak
 import numpy as np
@@ -27,9 +33,10 @@ from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
 from common.transport import Delivery
+from workers.analysis.fits import Fits
 from workers.analysis.histograms import fill
-from workers.analysis.result import result_of
-from workers.analysis.store import Partial, Store
+from workers.analysis.result import result_of, with_fit
+from workers.analysis.store import Partial, Run, Store
 
 #: Partial results of a run come at most this often, and take at most a tenth of the service's time.
 PARTIAL_EVERY_S = 0.5
@@ -42,12 +49,15 @@ class Analysis(Service):
     name: ClassVar[str] = "analysis"
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.SELECTED, topology.DEAD_NOTICES)
 
-    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None, fits: Fits | None = None) -> None:
         self._store = store or Store(settings.database)
+        self._fits = fits or Fits()
         self._next_partial: dict[str, float] = {}
+        self._resumed = False
 
     def close(self) -> None:
-        """Close the database."""
+        """End what is being fitted, and close the database."""
+        self._fits.close()
         self._store.close()
 
     def decode(self, delivery: Delivery) -> Message:
@@ -79,12 +89,28 @@ class Analysis(Service):
                 return self._lost(message)
         raise MessageError(f"the analysis has no use for a {message.kind} message")
 
+    def turn(self) -> None:
+        """Publish and keep the results whose fit is done; at the start, find what is whole but not finished."""
+        if not self._resumed:
+            for run_id in self._store.unfinished():
+                if not self._store.problems(run_id):
+                    self.publish(self._state_of(run_id, changed=True))
+            self._resumed = True
+        for run_id, fitted in self._fits.done().items():
+            run = self._store.run(run_id)
+            if run is not None:
+                result = with_fit(fitted.result, fitted.fit, fitted.problem, run, time.time())
+                # In this order: a crash in between has it fitted and published once more, not never.
+                self.publish([Result(run_id, final=True, result=result)])
+                self._store.finish(run_id, result)
+            self._fits.forget(run_id)
+
     def _add(self, message: Selected) -> Sequence[Message]:
         release = catalogue.release(message.release)
         _check_cutflow(message, release)
-        is_data = release.sample(message.chunk.sample).is_data
-        weights = np.empty(0, np.float32) if is_data else ak.to_numpy(message.events.weight)
-        partial = Partial(message.cutflow, fill(message.events, release), weights)
+        sample = release.sample(message.chunk.sample)
+        weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)
+        partial = Partial(message.cutflow, fill(message.events, release, sample.category), weights)
         changed = self._store.add(message.chunk, partial)
         return [Progress("analysis", message.chunk), *self._state_of(message.chunk.run_id, changed=changed)]
 
@@ -109,25 +135,32 @@ class Analysis(Service):
         return self._state_of(run_id, changed=True)
 
     def _state_of(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
-        """The run's final result if it is whole, else a partial one now and then, else nothing."""
+        """The run's final result if it is finished, else a partial one now and then, else nothing."""
         known = self._store.result(run_id)
         if known is not None and (known["complete"] or not changed):
             return [Result(run_id, final=True, result=known)]
         run = self._store.run(run_id)
-        if run is None:
+        if run is None or run_id in self._fits:
             return []
         now = time.time()
         if self._store.is_whole(run_id):
-            result = result_of(run, self._store, now, final=True)
-            self._store.finish(run_id, result)
             self._next_partial.pop(run_id, None)
-            return [Result(run_id, final=True, result=result)]
+            return [self._conclude(run, result_of(run, self._store, now, final=True))]
         if now < self._next_partial.setdefault(run_id, now + PARTIAL_EVERY_S):
             return []
         result = result_of(run, self._store, now, final=False)
         cost_s = time.time() - now
         self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
         return [Result(run_id, final=False, result=result)]
+
+    def _conclude(self, run: Run, result: dict[str, Any]) -> Result:
+        """A whole run's final result; where there is something to fit, all but the fit, which is then under way."""
+        if result["workspace"] is None:
+            self._store.finish(run.run_id, result)
+            return Result(run.run_id, final=True, result=result)
+        self._fits.start(run.run_id, result)
+        so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}
+        return Result(run.run_id, final=False, result=so_far)
 
 
 def _check_cutflow(message: Selected, release: Release) -> None:

@@ -21,14 +21,15 @@ from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 
-_VERSION = 1
+_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY,
     submitted REAL NOT NULL,
     settings TEXT NOT NULL,
-    result TEXT
+    result TEXT,
+    complete INTEGER NOT NULL
 );
 CREATE TABLE samples (
     run_id TEXT, sample TEXT,
@@ -54,8 +55,8 @@ CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND pr
 class Partial:
     """What one chunk adds to its run.
 
-    ``cutflow`` counts events by step; ``sums`` are the histograms' values and
-    variances, shape (2, bins); ``weights`` those of the selected simulated
+    ``cutflow`` counts events by step; ``sums`` are the values and variances of
+    the histograms and their variations, shape (2, bins); ``weights`` those of the selected simulated
     events in their order, shape (events,), empty for data.
     """
 
@@ -103,7 +104,7 @@ class Store:
         """A run begins: note its settings and the samples it waits for."""
         settings = json.dumps(asdict(plan.settings))
         with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL)", (plan.run_id, plan.submitted, settings))
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL, 0)", (plan.run_id, plan.submitted, settings))
             samples = [(plan.run_id, sample) for sample in plan.settings.samples]
             db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, NULL, NULL)", samples)
 
@@ -170,7 +171,10 @@ class Store:
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Keep a run's final result; of a complete run, the partial histograms have done their duty."""
         with self._transaction() as db:
-            db.execute("UPDATE runs SET result = ? WHERE run_id = ?", (json.dumps(result), run_id))
+            db.execute(
+                "UPDATE runs SET result = ?, complete = ? WHERE run_id = ?",
+                (json.dumps(result), bool(result["complete"]), run_id),
+            )
             if result["complete"]:
                 db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
 
@@ -183,6 +187,10 @@ class Store:
         """A run's final result, None where it is not finished."""
         row = self._one("SELECT result FROM runs WHERE run_id = ?", run_id)
         return None if row is None or row[0] is None else json.loads(row[0])
+
+    def unfinished(self) -> list[str]:
+        """The runs without the result of a complete run, oldest first."""
+        return [run_id for (run_id,) in self._all("SELECT run_id FROM runs WHERE NOT complete ORDER BY submitted")]
 
     def is_whole(self, run_id: str) -> bool:
         """Whether each of a run's samples is planned and each of their chunks there, or known to be lost."""

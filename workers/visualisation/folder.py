@@ -1,10 +1,12 @@
-"""The files of a result: the document, each histogram as png and pdf, and all histograms for ROOT."""
+"""The files of a result: the document, each figure as png, pdf and svg, the workspace, and all histograms for ROOT."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import hist
@@ -12,55 +14,77 @@ import numpy as np
 import uproot
 from matplotlib.figure import Figure
 
-from workers.visualisation.plots import TOY_TITLE, is_toy, m4l_figure, read_histogram, result_release, style
+from workers.visualisation.fit_plots import fit_figures
+from workers.visualisation.plots import (
+    TOY_TITLE,
+    axis_label,
+    is_toy,
+    m4l_figure,
+    read_histogram,
+    result_release,
+    style,
+)
+
+#: What savefig is told to leave out of each kind of file.
+_WITHOUT_TIME = MappingProxyType({"pdf": {"CreationDate": None}, "svg": {"Date": None}})
 
 
 def result_files(result: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a result folder by name: result.json, histograms.root, and a png and a pdf per histogram.
+    """The files of a result folder by name: result.json, the figures, histograms.root, and workspace.json of a fit.
 
-    The same result gives the same bytes, but for histograms.root, in which
-    ROOT's format keeps the time of writing and a unique id. Raises MessageError
-    for a histogram that is not sound, and ValueError for a number that JSON has not.
+    Each histogram and each figure of the fit is there as png, pdf and svg. The
+    same result gives the same bytes, but for histograms.root, in which ROOT's
+    format keeps the time of writing and a unique id. Raises MessageError for a
+    histogram that is not sound, and ValueError for a number that JSON has not.
     """
-    document = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
-    files = {"result.json": (document + "\n").encode()}
-    for name in result["histograms"]:
-        figure = m4l_figure(result, name)
-        files[f"{name}.png"] = rendered(figure, "png")
-        files[f"{name}.pdf"] = rendered(figure, "pdf")
+    files = {"result.json": _json(result)}
+    figures: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
+        name: partial(m4l_figure, histogram=name) for name in result["histograms"]
+    }
+    for name, draw in (figures | fit_figures(result)).items():
+        figure = draw(result)
+        files |= {f"{name}.{kind}": rendered(figure, kind) for kind in ("png", "pdf", "svg")}
     files["histograms.root"] = root_file(result)
+    if result.get("workspace") is not None:
+        files["workspace.json"] = _json(result["workspace"])
     return files
 
 
 def rendered(figure: Figure, kind: str, dpi: int = 150) -> bytes:
-    """The figure as the bytes of a ``png`` or ``pdf`` file, without the time of drawing."""
+    """The figure as the bytes of a ``png``, ``pdf`` or ``svg`` file, without the time of drawing."""
     buffer = io.BytesIO()
-    metadata = {"CreationDate": None} if kind == "pdf" else None
     with style():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_WITHOUT_TIME.get(kind))
     return buffer.getvalue()
 
 
 def root_file(result: Mapping[str, Any]) -> bytes:
     """A ROOT file with a directory per histogram and in it a TH1D per category, variances in fSumw2.
 
-    Titles are the catalogue's labels as ROOT's TLatex, marked for a toy.
+    A variation of m4l has its directory, too: ``m4l_scale_up/zz`` beside
+    ``m4l/zz``, where cabinetry looks for it with the InputPath
+    ``histograms.root:{VariationPath}/{SamplePath}``. Titles are the catalogue's
+    labels as ROOT's TLatex, marked for a toy.
     """
     labels = {category.name: _tlatex(category.label) for category in result_release(result).categories}
+    edges_of_m4l = result["histograms"].get("m4l", {}).get("edges")
+    varied = {name: {"edges": edges_of_m4l, **of} for name, of in result.get("variations", {}).items()}
+    everything = {**result, "histograms": {**result["histograms"], **varied}}
     buffer = _KeptOpen()
     with uproot.recreate(buffer) as file:
-        for name in result["histograms"]:
-            edges, contents = read_histogram(result, name)
+        for name in everything["histograms"]:
+            quantity = "m4l" if name in varied else name
+            edges, contents = read_histogram(everything, name)
             for category, content in contents.items():
                 title = f"{TOY_TITLE}: {labels[category]}" if is_toy(result) else labels[category]
                 histogram = hist.Hist(
-                    hist.axis.Variable(edges, name="m4l", label="m_{4l} [GeV]"),
+                    hist.axis.Variable(edges, name=quantity, label=_tlatex(axis_label(quantity))),
                     storage=hist.storage.Weight(),
                     name=title,  # uproot writes a histogram's name as the title of the TH1D
                 )
                 histogram[...] = np.stack([content.values, content.variances], axis=-1)
                 file[f"{name}/{category}"] = histogram
-        return buffer.getvalue()  # whole after each assignment; closing the file closes the buffer
+    return buffer.getvalue()
 
 
 class _KeptOpen(io.BytesIO):
@@ -70,6 +94,12 @@ class _KeptOpen(io.BytesIO):
         """Keep the content."""
 
 
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
 def _tlatex(label: str) -> str:
-    """A catalogue's label, written in matplotlib's mathtext, in ROOT's dialect of TeX."""
-    return label.replace(r"\,", " ").replace("$", "").replace("\\", "#")
+    """A label, written in matplotlib's mathtext, in ROOT's dialect of TeX, whose fonts have no ℓ."""
+    for ours, roots in ((r"\,", " "), (r"\ell", "l"), (r"\mathrm{T}", "T"), ("$", ""), ("\\", "#")):
+        label = label.replace(ours, roots)
+    return label

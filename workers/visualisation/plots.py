@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -31,10 +32,15 @@ STYLE: dict[Any, Any] = {
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
     "text.hinting": "none",  # the same on every machine
     "mathtext.fallback": "stix",  # for the radical and ℓ, which TeX Gyre Heros has not
+    "svg.hashsalt": "atlas-open-data",  # the same result, the same names inside
     "pdf.fonttype": 3,  # TeX Gyre Heros is OpenType-CFF, which matplotlib embeds soundly only as Type 3
 }  # fmt: skip
 HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "//////", "linewidth": 0}
 POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
+#: What lies on the horizontal axis of each histogram, in GeV; those of m4l are all named m4l or m4l_CHANNEL.
+QUANTITIES = MappingProxyType(
+    {"m4l": r"$m_{4\ell}$", "m_z1": r"$m_{Z1}$", "m_z2": r"$m_{Z2}$", "lead_pt": r"Leading lepton $p_{\mathrm{T}}$"}
+)
 WATERMARK: dict[str, Any] = {"rotation": 25, "weight": "bold", "ha": "center", "va": "center", "alpha": 0.28}
 
 
@@ -93,6 +99,17 @@ def read_histogram(result: Mapping[str, Any], name: str) -> tuple[Array, dict[st
     return edges, contents
 
 
+def axis_label(histogram: str) -> str:
+    """What a histogram's horizontal axis shows, with its unit, in mathtext; an unknown one's is its name."""
+    quantity = "m4l" if histogram.startswith("m4l_") else histogram
+    return f"{QUANTITIES.get(quantity, quantity)} [GeV]"
+
+
+def events_label(edges: Array) -> str:
+    """What a histogram's vertical axis counts: events per width of the bins, where that is one."""
+    return f"Events / {edges[1] - edges[0]:g} GeV" if np.ptp(np.diff(edges)) < 1e-9 else "Events / bin"
+
+
 def garwood_interval(counts: Array) -> tuple[Array, Array]:
     """Central 68.27 % confidence interval of a Poisson mean, for each observed count n, shape (bins,).
 
@@ -140,52 +157,74 @@ def m4l_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
     edges, contents = read_histogram(result, histogram)
     ran = {sample["category"] for sample in result.get("samples", {}).values()}
     shown = {name for name, content in contents.items() if name in ran or content.values.any()}
-    categories = [c for c in result_release(result).categories if c.name in shown]
-    simulation = [c for c in categories if c.name != "data"]
-    data = next((c for c in categories if c.name == "data"), None)
-    counts = contents["data"].values if data else np.zeros(len(edges) - 1)
+    simulation = [(c, contents[c.name]) for c in simulated(result) if c.name in shown]
+    return stack_figure(result, histogram, edges, simulation, contents["data"].values if "data" in shown else None)
+
+
+def simulated(result: Mapping[str, Any]) -> Sequence[Category]:
+    """The categories of the result's release that are simulation, in the order they are stacked."""
+    return [category for category in result_release(result).categories if category.name != "data"]
+
+
+def stack_figure(
+    result: Mapping[str, Any],
+    histogram: str,
+    edges: Array,
+    simulation: Sequence[tuple[Category, Contents]],
+    counts: Array | None,
+    *,
+    error: Array | None = None,
+    uncertainty: str = "Stat. uncertainty",
+    notes: Sequence[str] = (),
+) -> Figure:
+    """Draw stacked simulation and counted data (None: the run has none), and their ratio.
+
+    ``error`` is the sum's, of this name, shape (bins,); None: the statistical one.
+    ``notes`` are lines below the labels.
+    """
+    with_data, counts = counts is not None, np.zeros(len(edges) - 1) if counts is None else counts
     with style():
         figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.945)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         main = figure.add_subplot(grid[0] if with_ratio else grid[:])
         bottom = figure.add_subplot(grid[1], sharex=main) if with_ratio else main
-        total, error, low, high = _draw_stack(main, edges, [(c, contents[c.name]) for c in simulation])
-        if data:
+        total, error, low, high = _draw_stack(main, edges, simulation, error, uncertainty)
+        if with_data:
+            data = next(category for category in result_release(result).categories if category.name == "data")
             label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():.0f}"
             ones = np.ones_like(counts)
             _draw_points(main, edges, counts, over=ones, limit=np.inf, label=label, colour=data.colour)
-        if data and with_ratio:
-            _draw_band(bottom, edges, total, error)
-            _draw_points(bottom, edges, counts, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
-            main.tick_params(labelbottom=False)
+            if with_ratio:
+                _draw_band(bottom, edges, total, error)
+                _draw_points(bottom, edges, counts, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
+                main.tick_params(labelbottom=False)
         high = max(high, float((garwood_interval(counts)[1] * (counts > 0)).max())) or 1.0
-        label = f"Events / {edges[1] - edges[0]:g} GeV" if np.ptp(np.diff(edges)) < 1e-9 else "Events / bin"
-        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=label)
+        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=events_label(edges))
         main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        bottom.set_xlabel(r"$m_{4\ell}$ [GeV]")
+        bottom.set_xlabel(axis_label(histogram))
         figure.align_ylabels()
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
-        _draw_labels(main, result, histogram)
-        _draw_marks(figure, result)
+        _draw_labels(main, result, histogram, notes)
+        draw_marks(figure, result)
     return figure
 
 
 def _draw_stack(
-    axes: Axes, edges: Array, stack: Sequence[tuple[Category, Contents]]
+    axes: Axes, edges: Array, stack: Sequence[tuple[Category, Contents]], error: Array | None, uncertainty: str
 ) -> tuple[Array, Array, float, float]:
     """Draw positive bins up, negative bins down from 0; return sum, its error, lowest and highest point."""
     total, variance, top, bottom = (np.zeros(len(edges) - 1) for _ in range(4))
     if stack:  # the legend is read backwards: uncertainty last, top of the stack first
-        axes.stairs([], [0.0], label="Stat. uncertainty", **HATCH)
+        axes.stairs([], [0.0], label=uncertainty, **HATCH)
     for category, layer in stack:
         base = np.where(layer.values < 0, bottom, top)
         label = f"{category.label}: {layer.values.sum():.1f}"
         axes.stairs(base + layer.values, edges, baseline=base, fill=True, color=category.colour, label=label)
         top, bottom = top + layer.values.clip(min=0), bottom + layer.values.clip(max=0)
         total, variance = total + layer.values, variance + layer.variances
-    error = np.sqrt(variance)
+    error = np.sqrt(variance) if error is None else error
     if stack:
         axes.stairs(total, edges, color="black", linewidth=0.8)
         axes.stairs(total + error, edges, baseline=total - error, **HATCH)
@@ -217,17 +256,15 @@ def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
     axes.set(ylim=(0, RATIO_LIMIT), yticks=(0.5, 1.0, 1.5), ylabel="Data / Sim.")
 
 
-def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str) -> None:
+def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> None:
     """Whose data, at which energy and luminosity, in which channel."""
-    of, lumi_ifb = result_release(result), result["settings"]["lumi"] * result["settings"]["fraction"]
-    channel = histogram.partition("_")[2].replace("mu", r"\mu") or r"4\ell"
-    energy = rf"$\sqrt{{s}}$ = {of.sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
-    lines = [energy, rf"$H\to ZZ^{{*}}\to {channel}$"]
+    channel = histogram.removeprefix("m4l_").replace("mu", r"\mu") if histogram.startswith("m4l_") else r"4\ell"
+    lines = [energy_and_luminosity(result), rf"$H\to ZZ^{{*}}\to {channel}$", *notes]
     place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
     if is_toy(result):
         axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=WARNING, **place)
     else:
-        first, _, rest = of.title.partition(" ")
+        first, _, rest = result_release(result).title.partition(" ")
         bold = axes.annotate(first, fontsize=17, fontweight="bold", fontstyle="italic", **place)
         axes.annotate(f" {rest}", (1, 0), xycoords=bold, va="bottom", fontsize=17)
         lines.insert(0, "for education")
@@ -235,7 +272,13 @@ def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str) -> None:
         axes.annotate(line, **{**place, "xy": (0.04, 0.85 - 0.07 * row)})
 
 
-def _draw_marks(figure: Figure, result: Mapping[str, Any]) -> None:
+def energy_and_luminosity(result: Mapping[str, Any]) -> str:
+    """At which energy, and how much data, in mathtext."""
+    lumi_ifb = result["settings"]["lumi"] * result["settings"]["fraction"]
+    return rf"$\sqrt{{s}}$ = {result_release(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
+
+
+def draw_marks(figure: Figure, result: Mapping[str, Any]) -> None:
     """The watermarks of a toy and of an incomplete run, and the first problem above the axes."""
     words = {"TOY": 150} if is_toy(result) else {}
     if not result["complete"]:

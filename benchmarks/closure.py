@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""Does the fit find what is there? Pseudo-experiments with toy data whose truth is known.
+
+    python -m benchmarks.closure [--experiments 200] [--seed 1] [--picture docs/closure.png]
+
+Each pseudo-experiment draws new data from the processes of the demo release,
+and new Z and tt̄ simulation, whose few events are the largest uncertainty; the
+plentiful simulation of ZZ* and of the signal is that of the demo release. All
+of it goes through the selection, the histograms, the model and the fit of the
+services. The truth is a signal strength of 1 and a Higgs boson of 125 GeV.
+
+Exit code 0: the pull of the signal strength has mean 0 ± 0.15 and width 1 ± 0.15, and 125 GeV lies
+in 68 % (within three standard deviations of the binomial) of the intervals of the mass; 1: not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from scipy.stats import norm
+
+from common import catalogue, settings
+from common.catalogue import Release, Sample
+from common.messages import Chunk, RunPlan, SamplePlan
+from common.settings import RunSettings
+from workers.analysis.fit import Profile
+from workers.analysis.histograms import fill
+from workers.analysis.likelihood import FitError, Likelihood
+from workers.analysis.mass import MassModels
+from workers.analysis.result import result_of
+from workers.analysis.store import Partial, Store
+from workers.analysis.workspace import NoFit
+from workers.data_loader import demo, reading
+from workers.data_processor import selection
+
+FloatArray = npt.NDArray[np.float64]
+
+TRUE_MU, TRUE_MASS_GEV = 1.0, 125.0
+TOLERANCE = 0.15
+ONE_SIGMA = 0.6827
+REDRAWN = ("data", "z_ttbar")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one pseudo-experiment measured; masses in GeV, None where the likelihood gives none."""
+
+    mu: float
+    mu_error: float
+    significance: float
+    mass_gev: float | None
+    mass_interval_gev: tuple[float | None, float | None]
+
+    @property
+    def pull(self) -> float:
+        """(μ̂ - 1) / σ."""
+        return (self.mu - TRUE_MU) / self.mu_error
+
+    @property
+    def mass_pull(self) -> float | None:
+        """(m̂ - 125 GeV) / the interval's length on the side of the truth; None without both."""
+        if self.mass_gev is None:
+            return None
+        side = self.mass_interval_gev[0 if self.mass_gev > TRUE_MASS_GEV else 1]
+        return None if side is None else (self.mass_gev - TRUE_MASS_GEV) / abs(side - self.mass_gev)
+
+    @property
+    def covers_mass(self) -> bool | None:
+        """Whether the interval holds 125 GeV; a side without an end has none. None without a mass."""
+        if self.mass_gev is None:
+            return None
+        low, high = self.mass_interval_gev
+        return (low is None or low <= TRUE_MASS_GEV) and (high is None or high >= TRUE_MASS_GEV)
+
+
+class Laboratory:
+    """Makes pseudo-experiments: the plentiful simulation once, everything else anew for each."""
+
+    def __init__(self, cache: Path) -> None:
+        self.release = catalogue.release("demo")
+        self.run = RunSettings(release=self.release.name)
+        self._kept = {
+            sample.name: self._of_file(sample, cache)
+            for sample in self.release.samples
+            if sample.category not in REDRAWN
+        }
+
+    def result(self, rng: np.random.Generator) -> dict[str, Any]:
+        """The result document of a pseudo-experiment, up to its fit."""
+        with closing(Store(None)) as store:
+            store.begin(RunPlan("closure", 0.0, self.run))
+            for sample in self.release.samples:
+                partial = self._kept.get(sample.name) or self._drawn(rng, sample)
+                entries = max(1, partial.cutflow["read"])
+                store.plan(SamplePlan("closure", sample.name, entries, (0, entries)))
+                store.add(Chunk("closure", sample.name, 0, entries), partial)
+            run = store.run("closure")
+            assert run is not None
+            return result_of(run, store, 1.0, final=True)
+
+    def experiment(self, rng: np.random.Generator) -> Experiment:
+        """Draw a pseudo-experiment and measure; raises NoFit or FitError where that cannot be."""
+        result = self.result(rng)
+        if result["workspace"] is None:
+            raise NoFit(result["fit_problem"])
+        likelihood = Likelihood(result["workspace"])
+        best = likelihood.fit(likelihood.data)
+        variance = likelihood.covariance(best, likelihood.data)[likelihood.poi, likelihood.poi]
+        q0 = Profile(likelihood, likelihood.data, best).q0()
+        mass = MassModels(result).measure(None)
+        low, high = mass["interval_gev"]
+        mu = float(best.parameters[likelihood.poi])
+        return Experiment(mu, math.sqrt(variance), math.sqrt(q0), mass["value_gev"], (low, high))
+
+    def _drawn(self, rng: np.random.Generator, sample: Sample) -> Partial:
+        """As many entries as the demo release has of a simulated sample, by Poisson; or new data."""
+        if sample.is_data:
+            leptons, count, columns = demo.data_block(rng, sample, self.release)
+        else:
+            entries = demo.shares(self.release, self.run.demo_events)[sample.name]
+            leptons, count, columns = demo.simulated_block(rng, sample, 0, int(rng.poisson(entries)), entries)
+        branches = {**columns, **demo.lepton_columns(leptons, count, self.release.per_gev)}
+        return _partial(ak.Array(branches), self.release, sample, self.run)
+
+    def _of_file(self, sample: Sample, cache: Path) -> Partial:
+        path = demo.demo_file(sample, self.release, self.run.demo_events, cache / "demo")
+        plan = reading.plan(path, self.release, sample, self.run)
+        arrays = reading.read(path, self.release, sample, 0, plan.entries)
+        return _partial(arrays, self.release, sample, self.run)
+
+
+def _partial(arrays: ak.Array, release: Release, sample: Sample, run: RunSettings) -> Partial:
+    """What loader, processor and analysis make of a sample's events."""
+    events, cutflow = reading.select(arrays, release, sample, run)
+    selected, further = selection.select(events, release, sample, run.lumi_ifb)
+    weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(selected.weight)
+    return Partial({**cutflow, **further}, fill(selected, release, sample.category), weights)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The pseudo-experiments in numbers."""
+
+    experiments: int
+    pull_mean: float
+    pull_width: float
+    mu_mean: float
+    mass_measured: int
+    mass_covered: float
+    mass_mean_gev: float
+    median_significance: float
+
+    @classmethod
+    def of(cls, experiments: Sequence[Experiment]) -> Summary:
+        """Means and sample standard deviations over the experiments."""
+        pulls = np.array([one.pull for one in experiments])
+        masses = [one.mass_gev for one in experiments if one.mass_gev is not None]
+        return cls(
+            experiments=len(experiments),
+            pull_mean=float(pulls.mean()),
+            pull_width=float(pulls.std(ddof=1)),
+            mu_mean=float(np.mean([one.mu for one in experiments])),
+            mass_measured=len(masses),
+            mass_covered=float(np.mean([one.covers_mass for one in experiments if one.mass_gev is not None])),
+            mass_mean_gev=float(np.mean(masses)),
+            median_significance=float(np.median([one.significance for one in experiments])),
+        )
+
+    def problems(self) -> list[str]:
+        """What does not close, in words."""
+        found = []
+        if abs(self.pull_mean) > TOLERANCE:
+            found.append(f"the pull of the signal strength has mean {self.pull_mean:.3f}")
+        if abs(self.pull_width - 1) > TOLERANCE:
+            found.append(f"the pull of the signal strength has width {self.pull_width:.3f}")
+        allowed = 3 * math.sqrt(ONE_SIGMA * (1 - ONE_SIGMA) / max(1, self.mass_measured))
+        if abs(self.mass_covered - ONE_SIGMA) > allowed:
+            found.append(f"{self.mass_covered:.0%} of the mass intervals hold {TRUE_MASS_GEV:g} GeV")
+        return found
+
+    def __str__(self) -> str:
+        n = self.experiments
+        return (
+            f"{n} pseudo-experiments: pull of μ has mean {self.pull_mean:+.3f} ± {1 / math.sqrt(n):.3f} and width "
+            f"{self.pull_width:.3f} ± {1 / math.sqrt(2 * n):.3f}; mean μ {self.mu_mean:.3f}; median significance "
+            f"{self.median_significance:.2f}\n"
+            f"mass: {self.mass_measured} measured, mean {self.mass_mean_gev:.2f} GeV, "
+            f"{self.mass_covered:.1%} of the 68.3 % intervals hold {TRUE_MASS_GEV:g} GeV"
+        )
+
+
+def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
+    """The pulls of the signal strength and of the mass, each with the normal distribution."""
+    from workers.visualisation.plots import TOY_TITLE, WARNING, style
+
+    pulls = [one.pull for one in experiments]
+    mass_pulls = [one.mass_pull for one in experiments if one.mass_pull is not None]
+    panels: Mapping[str, list[float]] = {
+        r"$(\hat{\mu} - 1)\;/\;\sigma_{\mu}$": pulls,
+        r"$(\hat{m}_{H} - 125\ \mathrm{GeV})\;/\;\sigma_{m}$": mass_pulls,
+    }
+    words = (
+        f"mean {summary.pull_mean:+.2f} ± {1 / math.sqrt(len(pulls)):.2f}\n"
+        f"width {summary.pull_width:.2f} ± {1 / math.sqrt(2 * len(pulls)):.2f}",
+        f"125 GeV is in {summary.mass_covered:.0%}\nof the 68% intervals",
+    )
+    edges = np.linspace(-4, 4, 25)
+    grid = np.linspace(-4, 4, 200)
+    with style():
+        figure = Figure(figsize=(11, 5))
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.9, wspace=0.22)
+        for place, (label, values) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, 2, place)
+            counts, _ = np.histogram(values, edges)
+            axes.stairs(counts, edges, fill=True, color="#3fc1e8", label=f"{len(values)} pseudo-experiments")
+            expected = len(values) * (edges[1] - edges[0]) * norm.pdf(grid)
+            axes.plot(grid, expected, color="black", linewidth=1.6, label="Normal distribution")
+            axes.set(xlim=(-4, 4), ylim=(0, 1.6 * max(counts.max(), expected.max())), xlabel=label)
+            axes.set_ylabel(f"Pseudo-experiments / {edges[1] - edges[0]:.2g}")
+            axes.annotate(words[place - 1], (0.04, 0.76), xycoords="axes fraction", va="top", size=11)
+            axes.legend(loc="upper right")
+            outside = len(values) - int(counts.sum())
+            if outside:
+                axes.annotate(f"{outside} outside", (0.96, 0.06), xycoords="axes fraction", ha="right", size=10)
+        figure.text(0.07, 0.94, f"{TOY_TITLE}: closure of the fit", color=WARNING, weight="bold", size=14)
+    return figure
+
+
+def measure(laboratory: Laboratory, experiments: int, seed: int) -> tuple[list[Experiment], int]:
+    """The pseudo-experiments, and how many could not be fitted; experiment n has its own stream of random numbers."""
+    done, failed = [], 0
+    for number in range(experiments):
+        try:
+            done.append(laboratory.experiment(np.random.default_rng([seed, number])))
+        except (NoFit, FitError) as reason:
+            failed += 1
+            print(f"experiment {number}: {reason}", file=sys.stderr)
+        if (number + 1) % 20 == 0:
+            print(f"{number + 1} of {experiments}", file=sys.stderr, flush=True)
+    return done, failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the pseudo-experiments, print what they show and draw the picture; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--picture", type=Path, help="where to draw the pulls, for example docs/closure.png")
+    flags = parser.parse_args(arguments)
+    import os
+
+    laboratory = Laboratory(settings.read(os.environ).cache)
+    experiments, failed = measure(laboratory, flags.experiments, flags.seed)
+    summary = Summary.of(experiments)
+    print(summary)
+    if flags.picture is not None:
+        from workers.visualisation.folder import rendered
+
+        flags.picture.parent.mkdir(parents=True, exist_ok=True)
+        flags.picture.write_bytes(rendered(picture(experiments, summary), "png", 120))
+    problems = summary.problems() + ([f"{failed} pseudo-experiments could not be fitted"] if failed else [])
+    for problem in problems:
+        print(f"closure: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The likelihood of a workspace, and its minimum: pyhf's model, minimised by Fisher scoring.
+
+pyhf's own minimisers take gradients by finite differences of the likelihood,
+one parameter after the other: half a second a fit. Here pyhf evaluates the
+model at all shifted parameters in one batch, which gives the derivatives of
+the expected rates, and with them the Fisher information: about ten steps of
+a millisecond each reach the same minimum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyhf
+
+FloatArray = npt.NDArray[np.float64]
+
+_STEP = 1e-5  # of the numeric derivatives; all parameters are of order 1
+_MAX_ITERATIONS = 200
+_ENOUGH = 1e-10  # expected further decrease of -2 ln L at which a fit has arrived
+
+
+class FitError(Exception):
+    """A fit does not arrive at a minimum."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A minimum: the parameters, shape (parameters,), and -2 ln L there."""
+
+    parameters: FloatArray
+    twice_nll: float
+
+
+class Likelihood:
+    """The likelihood of a workspace's first measurement.
+
+    ``data`` are the observed counts and then the auxiliary measurements of the
+    constraints, as everywhere in pyhf. -2 ln L is given up to a constant that
+    depends on the data only.
+    """
+
+    def __init__(self, workspace: Mapping[str, Any]) -> None:
+        measurement = workspace["measurements"][0]
+        spec = {"channels": workspace["channels"], "parameters": measurement["config"]["parameters"]}
+        poi = measurement["config"]["poi"]
+        self.model = pyhf.Model(spec, poi_name=poi, validate=False)
+        config = self.model.config
+        n = config.npars
+        self._batched = pyhf.Model(spec, poi_name=poi, validate=False, batch_size=2 * n + 1)
+        self._shifts = np.concatenate([np.zeros((1, n)), _STEP * np.eye(n), -_STEP * np.eye(n)])
+        self.names: tuple[str, ...] = tuple(config.par_names)
+        self.poi: int = config.poi_index
+        self.start = np.asarray(config.suggested_init(), dtype=np.float64)
+        self.low, self.high = (
+            np.array(side, dtype=np.float64) for side in zip(*config.suggested_bounds(), strict=True)
+        )
+        self.fixed = np.asarray(config.suggested_fixed(), dtype=np.bool_)
+        self.bins: int = config.nmaindata
+        self.data = np.asarray([*workspace["observations"][0]["data"], *config.auxdata], dtype=np.float64)
+        self.widths = np.concatenate([config.param_set(name).width() for name in config.auxdata_order])
+
+    def expected(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Expected data, shape (data,), and their derivatives by the parameters, shape (data, parameters)."""
+        values = np.asarray(self._batched.expected_data(parameters + self._shifts), dtype=np.float64)
+        n = len(parameters)
+        return values[0], (values[1 : n + 1] - values[n + 1 :]).T / (2 * _STEP)
+
+    def twice_nll(self, expected: FloatArray, data: FloatArray) -> float:
+        """-2 ln L: Poisson in the bins, Gaussian in the auxiliary data; infinite where a rate is not positive."""
+        rate, count = expected[: self.bins], data[: self.bins]
+        if not (rate > 0).all():
+            return np.inf
+        pulls = (data[self.bins :] - expected[self.bins :]) / self.widths
+        return float(2 * np.sum(rate - count * np.log(rate)) + np.sum(pulls**2))
+
+    def fit(
+        self, data: FloatArray, start: FloatArray | None = None, mu: float | None = None, mu_low: float | None = None
+    ) -> Fit:
+        """The minimum of -2 ln L for these data; ``mu`` holds the signal strength, ``mu_low`` bounds it from below.
+
+        Steps of F⁻¹·g with the gradient g and the Fisher information F, halved until
+        -2 ln L falls; parameters at a bound that g pushes against stay there.
+        Raises FitError where no minimum is reached.
+        """
+        low = self.low.copy()
+        if mu_low is not None:
+            low[self.poi] = max(low[self.poi], mu_low)
+        x = np.clip(self.start if start is None else start, low, self.high)
+        free = ~self.fixed
+        if mu is not None:
+            x[self.poi], free[self.poi] = mu, False
+        expected, jacobian = self.expected(x)
+        value = self.twice_nll(expected, data)
+        for _ in range(_MAX_ITERATIONS):
+            gradient, information = self._score(expected, jacobian, data)
+            moving = free & ~(((x <= low) & (gradient < 0)) | ((x >= self.high) & (gradient > 0)))
+            step = np.zeros_like(x)
+            step[moving] = np.linalg.solve(information[np.ix_(moving, moving)], gradient[moving])
+            promised = 2 * float(step @ gradient)
+            if promised < _ENOUGH:
+                return Fit(x, value)
+            length = 1.0
+            while True:
+                tried = np.clip(x + length * step, low, self.high)
+                further, slope = self.expected(tried)
+                lower = self.twice_nll(further, data)
+                if lower <= value - 1e-4 * length * promised:
+                    break
+                length /= 2
+                if length < 1e-9:
+                    if promised < 1e-6:
+                        return Fit(x, value)
+                    raise FitError(f"-2 ln L = {value:.6g} does not fall any further, though its gradient is not zero")
+            x, expected, jacobian, value = tried, further, slope, lower
+        raise FitError(f"no minimum in {_MAX_ITERATIONS} steps")
+
+    def covariance(self, fit: Fit, data: FloatArray) -> FloatArray:
+        """Inverse of the observed information at a minimum, shape (parameters, parameters); 0 for fixed parameters.
+
+        Second derivatives of -ln L, as Minuit's HESSE takes them.
+        """
+        n = len(fit.parameters)
+        rows = []
+        for place in range(n):
+            sides = []
+            for sign in (1, -1):
+                x = fit.parameters.copy()
+                x[place] += sign * 10 * _STEP
+                sides.append(self._score(*self.expected(x), data)[0])
+            rows.append((sides[1] - sides[0]) / (20 * _STEP))
+        information = np.array(rows)
+        free = np.ix_(~self.fixed, ~self.fixed)
+        covariance = np.zeros((n, n))
+        covariance[free] = np.linalg.inv((information + information.T)[free] / 2)
+        if not (np.diag(covariance) >= 0).all():
+            raise FitError("the second derivatives of the likelihood are not those of a minimum")
+        return covariance
+
+    def asimov(self, parameters: FloatArray) -> FloatArray:
+        """The data that are expected for these parameters, auxiliary measurements included (Cowan et al. 2011, 3.2)."""
+        return np.asarray(self.model.expected_data(parameters), dtype=np.float64)
+
+    def _score(self, expected: FloatArray, jacobian: FloatArray, data: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Gradient of ln L, and the Fisher information."""
+        weight = np.concatenate([1 / expected[: self.bins], 1 / self.widths**2])
+        return jacobian.T @ ((data - expected) * weight), (jacobian.T * weight) @ jacobian
