@@ -1,0 +1,282 @@
+#!/usr/bin/env bash
+# Run one analysis on a Kubernetes cluster: RabbitMQ and the four services as pods.
+#
+#   ./kubernetes-run.sh [the flags of analysis.py]    apply, wait, submit a run, follow it, bring its results here
+#   ./kubernetes-run.sh --logs                        follow the services' logs
+#   ./kubernetes-run.sh --down                        delete what runs; volumes and credentials stay
+#
+# --data is an address (http://, https://, root://): the pods do not see this machine's directories.
+# From the environment:
+#
+#   IMAGE_TAG, NAMESPACE           latest, atlas
+#   REGISTRY                       prefix of the image names, for a cluster that pulls them
+#   RABBITMQ_USER, RABBITMQ_PASS   atlas, and a password made once and kept in the Secret rabbitmq
+#   DATA_CLAIM                     a PersistentVolumeClaim to see as /data: then --data may lie there
+#   HIGH_AVAILABILITY=1            three brokers instead of one
+#   AUTOSCALE=hpa|keda             more loaders and processors by CPU, or by the length of their queues
+#   ROLLOUT_TIMEOUT                seconds to wait for the pods, 300
+set -euo pipefail
+caller=$PWD
+cd "$(dirname "$0")"
+
+namespace=${NAMESPACE:-atlas}
+tag=${IMAGE_TAG:-latest}
+services=(data-loader data-processor analysis visualisation)
+ours=app.kubernetes.io/part-of=atlas-open-data
+
+fail() { echo "kubernetes-run.sh: $1" >&2; exit "${2:-1}"; }
+k() { kubectl --namespace "$namespace" "$@"; }
+has_api() { kubectl api-versions | grep -x "$1" >/dev/null; }
+
+# --- what the caller wants ---------------------------------------------------
+
+flags=()
+output=${OUTPUT:-results}
+check_data() {
+    case $1 in
+        "" | *://*) ;;
+        /data | /data/*) [ -n "${DATA_CLAIM:-}" ] || fail "--data $1: nothing is mounted there; name a PersistentVolumeClaim that holds the files in DATA_CLAIM, or give an http:// address" 2 ;;
+        *) fail "--data $1: the pods do not see this machine's directories; give an address (http://, https://, root://), or DATA_CLAIM=<PersistentVolumeClaim> and --data /data" 2 ;;
+    esac
+}
+for variable in RELEASE DATA SAMPLES LUMI FRACTION PT_CUTS DEMO_EVENTS CHUNK_ENTRIES; do
+    [ -n "${!variable:-}" ] || { [ "$variable" = PT_CUTS ] && [ -n "${PT_CUTS+set}" ]; } || continue
+    flag=--${variable,,}
+    flags+=("${flag//_/-}=${!variable}")
+done
+action=run
+check_data "${DATA:-}"
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "$0"; exit ;;
+        --down) action=down ;;
+        --logs) action=logs ;;
+        --data=*) check_data "${1#*=}"; flags+=("$1") ;;
+        --output=*) output=${1#*=} ;;
+        --data | --output)
+            [ $# -gt 1 ] || fail "$1 needs a value" 2
+            if [ "$1" = --data ]; then check_data "$2"; flags+=("$1=$2"); else output=$2; fi
+            shift
+            ;;
+        --broker | --broker=*) fail "--broker is for analysis.py; this script runs its own broker" 2 ;;
+        *) flags+=("$1") ;;
+    esac
+    shift
+done
+case ${AUTOSCALE:-} in "" | hpa | keda) ;; *) fail "AUTOSCALE='$AUTOSCALE': choose hpa or keda" 2 ;; esac
+case $output in /*) ;; *) output=$caller/$output ;; esac
+
+# --- what there is ------------------------------------------------------------
+
+command -v kubectl >/dev/null || fail "kubectl is not installed; see ./docker-run.sh or ./local-run.sh, which do without"
+kubectl get --raw /version --request-timeout=10s >/dev/null 2>&1 ||
+    fail "no Kubernetes cluster answers; start one or choose one with 'kubectl config use-context', or see ./docker-run.sh"
+
+if [ "$action" = logs ]; then
+    exec kubectl --namespace "$namespace" logs --follow --prefix --max-log-requests=50 --selector="$ours"
+fi
+
+if [ "$action" = down ]; then
+    kinds=deployment,statefulset,job,service,configmap,networkpolicy,serviceaccount,role,rolebinding,horizontalpodautoscaler,poddisruptionbudget
+    if has_api keda.sh/v1alpha1; then kinds+=,scaledobject,triggerauthentication; fi
+    k delete "$kinds" --selector="$ours" --ignore-not-found || fail "not all could be deleted; see above"
+    k wait --for=delete pod --selector="$ours" --timeout=180s >/dev/null || fail "some pods do not end; see 'kubectl -n $namespace get pods'"
+    left=$(k get persistentvolumeclaim --selector="$ours" --output=name | sed 's|.*/||' | paste -sd ' ')
+    echo "left in the namespace $namespace: the Secret rabbitmq${left:+ and the volumes $left}; 'kubectl delete namespace $namespace' deletes them too"
+    exit
+fi
+
+for what in deployments.apps services configmaps secrets persistentvolumeclaims jobs.batch networkpolicies.networking.k8s.io; do
+    [ "$(k auth can-i create "$what" 2>/dev/null)" = yes ] ||
+        fail "you may not create $what in the namespace $namespace; ask the cluster's administrator, or set NAMESPACE to one of yours"
+done
+if [ -n "${HIGH_AVAILABILITY:-}" ]; then broker=statefulset/rabbitmq; other=deployment/rabbitmq; else broker=deployment/rabbitmq; other=statefulset/rabbitmq; fi
+[ -z "$(k get "$other" --ignore-not-found --output=name)" ] ||
+    fail "the namespace $namespace has a broker of the other kind ($other); ./kubernetes-run.sh --down first, or set another NAMESPACE"
+case ${AUTOSCALE:-} in
+    hpa) has_api autoscaling/v2 || fail "this cluster has no autoscaling/v2, which AUTOSCALE=hpa needs; use Kubernetes 1.23 or later, or scale by hand: kubectl -n $namespace scale deployment data-processor --replicas=4" ;;
+    keda) has_api keda.sh/v1alpha1 || fail "this cluster has no keda.sh/v1alpha1, which AUTOSCALE=keda needs; install KEDA (https://keda.sh), or use AUTOSCALE=hpa" ;;
+esac
+
+images=("${services[@]/%/:$tag}")
+if [ -z "${REGISTRY:-}" ] && docker info >/dev/null 2>&1; then
+    for image in "${images[@]}"; do
+        docker image inspect "$image" >/dev/null 2>&1 ||
+            fail "the image $image is not on this machine; build it with IMAGE_TAG=$tag ./build-images.sh, or set REGISTRY to where it can be pulled"
+    done
+    context=$(kubectl config current-context 2>/dev/null || true)
+    case $context in
+        kind-*) load=(kind load docker-image --name "${context#kind-}") ;;
+        minikube) load=(minikube image load) ;;
+        *) load=() ;;
+    esac
+    if [ ${#load[@]} -gt 0 ]; then
+        command -v "${load[0]}" >/dev/null || fail "the cluster is ${load[0]}'s ($context), but ${load[0]} is not installed to load the images"
+        echo "loading the images into $context"
+        "${load[@]}" "${images[@]}" || fail "the images could not be loaded into $context"
+    fi
+fi
+
+# --- namespace and credentials --------------------------------------------------
+
+kubectl get namespace "$namespace" >/dev/null 2>&1 ||
+    sed "s/^  name: .*/  name: $namespace/" kubernetes/namespace.yaml | kubectl create --filename=- ||
+    fail "there is no namespace $namespace, and you may not make it; ask the cluster's administrator, or set NAMESPACE"
+
+percent_encoded() { # for a URL
+    local LC_ALL=C i c
+    for ((i = 0; i < ${#1}; i++)); do
+        c=${1:i:1}
+        case $c in [A-Za-z0-9._~-]) printf %s "$c" ;; *) printf '%%%02X' "'$c" ;; esac
+    done
+}
+random() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+secret() { k get secret rabbitmq --output="jsonpath={.data.$1}" | base64 --decode; }
+
+kept=$(k get secret rabbitmq --ignore-not-found --output=name) || fail "you may not read Secrets in the namespace $namespace"
+if [ -z "$kept" ]; then
+    user=${RABBITMQ_USER:-atlas}
+    password=${RABBITMQ_PASS:-$(random)}
+    printf '%s\n' "RABBITMQ_USER=$user" "RABBITMQ_PASS=$password" "ERLANG_COOKIE=$(random)" \
+        "AMQP_URI=amqp://$(percent_encoded "$user"):$(percent_encoded "$password")@rabbitmq.$namespace.svc:5672/" |
+        k create secret generic rabbitmq --from-env-file=/dev/stdin
+else
+    for variable in RABBITMQ_USER RABBITMQ_PASS; do
+        [ -z "${!variable:-}" ] || [ "${!variable}" = "$(secret "$variable")" ] ||
+            fail "$variable is not the one that the broker in the namespace $namespace was made with; unset it, or 'kubectl delete namespace $namespace' first"
+    done
+fi
+
+# --- the overlay: images, namespace, and this run's Job ---------------------------
+
+json() { # json TEXT: as a JSON string
+    local text=$1
+    text=${text//\\/\\\\} text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t}
+    printf '"%s"' "$text"
+}
+job=submit-$(date -u +%Y%m%d-%H%M%S)-$RANDOM
+overlay=$(mktemp -d "$PWD/.kubernetes-overlay.XXXXXX")
+trap 'rm -rf "$overlay"' EXIT
+{
+    printf '%s\n' "apiVersion: kustomize.config.k8s.io/v1beta1" "kind: Kustomization" "namespace: $namespace" \
+        "resources: [../kubernetes]" "components:" "  - ../kubernetes/submission"
+    [ -z "${HIGH_AVAILABILITY:-}" ] || echo "  - ../kubernetes/high-availability"
+    echo "images:"
+    for service in "${services[@]}"; do
+        echo "  - {name: $service, newName: $(json "${REGISTRY:+${REGISTRY%/}/}$service"), newTag: $(json "$tag")}"
+    done
+    printf '%s\n' "patches:" "  - target: {kind: Job, name: submit}" "    options: {allowNameChange: true}" "    patch: |-" \
+        "      - {op: replace, path: /metadata/name, value: $job}" \
+        "      - {op: add, path: /spec/template/spec/containers/0/args, value: ["
+    for flag in ${flags[@]+"${flags[@]}"}; do echo "          $(json "$flag"),"; done
+    echo "        ]}"
+    if [ -t 1 ]; then
+        printf '%s\n' "      - {op: add, path: /spec/template/spec/containers/0/tty, value: true}" \
+            "      - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: COLUMNS, value: \"$(tput cols 2>/dev/null || echo 100)\"}}"
+    fi
+    if [ -n "${DATA_CLAIM:-}" ]; then
+        printf '%s\n' "  - target: {kind: Deployment, name: data-loader}" "    patch: |-" \
+            "      - {op: add, path: /spec/template/spec/volumes/-, value: {name: data, persistentVolumeClaim: {claimName: $DATA_CLAIM, readOnly: true}}}" \
+            "      - {op: add, path: /spec/template/spec/containers/0/volumeMounts/-, value: {name: data, mountPath: /data, readOnly: true}}"
+    fi
+} >"$overlay/kustomization.yaml"
+
+apply() { # apply SELECTOR
+    k apply --kustomize="$overlay" --selector="$1" >"$overlay/applied" ||
+        fail "the cluster does not take the manifests; its words stand above"
+    grep -v ' unchanged$' "$overlay/applied" || true
+}
+apply "app.kubernetes.io/component!=submission"
+
+if [ -n "${AUTOSCALE:-}" ]; then k apply --filename="kubernetes/autoscaling/$AUTOSCALE"; fi
+if [ -n "${AUTOSCALE:-}${HIGH_AVAILABILITY:-}" ]; then
+    if has_api policy/v1; then k apply --filename=kubernetes/autoscaling/disruption
+    else echo "this cluster has no policy/v1: no PodDisruptionBudget"; fi
+fi
+
+# --- wait -------------------------------------------------------------------------
+
+explain() { # explain SELECTOR: events and last log lines of the pods that are not ready
+    local pod
+    {
+        k get pods --selector="$1"
+        for pod in $(k get pods --selector="$1" --output='jsonpath={range .items[?(@.status.phase!="Succeeded")]}{.metadata.name}{" "}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' | sed -n 's/ False$//p'); do
+            echo "--- $pod: events"
+            k get events --field-selector="involvedObject.name=$pod" --sort-by=.lastTimestamp --output='custom-columns=TYPE:.type,REASON:.reason,MESSAGE:.message' | tail -n 8
+            echo "--- $pod: last log lines"
+            k logs "$pod" --all-containers --tail=15 || true
+        done
+        [ -n "$(k get pods --selector="$1" --output=name)" ] ||
+            k get events --field-selector=type=Warning --sort-by=.lastTimestamp | tail -n 8
+    } >&2 2>&1
+}
+stuck_pod() { # stuck_pod SELECTOR: the first pod that will not start by waiting, and why
+    k get pods --selector="$1" --output='jsonpath={range .items[*]}{.metadata.deletionTimestamp}{"|"}{.metadata.name}{range .status.initContainerStatuses[*]}{" "}{.state.waiting.reason}{end}{range .status.containerStatuses[*]}{" "}{.state.waiting.reason}{end}{"\n"}{end}' |
+        grep -E '^\|.* (ImagePullBackOff|ErrImageNeverPull|InvalidImageName|CreateContainerConfigError|CreateContainerError|CrashLoopBackOff)' | tr -s '| ' ' ' | head -n 1 || true
+}
+give_up() { # give_up SELECTOR WHAT
+    explain "$1"
+    case $2 in *Image*) fail "$2: is the image where the cluster looks for it? ./build-images.sh builds it, REGISTRY says where to pull it" ;; esac
+    fail "$2; events and last log lines stand above"
+}
+wait_for() { # wait_for WORKLOAD
+    local said='' says name=${1#*/} stuck='' seen=0
+    local selector=app.kubernetes.io/name=$name
+    while :; do
+        says=$(k rollout status "$1" --watch=false 2>&1) || true
+        case $says in
+            *"successfully rolled out"* | *"roll out complete"* | *"rolling update complete"*) echo "$name is ready"; return ;;
+            *"progress deadline"*) give_up "$selector" "$name did not come up" ;;
+        esac
+        [ "$says" = "$said" ] || echo "$name: ${says%%$'\n'*}"
+        said=$says
+        stuck=$(stuck_pod "$selector")
+        if [ -n "$stuck" ]; then seen=$((seen + 1)); else seen=0; fi
+        [ "$seen" -lt 5 ] || give_up "$selector" "$name does not start:$stuck"
+        [ "$SECONDS" -lt "$deadline" ] || give_up "$selector" "$name was not ready within ${ROLLOUT_TIMEOUT:-300} s"
+        sleep 1
+    done
+}
+deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
+for workload in "$broker" "${services[@]/#/deployment/}"; do wait_for "$workload"; done
+
+# --- submit, follow, fetch ----------------------------------------------------------
+
+apply "app.kubernetes.io/component=submission"
+pod_of_job() { k get pods --selector="job-name=$job" --output="jsonpath={.items[0]$1}" 2>/dev/null || true; }
+trap 'echo; fail "the run goes on in the cluster: kubectl -n $namespace logs -f job/$job"' INT
+deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
+seen=0
+until phase=$(pod_of_job .status.phase) && [ "${phase:-Pending}" != Pending ]; do
+    stuck=$(stuck_pod "job-name=$job")
+    if [ -n "$stuck" ]; then seen=$((seen + 1)); fi
+    [ "$seen" -lt 5 ] || give_up "job-name=$job" "the submission does not start:$stuck"
+    [ "$SECONDS" -lt "$deadline" ] || give_up "job-name=$job" "the submission did not start"
+    sleep 1
+done
+k logs --follow "job/$job" || true
+until code=$(pod_of_job '.status.containerStatuses[0].state.terminated.exitCode') && [ -n "$code" ]; do
+    if pods=$(k get pods --selector="job-name=$job" --output=name) && [ -z "$pods" ]; then
+        fail "the submission's pod is gone; the run goes on without it, and its results will be on the page"
+    fi
+    k logs --follow --since=1s "job/$job" || sleep 1
+done
+trap - INT
+log=$(k logs "job/$job" | tr -d '\r')
+run_id=$(sed -n 's/^run \([A-Za-z0-9._-]*\)$/\1/p' <<<"$log")
+
+fetch() {
+    # GNU tar as root would keep the pod's owner.
+    k exec deployment/visualisation -- tar -C /results -cf - "$run_id" 2>/dev/null | tar -C "$overlay" --no-same-owner -xf - 2>/dev/null
+}
+if [[ $log == *"results in "* ]]; then
+    deadline=$((SECONDS + 60))
+    until fetch; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "results/$run_id could not be copied; they are on the volume 'results' of the namespace $namespace"
+        sleep 1
+    done
+    mkdir -p "$output"
+    mv "$overlay/$run_id" "$output/"
+    echo "copied to $output/$run_id/; for the page: kubectl -n $namespace port-forward service/visualisation 8080, then http://127.0.0.1:8080/"
+fi
+exit "$code"
