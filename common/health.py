@@ -30,7 +30,7 @@ class Monitor:
 
     def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
         self.connected = connected
-        self._turned = time.monotonic()
+        self._turned: float | None = None
         self._busy = False
         self.registry = CollectorRegistry()
         r = self.registry
@@ -72,7 +72,9 @@ class Monitor:
         self._failed.labels(queue).inc()
 
     def problem(self) -> str | None:
-        """Why the loop seems stuck, in words; None while it turns."""
+        """Why the loop seems stuck, in words; None while it turns, or waits for its first connection."""
+        if self._turned is None:
+            return None
         quiet_s = time.monotonic() - self._turned
         if quiet_s > (STUCK_IN_A_MESSAGE_S if self._busy else STUCK_S):
             return f"stuck for {quiet_s:.0f} s {'in a message' if self._busy else 'between messages'}"

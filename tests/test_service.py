@@ -169,6 +169,7 @@ def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
 def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, port = Monitor("echo"), free_port()
     monkeypatch.setattr("common.health.STUCK_S", 0.0)
+    monitor.turn()
     with listen(monitor, port):
         status, text = ask(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
