@@ -4,23 +4,26 @@
 #   ./run-tests.sh [arguments of pytest]     for example: ./run-tests.sh -k selection
 #
 # RabbitMQ comes from a container where a Docker engine answers, else from this
-# machine's rabbitmq-server, which is installed with apt where we are root.
+# machine's rabbitmq-server. That and Chromium, for the tests of the page, are
+# installed with apt where we are root.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-if ! docker info >/dev/null 2>&1 && ! command -v rabbitmq-server >/dev/null && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        echo "installing rabbitmq-server (once)" >&2
-        apt-get update -qq
-        # Only the program: the tests start a broker of their own.
-        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-        chmod +x /usr/sbin/policy-rc.d
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rabbitmq-server >/dev/null
-        rm -f /usr/sbin/policy-rc.d
-    else
-        echo "no Docker engine and no rabbitmq-server: the tests that need RabbitMQ will be left out" >&2
+install() { # install PACKAGE: with apt where we are root; a server that comes along is not started
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "$1 is not installed: the tests that need it will be left out" >&2
+        return
     fi
-fi
+    echo "installing $1 (once)" >&2
+    apt-get update -qq
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
+    rm -f /usr/sbin/policy-rc.d
+}
+
+docker info >/dev/null 2>&1 || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || install rabbitmq-server
+command -v chromium >/dev/null || install chromium
 
 # shellcheck source=venv.sh
 . "$here/venv.sh"

@@ -159,6 +159,8 @@ class Settings:
     cache: Path
     database: Path
     metrics_port: int
+    page_port: int
+    results_keep: int
     log_level: str
 
 
@@ -191,6 +193,8 @@ VARIABLES = (
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
+    Variable("PAGE_PORT", "0", "port of the visualisation's web page; 0: none"),
+    Variable("RESULTS_KEEP", "0", "finished runs that the visualisation keeps, the newest; 0: all"),
     Variable("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR"),
 )
 
@@ -215,9 +219,9 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     port = _convert("RABBITMQ_PORT", text["RABBITMQ_PORT"], int, "a port", "5672")
     if not 0 < port < 65536:
         raise SettingsError(f"RABBITMQ_PORT={port}: a port lies from 1 to 65535; RabbitMQ's own is 5672")
-    metrics_port = _convert("METRICS_PORT", text["METRICS_PORT"], int, "a port", "9100")
-    if not 0 <= metrics_port < 65536:
-        raise SettingsError(f"METRICS_PORT={metrics_port}: a port lies from 1 to 65535; 0 listens nowhere")
+    results_keep = _convert("RESULTS_KEEP", text["RESULTS_KEEP"], int, "a number of runs", "100")
+    if results_keep < 0:
+        raise SettingsError(f"RESULTS_KEEP={results_keep}: keep a number of runs from 1, or 0 for all")
     return Settings(
         run=RunSettings(
             release=text["RELEASE"],
@@ -235,7 +239,9 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
         output=_path("OUTPUT", text["OUTPUT"]),
         cache=_path("CACHE", text["CACHE"]),
         database=_path("DATABASE", text["DATABASE"]),
-        metrics_port=metrics_port,
+        metrics_port=_port_or_none("METRICS_PORT", text["METRICS_PORT"], "9100"),
+        page_port=_port_or_none("PAGE_PORT", text["PAGE_PORT"], "8080"),
+        results_keep=results_keep,
         log_level=text["LOG_LEVEL"].upper(),
     )
 
@@ -243,6 +249,13 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
 def is_url(data: str) -> bool:
     """Whether a data location is an address rather than a directory."""
     return "://" in data
+
+
+def _port_or_none(name: str, text: str, example: str) -> int:
+    port = _convert(name, text, int, "a port", example)
+    if not 0 <= port < 65536:
+        raise SettingsError(f"{name}={port}: a port lies from 1 to 65535; 0 listens nowhere")
+    return port
 
 
 def _path(name: str, text: str) -> Path:

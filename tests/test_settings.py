@@ -222,3 +222,10 @@ def test_a_wrong_setting_in_json_is_refused_in_words(values: dict[Any, Any], wor
     with pytest.raises(SettingsError) as refused:
         RunSettings.from_json(values)
     assert words in str(refused.value)
+
+
+def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    for variable in settings.VARIABLES:
+        cells = [f"`{cell}`" if cell else "" for cell in (variable.name, variable.flag, variable.default)]
+        assert f"| {cells[0]} | {cells[1]} | {cells[2]} | {variable.what} |" in readme
