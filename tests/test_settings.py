@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.errors import SettingsError
-from common.settings import BrokerSettings, RunSettings, read
+from common.settings import VARIABLES, BrokerSettings, RunSettings, read
 
 ALL_SAMPLES = (
     "data_A", "data_B", "data_C", "data_D", "Zee", "Zmumu", "ttbar_lep", "llll",
@@ -226,6 +226,6 @@ def test_a_wrong_setting_in_json_is_refused_in_words(values: dict[Any, Any], wor
 
 def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    for variable in settings.VARIABLES:
+    for variable in VARIABLES:
         cells = [f"`{cell}`" if cell else "" for cell in (variable.name, variable.flag, variable.default)]
         assert f"| {cells[0]} | {cells[1]} | {cells[2]} | {variable.what} |" in readme
