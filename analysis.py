@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common import catalogue, settings, topology
-from common.display import Bars, tables, window_line
+from common.display import Bars, fit_line, tables, window_line
 from common.errors import PipelineError, SettingsError
 from common.result_folder import write_folder
 from common.service import configure_logging
@@ -97,6 +97,7 @@ def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> 
         for table in tables(outcome.result, release):
             console.print(table)
         console.print(window_line(outcome.result), soft_wrap=True)
+        console.print(fit_line(outcome.result), soft_wrap=True)
     if outcome.problem is not None:
         print(f"analysis.py: run {run_id} failed: {outcome.problem}", file=sys.stderr)
         return INCOMPLETE

@@ -91,6 +91,17 @@ def window_line(result: Mapping[str, Any]) -> str:
     return text if window["significance"] is None else f"{text}; N/√(B+0.3·B²) = {window['significance']:.2f}"
 
 
+def fit_line(result: Mapping[str, Any]) -> str:
+    """What the fit says, or why there is none, in one line."""
+    fit = result["fit"]
+    if fit is None:
+        return f"no fit: {result.get('fit_problem') or 'not made'}"
+    return (
+        f"signal strength {fit['signal_strength']:.2f} ± {fit['signal_strength_error']:.2f}; significance "
+        f"{fit['significance_observed']:.2f} observed, {fit['significance_expected']:.2f} expected"
+    )
+
+
 def _table(title: str, first: str) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
