@@ -87,7 +87,7 @@ def test_every_file_has_its_share_of_entries_and_its_release_name(cache: Path) -
     shares = demo.shares(DEMO, EVENTS)
     for sample in SIMULATED:
         path = demo.demo_file(sample, DEMO, EVENTS, cache)
-        assert path == cache / str(EVENTS) / sample.file
+        assert path == cache / f"v{demo.DEMO_VERSION}-{EVENTS}" / sample.file
         assert tree_of(path).num_entries == shares[sample.name]
 
 

@@ -181,6 +181,9 @@ def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
     demo_workers: Workers, undisturbed: str
 ) -> None:
     demo_workers.start_all()
+    services = ("data_loader", "data_processor", "analysis", "visualisation")
+    for service in services:
+        wait_until(lambda: "connected to" in demo_workers.log(service), f"{service} is connected")  # noqa: B023
     codes: list[dict[str, list[int]]] = []
 
     def strike(events: Mapping[str, int]) -> None:
@@ -189,7 +192,6 @@ def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
             demo_workers.start_all()
 
     assert numbers(run_on_broker(demo_workers, DEMO, Quiet(strike))) == undisturbed
-    services = ("data_loader", "data_processor", "analysis", "visualisation")
     assert codes == [{service: [0] for service in services}]
 
 

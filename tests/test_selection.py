@@ -12,6 +12,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from conftest import wait_until
 from physics import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
 
 from common.messages import RunPlan
@@ -150,7 +151,7 @@ def test_no_events_give_no_selected_events() -> None:
 
     assert len(chosen) == 0
     assert cutflow == {"charge": 0, "flavour": 0}
-    assert fill(chosen, RELEASE).sum() == 0
+    assert fill(chosen, RELEASE, SIMULATION.category).sum() == 0
 
 
 def test_a_z_at_rest_has_the_mass_that_its_leptons_were_given() -> None:
@@ -194,8 +195,7 @@ def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, 
         service.handle(one.plan)
         for message in one.messages:
             service.handle(message)
-    result = store.result("run")
-    assert result is not None
+    result = wait_until(lambda: service.turn() or store.result("run"), "the fit is done and the run finished")
     service.close()
     return result
 
