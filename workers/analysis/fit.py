@@ -246,32 +246,21 @@ def _expectation(
     likelihood: Likelihood, fit: Fit, covariance: FloatArray
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Expected events by bin and by category, with the parameters' uncertainties propagated to first order."""
-    config = likelihood.model.config
-    free = np.flatnonzero(~likelihood.fixed)
-
-    def by_sample(parameters: FloatArray) -> FloatArray:
-        return np.asarray(likelihood.model.main_model.expected_data(parameters, return_by_sample=True))
-
-    central = by_sample(fit.parameters)
-    slopes = np.zeros((config.npars, *central.shape))
-    for place in free:
-        up, down = fit.parameters.copy(), fit.parameters.copy()
-        up[place] += 1e-4
-        down[place] -= 1e-4
-        slopes[place] = (by_sample(up) - by_sample(down)) / 2e-4
+    samples = likelihood.model.config.samples
+    central, slopes = likelihood.rates(fit.parameters)
 
     def deviation(slope: FloatArray) -> FloatArray:
-        """Of a quantity with these derivatives, shape (parameters, ...)."""
-        return np.asarray(np.sqrt(np.maximum(np.einsum("i...,ij,j...->...", slope, covariance, slope), 0.0)))
+        """Of a quantity with these derivatives, shape (..., parameters)."""
+        return np.asarray(np.sqrt(np.maximum(np.einsum("...i,ij,...j->...", slope, covariance, slope), 0.0)))
 
-    bins: dict[str, Any] = {name: {"values": central[n].tolist()} for n, name in enumerate(config.samples)}
-    total = slopes.sum(axis=1)
+    bins: dict[str, Any] = {name: {"values": central[n].tolist()} for n, name in enumerate(samples)}
+    total = slopes.sum(axis=0)
     bins["total"] = {"values": central.sum(axis=0).tolist(), "errors": deviation(total).tolist()}
     yields = {
-        name: {"yield": float(central[n].sum()), "yield_error": float(deviation(slopes[:, n].sum(axis=-1)))}
-        for n, name in enumerate(config.samples)
+        name: {"yield": float(central[n].sum()), "yield_error": float(deviation(slopes[n].sum(axis=0)))}
+        for n, name in enumerate(samples)
     }
-    yields["total"] = {"yield": float(central.sum()), "yield_error": float(deviation(total.sum(axis=-1)))}
+    yields["total"] = {"yield": float(central.sum()), "yield_error": float(deviation(total.sum(axis=0)))}
     return bins, yields
 
 

@@ -1,10 +1,9 @@
 """The likelihood of a workspace, and its minimum: pyhf's model, minimised by Fisher scoring.
 
 pyhf's own minimisers take gradients by finite differences of the likelihood,
-one parameter after the other: half a second a fit. Here pyhf evaluates the
-model at all shifted parameters in one batch, which gives the derivatives of
-the expected rates, and with them the Fisher information: about ten steps of
-a millisecond each reach the same minimum.
+one parameter after the other: half a second a fit. The derivatives of the
+expected rates give the Fisher information, and with it a few steps of a tenth
+of a millisecond each reach the same minimum.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyhf
 
+from workers.analysis.rates import Rates
+
 FloatArray = npt.NDArray[np.float64]
 
-_STEP = 1e-5  # of the numeric derivatives; all parameters are of order 1
+_STEP = 1e-4  # of the second derivatives; all parameters are of order 1
 _MAX_ITERATIONS = 200
-_ENOUGH = 1e-10  # expected further decrease of -2 ln L at which a fit has arrived
+_ENOUGH = 1e-9  # expected further decrease of -2 ln L at which a fit has arrived
 
 
 class FitError(Exception):
@@ -51,8 +52,9 @@ class Likelihood:
         self.model = pyhf.Model(spec, poi_name=poi, validate=False)
         config = self.model.config
         n = config.npars
-        self._batched = pyhf.Model(spec, poi_name=poi, validate=False, batch_size=2 * n + 1)
-        self._shifts = np.concatenate([np.zeros((1, n)), _STEP * np.eye(n), -_STEP * np.eye(n)])
+        self.rates = Rates(workspace, config.samples, config.par_slice, n)
+        self._auxiliary = np.concatenate([np.arange(n)[config.par_slice(name)] for name in config.auxdata_order])
+        self._auxiliary_slopes = np.eye(n)[self._auxiliary]
         self.names: tuple[str, ...] = tuple(config.par_names)
         self.poi: int = config.poi_index
         self.start = np.asarray(config.suggested_init(), dtype=np.float64)
@@ -66,9 +68,11 @@ class Likelihood:
 
     def expected(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Expected data, shape (data,), and their derivatives by the parameters, shape (data, parameters)."""
-        values = np.asarray(self._batched.expected_data(parameters + self._shifts), dtype=np.float64)
-        n = len(parameters)
-        return values[0], (values[1 : n + 1] - values[n + 1 :]).T / (2 * _STEP)
+        events, slopes = self.rates(parameters)
+        return (
+            np.concatenate([events.sum(axis=0), parameters[self._auxiliary]]),
+            np.concatenate([slopes.sum(axis=0), self._auxiliary_slopes]),
+        )
 
     def twice_nll(self, expected: FloatArray, data: FloatArray) -> float:
         """-2 ln L: Poisson in the bins, Gaussian in the auxiliary data; infinite where a rate is not positive."""
@@ -130,9 +134,9 @@ class Likelihood:
             sides = []
             for sign in (1, -1):
                 x = fit.parameters.copy()
-                x[place] += sign * 10 * _STEP
+                x[place] += sign * _STEP
                 sides.append(self._score(*self.expected(x), data)[0])
-            rows.append((sides[1] - sides[0]) / (20 * _STEP))
+            rows.append((sides[1] - sides[0]) / (2 * _STEP))
         information = np.array(rows)
         free = np.ix_(~self.fixed, ~self.fixed)
         covariance = np.zeros((n, n))
@@ -143,7 +147,7 @@ class Likelihood:
 
     def asimov(self, parameters: FloatArray) -> FloatArray:
         """The data that are expected for these parameters, auxiliary measurements included (Cowan et al. 2011, 3.2)."""
-        return np.asarray(self.model.expected_data(parameters), dtype=np.float64)
+        return self.expected(parameters)[0]
 
     def _score(self, expected: FloatArray, jacobian: FloatArray, data: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Gradient of ln L, and the Fisher information."""

@@ -178,7 +178,7 @@ def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
 @lru_cache(maxsize=4)
 def _tree(path: Path, tree: str, modified: int) -> uproot.TTree:
     """An open tree; kept, because a file's chunks come one after the other."""
-    file = uproot.open(path)
+    file = uproot.open(path, array_cache=None)
     found = file.get(tree)
     if not isinstance(found, uproot.TTree):
         holds = ", ".join(f"{name} ({kind})" for name, kind in file.classnames().items())
