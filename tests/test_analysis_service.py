@@ -199,8 +199,9 @@ class Loop:
 
 
 def answering(text: str, code: int = 0) -> tuple[str, ...]:
-    """A command in place of the fit's, that reads its question and says this."""
-    return (sys.executable, "-c", f"import sys; sys.stdin.read(); print({text!r}); sys.exit({code})")
+    """A command in place of the fit's, that reads a question, says this if it is anything, and ends."""
+    said = f"{text}\n" if text else ""
+    return (sys.executable, "-c", f"import sys; sys.stdin.readline(); sys.stdout.write({said!r}); sys.exit({code})")
 
 
 FOUND = answering(json.dumps({"fit": {"signal_strength": 1.5}, "problem": None}))
@@ -298,6 +299,23 @@ def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(command
 
     assert (final.result["complete"], final.result["problems"], final.result["fit"]) == (True, [], None)
     assert why in final.result["fit_problem"]
+    loop.analysis.close()
+
+
+def test_a_fit_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    killed_at_first = (
+        f"import os, pathlib, sys; sys.stdin.readline(); mark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
+        """print('{"fit": {"signal_strength": 1.5}, "problem": null}')"""
+    )
+    loop = fitting(Store(None), sys.executable, "-c", killed_at_first)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert mark.exists()
+    assert final.result["fit"] == {"signal_strength": 1.5}
     loop.analysis.close()
 
 

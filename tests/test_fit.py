@@ -274,10 +274,13 @@ def test_the_same_histograms_give_the_same_fit_in_another_process_and_soon() -> 
     fit_of(result)
     assert time.process_time() - started < 10
 
-    fits.start("run", result)
-    fits._under_way["run"].result(300)
+    for run_id, asked in (("run", result), ("other", document(seed=2)), ("again", result)):
+        fits.start(run_id, asked)
+        fits._under_way[run_id].result(300)
 
     assert json.dumps(fits.done()["run"].fit) == json.dumps(fit)
+    assert json.dumps(fits.done()["again"].fit) == json.dumps(fit)
+    assert json.dumps(fits.done()["other"].fit) != json.dumps(fit)
     fits.close()
 
 

@@ -1,6 +1,6 @@
 """The fit of a run: signal strength, significance, limits, mass.
 
-Runs in a process of its own: ``python -m workers.analysis.fit`` reads a result document and answers with its fit.
+Runs in a process of its own: ``python -m workers.analysis.fit`` reads result documents and answers with their fits.
 References: [1] G. Cowan, K. Cranmer, E. Gross, O. Vitells, Eur. Phys. J. C 71 (2011) 1554 (asymptotic
 formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
 """
@@ -275,14 +275,15 @@ def _goodness(likelihood: Likelihood, best: Fit) -> dict[str, float]:
 
 
 def main() -> int:
-    """Fit the result document on standard input; answer with the fit, or the problem of it, on standard output."""
-    result = json.load(sys.stdin)
-    answer: dict[str, Any] = {"fit": None, "problem": None}
-    try:
-        answer["fit"] = fit_of(result)
-    except FitError as problem:
-        answer["problem"] = f"the fit does not converge: {problem}"
-    json.dump(answer, sys.stdout, allow_nan=False)
+    """Fit the result document of each line on standard input; answer with the fit, or the problem of it, in a line."""
+    pyhf.set_backend("numpy")
+    for line in sys.stdin:
+        answer: dict[str, Any] = {"fit": None, "problem": None}
+        try:
+            answer["fit"] = fit_of(json.loads(line))
+        except FitError as problem:
+            answer["problem"] = f"the fit does not converge: {problem}"
+        print(json.dumps(answer, allow_nan=False), flush=True)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Fits that are under way, one after the other, each in a process of its own.
+"""Fits that are under way, one after the other, in a process of their own.
 
-A fit takes seconds of pure Python, which in this process would hold up the
-chunks of other runs; its process holds up nothing, may be killed at any time,
-and takes the memory of pyhf with it. Nothing of a fit is kept here but what is
-asked for again after a restart.
+A fit is pure Python, which in this process would hold up the chunks of other
+runs; its process holds up nothing and may be killed at any time. It is started
+ahead, for importing pyhf takes longer than a fit, and kept for the next one.
+Nothing of a fit is kept here but what is asked for again after a restart.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: A fit takes a few seconds, on a crowded machine a minute; one that takes this long will not end.
+#: A fit takes less than a second, on a crowded machine several; one that takes this long will not end.
 TIMEOUT_S = 600.0
 _COMMAND = (sys.executable, "-m", "workers.analysis.fit")
 _ROOT = Path(__file__).parents[2]
@@ -37,18 +37,19 @@ class Fitted:
 
 
 class Fits:
-    """Starts fits in the order they are asked for, and has each one's outcome once it is done."""
+    """Has fits done in the order they are asked for, and each one's outcome once it is there."""
 
     def __init__(self, command: tuple[str, ...] = _COMMAND, timeout_s: float = TIMEOUT_S) -> None:
-        self._command, self._timeout_s = command, timeout_s
+        self._fitter = _Fitter(command, timeout_s)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fit")
         self._under_way: dict[str, Future[Fitted]] = {}
-        self._process: subprocess.Popen[bytes] | None = None
-        self._closed = False
-        self._lock = Lock()
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._under_way
+
+    def prepare(self) -> None:
+        """Start the process, so that it is ready when there is something to fit."""
+        self._fitter.prepare()
 
     def start(self, run_id: str, result: Mapping[str, Any]) -> None:
         """Have a run's result document fitted, unless that is under way."""
@@ -65,39 +66,96 @@ class Fits:
 
     def close(self) -> None:
         """End what is under way."""
-        with self._lock:
-            self._closed = True
-            if self._process is not None:
-                self._process.kill()
+        self._fitter.stop()
         self._pool.shutdown(cancel_futures=True)
+        self._fitter.close()
 
     def _fit(self, run_id: str, result: Mapping[str, Any]) -> Fitted:
         try:
-            answer = json.loads(self._ask(json.dumps(result).encode()))
+            answer = json.loads(self._fitter.ask(json.dumps(result).encode()))
             return Fitted(result, answer["fit"], answer["problem"])
         except Exception as error:  # whatever went wrong, the run ends without a fit and says so
             log.error("the fit of run %s failed: %s", run_id, error)
             return Fitted(result, None, f"the fit failed: {error}")
 
-    def _ask(self, question: bytes) -> bytes:
-        pipe = subprocess.PIPE
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("the service stops")
-            process = subprocess.Popen(  # noqa: S603  our own command
-                self._command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=_ROOT
-            )
-            self._process = process
+
+class _EndedError(Exception):
+    """The process has ended without an answer."""
+
+
+class _Fitter:
+    """The process: a question a line on its standard input, an answer a line on its standard output.
+
+    It ends with its input, that is to say with this process, however that ends.
+    """
+
+    def __init__(self, command: tuple[str, ...], timeout_s: float) -> None:
+        self._command, self._timeout_s = command, timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._lock = Lock()
+
+    def prepare(self) -> None:
         try:
-            answer, complaint = process.communicate(question, self._timeout_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise RuntimeError(f"it was not done after {self._timeout_s:g} s") from None
+            self._running()
+        except OSError as error:
+            log.error("fits will fail: %s", error)
+
+    def ask(self, question: bytes) -> bytes:
+        """The answer; a process that ends under its question, as one that is killed does, is asked once more."""
+        try:
+            return self._ask(question)
+        except _EndedError as ended:
+            log.warning("the fit is begun again: %s", ended)
+            return self._ask(question)
+
+    def _ask(self, question: bytes) -> bytes:
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = Timer(self._timeout_s, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(question + b"\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
         finally:
-            with self._lock:
-                self._process = None
-        if process.returncode != 0:
-            lines = complaint.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"its process ended with code {process.returncode}: {lines[-1]}")
-        return answer
+            timed_out = not timer.is_alive()
+            timer.cancel()
+        if answer:
+            return answer
+        if timed_out:
+            raise RuntimeError(f"it was not done after {self._timeout_s:g} s")
+        raise _EndedError(f"its process ended with code {process.wait()}; the log of the analysis says why")
+
+    def stop(self) -> None:
+        """End the process; whoever waits for its answer waits no longer."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
+
+    def close(self) -> None:
+        """Give back what the process held, once nobody waits for it."""
+        if self._process is not None:
+            with self._process:
+                self._process.kill()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("the service stops")
+            if self._process is not None and self._process.poll() is not None:
+                self.close()
+            if self._process is None:
+                self._process = subprocess.Popen(  # noqa: S603  our own command
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    cwd=_ROOT,
+                    start_new_session=True,  # an interrupt at the keyboard is for the service
+                )
+            return self._process

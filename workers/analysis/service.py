@@ -92,6 +92,7 @@ class Analysis(Service):
     def turn(self) -> None:
         """Publish and keep the results whose fit is done; at the start, find what is whole but not finished."""
         if not self._resumed:
+            self._fits.prepare()
             for run_id in self._store.unfinished():
                 if not self._store.problems(run_id):
                     self.publish(self._state_of(run_id, changed=True))
