@@ -45,6 +45,9 @@ class Service(ABC):
     #: Publishes what comes of no delivery, and returns once that is confirmed; for ``turn``, set by the loop.
     publish: Callable[[Sequence[Message]], None] = staticmethod(lambda messages: None)
 
+    #: Has the loop turn at once, from whichever thread; set by the loop.
+    wake: Callable[[], None] = staticmethod(lambda: None)
+
     @abstractmethod
     def handle(self, message: Message) -> Sequence[Message]:
         """Do what the message asks, and return what is to be published.
@@ -58,7 +61,7 @@ class Service(ABC):
         return messages.decode(delivery.kind, delivery.body)
 
     def turn(self) -> None:  # noqa: B027  not every service has something to do unasked
-        """Do what is due though no message asks for it: called between deliveries, at least twice a second.
+        """Do what is due though no message asks for it: called between deliveries, twice a second, and on ``wake``.
 
         Raises Unavailable where only time can help: it is called again in any case.
         """
@@ -71,6 +74,7 @@ def serve(service: Service, session: Session, stop: threading.Event, monitor: Mo
     """Handle deliveries until ``stop`` is set; raises BrokerError where the broker refuses."""
     service.tell = session.tell
     service.publish = session.publish
+    service.wake = session.wake
     monitor = monitor or Monitor(service.name)
     monitor.connected = session.is_connected
     try:

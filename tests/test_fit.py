@@ -10,6 +10,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cabinetry
@@ -275,8 +276,9 @@ def test_the_same_histograms_give_the_same_fit_in_another_process_and_soon() -> 
     assert time.process_time() - started < 10
 
     for run_id, asked in (("run", result), ("other", document(seed=2)), ("again", result)):
-        fits.start(run_id, asked)
-        fits._under_way[run_id].result(300)
+        done = Event()
+        fits.start(run_id, asked, then=done.set)
+        assert done.wait(300)
 
     assert json.dumps(fits.done()["run"].fit) == json.dumps(fit)
     assert json.dumps(fits.done()["again"].fit) == json.dumps(fit)

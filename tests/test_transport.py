@@ -56,6 +56,17 @@ def read(delivery: Delivery) -> Message:
     return messages.decode(delivery.kind, delivery.body)
 
 
+def test_whoever_waits_for_a_message_is_woken_from_another_thread(open_session: Callable[..., Session]) -> None:
+    session = open_session(topology.PLANS)
+    waiter = threading.Thread(target=session.receive, args=(60.0,), daemon=True)
+    waiter.start()
+
+    session.wake()
+
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
 def test_what_is_published_arrives_whole_and_in_order(open_session: Callable[..., Session]) -> None:
     sender, receiver = open_session(), open_session(topology.PLANS)
     sent = [failed(number) for number in range(50)]

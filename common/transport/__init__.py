@@ -32,12 +32,16 @@ class Delivery:
 class Session(Protocol):
     """One service's connection: what it consumes, and where it publishes.
 
-    Used from one thread. A delivery that is not settled when the session ends
+    Used from one thread, but for ``wake``. A delivery that is not settled when the session ends
     is delivered again, to whoever consumes the queue next.
     """
 
     def receive(self, timeout_s: float) -> Delivery | None:
         """The next delivery; None where there was none in time."""
+        ...
+
+    def wake(self) -> None:
+        """End the ``receive`` that waits, or else the next one; may be called from any thread."""
         ...
 
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:

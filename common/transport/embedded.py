@@ -10,7 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Condition
+from threading import Condition, Event
 from typing import Any
 
 from common import topology
@@ -74,10 +74,10 @@ class EmbeddedTransport:
                     waiting.popleft()
             self._changed.notify_all()
 
-    def _take(self, queues: Sequence[Queue], timeout_s: float) -> tuple[str, _Stored] | None:
+    def _take(self, queues: Sequence[Queue], timeout_s: float, woken: Event) -> tuple[str, _Stored] | None:
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while True:
+            while not woken.is_set():
                 for queue in queues:
                     if self._stored[queue.name]:
                         stored = self._stored[queue.name].popleft()
@@ -85,7 +85,14 @@ class EmbeddedTransport:
                         return queue.name, stored
                 remaining = deadline - time.monotonic()
                 if remaining <= 0 or not self._changed.wait(remaining):
-                    return None
+                    break
+        woken.clear()
+        return None
+
+    def _wake(self, woken: Event) -> None:
+        with self._changed:
+            woken.set()
+            self._changed.notify_all()
 
     def _give_back(self, queues: Sequence[Queue], unsettled: Sequence[tuple[str, _Stored]]) -> None:
         with self._changed:
@@ -108,16 +115,21 @@ class EmbeddedSession:
         self._queues = queues
         self._unsettled: dict[int, tuple[str, _Stored]] = {}
         self._tag = 0
+        self._woken = Event()
 
     def receive(self, timeout_s: float) -> Delivery | None:
         """The next delivery; None where there was none in time."""
-        taken = self._transport._take(self._queues, timeout_s)
+        taken = self._transport._take(self._queues, timeout_s, self._woken)
         if taken is None:
             return None
         self._tag += 1
         self._unsettled[self._tag] = taken
         name, stored = taken
         return Delivery(name, stored.kind, stored.body, stored.headers, stored.redelivered, token=self._tag)
+
+    def wake(self) -> None:
+        """End the ``receive`` that waits, or else the next one."""
+        self._transport._wake(self._woken)
 
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, waiting where a queue is full, and forget the delivery."""

@@ -156,6 +156,10 @@ class RabbitMQSession:
         self._raise_failure()
         return delivery
 
+    def wake(self) -> None:
+        """End the ``receive`` that waits, or else the next one."""
+        self._inbox.put(None)
+
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, and acknowledge it once all of that is confirmed."""
         self._submit(_Settlement([_Publication.of(message) for message in messages], delivery.token))

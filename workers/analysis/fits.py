@@ -12,7 +12,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +51,11 @@ class Fits:
         """Start the process, so that it is ready when there is something to fit."""
         self._fitter.prepare()
 
-    def start(self, run_id: str, result: Mapping[str, Any]) -> None:
-        """Have a run's result document fitted, unless that is under way."""
+    def start(self, run_id: str, result: Mapping[str, Any], then: Callable[[], None]) -> None:
+        """Have a run's result document fitted, unless that is under way; ``then`` is called when it is done."""
         if run_id not in self._under_way:
-            self._under_way[run_id] = self._pool.submit(self._fit, run_id, result)
+            self._under_way[run_id] = fitted = self._pool.submit(self._fit, run_id, result)
+            fitted.add_done_callback(lambda _: then())
 
     def done(self) -> dict[str, Fitted]:
         """The outcomes that are there, by run; each until it is forgotten."""

@@ -159,7 +159,7 @@ class Analysis(Service):
         if result["workspace"] is None:
             self._store.finish(run.run_id, result)
             return Result(run.run_id, final=True, result=result)
-        self._fits.start(run.run_id, result)
+        self._fits.start(run.run_id, result, then=self.wake)
         so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}
         return Result(run.run_id, final=False, result=so_far)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ LEPTONS = 4
 _KINEMATICS = ("lep_pt", "lep_eta", "lep_phi", "lep_energy")
 #: The beams lie at |η| ≈ 10; far beyond, sinh η makes masses overflow.
 _MAX_ABS_ETA = 100.0
+
+# ISA-L inflates half as fast again as zlib, with the same checks. uproot.ZLIB.library, which
+# should choose it, reaches the writer alone in uproot 5.7.
+uproot.compression._decompress_ZLIB.library = "isal"
+#: Baskets are inflated outside Python's lock.
+_DECOMPRESSION = ThreadPoolExecutor(2, thread_name_prefix="decompression")
 
 # What a branch must hold, in awkward's words for its type.
 _NUMBER = r"(float|int|uint)\d+"
@@ -81,7 +88,9 @@ def read(path: Path, release: Release, sample: Sample, start: int, stop: int) ->
     """
     with _reading(path):
         tree = _tree(path, release.tree, path.stat().st_mtime_ns)
-        arrays = tree.arrays(_branches(release, sample), entry_start=start, entry_stop=stop)
+        arrays = tree.arrays(
+            _branches(release, sample), entry_start=start, entry_stop=stop, decompression_executor=_DECOMPRESSION
+        )
     if len(arrays) != stop - start:
         raise DataError(f"{path}: holds {len(arrays)} entries between {start} and {stop}; has the file changed?")
     _check_types(path, arrays, release, sample)
@@ -89,39 +98,52 @@ def read(path: Path, release: Release, sample: Sample, start: int, stop: int) ->
 
 
 def leading_leptons(arrays: ak.Array, release: Release, sample: Sample) -> dict[str, Array]:
-    """The four leading leptons of every event that has four of them, well measured.
+    """The four leading leptons of every event that has four of them.
 
     Returns columns of n events as ``Events.schema`` declares them: shape (n, 4),
     the kinematics in the file's energy unit; (n, k) for the k factors of the
-    weight. An event is dropped if it has fewer than four leptons, if one of
-    the four has kinematics that are not finite (or |η| above 100), or a pT or
-    energy that is not positive, or if a factor of its weight is not finite. The
-    release sorts leptons by falling pT, so the leading ones are the first ones.
+    weight. The release sorts leptons by falling pT, so the leading ones are the first ones.
     """
     jagged = {ours: _offsets_and_content(arrays[theirs]) for ours, theirs in release.branches.leptons.items()}
-    counts = np.stack([np.diff(offsets) for offsets, _ in jagged.values()])
-    good = (counts[0] >= LEPTONS) & (counts == counts[0]).all(axis=0)
+    (offsets, _), *others = jagged.values()
+    counts = np.diff(offsets)
+    four = counts >= LEPTONS
+    for other, _ in others:
+        if not np.array_equal(other, offsets):
+            four &= np.diff(other) == counts
+    places = _first_four(offsets, four)
     columns = {
-        name: content[offsets[:-1][good, np.newaxis] + np.arange(LEPTONS)]
-        for name, (offsets, content) in jagged.items()
+        name: np.take(content, places if np.array_equal(own, offsets) else _first_four(own, four))
+        for name, (own, content) in jagged.items()
     }
-    factors = [] if sample.is_data else [ak.to_numpy(arrays[name])[good] for name in release.branches.weights]
-    columns["weight_factors"] = np.stack(factors, axis=1) if factors else np.empty((int(good.sum()), 0))
+    factors = (
+        [] if sample.is_data else [np.compress(four, ak.to_numpy(arrays[name])) for name in release.branches.weights]
+    )
+    columns["weight_factors"] = np.stack(factors, axis=1) if factors else np.empty((len(places), 0))
     schema = Events.schema(release, sample)
-    columns = {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
+    return {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
 
-    well_measured = (columns["lep_pt"] > 0).all(axis=1) & (columns["lep_energy"] > 0).all(axis=1)
-    well_measured &= (np.abs(columns["lep_eta"]) <= _MAX_ABS_ETA).all(axis=1)
-    for name in (*_KINEMATICS, "weight_factors"):
-        well_measured &= np.isfinite(columns[name]).all(axis=1)
-    return {name: values[well_measured] for name, values in columns.items()}
+
+def well_measured(columns: Columns) -> Mask:
+    """Which events can be weighed and have four leptons that can be.
+
+    Their kinematics are finite, pT and energy positive, |η| at most 100, and
+    the factors of the weight are finite.
+    """
+    good = np.abs(columns["lep_eta"]) <= _MAX_ABS_ETA
+    good &= np.isfinite(columns["lep_phi"])
+    for name in ("lep_pt", "lep_energy"):
+        good &= (columns[name] > 0) & (columns[name] < np.inf)
+    finite = np.isfinite(columns["weight_factors"])
+    return reduce(np.logical_and, (*good.T, *finite.T))  # three times as fast as all(axis=1) on so few columns
 
 
 def pt_cuts(columns: Columns, release: Release, settings: RunSettings) -> Mask:
     """Which events pass the cuts on the leading leptons' pT: strictly greater, each in its place."""
-    cuts = np.asarray(settings.pt_cuts_gev, dtype=np.float64)
-    pt_gev = columns["lep_pt"][:, : len(cuts)].astype(np.float64) / release.per_gev
-    return np.asarray((pt_gev > cuts).all(axis=1))
+    passed = np.ones(len(columns["lep_pt"]), dtype=np.bool_)
+    for place, cut_gev in enumerate(settings.pt_cuts_gev):
+        passed &= columns["lep_pt"][:, place].astype(np.float64) / release.per_gev > cut_gev
+    return passed
 
 
 #: The selection steps of the loader after ``four_leptons``, by the catalogue's names.
@@ -131,14 +153,17 @@ STEPS: Mapping[str, Callable[[Columns, Release, RunSettings], Mask]] = {"pt_cuts
 def select(
     arrays: ak.Array, release: Release, sample: Sample, settings: RunSettings
 ) -> tuple[ak.Array, dict[str, int]]:
-    """Apply the loader's steps to a chunk; returns the events left and how many each step left."""
-    columns: Columns = leading_leptons(arrays, release, sample)
-    cutflow = {"read": len(arrays), "four_leptons": len(columns["lep_pt"])}
+    """Apply the loader's steps to a chunk; returns the events left and how many each step left.
+
+    An event has ``four_leptons`` if the four leading ones are well measured.
+    """
+    columns = leading_leptons(arrays, release, sample)
+    passed = well_measured(columns)
+    cutflow = {"read": len(arrays), "four_leptons": int(passed.sum())}
     for step in release.loader_steps[1:]:
-        passed = STEPS[step](columns, release, settings)
-        columns = {name: values[passed] for name, values in columns.items()}
+        passed &= STEPS[step](columns, release, settings)
         cutflow[step] = int(passed.sum())
-    return ak.Array(columns), cutflow
+    return ak.Array({name: np.compress(passed, values, axis=0) for name, values in columns.items()}), cutflow
 
 
 def _branches(release: Release, sample: Sample) -> Sequence[str]:
@@ -161,6 +186,11 @@ def _check_type(path: Path, arrays: ak.Array, name: str, pattern: str, wanted: s
         raise DataError(f"{path}: branch {name!r} holds {found!r}, not {wanted} an event")
 
 
+def _first_four(offsets: npt.NDArray[np.int64], chosen: Mask) -> npt.NDArray[np.int64]:
+    """Where in the content the first four of each chosen list are, shape (lists, 4)."""
+    return np.asarray(np.compress(chosen, offsets[:-1])[:, np.newaxis] + np.arange(LEPTONS))
+
+
 def _offsets_and_content(values: ak.Array) -> tuple[npt.NDArray[np.int64], Array]:
     layout = values.layout.to_ListOffsetArray64(True)
     return np.asarray(layout.offsets.data), np.asarray(layout.content.data)
@@ -168,16 +198,16 @@ def _offsets_and_content(values: ak.Array) -> tuple[npt.NDArray[np.int64], Array
 
 def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
     """Narrow a column: what does not fit becomes infinite, or the narrow type's last integer."""
-    if dtype.kind == "i":
+    if dtype.kind == "i" and values.dtype != dtype:
         bounds = np.iinfo(dtype)
         values = np.clip(values, bounds.min, bounds.max)
     with np.errstate(over="ignore"):
         return values.astype(dtype, copy=False)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _tree(path: Path, tree: str, modified: int) -> uproot.TTree:
-    """An open tree; kept, because a file's chunks come one after the other."""
+    """An open tree; kept, because a file's chunks come later than its plan. 16 are more than a run has files."""
     file = uproot.open(path, array_cache=None)
     found = file.get(tree)
     if not isinstance(found, uproot.TTree):
