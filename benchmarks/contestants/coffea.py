@@ -1,0 +1,58 @@
+"""coffea's way: a processor over chunks, by its executor of local processes, the notebook's cuts inside."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+from coffea import processor
+from coffea.nanoevents import BaseSchema
+
+from benchmarks.contestants import EDGES, Found, files, main
+from benchmarks.contestants.notebook import select
+from common import catalogue
+from common.settings import RunSettings
+
+
+class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no types
+    """Selects a chunk's events and fills m4l, by sample."""
+
+    def __init__(self, run: RunSettings) -> None:
+        self.run = run
+
+    def process(self, events: Any) -> dict[str, Any]:
+        """One chunk."""
+        release = catalogue.release(self.run.release)
+        sample = release.sample(events.metadata["dataset"])
+        names = [*release.branches.leptons.values(), *(() if sample.is_data else release.branches.weights)]
+        m4l, weight = select(ak.zip({name: events[name] for name in names}, depth_limit=1), release, sample, self.run)
+        values = np.histogram(m4l, bins=EDGES, weights=weight)[0]
+        total = float(np.sum(weight, dtype=np.float64))
+        return {sample.name: {"events": len(m4l), "total": total, "values": values}}
+
+    def postprocess(self, accumulator: Any) -> Any:
+        """Nothing is left to do."""
+        return accumulator
+
+
+def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
+    """All chunks, on every core."""
+    warnings.simplefilter("ignore")
+    fileset = {name: {"files": {str(path): "mini"}} for name, (path, _) in files(run, cache).items()}
+    runner = processor.Runner(
+        executor=processor.FuturesExecutor(workers=os.cpu_count(), status=False),
+        schema=BaseSchema,
+        chunksize=100_000,
+    )
+    summed = runner(fileset, processor_instance=FourLeptons(run))
+    return {name: Found(one["events"], one["total"]) for name, one in summed.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main(analyse))

@@ -1,0 +1,60 @@
+"""The pipeline in one process: the four services in threads, from the request to the final result with its fit.
+
+What is imported beforehand counts as little here as for the others: a small run before the measured one sees to
+it that the fit's process is ready, too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from benchmarks.contestants import Found
+from benchmarks.processes import cpu_seconds
+from benchmarks.stack import final_result, wait_for_folder
+from common import settings, topology
+from common.settings import RunSettings
+from common.submission import new_run_id, submit
+from common.transport import Session
+from workers.embedded import EmbeddedServices
+
+
+def main() -> int:
+    """Measure the embedded run as ``contestants.main`` does the others; returns the exit code."""
+    run, cache = RunSettings.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
+    myself = psutil.Process()
+    with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:
+        with requested(services, RunSettings(release="demo")) as (session, run_id):
+            final_result(session, run_id)
+            wait_for_folder(session)
+        before, started = cpu_seconds(myself), time.perf_counter()
+        with requested(services, run) as (session, run_id):
+            result = final_result(session, run_id)
+            answer = {"seconds": time.perf_counter() - started, "cpu_seconds": cpu_seconds(myself) - before}
+    found = {
+        name: asdict(Found(sample["events_selected"], sample["sum_of_weights"]))
+        for name, sample in result["samples"].items()
+    }
+    print(json.dumps({**answer, "samples": found}))
+    return 0
+
+
+@contextmanager
+def requested(services: EmbeddedServices, run: RunSettings) -> Iterator[tuple[Session, str]]:
+    """A run that is on its way, and the session that hears of it."""
+    run_id = new_run_id(run.release)
+    session = services.transport.open([topology.follower(run_id)])
+    submit(session, run_id, run)
+    yield session, run_id
+    session.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The notebook's way: one process, uproot's ``iterate``, awkward masks, vector, and numpy's histogram.
+
+Written as the ATLAS outreach group's HZZAnalysis notebook goes about it, without a detour: what the pipeline is
+measured against is as fast as such a notebook gets without being written for speed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import uproot
+import vector
+
+from benchmarks.contestants import EDGES, Found, branches, files, main
+from common import catalogue
+from common.catalogue import Release, Sample
+from common.settings import RunSettings
+
+
+def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
+    """One file after the other, batch by batch."""
+    release = catalogue.release(run.release)
+    found = {}
+    for name, (path, sample) in files(run, cache).items():
+        selected, total, values = 0, 0.0, np.zeros(len(EDGES) - 1)
+        with uproot.open(path) as file:
+            for events in file[release.tree].iterate(branches(release, sample), library="ak", step_size="100 MB"):
+                m4l, weight = select(events, release, sample, run)
+                selected += len(m4l)
+                total += float(np.sum(weight, dtype=np.float64))
+                values += np.histogram(m4l, bins=EDGES, weights=weight)[0]
+        found[name] = Found(selected, total)
+    return found
+
+
+def select(
+    events: ak.Array, release: Release, sample: Sample, run: RunSettings
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The masses in GeV and weights of the events that pass the cuts, both of shape (selected,)."""
+    name = release.branches.leptons
+    events = events[ak.num(events[name["lep_pt"]]) >= 4]
+    for place, cut in enumerate(run.pt_cuts_gev):
+        events = events[events[name["lep_pt"]][:, place] > cut * release.per_gev]
+    events = events[ak.sum(events[name["lep_charge"]][:, :4], axis=1) == 0]
+    flavours = ak.sum(events[name["lep_type"]][:, :4], axis=1)
+    events = events[(flavours == 44) | (flavours == 48) | (flavours == 52)]
+    p4 = vector.zip(
+        {
+            "pt": events[name["lep_pt"]],
+            "eta": events[name["lep_eta"]],
+            "phi": events[name["lep_phi"]],
+            "E": events[name["lep_energy"]],
+        }
+    )
+    m4l = ak.to_numpy((p4[:, 0] + p4[:, 1] + p4[:, 2] + p4[:, 3]).M) / release.per_gev
+    weight = np.full(len(m4l), 1.0 if sample.is_data else sample.cross_section_weight(run.lumi_ifb), dtype=np.float32)
+    for factor in () if sample.is_data else release.branches.weights:
+        weight = weight * ak.to_numpy(events[factor])
+    return m4l, weight
+
+
+if __name__ == "__main__":
+    sys.exit(main(analyse))
