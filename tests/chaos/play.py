@@ -1,0 +1,89 @@
+"""One run and the faults in it: when they strike, how long until it goes on, and what must hold in the end."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from common.settings import RunSettings
+from tests.chaos.faults import Fault, Moment, fits_under_way
+from tests.chaos.invariants import violations
+from tests.chaos.stage import Run, Stage
+
+#: Long enough to have a middle: 13 samples in about 80 chunks.
+DEMO = RunSettings(release="demo", demo_events=30_000, chunk_entries=400)
+
+_ORDER: tuple[Moment, ...] = ("chunks", "fit", "drawing")
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A fault that struck, ``at`` that fraction of the run's entries, and the seconds until the run went on."""
+
+    fault: Fault
+    at: float
+    recovered_s: float
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the embedded run gives: its numbers, and how many entries it reads."""
+
+    numbers: str
+    entries: int
+
+
+def play(
+    stage: Stage,
+    faults: Sequence[Fault],
+    undisturbed: Undisturbed,
+    rng: random.Random,
+    on_strike: Callable[[Strike], None] = lambda strike: None,
+) -> list[str]:
+    """Do a run, and let the faults strike it one after the other; returns the violated invariants.
+
+    Those among the chunks strike at random fractions of the entries. A fault
+    that finds the run over has not struck, and is not told.
+    """
+    among_chunks = [fault for fault in faults if fault.moment == "chunks"]
+    fractions = sorted(rng.uniform(0.02, 0.75) for _ in among_chunks)
+    run = stage.run(DEMO)
+    try:
+        for fault in sorted(faults, key=lambda fault: _ORDER.index(fault.moment)):
+            after = fractions.pop(0) * undisturbed.entries if fault.moment == "chunks" else 0
+            if not run.wait_for(lambda: _is_time(stage, run, fault.moment, after)):  # noqa: B023
+                break
+            strike = _strike(stage, run, fault, undisturbed, rng)
+            if strike is not None:
+                on_strike(strike)
+        run.outcome.result()
+        while stage.afterwards:
+            stage.afterwards.pop()()
+        return violations(stage, run, undisturbed.numbers)
+    except pytest.fail.Exception as vain:
+        return [str(vain)]
+    finally:
+        run.close()
+
+
+def _is_time(stage: Stage, run: Run, moment: Moment, after: float) -> bool:
+    match moment:
+        case "chunks":
+            return run.done() > after
+        case "fit":
+            return bool(fits_under_way(stage))
+        case "drawing":
+            return run.is_drawing()
+
+
+def _strike(stage: Stage, run: Run, fault: Fault, undisturbed: Undisturbed, rng: random.Random) -> Strike | None:
+    at, begun = run.done() / undisturbed.entries, time.monotonic()
+    if not fault.inflict(stage, run, rng):
+        return None
+    done = run.done(fault.felt_by)
+    run.wait_for(lambda: run.done(fault.felt_by) > done)
+    return Strike(fault, at, time.monotonic() - begun)
