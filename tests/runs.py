@@ -50,14 +50,14 @@ def run_on_broker(
     run: RunSettings,
     display: Quiet | None = None,
     run_id: str | None = None,
-    deadline_s: float = DEADLINE_S,
+    is_alive: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Submit a run to a virtual host and follow it."""
     run_id = run_id or new_run_id(run.release)
     session = RabbitMQTransport(settings, patience_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
-        return follow(session, run_id, display or Quiet(), in_time(deadline_s))
+        return follow(session, run_id, display or Quiet(), is_alive or in_time())
     finally:
         session.close()
 

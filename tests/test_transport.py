@@ -16,6 +16,7 @@ from common.topology import Queue
 from common.transport import Delivery, Session, Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
+from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, wait_until
 
 
@@ -188,6 +189,22 @@ def test_a_session_survives_broken_connections_and_delivers_everything(broker: B
     assert not sending.is_alive()
     assert seen == set(range(total))
     for session in (sender, receiver):
+        session.close()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("pieces", [1, 2], ids=["after Connection.Start", "after Connection.Tune"])
+def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_again(
+    vhost: BrokerSettings, pieces: int
+) -> None:
+    with Proxy(vhost.port) as proxy:
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20).open([topology.PLANS])
+        proxy.cut_new_after = pieces
+        proxy.cut()
+        wait_until(lambda: proxy.cuts >= 2, "two handshakes were cut", 20)
+        proxy.cut_new_after = None
+        session.publish([failed(1)])
+        assert read(take(session)) == failed(1)
         session.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def main() -> int:
     parser.add_argument("--first-run", type=int, default=0, help="leave out the runs before, to see one again")
     parser.add_argument("--only", default="", help="only faults with this in their name")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and take down what runs
     protocol = Protocol(asked.faults)
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

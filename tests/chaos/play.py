@@ -60,6 +60,8 @@ def play(
             strike = _strike(stage, run, fault, undisturbed, rng)
             if strike is not None:
                 on_strike(strike)
+        if run.wait_for(lambda: stage.workers.has_lost()):
+            run.give_up()  # a service ended unasked: nothing is to come
         run.outcome.result()
         while stage.afterwards:
             stage.afterwards.pop()()
@@ -73,7 +75,7 @@ def play(
 def _is_time(stage: Stage, run: Run, moment: Moment, after: float) -> bool:
     match moment:
         case "chunks":
-            return run.done() > after
+            return run.done() > after or stage.workers.has_lost()
         case "fit":
             return bool(fits_under_way(stage))
         case "drawing":
@@ -85,5 +87,5 @@ def _strike(stage: Stage, run: Run, fault: Fault, undisturbed: Undisturbed, rng:
     if not fault.inflict(stage, run, rng):
         return None
     done = run.done(fault.felt_by)
-    run.wait_for(lambda: run.done(fault.felt_by) > done)
+    run.wait_for(lambda: run.done(fault.felt_by) > done or stage.workers.has_lost())
     return Strike(fault, at, time.monotonic() - begun)

@@ -20,7 +20,7 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, new_run_id
 from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, Workers, wait_until
-from tests.runs import Quiet, run_on_broker
+from tests.runs import Quiet, in_time, run_on_broker
 
 #: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
@@ -54,6 +54,10 @@ class ServiceProcesses(Workers):
         """How many processes have ended, by service."""
         return {service: self.replicas[service] - len(self.running(service)) for service in SERVICES}
 
+    def has_lost(self) -> bool:
+        """Whether a process has ended that was to run."""
+        return any(self.ended().values())
+
 
 class Run:
     """A run under way: how far it is, and how it ended. Its follower has a connection of its own to the broker."""
@@ -66,8 +70,14 @@ class Run:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="follower")
         display = Quiet(self._on_progress)
         display.note = self._on_note
+        self._given_up = False
+        in_the_time = in_time(RUN_DEADLINE_S)
+
+        def is_alive() -> bool:
+            return in_the_time() and not self._given_up
+
         self.outcome: Future[Outcome] = self._pool.submit(
-            run_on_broker, settings, run, display, self.request.run_id, RUN_DEADLINE_S
+            run_on_broker, settings, run, display, self.request.run_id, is_alive
         )
         self.outcome.add_done_callback(lambda _: self._notify())
 
@@ -87,6 +97,10 @@ class Run:
             while not condition() and not self.is_over():
                 self._changed.wait(0.05)
             return not self.is_over()
+
+    def give_up(self) -> None:
+        """Follow the run no longer."""
+        self._given_up = True
 
     def _on_progress(self, events: Mapping[str, int]) -> None:
         self._done = dict(events)
