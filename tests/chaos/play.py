@@ -60,7 +60,7 @@ def play(
             strike = _strike(stage, run, fault, undisturbed, rng)
             if strike is not None:
                 on_strike(strike)
-        if run.wait_for(lambda: stage.workers.has_lost()):
+        if run.wait_for(stage.workers.has_lost):
             run.give_up()  # a service ended unasked: nothing is to come
         run.outcome.result()
         while stage.afterwards:
