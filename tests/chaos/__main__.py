@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
 import signal
@@ -58,11 +59,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=200, help="how many faults are to strike")
     parser.add_argument("--seed", type=int, default=1, help="what decides which faults strike, and when")
-    parser.add_argument("--per-run", type=int, default=4, help="faults of one run")
+    parser.add_argument("--per-run", type=int, default=8, help="faults of one run")
     parser.add_argument("--first-run", type=int, default=0, help="leave out the runs before, to see one again")
     parser.add_argument("--only", default="", help="only faults with this in their name")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and take down what runs
+    logging.disable(logging.ERROR)  # that our own connections break is no news
     protocol = Protocol(asked.faults)
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))

@@ -114,10 +114,13 @@ class KillFit(Fault):
     moment: Moment = "fit"
 
     def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        children = fits_under_way(stage)
-        for child in children:
-            child.kill()
-        return bool(children)
+        return run.wait_for(lambda: _kill_all(fits_under_way(stage)))
+
+
+def _kill_all(processes: list[psutil.Process]) -> bool:
+    for process in processes:
+        process.kill()
+    return bool(processes)
 
 
 def fits_under_way(stage: Stage) -> list[psutil.Process]:

@@ -6,16 +6,17 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from common.settings import RunSettings
-from tests.chaos.faults import Fault, Moment, fits_under_way
+from tests.chaos.faults import Fault, Moment
 from tests.chaos.invariants import violations
 from tests.chaos.stage import Run, Stage
 
-#: Long enough to have a middle: 13 samples in about 80 chunks.
-DEMO = RunSettings(release="demo", demo_events=30_000, chunk_entries=400)
+#: Long enough to have a middle: 13 samples in about 160 chunks.
+DEMO = RunSettings(release="demo", demo_events=60_000, chunk_entries=400)
 
 _ORDER: tuple[Moment, ...] = ("chunks", "fit", "drawing")
 
@@ -55,7 +56,8 @@ def play(
     try:
         for fault in sorted(faults, key=lambda fault: _ORDER.index(fault.moment)):
             after = fractions.pop(0) * undisturbed.entries if fault.moment == "chunks" else 0
-            if not run.wait_for(lambda: _is_time(stage, run, fault.moment, after)):  # noqa: B023
+            time_is_come = partial(_is_time, fault.moment, run, after, undisturbed.entries)
+            if not run.wait_for(lambda: time_is_come() or stage.workers.has_lost()):  # noqa: B023
                 break
             strike = _strike(stage, run, fault, undisturbed, rng)
             if strike is not None:
@@ -72,12 +74,12 @@ def play(
         run.close()
 
 
-def _is_time(stage: Stage, run: Run, moment: Moment, after: float) -> bool:
+def _is_time(moment: Moment, run: Run, after: float, entries: int) -> bool:
     match moment:
         case "chunks":
-            return run.done() > after or stage.workers.has_lost()
+            return run.done() > after
         case "fit":
-            return bool(fits_under_way(stage))
+            return run.done() >= entries and not run.is_drawing()
         case "drawing":
             return run.is_drawing()
 

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pika.connection
+
 from common import result_folder
-from common.transport import rabbitmq
 from common.transport.rabbitmq import RabbitMQSession
 
 #: Seconds. Short, so that a process is held for longer than this within a test.
@@ -106,7 +107,7 @@ class Orders:
 
 
 def main(service: str, order: str) -> None:
-    rabbitmq.HEARTBEAT_S = HEARTBEAT_S
+    pika.connection.Connection._tune_heartbeat_timeout = staticmethod(lambda client_value, server_value: HEARTBEAT_S)
     orders = Orders(Path(order))
     orders.watch_session()
     if service == "analysis":
