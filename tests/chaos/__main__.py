@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.faults import DECK, Fault
-from tests.chaos.play import DEMO, Strike, Undisturbed, play
+from tests.chaos.play import Strike, play, undisturbed_run
 from tests.chaos.stage import ERLANG, set_stage
 from tests.conftest import running_broker
-from tests.runs import numbers, run_embedded
 
 REPLICAS = {"data_loader": 2, "data_processor": 2}
 
@@ -69,10 +68,7 @@ def main() -> int:
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     cache = folder / "cache"
-    outcome = run_embedded(DEMO, cache)
-    assert outcome.result is not None
-    entries = sum(sample["events_read"] for sample in outcome.result["samples"].values())
-    undisturbed = Undisturbed(numbers(outcome), entries)
+    undisturbed = undisturbed_run(cache)
     deck = [fault for fault in DECK if asked.only in fault.name]
     plan = plan_of(deck, asked.faults, asked.per_run, asked.seed)
     run = asked.first_run
@@ -103,13 +99,18 @@ def main() -> int:
 def plan_of(deck: Sequence[Fault], faults: int, per_run: int, seed: int) -> list[list[Fault]]:
     """Which faults each run is to suffer: the deck, shuffled again and again, dealt a handful a run.
 
-    Twice as many as asked for, as not every one finds its moment.
+    One of a run's faults strikes after its last chunk. Twice as many runs as
+    are needed, as not every fault finds its moment.
     """
     rng = random.Random(seed)
-    dealt: list[Fault] = []
-    while len(dealt) < 2 * faults:
-        dealt += rng.sample(deck, len(deck))
-    return [dealt[at : at + per_run] for at in range(0, len(dealt), per_run)]
+    runs = 2 * (faults // per_run + 1)
+
+    def deal(some: Sequence[Fault], number: int) -> list[Fault]:
+        return [fault for _ in range(number // max(len(some), 1) + 1) for fault in rng.sample(some, len(some))]
+
+    early = deal([fault for fault in deck if fault.moment == "chunks"], runs * per_run)
+    late = deal([fault for fault in deck if fault.moment != "chunks"], runs)
+    return [early[run * (per_run - 1) :][: per_run - 1] + late[run:][:1] for run in range(runs)]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from common.settings import RunSettings
 from tests.chaos.faults import Fault, Moment
 from tests.chaos.invariants import violations
 from tests.chaos.stage import Run, Stage
+from tests.runs import numbers, run_embedded
 
 #: Long enough to have a middle: 13 samples in about 160 chunks.
 DEMO = RunSettings(release="demo", demo_events=60_000, chunk_entries=400)
@@ -36,6 +38,14 @@ class Undisturbed:
 
     numbers: str
     entries: int
+
+
+def undisturbed_run(cache: Path) -> Undisturbed:
+    """Do the run embedded, with nothing done to it."""
+    outcome = run_embedded(DEMO, cache)
+    assert outcome.result is not None
+    entries = sum(sample["events_read"] for sample in outcome.result["samples"].values())
+    return Undisturbed(numbers(outcome), entries)
 
 
 def play(

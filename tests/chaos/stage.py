@@ -115,6 +115,7 @@ class Run:
             self._changed.notify_all()
 
     def close(self) -> None:
+        self.give_up()
         self._pool.shutdown()
 
 
