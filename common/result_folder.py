@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import MessageError
@@ -16,35 +18,66 @@ from common.names import MAX_NAME, NAME_IS, is_name
 MAX_FILES = 64
 MAX_BYTES = 64 * 2**20
 
+#: A folder that is being written or deleted: the run's id, and what makes the name its writer's own.
+_HIDDEN = re.compile(r"\.(.+)\.[0-9a-f]{12}(?:\.old)?")
+
 
 def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
     """Write ``output/run_id`` and return it; whoever looks finds a whole folder there or none.
 
     The files are brought to the disk in a hidden sibling, which is then
     renamed; an older folder of the run is renamed away first. A folder that
-    holds these files already is left as it is. Raises MessageError for a run
+    holds these files already is left as it is. Siblings that a killed writer
+    left behind are deleted. Raises MessageError for a run
     id or file name that could lead elsewhere, OSError where the disk refuses.
     """
     _check(run_id, "run id")
     _check_files(files)
     target = output / run_id
+    output.mkdir(parents=True, exist_ok=True)
+    _delete_what_was_left(output)
     if _holds(target, files):
         return target
-    output.mkdir(parents=True, exist_ok=True)
     new = output / f".{run_id}.{secrets.token_hex(6)}"
     try:
         new.mkdir()
-        for name, content in files.items():
-            with (new / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(new)
-        _replace(new, target)
+        with _opened(new) as descriptor:
+            with suppress(OSError):  # a file system without locks: what a killed writer leaves there, stays
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name, content in files.items():
+                with (new / name).open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.fsync(descriptor)
+            _replace(new, target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     _sync(output)
     return target
+
+
+def _delete_what_was_left(output: Path) -> None:
+    """Delete the hidden siblings that nobody writes any more: their writer was killed, which ended its lock."""
+    for left in output.iterdir():
+        hidden = _HIDDEN.fullmatch(left.name)
+        if hidden is None or not is_name(hidden[1]):
+            continue
+        with suppress(OSError), _opened(left) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Renamed first: should somebody write there after all, they fail, and put no half folder in place.
+            away = left.with_name(f".{hidden[1]}.{secrets.token_hex(6)}.old")
+            left.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_files(files: Mapping[str, bytes]) -> None:
@@ -106,8 +139,5 @@ def _renamed(new: Path, target: Path) -> bool:
 
 def _sync(folder: Path) -> None:
     """Bring the folder's list of names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(folder) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

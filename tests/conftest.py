@@ -32,12 +32,17 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 @dataclass(frozen=True)
 class Broker:
-    """A running RabbitMQ; ``control`` is the command that is rabbitmqctl for it."""
+    """A running RabbitMQ; ``control`` is the command that is rabbitmqctl for it.
+
+    ``kill`` ends it without a word (SIGKILL), ``start`` starts it again on the same ports and data.
+    """
 
     settings: BrokerSettings
     api_port: int
     control: tuple[str, ...]
     environment: dict[str, str]
+    kill: Callable[[], None]
+    start: Callable[[], None]
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Ask the management API."""
@@ -112,27 +117,35 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def broker_in_container() -> Iterator[Broker]:
+def broker_in_container(erlang: str = "") -> Iterator[Broker]:
+    """A container of this process' own; ``erlang`` are more arguments of the broker's virtual machine."""
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     from testcontainers.core.container import DockerContainer
 
-    container = (
+    port, api_port = free_port(), free_port()  # fixed, so that a restart keeps them
+    started = (
         DockerContainer(IMAGE)
         .with_env("RABBITMQ_DEFAULT_USER", "tests")
         .with_env("RABBITMQ_DEFAULT_PASS", "tests")
-        .with_exposed_ports(5672, 15672)
+        .with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", erlang)
+        .with_bind_ports(5672, port)
+        .with_bind_ports(15672, api_port)
     )
-    with container:
+    with started:
+        container = started.get_wrapped_container()
         yield Broker(
-            BrokerSettings("127.0.0.1", int(container.get_exposed_port(5672)), "tests", "tests"),
-            int(container.get_exposed_port(15672)),
-            ("docker", "exec", container.get_wrapped_container().id, "rabbitmqctl"),
+            BrokerSettings("127.0.0.1", port, "tests", "tests"),
+            api_port,
+            ("docker", "exec", container.id, "rabbitmqctl"),
             {},
+            container.kill,
+            container.start,
         )
 
 
 @contextlib.contextmanager
-def broker_from_package(folder: Path) -> Iterator[Broker]:
+def broker_from_package(folder: Path, erlang: str = "") -> Iterator[Broker]:
+    """A process of this machine's rabbitmq-server; ``erlang`` are more arguments of its virtual machine."""
     port, api_port, distribution_port = free_port(), free_port(), free_port()
     (folder / "plugins").write_text("[rabbitmq_management].\n")
     (folder / "rabbitmq.conf").write_text(
@@ -147,28 +160,49 @@ def broker_from_package(folder: Path) -> Iterator[Broker]:
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
         "RABBITMQ_LOGS": str(folder / "broker.log"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlang,
     }
-    with open(folder / "console.log", "wb") as console:
-        process = subprocess.Popen([SERVER], env=os.environ | environment, stdout=console, stderr=console)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        with open(folder / "console.log", "ab") as console:
+            process = subprocess.Popen(
+                [SERVER], env=os.environ | environment, stdout=console, stderr=console, start_new_session=True
+            )
+        processes.append(process)
+
+    def kill() -> None:
+        os.killpg(processes[-1].pid, signal.SIGKILL)  # the script and the virtual machine that it started
+        processes[-1].wait()
+
+    start()
     try:
         settings = BrokerSettings("127.0.0.1", port, "tests", "tests")
-        yield Broker(settings, api_port, (str(SERVER.with_name("rabbitmqctl")),), environment)
+        control = (str(SERVER.with_name("rabbitmqctl")),)
+        yield Broker(settings, api_port, control, environment, kill, start)
     finally:
-        process.terminate()
-        process.wait(30)
+        processes[-1].terminate()
+        processes[-1].wait(30)
+
+
+@contextlib.contextmanager
+def running_broker(folder: Path, erlang: str = "") -> Iterator[Broker]:
+    """A RabbitMQ that answers, of whoever asks for it; ``folder`` is for what a process of it keeps."""
+    if docker_answers():
+        running = broker_in_container(erlang)
+    elif SERVER.exists():
+        running = broker_from_package(folder, erlang)
+    else:
+        pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
+    with running as started:
+        wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
+        yield started
 
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A RabbitMQ of this test session's own."""
-    if docker_answers():
-        running = broker_in_container()
-    elif SERVER.exists():
-        running = broker_from_package(tmp_path_factory.mktemp("rabbitmq"))
-    else:
-        pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
-    with running as started:
-        wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
+    with running_broker(tmp_path_factory.mktemp("rabbitmq")) as started:
         yield started
 
 
@@ -200,12 +234,15 @@ class Workers:
             "CACHE": str(self.folder / "cache"),
         }
 
+    def command(self, service: str) -> list[str]:
+        return [sys.executable, "-m", f"workers.{service}"]
+
     def start(self, service: str, replicas: int = 1) -> list[subprocess.Popen[bytes]]:
         started = []
         for _ in range(replicas):
             with open(self.folder / f"{service}.log", "ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", f"workers.{service}"],
+                    self.command(service),
                     cwd=ROOT,
                     env=os.environ | self.environment(),
                     stdout=log,
@@ -221,12 +258,14 @@ class Workers:
         self.start("analysis")
         self.start("visualisation")
 
+    def running(self, service: str) -> list[subprocess.Popen[bytes]]:
+        return [process for name, process in self._processes if name == service and process.poll() is None]
+
     def kill(self, service: str) -> None:
         """SIGKILL every process of a service."""
-        for name, process in self._processes:
-            if name == service and process.poll() is None:
-                process.kill()
-                process.wait()
+        for process in self.running(service):
+            process.kill()
+            process.wait()
 
     def log(self, service: str) -> str:
         return (self.folder / f"{service}.log").read_text()

@@ -17,8 +17,8 @@ from common.settings import RunSettings
 from common.submission import follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.conftest import Workers, wait_until
+from tests.runs import Quiet
 from tests.test_page import RUN, Site, document, finished, quiet_port, under_way
-from tests.test_pipeline import Quiet
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -18,7 +18,7 @@ import pytest
 from common.settings import RunSettings
 from tests.conftest import ROOT, docker_answers, free_port, wait_until
 from tests.physics import real_data
-from tests.test_pipeline import numbers, run_embedded
+from tests.runs import numbers, numbers_of, run_embedded
 
 pytestmark = pytest.mark.compose
 
@@ -55,9 +55,7 @@ class Stack:
         done = self.docker_run(*flags)
         assert done.returncode == 0, done.stdout + done.stderr
         (line,) = re.findall(r"^results in (\S+)/$", done.stdout, re.MULTILINE)
-        result = json.loads((Path(line) / "result.json").read_text())
-        kept = ("samples", "categories", "histograms", "window", "problems", "complete")
-        return json.dumps({key: result[key] for key in kept}), Path(line)
+        return numbers_of(json.loads((Path(line) / "result.json").read_text())), Path(line)
 
     def compose(self, *arguments: str) -> str:
         done = subprocess.run(

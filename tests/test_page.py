@@ -19,7 +19,7 @@ import requests
 
 from common import catalogue, settings
 from common.errors import SettingsError, Unavailable
-from common.messages import Chunk, Fetching, Message, Progress, Result, RunFailed
+from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed
 from tests.conftest import wait_until
 from tests.test_plots import result
 from workers.visualisation.archive import Archive
@@ -314,6 +314,19 @@ def test_a_restart_in_the_middle_of_a_run_forgets_neither_its_plan_nor_what_is_d
     again.handle(Result(RUN, True, document()))
     assert f"{RUN} complete" in without_tags(again.text("/"))
     again.service.close()
+
+
+def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: Site) -> None:
+    (folder,) = site.service.handle(Result(RUN, True, document()))
+    assert isinstance(folder, Folder)
+    (again,) = site.service.handle(Result(RUN, True, document()))
+    assert isinstance(again, Folder)
+    assert again.files == folder.files  # histograms.root holds a unique id, new with each drawing
+    (newer,) = site.service.handle(Result(RUN, True, document(problems=["newer"])))
+    assert isinstance(newer, Folder)
+    assert newer.result["problems"] == ["newer"]
+    assert newer.files.keys() == folder.files.keys()
+    assert newer.files["histograms.root"] != folder.files["histograms.root"]
 
 
 def test_late_news_does_not_bring_a_finished_run_back(site: Site) -> None:

@@ -4,72 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from common import settings, topology
+from common import topology
 from common.messages import Chunk, Message, RunRequest, Selected
 from common.settings import RunSettings
-from common.submission import Outcome, follow, new_run_id, submit
+from common.submission import follow, submit
 from common.transport import Delivery, Session
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.conftest import Broker, Workers, wait_until
 from tests.physics import real_data
-from workers.embedded import EmbeddedServices
+from tests.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
 
 DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000)
-DEADLINE_S = 90
-
-
-class Quiet:
-    """Shows nothing; ``events`` counts what each stage has done."""
-
-    def __init__(self, on_progress: Callable[[Mapping[str, int]], None] = lambda events: None) -> None:
-        self.events: dict[str, int] = {}
-        self.on_progress = on_progress
-
-    def progress(self, stage: str, events: int, samples: int) -> None:
-        self.events[stage] = events
-        self.on_progress(self.events)
-
-    def note(self, text: str) -> None: ...
-
-
-def in_time() -> Callable[[], bool]:
-    """Ends a run that hangs."""
-    deadline = time.monotonic() + DEADLINE_S
-    return lambda: time.monotonic() < deadline
-
-
-def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
-    read = settings.read({"CACHE": str(cache)})
-    with EmbeddedServices(read, **replicas) as services:
-        session = services.transport.open([topology.follower("run")])
-        submit(session, "run", run)
-        return follow(session, "run", Quiet(), services.is_alive)
-
-
-def run_on_broker(workers: Workers, run: RunSettings, display: Quiet | None = None) -> Outcome:
-    """Submit a run to the workers' virtual host and follow it."""
-    run_id = new_run_id(run.release)
-    session = RabbitMQTransport(workers.settings, patience_s=30).open([topology.follower(run_id)], prefetch=100)
-    try:
-        submit(session, run_id, run)
-        return follow(session, run_id, display or Quiet(), in_time())
-    finally:
-        session.close()
-
-
-def numbers(outcome: Outcome) -> str:
-    """All that must not depend on how a run was done, to the last bit."""
-    assert outcome.problem is None
-    result = json.loads(outcome.files["result.json"])
-    assert result == outcome.result
-    kept = ("samples", "categories", "histograms", "window", "problems", "complete")
-    return json.dumps({key: result[key] for key in kept})
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +56,7 @@ def test_real_events_give_the_published_counts_and_yields(
     else:
         workers: Workers = request.getfixturevalue("workers")
         workers.start_all()
-        outcome = run_on_broker(workers, run)
+        outcome = run_on_broker(workers.settings, run)
     assert outcome.result is not None
     assert outcome.result["complete"]
     for name, published in reference.items():
@@ -121,7 +71,7 @@ def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(
     demo_workers: Workers, undisturbed: str, data_loaders: int, data_processors: int
 ) -> None:
     demo_workers.start_all(data_loaders, data_processors)
-    assert numbers(run_on_broker(demo_workers, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
 
 
 def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, undisturbed: str) -> None:
@@ -139,7 +89,7 @@ def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_work
     for session, run_id in zip(sessions, runs, strict=True):
         assert numbers(follow(session, run_id, Quiet(), in_time())) == undisturbed
         session.close()
-    assert numbers(run_on_broker(demo_workers, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
 
 
 @pytest.mark.broker
@@ -156,7 +106,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
             demo_workers.kill(victim)
             demo_workers.start(victim)
 
-    assert numbers(run_on_broker(demo_workers, DEMO, Quiet(strike))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
     assert struck
     assert struck[0]["analysis"] < 20_000
 
@@ -172,7 +122,7 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
         if len(cut) < 1 and events.get("analysis", 0) > 2_000:
             cut.append(wait_until(lambda: broker.cut_connections(demo_workers.settings), "connections were cut"))
 
-    assert numbers(run_on_broker(demo_workers, DEMO, Quiet(strike))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
     assert cut
 
 
@@ -191,14 +141,14 @@ def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
             codes.append(demo_workers.stop())
             demo_workers.start_all()
 
-    assert numbers(run_on_broker(demo_workers, DEMO, Quiet(strike))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
     assert codes == [{service: [0] for service in services}]
 
 
 @pytest.mark.broker
 def test_the_visualisation_keeps_the_same_folder_that_the_follower_gets(demo_workers: Workers) -> None:
     demo_workers.start_all()
-    outcome = run_on_broker(demo_workers, DEMO)
+    outcome = run_on_broker(demo_workers.settings, DEMO)
     assert outcome.result is not None
     kept = demo_workers.folder / "service-results" / outcome.result["run_id"]
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == dict(outcome.files)
@@ -274,7 +224,7 @@ def test_a_poisonous_message_is_dead_lettered_and_the_worker_goes_on(demo_worker
     poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", 10.0, {}, None)
     sender.publish([poison])
     sender.close()
-    assert numbers(run_on_broker(demo_workers, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
     graveyard = transport.open([topology.dead("events")])
     letter = take(graveyard)
     assert letter.headers["run_id"] == "another-run"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import uproot
 
 from common.errors import MessageError
 from common.result_folder import write_folder
+from tests.conftest import ROOT
 from workers.visualisation.folder import result_files, root_file
 
 FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
@@ -185,6 +187,37 @@ def _inode(path: Path) -> int | None:
         return path.stat().st_ino
     except FileNotFoundError:
         return None
+
+
+#: Writes FILES as a folder of run1, and is killed in the renaming: before it, or between the two renames.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from common import result_folder
+def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "before": result_folder._replace = die
+else: result_folder.shutil.rmtree = die
+result_folder.write_folder({"result.json": b"[]", "more.txt": b"more"}, Path(sys.argv[1]), "run1")
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_killed_writer_left_is_gone_with_the_next_folder(when: str, tmp_path: Path) -> None:
+    write_folder(FILES, tmp_path, "run1")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path, when], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 2
+    assert content(tmp_path / "run1") in (FILES, {"result.json": b"[]", "more.txt": b"more"})
+    write_folder(FILES, tmp_path, "another-run")
+    assert sorted(os.listdir(tmp_path)) == ["another-run", "run1"]
+
+
+def test_hidden_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".runs.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".mine.0123456789ab").write_text("a file")
+    write_folder(FILES, tmp_path, "run1")
+    assert sorted(os.listdir(tmp_path)) == [".cache", ".mine.0123456789ab", ".runs.json", "run1"]
 
 
 def test_the_older_folder_stays_where_the_disk_refuses(tmp_path: Path, monkeypatch: Any) -> None:

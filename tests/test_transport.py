@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +16,8 @@ from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport import Delivery, Session, Transport
 from common.transport.embedded import EmbeddedTransport
-from common.transport.rabbitmq import RabbitMQTransport
+from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, wait_until
 
 
@@ -200,6 +202,47 @@ def test_a_session_survives_broken_connections_and_delivers_everything(broker: B
     assert seen == set(range(total))
     for session in (sender, receiver):
         session.close()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("pieces", [1, 2], ids=["after Connection.Start", "after Connection.Tune"])
+def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_again(
+    vhost: BrokerSettings, pieces: int
+) -> None:
+    with Proxy(vhost.port) as proxy:
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20).open([topology.PLANS])
+        proxy.cut_new_after = pieces
+        proxy.cut()
+        wait_until(lambda: proxy.cuts >= 2, "two handshakes were cut", 20)
+        proxy.cut_new_after = None
+        session.publish([failed(1)])
+        assert read(take(session)) == failed(1)
+        session.close()
+
+
+def test_a_delivery_that_is_taken_while_its_connection_is_lost_holds_nobody_up() -> None:
+    session = RabbitMQSession(BrokerSettings(), [], 2)
+    delivery = Delivery("plans", "chunk-failed", b"", {}, redelivered=False, token=(0, 1))
+    over = threading.Event()
+
+    def take_all() -> None:
+        while not over.is_set():
+            session.receive(0.0001)
+
+    threading.Thread(target=take_all, daemon=True).start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the two threads meet at every step
+    try:
+        for _ in range(5_000):
+            for _ in range(3):
+                session._inbox.put(delivery)
+            forgetting = threading.Thread(target=session._forget_connection, daemon=True)
+            forgetting.start()
+            forgetting.join(10)
+            assert not forgetting.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
 
 
 @pytest.mark.broker

@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -273,12 +275,13 @@ class RabbitMQSession:
 
     def _on_connection_error(self, connection: pika.SelectConnection, error: BaseException) -> None:
         causes = list(_causes(error))
-        if any(isinstance(cause, _REFUSED_USER) for cause in causes):
+        refusals = [code for cause in causes if (code := _reply_code(cause)) is not None]
+        if _ACCESS_REFUSED in refusals:
             self._fail(f"{self._settings} refuses the user or the password (RABBITMQ_USER, RABBITMQ_PASS)")
-        elif any(isinstance(cause, pika.exceptions.ConnectionClosed) and cause.reply_code == 530 for cause in causes):
-            self._fail(f"{self._settings} has no virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
-        elif any(isinstance(cause, pika.exceptions.ProbableAccessDeniedError) for cause in causes):
-            self._fail(f"{self._settings} denies us the virtual host {self._settings.vhost!r} (RABBITMQ_VHOST)")
+        elif _NOT_ALLOWED in refusals:
+            self._fail(
+                f"{self._settings} has no virtual host {self._settings.vhost!r}, or denies it to us (RABBITMQ_VHOST)"
+            )
         elif not self._stopping and not self._away:
             log.warning("RabbitMQ at %s is away (%s); trying again", self._settings, _brief(causes[-1]))
         self._away = True
@@ -338,8 +341,9 @@ class RabbitMQSession:
             connection.ioloop.close()
         self._channel = None
         self._generation += 1
-        while not self._inbox.empty():
-            self._inbox.get()
+        with suppress(queue.Empty):  # the service's thread may take the last one while we look
+            while True:
+                self._inbox.get_nowait()
         self._unconfirmed.clear()
         self._returned.clear()
         self._sequence = 0
@@ -511,7 +515,21 @@ def _arguments(wanted: Queue) -> dict[str, Any]:
     return arguments
 
 
-_REFUSED_USER = (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError)
+_ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+
+
+def _reply_code(error: BaseException) -> int | None:
+    """The code with which the broker itself refused or closed the connection; None where it did not.
+
+    Of a connection that ends in its handshake, pika supposes the user or the virtual host to be refused, also
+    where it was merely lost; whether the broker said so stands only in the text.
+    """
+    if isinstance(error, pika.exceptions.AuthenticationError):  # it offers no way for us to give a password
+        return _ACCESS_REFUSED
+    if isinstance(error, pika.exceptions.ConnectionClosedByBroker):
+        return int(error.reply_code)
+    said = re.search(rf"{pika.exceptions.ConnectionClosedByBroker.__name__}: \((\d+)\)", str(error.args))
+    return int(said[1]) if said else None
 
 
 def _causes(error: object) -> Iterator[BaseException]:

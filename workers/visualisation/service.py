@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
-from workers.visualisation.archive import Archive
+from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.drawing import ONE_AT_A_TIME
 from workers.visualisation.folder import result_files
 from workers.visualisation.page.live import LiveRuns
@@ -55,11 +56,24 @@ class Visualisation(Service):
             self._live.hear(message)
         if not (isinstance(message, Result) and message.final):
             return []
-        with ONE_AT_A_TIME:
-            files = result_files(message.result)
+        files = self._drawn_before(message)
+        if files is None:
+            with ONE_AT_A_TIME:
+                files = result_files(message.result)
         if self._output is not None:
             self._write(files, self._output, message.run_id)
         return [Folder(message.run_id, files)]
+
+    def _drawn_before(self, result: Result) -> dict[str, bytes] | None:
+        """The files of the result's folder, where it stands: a result that comes again is not drawn again."""
+        if self._output is None:
+            return None
+        known = self._archive.read(result.run_id, RESULT)
+        if known is None or json.loads(known) != result.result:
+            return None
+        names = [file.name for file in self._archive.files(result.run_id)]
+        contents = [self._archive.read(result.run_id, name) for name in names]
+        return {name: content for name, content in zip(names, contents, strict=True) if content is not None}
 
     def _write(self, files: Mapping[str, bytes], output: Path, run_id: str) -> None:
         try:

@@ -1,0 +1,194 @@
+"""The stage: a broker that can be killed, a proxy before it, the services behind that, and runs to be disturbed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+
+import psutil
+
+from common.messages import RunRequest
+from common.settings import BrokerSettings, RunSettings
+from common.submission import Outcome, new_run_id
+from tests.chaos.proxy import Proxy
+from tests.conftest import Broker, Workers, wait_until
+from tests.runs import Quiet, in_time, run_on_broker
+
+#: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
+ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
+SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
+#: The longest a run may take, with all that is done to it.
+RUN_DEADLINE_S = 240.0
+START_DEADLINE_S = 60.0
+
+
+class ServiceProcesses(Workers):
+    """The four services as processes that can be ordered to die at a named point, behind the proxy."""
+
+    def __init__(self, settings: BrokerSettings, folder: Path, cache: Path, replicas: Mapping[str, int]) -> None:
+        super().__init__(settings, folder)
+        self.replicas = {service: replicas.get(service, 1) for service in SERVICES}
+        (folder / "cache").symlink_to(cache)
+
+    def order(self, service: str) -> Path:
+        """The file that orders a service to die."""
+        return self.folder / f"{service}.order"
+
+    def command(self, service: str) -> list[str]:
+        return [sys.executable, "-m", "tests.chaos.worker", service, str(self.order(service))]
+
+    def keep_up(self) -> None:
+        """Start what is missing."""
+        for service, wanted in self.replicas.items():
+            self.start(service, wanted - len(self.running(service)))
+
+    def ended(self) -> dict[str, int]:
+        """How many processes have ended, by service."""
+        return {service: self.replicas[service] - len(self.running(service)) for service in SERVICES}
+
+    def has_lost(self) -> bool:
+        """Whether a process has ended that was to run."""
+        return any(self.ended().values())
+
+
+class Run:
+    """A run under way: how far it is, and how it ended. Its follower has a connection of its own to the broker."""
+
+    def __init__(self, settings: BrokerSettings, run: RunSettings) -> None:
+        self.request = RunRequest(new_run_id(run.release), time.time(), run)
+        self._changed = threading.Condition()
+        self._done: dict[str, int] = {}
+        self._notes: set[str] = set()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="follower")
+        display = Quiet(self._on_progress)
+        display.note = self._on_note
+        self._given_up = False
+        in_the_time = in_time(RUN_DEADLINE_S)
+
+        def is_alive() -> bool:
+            return in_the_time() and not self._given_up
+
+        self.outcome: Future[Outcome] = self._pool.submit(
+            run_on_broker, settings, run, display, self.request.run_id, is_alive
+        )
+        self.outcome.add_done_callback(lambda _: self._notify())
+
+    def is_over(self) -> bool:
+        return self.outcome.done()
+
+    def is_drawing(self) -> bool:
+        return "drawing the plots" in self._notes
+
+    def done(self, stage: str = "analysis") -> int:
+        """The entries that a stage has done."""
+        return self._done.get(stage, 0)
+
+    def wait_for(self, condition: Callable[[], bool]) -> bool:
+        """Wait until a condition holds, and return True; False where the run is over before."""
+        with self._changed:
+            while not condition() and not self.is_over():
+                self._changed.wait(0.05)
+            return not self.is_over()
+
+    def give_up(self) -> None:
+        """Follow the run no longer."""
+        self._given_up = True
+
+    def _on_progress(self, events: Mapping[str, int]) -> None:
+        self._done = dict(events)
+        self._notify()
+
+    def _on_note(self, text: str) -> None:
+        self._notes.add(text)
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.give_up()
+        self._pool.shutdown()
+
+
+class Stage:
+    """Broker, proxy and services, ready for one run after the other."""
+
+    def __init__(self, broker: Broker, proxy: Proxy, vhost: BrokerSettings, workers: ServiceProcesses) -> None:
+        self.broker, self.proxy, self.vhost, self.workers = broker, proxy, vhost, workers
+        #: What is to be done once the run under way is over.
+        self.afterwards: list[Callable[[], None]] = []
+
+    @property
+    def output(self) -> Path:
+        """Where the visualisation puts its result folders."""
+        return self.workers.folder / "service-results"
+
+    def run(self, run: RunSettings) -> Run:
+        """Submit a run, and follow it in the background."""
+        return Run(self.vhost, run)
+
+    def wait_until_ready(self) -> None:
+        """Wait until every queue has its consumers."""
+        wanted = {
+            "chunks": self.workers.replicas["data_loader"],
+            "events": self.workers.replicas["data_processor"],
+            "selected": 1,
+            "results.visualisation": 1,
+        }
+
+        def all_consume() -> bool:
+            queues = {queue["name"]: queue.get("consumers", 0) for queue in self.queues()}
+            return all(queues.get(name, 0) >= number for name, number in wanted.items())
+
+        wait_until(all_consume, "the services consume", START_DEADLINE_S)
+
+    def queues(self) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = self.broker.api("GET", f"queues/{self.vhost.vhost}")
+        return found
+
+    def restart_broker(self) -> None:
+        """SIGKILL the broker, start it again, and wait until it answers."""
+        self.broker.kill()
+        self.broker.start()
+        wait_until(lambda: self.broker.api("GET", f"queues/{self.vhost.vhost}"), "the broker is back", 120)
+
+    def proxied_ports(self, process: Popen[bytes]) -> set[int]:
+        """The ports of a process' connections to the broker."""
+        connections = psutil.Process(process.pid).net_connections("tcp4")
+        return {c.laddr.port for c in connections if c.raddr and c.raddr.port == self.proxy.port}
+
+    @contextmanager
+    def file_size_limit(self, service: str, limit: int) -> Iterator[None]:
+        """No file of a service may grow beyond ``limit`` bytes, as if its disk were full."""
+        (process,) = self.workers.running(service)
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@contextmanager
+def set_stage(broker: Broker, folder: Path, cache: Path, **replicas: int) -> Iterator[Stage]:
+    """Set the stage on a virtual host of its own, and clear it in the end."""
+    vhost = broker.new_vhost()
+    with Proxy(vhost.port) as proxy:
+        workers = ServiceProcesses(replace(vhost, port=proxy.port), folder, cache, replicas)
+        try:
+            workers.keep_up()
+            stage = Stage(broker, proxy, vhost, workers)
+            stage.wait_until_ready()
+            yield stage
+        finally:
+            workers.stop()
+            broker.delete_vhost(vhost)

@@ -1,0 +1,76 @@
+"""Whole runs of the pipeline, embedded and on a broker, and the numbers of their results."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common import settings, topology
+from common.settings import BrokerSettings, RunSettings
+from common.submission import Outcome, follow, new_run_id, submit
+from common.transport.rabbitmq import RabbitMQTransport
+from workers.embedded import EmbeddedServices
+
+DEADLINE_S = 90
+
+
+class Quiet:
+    """Shows nothing; ``events`` counts what each stage has done."""
+
+    def __init__(self, on_progress: Callable[[Mapping[str, int]], None] = lambda events: None) -> None:
+        self.events: dict[str, int] = {}
+        self.on_progress = on_progress
+
+    def progress(self, stage: str, events: int, samples: int) -> None:
+        self.events[stage] = events
+        self.on_progress(self.events)
+
+    def note(self, text: str) -> None: ...
+
+
+def in_time(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
+    """Ends a run that hangs."""
+    deadline = time.monotonic() + deadline_s
+    return lambda: time.monotonic() < deadline
+
+
+def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
+    read = settings.read({"CACHE": str(cache)})
+    with EmbeddedServices(read, **replicas) as services:
+        session = services.transport.open([topology.follower("run")])
+        submit(session, "run", run)
+        return follow(session, "run", Quiet(), services.is_alive)
+
+
+def run_on_broker(
+    settings: BrokerSettings,
+    run: RunSettings,
+    display: Quiet | None = None,
+    run_id: str | None = None,
+    is_alive: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Submit a run to a virtual host and follow it."""
+    run_id = run_id or new_run_id(run.release)
+    session = RabbitMQTransport(settings, patience_s=30).open([topology.follower(run_id)], prefetch=100)
+    try:
+        submit(session, run_id, run)
+        return follow(session, run_id, display or Quiet(), is_alive or in_time())
+    finally:
+        session.close()
+
+
+def numbers(outcome: Outcome) -> str:
+    """All that must not depend on how a run was done, to the last bit."""
+    assert outcome.problem is None
+    result = json.loads(outcome.files["result.json"])
+    assert result == outcome.result
+    return numbers_of(result)
+
+
+def numbers_of(result: Mapping[str, Any]) -> str:
+    """The same of a result.json's document."""
+    kept = ("samples", "categories", "histograms", "window", "problems", "complete")
+    return json.dumps({key: result[key] for key in kept})
