@@ -10,19 +10,20 @@ has what the contestants need.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
-from benchmarks.contest import Contestant, Round, check, report
-from benchmarks.stack import ROOT, BenchmarkError, Stack, broker_of_our_own, stack
+from benchmarks.contest import Contestant, Round, by_service, check, machine, markdown, table
+from benchmarks.stack import BenchmarkError, Stack, warm_stack
 from common import catalogue
 from common.settings import RunSettings
+from tests.conftest import ROOT, running_broker
 from workers.data_loader.demo import demo_file
 
 #: The simulated events of the 2020 release's 4lep files, by the catalogue.
@@ -32,7 +33,9 @@ FULL_SIZE = sum(sample.entries for sample in catalogue.release("demo").samples i
 def full_size_release(cache: Path) -> Path:
     """The directory of a toy release with all entries and branches of the real one, made where it is missing."""
     release = catalogue.release("demo")
-    paths = [demo_file(sample, release, FULL_SIZE, cache / "benchmarks", all_branches=True) for sample in release.samples]
+    paths = [
+        demo_file(sample, release, FULL_SIZE, cache / "benchmarks", all_branches=True) for sample in release.samples
+    ]
     return paths[0].parents[1]
 
 
@@ -67,24 +70,11 @@ class Distributed(Contestant):
         measured = self.services.run(run)
         return Round(measured.seconds, measured.cpu_seconds, measured.result["samples"])
 
-
-@contextlib.contextmanager
-def contestants(cache: Path, folder: Path) -> Iterator[list[Contestant]]:
-    """Everyone, with two stacks of services on one broker, each warm."""
-    with contextlib.ExitStack() as held:
-        broker, pid = held.enter_context(broker_of_our_own(folder))
-        alone, doubled = (
-            held.enter_context(stack(broker.on_new_vhost(), pid, folder / str(n), data_loaders=n, data_processors=n))
-            for n in (1, 2)
-        )
-        yield [
-            Program("notebook", "notebook", cache, needs="vector"),
-            Program("embedded", "embedded", cache),
-            Distributed("RabbitMQ, 1 + 1", alone),
-            Distributed("RabbitMQ, 2 + 2", doubled),
-            Program("coffea, local pool", "coffea", cache, needs="coffea"),
-            Program("RDataFrame, all cores", "rdataframe", cache, needs="ROOT"),
-        ]
+    def bytes_of(self, run: RunSettings) -> int:
+        """What one run sends through the broker."""
+        before = self.services.bytes_through_broker()
+        self.round(run)
+        return self.services.bytes_through_broker() - before
 
 
 def main() -> int:
@@ -94,23 +84,49 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy release is kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
     arguments = parser.parse_args()
-    run = RunSettings(data=str(full_size_release(arguments.cache.resolve())))
+    cache = arguments.cache.resolve()
+    run = RunSettings(data=str(full_size_release(cache)))
     rounds: dict[str, list[Round]] = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contestants(arguments.cache.resolve(), Path(folder)) as everyone,
-    ):
-        for number in range(arguments.rounds):
-            for contestant in everyone:
-                if contestant.missing:
-                    continue
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        broker = held.enter_context(running_broker(folder))
+        alone, doubled = (
+            held.enter_context(warm_stack(broker, folder / str(n), data_loaders=n, data_processors=n)) for n in (1, 2)
+        )
+        distributed = Distributed("RabbitMQ, 1 loader, 1 processor", alone)
+        everyone: list[Contestant] = [
+            Program("notebook", "notebook", cache, needs="vector"),
+            Program("embedded", "embedded", cache),
+            distributed,
+            Distributed("RabbitMQ, 2 loaders, 2 processors", doubled),
+            Program("coffea, a process a core", "coffea", cache, needs="coffea"),
+            Program("RDataFrame, a thread a core", "rdataframe", cache, needs="ROOT"),
+        ]
+        for number in range(1, arguments.rounds + 1):
+            for contestant in (one for one in everyone if one.missing is None):
                 measured = contestant.round(run)
                 rounds.setdefault(contestant.name, []).append(measured)
-                check(contestant.name, measured, rounds[everyone[0].name][0])
-                print(f"round {number + 1}: {contestant.name}: {measured.seconds:.2f} s", flush=True)
-        traffic: Mapping[str, float] = everyone[2].traffic(run) if isinstance(everyone[2], Distributed) else {}
-    left_out = [f"{one.name}: {one.missing} is not installed" for one in everyone if one.missing]
-    report(rounds, traffic, left_out, arguments.output)
+                check(contestant.name, measured, rounds["notebook"][0])
+                print(f"round {number}: {contestant.name}: {measured.seconds:.2f} s, CPU {measured.cpu:.2f} s")
+        small = median(distributed.services.run(RunSettings(release="demo")).seconds for _ in range(arguments.rounds))
+        sent = distributed.bytes_of(run)
+    events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())
+    text = "\n\n".join(
+        [
+            "# How long a run of the 2020 release's size takes",
+            f"{events:,} toy events with the branches of the real ones; medians of {arguments.rounds} interleaved "
+            "rounds, ratios round by round. The notebook's time is that of selection and histogram; the pipeline's is "
+            "from the submission to the final result, fit included, plots left out. Imports count for nobody.",
+            markdown(table(rounds, events)),
+            markdown(by_service(rounds)),
+            f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "
+            f"{small:.2f} s from its submission to its final result.",
+            *(f"Left out: {one.name}, for {one.missing} is not installed." for one in everyone if one.missing),
+            machine(),
+        ]
+    )
+    print(text)
+    arguments.output.write_text(f"{text}\n")
     return 0
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,15 +15,16 @@ import psutil
 from benchmarks.processes import cpu_seconds, memory_bytes
 from common import messages, topology
 from common.messages import Folder, Result, RunFailed
-from common.settings import RunSettings
+from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import Broker
+from tests.conftest import Broker, Workers
 
-ROOT = Path(__file__).resolve().parents[1]
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
+#: The broker's own statistics come every five seconds.
+STATISTICS_S = 6.0
 
 
 class BenchmarkError(Exception):
@@ -43,17 +41,21 @@ class Measured:
 
 
 class Stack:
-    """Warm workers on a broker."""
+    """Warm services on a virtual host of a broker."""
 
-    def __init__(self, broker: Broker, processes: Mapping[str, list[psutil.Process]]) -> None:
+    def __init__(self, broker: Broker, vhost: BrokerSettings, workers: Workers) -> None:
         self.broker = broker
-        self.processes = processes
-        self._run_id = ""
+        self.vhost = vhost
+        self.workers = workers
+        self.processes = {
+            service.replace("_", "-"): [psutil.Process(process.pid) for process in workers.running(service)]
+            for service in SERVICES
+        } | {"rabbitmq": [_process_of(broker)]}
 
     def run(self, settings: RunSettings) -> Measured:
-        """Submit a run, and measure it up to its final result, that is to say with its fit."""
+        """Submit a run, measure it up to its final result, that is to say with its fit, and wait for its folder."""
         run_id = new_run_id(settings.release)
-        session = RabbitMQTransport(self.broker.settings).open([topology.follower(run_id)], prefetch=100)
+        session = RabbitMQTransport(self.vhost).open([topology.follower(run_id)], prefetch=100)
         try:
             before, started = self.cpu_seconds(), time.perf_counter()
             submit(session, run_id, settings)
@@ -72,48 +74,27 @@ class Stack:
         """Resident memory, children included, by service."""
         return {name: sum(map(memory_bytes, found)) for name, found in self.processes.items()}
 
+    def bytes_through_broker(self) -> int:
+        """What the services' connections have sent to the broker so far, by the broker's own account."""
+        time.sleep(STATISTICS_S)
+        connections = self.broker.api("GET", f"vhosts/{self.vhost.vhost}/connections")
+        return sum(connection["recv_oct"] for connection in connections)
+
 
 @contextmanager
-def stack(
-    broker: Broker, root_pid: int, folder: Path, *, data_loaders: int = 1, data_processors: int = 1
-) -> Iterator[Stack]:
-    """Start the four services, and stop them in the end; ``root_pid`` is the broker's first process."""
-    replicas = {"data_loader": data_loaders, "data_processor": data_processors}
-    started: dict[str, list[subprocess.Popen[bytes]]] = {}
-    environment = {
-        "RABBITMQ_HOST": broker.settings.host,
-        "RABBITMQ_PORT": str(broker.settings.port),
-        "RABBITMQ_USER": broker.settings.user,
-        "RABBITMQ_PASS": broker.settings.password,
-        "RABBITMQ_VHOST": broker.settings.vhost,
-        "OUTPUT": str(folder / "results"),
-        "DATABASE": str(folder / "analysis.sqlite"),
-        "CACHE": str(folder / "cache"),
-    }
+def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_processors: int = 1) -> Iterator[Stack]:
+    """Start the four services on a virtual host of their own and have them do a small run; stop them in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vhost = broker.new_vhost()
+    workers = Workers(vhost, folder)
     try:
-        for service in SERVICES:
-            for _ in range(replicas.get(service, 1)):
-                with open(folder / f"{service}.log", "ab") as log:
-                    process = subprocess.Popen(  # noqa: S603  our own command
-                        [sys.executable, "-m", f"workers.{service}"],
-                        cwd=ROOT,
-                        env=os.environ | environment,
-                        stdout=log,
-                        stderr=log,
-                    )
-                started.setdefault(service, []).append(process)
-        processes = {
-            service.replace("_", "-"): [psutil.Process(one.pid) for one in found] for service, found in started.items()
-        }
-        warm = Stack(broker, {**processes, "rabbitmq": [psutil.Process(root_pid)]})
-        _wait_for_consumers(broker)
+        workers.start_all(data_loaders, data_processors)
+        warm = Stack(broker, vhost, workers)
         warm.run(RunSettings(release="demo"))
         yield warm
     finally:
-        for process in (one for found in started.values() for one in found):
-            process.send_signal(signal.SIGTERM)
-        for process in (one for found in started.values() for one in found):
-            process.wait(60)
+        workers.stop()
+        broker.delete_vhost(vhost)
 
 
 def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
@@ -148,15 +129,11 @@ def wait_for_folder(session: Session) -> None:
     raise BenchmarkError(f"no result folder came within {RUN_DEADLINE_S:g} s")
 
 
-def _wait_for_consumers(broker: Broker) -> None:
-    session = RabbitMQTransport(broker.settings).open([])
-    try:
-        deadline = time.monotonic() + READY_DEADLINE_S
-        session.idle()
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            if not session.idle():
-                return
-    finally:
-        session.close()
-    raise BenchmarkError(f"nobody consumes {', '.join(session.idle())}; see the logs of the services")
+def _process_of(broker: Broker) -> psutil.Process:
+    """The broker's first process, as this machine counts processes."""
+    if broker.control[0] == "docker":
+        container = broker.control[2]
+        command = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
+        return psutil.Process(int(subprocess.check_output(command)))  # noqa: S603  our own container
+    answer = subprocess.check_output([*broker.control, "eval", "os:getpid()."], text=True)  # noqa: S603  our own broker
+    return psutil.Process(int(answer.strip().strip('"')))
