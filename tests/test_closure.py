@@ -22,6 +22,14 @@ def test_the_pull_of_a_mass_is_in_units_of_the_side_towards_the_truth() -> None:
     assert Experiment(1.4, 0.5, 2.0, 127.0, (125.5, None)).covers_mass is False
 
 
+def test_a_statistical_interval_is_to_hold_where_the_m4l_scale_has_put_the_peak() -> None:
+    moved = Experiment(1.4, 0.5, 2.0, 126.5, (124.0, 129.0), (125.8, 127.4), m4l_scale=1.01)
+
+    assert moved.covers_mass is True
+    assert moved.covers_moved_mass is True
+    assert Experiment(1.4, 0.5, 2.0, 126.5, (124.0, 129.0), (125.8, 127.4)).covers_moved_mass is False
+
+
 @pytest.mark.slow
 def test_the_fit_finds_the_demo_s_truth(tmp_path: Path) -> None:
     experiments, failed = measure(Laboratory(tmp_path), EXPERIMENTS, seed=3)

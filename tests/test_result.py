@@ -16,7 +16,7 @@ from physics import RELEASE, random_selected
 from common import catalogue
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
-from workers.analysis.histograms import empty, fill, split
+from workers.analysis.histograms import axes, empty, fill, split
 from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store
 
@@ -40,7 +40,8 @@ def result_with(partials: dict[str, Sequence[Partial]], *, final: bool = True, *
 def of_sample(part: Partial, sample: str) -> Partial:
     """A chunk with room for the variations of its sample, all empty."""
     sums = empty(RELEASE, RELEASE.sample(sample).category)
-    sums[:, : part.sums.shape[1]] = part.sums
+    bins = sum(axis.bins for axis in axes(RELEASE).values())
+    sums[:, :bins] = part.sums[:, :bins]
     return replace(part, sums=sums)
 
 

@@ -31,26 +31,18 @@ class Axis:
         return np.linspace(self.low, self.high, self.bins + 1)
 
 
-@dataclass(frozen=True)
-class Variation:
-    """The m4l histogram with every event's m4l multiplied by ``scale`` and moved by ``shift_gev``."""
-
-    scale: float = 1.0
-    shift_gev: float = 0.0
-
-
 M4L = Axis("m4l", 34, 80.0, 250.0)
-#: The Higgs boson's mass in the signal samples, in GeV.
-SIMULATED_MASS_GEV = 125.0
-#: The masses that signal templates are filled for, in GeV: finer than the 2 GeV of the m4l resolution.
-TEMPLATE_MASSES_GEV = tuple(float(mass) for mass in range(112, 139))
+#: What the Higgs boson's mass is measured with: bins of a quarter of the m4l resolution. Whole bins further on lies
+#: the signal of another mass, for which the edges leave room.
+M4L_FINE = Axis("m4l", 150, 95.0, 170.0)
+FINE = "m4l_fine"
 #: Relative uncertainty of the m4l scale, up and down.
 M4L_SCALE = 0.01
 
-_SCALES = MappingProxyType({"m4l_scale_up": Variation(1 + M4L_SCALE), "m4l_scale_down": Variation(1 - M4L_SCALE)})
-_MASSES = MappingProxyType(
-    {f"m_h_{mass:g}": Variation(shift_gev=mass - SIMULATED_MASS_GEV) for mass in TEMPLATE_MASSES_GEV}
-)
+#: The variations of m4l, and the factor of every event's m4l.
+_SCALES = MappingProxyType({"m4l_scale_up": 1 + M4L_SCALE, "m4l_scale_down": 1 - M4L_SCALE})
+#: The background is too smooth to need fine bins, and its simulation of too few events to fill them.
+_FINE_CATEGORIES = ("data", "signal")
 _ALL_CHANNELS = MappingProxyType(
     {
         "m4l": M4L,
@@ -66,22 +58,20 @@ def axes(release: Release) -> Mapping[str, Axis]:
     return {**_ALL_CHANNELS, **{f"m4l_{channel}": M4L for channel in release.channels}}
 
 
-def variations(category: str) -> Mapping[str, Variation]:
-    """The variations of m4l that are filled for a category's samples, in the order of the partial histograms.
+def variations(category: str) -> Mapping[str, float]:
+    """The variations of m4l that are filled for a category's samples, and the factor of m4l in each.
 
-    None for data. Simulation has the m4l scale up and down, the signal also its
-    peak at other masses. Variations of the normalisation alone need no histogram.
+    None for data. Variations of the normalisation alone need no histogram.
     """
-    if category == "data":
-        return {}
-    return {**_SCALES, **_MASSES} if category == "signal" else _SCALES
+    return {} if category == "data" else _SCALES
 
 
 def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
     """Fill every histogram and variation with a chunk's selected events, of a sample of ``category``.
 
     Returns the values and variances (Σw and Σw² per bin, in float64) of all
-    histograms and then all variations, one after the other: shape (2, all bins).
+    histograms, then all variations, then (data and signal only) the finely
+    binned m4l, one after the other: shape (2, all bins).
     """
     weight = ak.to_numpy(events.weight).astype(np.float64)
     channel = ak.to_numpy(events.channel)
@@ -91,13 +81,15 @@ def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
         chosen = slice(None) if place is None else channel == place
         filled.append(_sums(ak.to_numpy(events[axis.column])[chosen], weight[chosen], axis))
     m4l = ak.to_numpy(events.m4l)
-    for variation in variations(category).values():
-        filled.append(_sums(m4l * variation.scale + variation.shift_gev, weight, M4L))
+    for scale in variations(category).values():
+        filled.append(_sums(m4l * scale, weight, M4L))
+    if category in _FINE_CATEGORIES:
+        filled.append(_sums(m4l, weight, M4L_FINE))
     return np.concatenate(filled, axis=1)
 
 
 def split(sums: FloatArray, release: Release, category: str) -> Mapping[str, FloatArray]:
-    """The inverse of ``fill``'s layout: (values, variances) of shape (2, bins) for each histogram and variation."""
+    """The inverse of ``fill``'s layout: (values, variances) of shape (2, bins) by name."""
     named = _layout(release, category)
     ends = np.cumsum([axis.bins for axis in named.values()])
     return dict(zip(named, np.split(sums, ends[:-1], axis=1), strict=True))
@@ -109,7 +101,8 @@ def empty(release: Release, category: str) -> FloatArray:
 
 
 def _layout(release: Release, category: str) -> Mapping[str, Axis]:
-    return {**axes(release), **dict.fromkeys(variations(category), M4L)}
+    fine = {FINE: M4L_FINE} if category in _FINE_CATEGORIES else {}
+    return {**axes(release), **dict.fromkeys(variations(category), M4L), **fine}
 
 
 def _sums(values: npt.NDArray[np.floating[Any]], weight: FloatArray, axis: Axis) -> FloatArray:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common import catalogue
 from common.catalogue import Release, Sample
-from workers.analysis.histograms import M4L, axes, empty, published_sum, split
+from workers.analysis.histograms import FINE, M4L, M4L_FINE, axes, empty, published_sum, split
 from workers.analysis.store import Partial, Run, Store
 from workers.analysis.workspace import NoFit, workspace_of
 
@@ -28,7 +28,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     """The document of result.json for what a run's chunks add up to, each sum in the order of the chunks.
 
     Times are in seconds since 1970. While the run goes on (``final`` is False)
-    yields are plain sums, the problems are not all known, and variations are left out.
+    yields are plain sums, the problems are not all known, and variations and the finely binned m4l are left out.
 
     The document has no ``fit`` yet. Where there can be one, ``workspace`` is the
     model and data to fit; else it is None and ``fit_problem`` says why in words.
@@ -48,10 +48,12 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     present = {category: names for category, names in by_category.items() if names}
     histograms: dict[str, Any] = {name: {"edges": axis.edges.tolist()} for name, axis in axes(release).items()}
     variations: dict[str, Any] = {}
+    fine: dict[str, Any] = {"edges": M4L_FINE.edges.tolist()}
+    known = {**histograms, FINE: fine}
     for category, names in present.items():
         total = np.sum([sums[name] for name in names], axis=0)
         for name, (values, variances) in split(total, release, category).items():
-            place = histograms[name] if name in histograms else variations.setdefault(name, {})
+            place = known[name] if name in known else variations.setdefault(name, {})
             place[category] = {"values": values.tolist(), "variances": variances.tolist()}
     seconds = finished - run.submitted
     events = sum(document["events_read"] for document in documents.values())
@@ -81,6 +83,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         },
         "histograms": histograms,
         "variations": variations if final else {},
+        FINE: fine if final else None,
         "window": _window(histograms["m4l"]),
         "fit": None,
         "fit_problem": None,

@@ -21,7 +21,7 @@ from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 
-_VERSION = 2
+_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE runs (

@@ -191,8 +191,12 @@ def mass_figure(result: Mapping[str, Any]) -> Figure:
         axes.plot(masses, curve, color=CURVE, linewidth=2.2)
         axes.xaxis.set_major_locator(MultipleLocator(5))
         if mass["value_gev"] is not None:
-            _draw_interval(axes, mass["value_gev"], mass["interval_gev"])
-            words = [rf"$m_{{H}}$ = {_with_sides(mass['value_gev'], mass['interval_gev'])} GeV"]
+            _draw_interval(axes, mass["value_gev"], mass["statistical_interval_gev"])
+            measured = _with_sides(mass["value_gev"], mass["statistical_interval_gev"])
+            words = [
+                rf"$m_{{H}}$ = {measured} (stat.) $\pm$ {mass['m4l_scale_error_gev']:.2f} ($m_{{4\ell}}$ scale) GeV",
+                rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {mass['threshold']:.2f}",
+            ]
         else:
             words = ["No measurement:", str(mass["problem"])]
         _draw_levels(axes, masses, float(curve.max()))
@@ -280,7 +284,7 @@ def _draw_levels(axes: Axes, x: Array, top: float) -> None:
         if sigma**2 < axes.get_ylim()[1] / 1.3:
             axes.axhline(sigma**2, color="#777777", linewidth=1, linestyle=":")
             axes.text(x[-1], sigma**2, rf"{sigma}$\sigma$   ", ha="right", va="bottom", size=11, color="#555555")
-    axes.yaxis.set_major_locator(MultipleLocator(2 if top > 6 else 1))
+    axes.yaxis.set_major_locator(MultipleLocator(5 if top > 15 else 2 if top > 6 else 1))
 
 
 def _draw_words(axes: Axes, words: list[str]) -> None:

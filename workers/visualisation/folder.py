@@ -63,12 +63,15 @@ def root_file(result: Mapping[str, Any]) -> bytes:
 
     A variation of m4l has its directory, too: ``m4l_scale_up/zz`` beside
     ``m4l/zz``, where cabinetry looks for it with the InputPath
-    ``histograms.root:{VariationPath}/{SamplePath}``. Titles are the catalogue's
+    ``histograms.root:{VariationPath}/{SamplePath}``; ``m4l_fine`` is what the
+    Higgs boson's mass is measured with. Titles are the catalogue's
     labels as ROOT's TLatex, marked for a toy.
     """
     labels = {category.name: _tlatex(category.label) for category in result_release(result).categories}
     edges_of_m4l = result["histograms"].get("m4l", {}).get("edges")
     varied = {name: {"edges": edges_of_m4l, **of} for name, of in result.get("variations", {}).items()}
+    if result.get("m4l_fine"):
+        varied["m4l_fine"] = result["m4l_fine"]
     everything = {**result, "histograms": {**result["histograms"], **varied}}
     buffer = _KeptOpen()
     with uproot.recreate(buffer) as file:
