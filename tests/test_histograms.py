@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from physics import RELEASE, random_selected
 
-from workers.analysis.histograms import M4L_FINE, PublishedSum, axes, empty, fill, published_sum, split, variations
+from workers.analysis.histograms import (
+    M4L_FINE,
+    Axis,
+    PublishedSum,
+    axes,
+    empty,
+    fill,
+    published_sum,
+    split,
+    variations,
+)
 
 
 def by_name(events: ak.Array) -> dict[str, np.ndarray]:
@@ -175,3 +185,15 @@ def test_twenty_million_equal_weights_are_all_counted() -> None:
     million = np.ones(1_000_000, np.float32)
 
     assert published_sum(million for _ in range(20)) == 20_000_000
+
+
+@pytest.mark.parametrize("axis", [*axes(RELEASE).values(), M4L_FINE], ids=lambda axis: f"{axis.column}-{axis.bins}")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_value_is_in_the_bin_between_whose_edges_it_lies(axis: Axis, dtype: type) -> None:
+    edges = axis.edges.astype(dtype)
+    near = [edges, np.nextafter(edges, dtype(-np.inf)), np.nextafter(edges, dtype(np.inf))]
+    anywhere = np.random.default_rng(1).uniform(axis.low - 20, axis.high + 20, 10_000).astype(dtype)
+    values = np.concatenate([*near, anywhere, np.array([-np.inf, np.inf, 0, 1e30], dtype)])
+
+    np.testing.assert_array_equal(axis.bin_of(values), np.searchsorted(axis.edges, values, side="right"))
+    assert axis.bin_of(np.array([np.nan]))[0] in (0, axis.bins + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from common.catalogue import Release
 
 FloatArray = npt.NDArray[np.float64]
+Bins = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Axis:
     def edges(self) -> FloatArray:
         """The bins + 1 edges."""
         return np.linspace(self.low, self.high, self.bins + 1)
+
+    def bin_of(self, values: npt.NDArray[np.floating[Any]]) -> Bins:
+        """The bin of each value, counted from 1; 0 is underflow and NaN, bins + 1 overflow.
+
+        As a search among the edges finds it: calculated, which is three times as
+        fast, and put right where rounding took it across an edge.
+        """
+        below, above = np.append(np.nan, self.edges), np.append(self.edges, np.nan)
+        guess = (values - self.low) * (self.bins / (self.high - self.low))
+        found: Bins = np.floor(np.fmin(np.fmax(guess, -1), self.bins)).astype(np.intp) + 1
+        found -= values < below[found]
+        found += values >= above[found]
+        return found
 
 
 M4L = Axis("m4l", 34, 80.0, 250.0)
@@ -74,17 +88,18 @@ def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
     binned m4l, one after the other: shape (2, all bins).
     """
     weight = ak.to_numpy(events.weight).astype(np.float64)
-    channel = ak.to_numpy(events.channel)
-    filled = []
-    for name, axis in axes(release).items():
-        place = list(release.channels).index(name.removeprefix("m4l_")) if name.startswith("m4l_") else None
-        chosen = slice(None) if place is None else channel == place
-        filled.append(_sums(ak.to_numpy(events[axis.column])[chosen], weight[chosen], axis))
-    m4l = ak.to_numpy(events.m4l)
+    weights = (weight, weight * weight)
+    columns = {name: ak.to_numpy(events[name]) for name in events.fields}
+    m4l = columns["m4l"]
+    filled = [_sums(axis, axis.bin_of(columns[axis.column]), weights) for axis in _ALL_CHANNELS.values()]
+    bin_of_m4l = M4L.bin_of(m4l)
+    for place in range(len(release.channels)):
+        chosen = columns["channel"] == place
+        filled.append(_sums(M4L, bin_of_m4l[chosen], [of[chosen] for of in weights]))
     for scale in variations(category).values():
-        filled.append(_sums(m4l * scale, weight, M4L))
+        filled.append(_sums(M4L, M4L.bin_of(m4l * scale), weights))
     if category in _FINE_CATEGORIES:
-        filled.append(_sums(m4l, weight, M4L_FINE))
+        filled.append(_sums(M4L_FINE, M4L_FINE.bin_of(m4l), weights))
     return np.concatenate(filled, axis=1)
 
 
@@ -105,9 +120,9 @@ def _layout(release: Release, category: str) -> Mapping[str, Axis]:
     return {**axes(release), **dict.fromkeys(variations(category), M4L), **fine}
 
 
-def _sums(values: npt.NDArray[np.floating[Any]], weight: FloatArray, axis: Axis) -> FloatArray:
-    at = np.searchsorted(axis.edges, values, side="right")  # 0 is underflow, bins + 1 overflow and NaN
-    return np.stack([np.bincount(at, w, axis.bins + 2)[1:-1] for w in (weight, weight * weight)])
+def _sums(axis: Axis, bin_of: Bins, weights: Sequence[FloatArray]) -> FloatArray:
+    """Each weight's sum in each bin, shape (weights, bins)."""
+    return np.stack([np.bincount(bin_of, weight, axis.bins + 2)[1:-1] for weight in weights])
 
 
 class PublishedSum:
