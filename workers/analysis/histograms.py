@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -157,11 +157,3 @@ class PublishedSum:
     def total(self) -> float:
         """The sum so far."""
         return self._batches + float(self._running)
-
-
-def published_sum(parts: Iterable[npt.NDArray[np.float32]]) -> float:
-    """The published arithmetic's sum of weights that come in parts."""
-    total = PublishedSum()
-    for part in parts:
-        total.add(part)
-    return total.total

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from common import catalogue
 from common.catalogue import Release, Sample
-from workers.analysis.histograms import FINE, M4L, M4L_FINE, axes, empty, published_sum, split
+from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes, empty, split
 from workers.analysis.store import Partial, Run, Store
 from workers.analysis.workspace import NoFit, workspace_of
 
@@ -123,7 +123,7 @@ def _sample(
     """A sample's part of the document, and the sums of its histograms."""
     cutflow = dict.fromkeys(release.steps, 0)
     sums = empty(release, sample.category)
-    weights = []
+    published = PublishedSum()
     sum_of_weights = variance = 0.0
     for partial in partials:
         for step, events in partial.cutflow.items():
@@ -133,7 +133,7 @@ def _sample(
         sum_of_weights += float(in_float64.sum())
         variance += float((in_float64 * in_float64).sum())
         if final:
-            weights.append(partial.weights)
+            published.add(partial.weights)
     selected = cutflow[release.steps[-1]]
     if sample.is_data:
         sum_of_weights = variance = float(selected)
@@ -141,7 +141,7 @@ def _sample(
         "category": sample.category,
         "events_read": cutflow["read"],
         "events_selected": selected,
-        "yield": published_sum(weights) if final and not sample.is_data else sum_of_weights,
+        "yield": published.total if final and not sample.is_data else sum_of_weights,
         "yield_error": math.sqrt(variance),
         "sum_of_weights": sum_of_weights,
         "cutflow": cutflow,
