@@ -19,7 +19,7 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import Broker, Workers
+from tests.conftest import Broker, Workers, wait_until
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
@@ -95,6 +95,15 @@ def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_proc
     finally:
         workers.stop()
         broker.delete_vhost(vhost)
+
+
+def wait_for_consumers(vhost: BrokerSettings) -> None:
+    """Wait until every queue of the services has somebody who consumes it."""
+    session = RabbitMQTransport(vhost).open([])
+    try:
+        wait_until(lambda: session.is_connected() and session.idle() == [], "every service consumed", READY_DEADLINE_S)
+    finally:
+        session.close()
 
 
 def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
