@@ -301,6 +301,18 @@ def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(command
     loop.analysis.close()
 
 
+def test_a_fit_whose_process_is_killed_is_begun_once_more(tmp_path: Path) -> None:
+    once = f"import os, pathlib, runpy; mark = pathlib.Path({str(tmp_path / 'killed')!r}); first = not mark.exists()"
+    killed = "mark.touch(); os.kill(os.getpid(), 9) if first else None"
+    then = "runpy.run_module('workers.analysis.fit', run_name='__main__', alter_sys=True)"
+    loop = fitting(Store(None), sys.executable, "-c", f"{once}; {killed}; {then}")
+    handle_all(loop.analysis, toy_run.messages())
+    (final,) = loop.finals()
+    assert (final.result["complete"], final.result["fit_problem"]) == (True, None)
+    assert (tmp_path / "killed").exists()
+    loop.analysis.close()
+
+
 def test_a_fit_that_does_not_end_is_given_up() -> None:
     loop = fitting(Store(None), *ENDLESS, timeout_s=0.2)
     handle_all(loop.analysis, toy_run.messages())

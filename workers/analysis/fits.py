@@ -36,6 +36,10 @@ class Fitted:
     problem: str | None
 
 
+class _KilledError(RuntimeError):
+    """A signal ended the process."""
+
+
 class Fits:
     """Starts fits in the order they are asked for, and has each one's outcome once it is done."""
 
@@ -80,6 +84,14 @@ class Fits:
             return Fitted(result, None, f"the fit failed: {error}")
 
     def _ask(self, question: bytes) -> bytes:
+        """The answer of a process; one that is killed, as where memory is short, is begun once more."""
+        try:
+            return self._answer(question)
+        except _KilledError as killed:
+            log.warning("the fit is begun again: %s", killed)
+            return self._answer(question)
+
+    def _answer(self, question: bytes) -> bytes:
         pipe = subprocess.PIPE
         with self._lock:
             if self._closed:
@@ -99,5 +111,6 @@ class Fits:
                 self._process = None
         if process.returncode != 0:
             lines = complaint.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"its process ended with code {process.returncode}: {lines[-1]}")
+            ended = f"its process ended with code {process.returncode}: {lines[-1]}"
+            raise _KilledError(ended) if process.returncode < 0 else RuntimeError(ended)
         return answer
