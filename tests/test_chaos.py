@@ -70,7 +70,7 @@ def stage(undisturbed: tuple[Undisturbed, Path], tmp_path_factory: pytest.TempPa
     """A broker and services of this module's own: they are to be killed."""
     with (
         running_broker(tmp_path_factory.mktemp("rabbitmq"), ERLANG) as broker,
-        set_stage(broker, tmp_path_factory.mktemp("stage"), undisturbed[1]) as stage,
+        set_stage(broker, undisturbed[1], tmp_path_factory.mktemp("stage")) as stage,
     ):
         yield stage
 

@@ -179,7 +179,7 @@ class Stage:
 
 
 @contextmanager
-def set_stage(broker: Broker, folder: Path, cache: Path, **replicas: int) -> Iterator[Stage]:
+def set_stage(broker: Broker, cache: Path, folder: Path, **replicas: int) -> Iterator[Stage]:
     """Set the stage on a virtual host of its own, and clear it in the end."""
     vhost = broker.new_vhost()
     with Proxy(vhost.port) as proxy:
