@@ -7,7 +7,9 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pika
@@ -141,6 +143,19 @@ class KillBroker(Fault):
 
     def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
         stage.restart_broker()
+        return True
+
+
+@dataclass(frozen=True)
+class PowerCut(Fault):
+    moment: Moment = "chunks"
+    kind = "SIGKILL of everything at once"
+
+    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
+        for service in SERVICES:
+            stage.workers.kill(service)
+        stage.restart_broker()
+        stage.workers.keep_up()
         return True
 
 
@@ -294,15 +309,41 @@ class FullDisk(OfService):
 
     def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
         log = stage.workers.folder / f"{self.service}.log"
-        size = log.stat().st_size
+        limit = log.stat().st_size + 32 * 1024  # the log itself needs some room
+        complained = news_in(log, self.complaint)
+        with stage.file_size_limit(self.service, limit):
+            return run.wait_for(complained)
 
-        def has_complained() -> bool:
-            with open(log, "rb") as file:
-                file.seek(size)
-                return self.complaint.encode() in file.read()
 
-        with stage.file_size_limit(self.service, size + 32 * 1024):  # the log itself needs some room
-            return run.wait_for(has_complained)
+class FillDisk(Fault):
+    """The database's file system is filled to the last byte, where it is one of its own (made by root)."""
+
+    kind = "file system full: analysis"
+
+    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
+        if not stage.workers.database.is_mount():
+            return False
+        complained = news_in(stage.workers.folder / "analysis.log", "waits: the database")
+        ballast = stage.workers.database / "ballast"
+        try:
+            with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            return run.wait_for(complained)
+        finally:
+            ballast.unlink()
+
+
+def news_in(log: Path, text: str) -> Callable[[], bool]:
+    """Whether a text has come into a log since now."""
+    size = log.stat().st_size
+
+    def has_come() -> bool:
+        with open(log, "rb") as file:
+            file.seek(size)
+            return text.encode() in file.read()
+
+    return has_come
 
 
 def _deck() -> list[Fault]:
@@ -312,6 +353,7 @@ def _deck() -> list[Fault]:
     points += [KillAt("visualisation", "drawing", point) for point in (*OF_EVERY_SERVICE, *OF_THE_VISUALISATION)]
     kills: list[Fault] = [*(Kill(service) for service in SERVICES), Kill("analysis", "fit"), KillFit()]
     kills += [Kill("visualisation", "drawing"), KillBroker(), KillBroker("fit"), KillBroker("drawing")]
+    kills += [PowerCut(), PowerCut("fit"), PowerCut("drawing")]
     stops: list[Fault] = [*(Stop(service) for service in SERVICES), Stop("analysis", "fit")]
     stops.append(Stop("visualisation", "drawing"))
     lines: list[Fault] = [Cut(), Cut("drawing"), Refuse(), CutHandshake(1), CutHandshake(2), Delay(), Hold(), Alarm()]
@@ -321,6 +363,7 @@ def _deck() -> list[Fault]:
     disks: list[Fault] = [
         FullDisk("analysis", complaint="waits: the database"),
         FullDisk("visualisation", "drawing", "cannot be written"),
+        FillDisk(),
     ]
     return [*points, *kills, *stops, *lines, *queues, *disks]
 
