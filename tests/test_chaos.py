@@ -9,29 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.__main__ import plan_of
-from tests.chaos.faults import (
-    DECK,
-    Alarm,
-    ComeLate,
-    Cut,
-    CutHandshake,
-    Delay,
-    Duplicate,
-    Fault,
-    FillDisk,
-    FullDisk,
-    Hold,
-    Kill,
-    KillAt,
-    KillBroker,
-    KillFit,
-    PowerCut,
-    Refuse,
-    Reorder,
-    RepeatRequest,
-    Stop,
-)
+from tests.chaos.deck import DECK
+from tests.chaos.delivery_faults import ComeLate, Duplicate, Reorder, RepeatRequest
+from tests.chaos.disk_faults import FillDisk, FullDisk
+from tests.chaos.fault import Fault
+from tests.chaos.line_faults import Alarm, Cut, CutHandshake, Delay, Hold, KillBroker, PowerCut, Refuse
 from tests.chaos.play import Strike, Undisturbed, play, undisturbed_run
+from tests.chaos.process_faults import Kill, KillAt, KillFit, Stop
 from tests.chaos.stage import ERLANG, Stage, set_stage
 from tests.conftest import running_broker
 

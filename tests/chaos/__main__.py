@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos import containers
-from tests.chaos.faults import DECK, Fault
+from tests.chaos.deck import DECK
+from tests.chaos.fault import Fault
 from tests.chaos.play import Strike, play, undisturbed_run
 from tests.chaos.stage import ERLANG, Stage, set_stage
 from tests.conftest import running_broker

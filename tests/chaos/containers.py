@@ -15,17 +15,9 @@ import docker
 from docker.models.containers import Container
 
 from common.settings import BrokerSettings
-from tests.chaos.faults import (
-    Alarm,
-    ComeLate,
-    Duplicate,
-    Fault,
-    KillBroker,
-    Moment,
-    OfService,
-    Reorder,
-    RepeatRequest,
-)
+from tests.chaos.delivery_faults import ComeLate, Duplicate, Reorder, RepeatRequest
+from tests.chaos.fault import Fault, Moment, OfService
+from tests.chaos.line_faults import Alarm, KillBroker
 from tests.chaos.stage import ERLANG, SERVICES, Run, Stage
 from tests.conftest import ROOT, Broker, free_port, wait_until
 

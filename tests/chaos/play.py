@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.settings import RunSettings
-from tests.chaos.faults import Fault, Moment
+from tests.chaos.fault import Fault, Moment
 from tests.chaos.invariants import violations
 from tests.chaos.stage import Run, Stage
 from tests.runs import numbers, run_embedded
