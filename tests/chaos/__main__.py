@@ -12,12 +12,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 
-from tests.chaos.faults import DECK, Fault
+from tests.chaos import containers
+from tests.chaos.deck import DECK
+from tests.chaos.fault import Fault
 from tests.chaos.play import Strike, play, undisturbed_run
-from tests.chaos.stage import ERLANG, set_stage
+from tests.chaos.stage import ERLANG, Stage, set_stage
 from tests.conftest import running_broker
 
 REPLICAS = {"data_loader": 2, "data_processor": 2}
@@ -61,6 +65,7 @@ def main() -> int:
     parser.add_argument("--per-run", type=int, default=8, help="faults of one run")
     parser.add_argument("--first-run", type=int, default=0, help="leave out the runs before, to see one again")
     parser.add_argument("--only", default="", help="only faults with this in their name")
+    parser.add_argument("--containers", action="store_true", help="disturb the Compose stack (images: IMAGE_TAG)")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and take down what runs
     logging.disable(logging.ERROR)  # that our own connections break is no news
@@ -69,19 +74,25 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     cache = folder / "cache"
     undisturbed = undisturbed_run(cache)
-    deck = [fault for fault in DECK if asked.only in fault.name]
+    deck = [fault for fault in (containers.DECK if asked.containers else DECK) if asked.only in fault.name]
     plan = plan_of(deck, asked.faults, asked.per_run, asked.seed)
     run = asked.first_run
-    with running_broker(folder, ERLANG) as broker:
+    new_stage: Callable[..., AbstractContextManager[Stage]]
+    with ExitStack() as held:
+        if asked.containers:
+            new_stage = containers.set_stage
+        else:
+            new_stage = partial(set_stage, held.enter_context(running_broker(folder, ERLANG)), cache)
         while len(protocol.strikes) < asked.faults and run < len(plan):
             stage_folder = Path(tempfile.mkdtemp(prefix="stage-", dir=folder))
-            with set_stage(broker, stage_folder, cache, **REPLICAS) as stage:
+            with new_stage(stage_folder, **REPLICAS) as stage:
                 while len(protocol.strikes) < asked.faults and run < len(plan):
                     number, rng = run, random.Random(f"{asked.seed}/{run}")
                     run += 1
                     problems = play(stage, plan[number], undisturbed, rng, lambda s: protocol.add(number, s))  # noqa: B023
                     if problems:  # what comes after it is to start clean
-                        again = f"python -m tests.chaos --seed {asked.seed} --first-run {number}"
+                        flags = " --containers" * asked.containers
+                        again = f"python -m tests.chaos{flags} --seed {asked.seed} --first-run {number}"
                         protocol.violate(number, problems, stage_folder, f"{again} --faults {asked.per_run}")
                         break
     seconds = time.monotonic() - begun
@@ -92,7 +103,7 @@ def main() -> int:
     )
     if protocol.violated:
         return 1
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 

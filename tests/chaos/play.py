@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from common.settings import RunSettings
-from tests.chaos.faults import Fault, Moment
+from tests.chaos.fault import Fault, Moment
 from tests.chaos.invariants import violations
 from tests.chaos.stage import Run, Stage
 from tests.runs import numbers, run_embedded
 
-#: Long enough to have a middle: 13 samples in about 160 chunks.
-DEMO = RunSettings(release="demo", demo_events=60_000, chunk_entries=400)
+#: Long enough to have a middle: 13 samples in about 300 chunks.
+DEMO = RunSettings(release="demo", demo_events=120_000, chunk_entries=400)
 
 _ORDER: tuple[Moment, ...] = ("chunks", "fit", "drawing")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
+from urllib.parse import quote
 
 import psutil
 
@@ -37,6 +40,11 @@ class ServiceProcesses(Workers):
         super().__init__(settings, folder)
         self.replicas = {service: replicas.get(service, 1) for service in SERVICES}
         (folder / "cache").symlink_to(cache)
+        self.database = folder / "database"
+        self.database.mkdir()
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"DATABASE": str(self.database / "analysis.sqlite")}
 
     def order(self, service: str) -> Path:
         """The file that orders a service to die."""
@@ -152,14 +160,14 @@ class Stage:
         wait_until(all_consume, "the services consume", START_DEADLINE_S)
 
     def queues(self) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = self.broker.api("GET", f"queues/{self.vhost.vhost}")
+        found: list[dict[str, object]] = self.broker.api("GET", f"queues/{quote(self.vhost.vhost, safe='')}")
         return found
 
     def restart_broker(self) -> None:
         """SIGKILL the broker, start it again, and wait until it answers."""
         self.broker.kill()
         self.broker.start()
-        wait_until(lambda: self.broker.api("GET", f"queues/{self.vhost.vhost}"), "the broker is back", 120)
+        wait_until(self.queues, "the broker is back", 120)
 
     def proxied_ports(self, process: Popen[bytes]) -> set[int]:
         """The ports of a process' connections to the broker."""
@@ -179,16 +187,29 @@ class Stage:
 
 
 @contextmanager
-def set_stage(broker: Broker, folder: Path, cache: Path, **replicas: int) -> Iterator[Stage]:
+def set_stage(broker: Broker, cache: Path, folder: Path, **replicas: int) -> Iterator[Stage]:
     """Set the stage on a virtual host of its own, and clear it in the end."""
     vhost = broker.new_vhost()
     with Proxy(vhost.port) as proxy:
         workers = ServiceProcesses(replace(vhost, port=proxy.port), folder, cache, replicas)
-        try:
-            workers.keep_up()
-            stage = Stage(broker, proxy, vhost, workers)
-            stage.wait_until_ready()
-            yield stage
-        finally:
-            workers.stop()
-            broker.delete_vhost(vhost)
+        with own_file_system(workers.database):
+            try:
+                workers.keep_up()
+                stage = Stage(broker, proxy, vhost, workers)
+                stage.wait_until_ready()
+                yield stage
+            finally:
+                workers.stop()
+                broker.delete_vhost(vhost)
+
+
+@contextmanager
+def own_file_system(folder: Path) -> Iterator[None]:
+    """Put a small file system at a folder, where we are root and may: it can be filled without harm to others."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
