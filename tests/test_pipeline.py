@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,8 @@ class Quiet:
         self.on_progress(self.events)
 
     def note(self, text: str) -> None: ...
+
+    def result(self, document: Mapping[str, Any]) -> None: ...
 
 
 def in_time() -> Callable[[], bool]:
