@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.backends.backend_pdf import PdfFile, RendererPdf
 from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
-from PIL import Image
 
 from workers.visualisation.formulas import FORMULAS
 from workers.visualisation.plots import style
+from workers.visualisation.png import png
 from workers.visualisation.sheets import POINTS_PER_INCH, Sheet, Sheets
-
-#: A quarter faster than the default, for files that are a fifteenth larger.
-PNG_COMPRESSION = 3
 
 
 def rendered(figure: Figure, *kinds: str, dpi: int = 150) -> dict[str, bytes]:
@@ -38,10 +36,7 @@ def _png(width_in: float, height_in: float, dpi: int) -> Sheet:
     renderer.mathtext_parser = FORMULAS
 
     def finish() -> bytes:
-        file = io.BytesIO()
-        picture = Image.frombuffer("RGBA", (renderer.width, renderer.height), renderer.buffer_rgba())
-        picture.convert("RGB").save(file, "png", dpi=(dpi, dpi), compress_level=PNG_COMPRESSION)
-        return file.getvalue()
+        return png(np.asarray(renderer.buffer_rgba())[..., :3], dpi)
 
     return Sheet(renderer, finish, dpi / POINTS_PER_INCH)
 
