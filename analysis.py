@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common import catalogue, settings, topology
-from common.display import Bars, fit_line, tables, window_line
+from common.display import Bars
 from common.errors import PipelineError, SettingsError
 from common.result_folder import write_folder
 from common.service import configure_logging
@@ -92,12 +92,6 @@ def _submit_and_follow(
 
 
 def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> int:
-    if outcome.result is not None and outcome.result["timing"]["events_per_second"]:
-        release = catalogue.release(read.run.release)
-        for table in tables(outcome.result, release):
-            console.print(table)
-        console.print(window_line(outcome.result), soft_wrap=True)
-        console.print(fit_line(outcome.result), soft_wrap=True)
     if outcome.problem is not None:
         print(f"analysis.py: run {run_id} failed: {outcome.problem}", file=sys.stderr)
         return INCOMPLETE

@@ -297,10 +297,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary.of(experiments)
     print(summary)
     if flags.picture is not None:
-        from workers.visualisation.folder import rendered
+        from workers.visualisation.rendering import rendered
 
         flags.picture.parent.mkdir(parents=True, exist_ok=True)
-        flags.picture.write_bytes(rendered(picture(experiments, summary), "png", 120))
+        flags.picture.write_bytes(rendered(picture(experiments, summary), "png", dpi=120)["png"])
     problems = summary.problems() + ([f"{failed} pseudo-experiments could not be fitted"] if failed else [])
     for problem in problems:
         print(f"closure: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a person sees of a run in a terminal: a bar per stage, then the cutflow and the yields."""
+"""What a person sees of a run in a terminal: a bar per stage, and above them the numbers as soon as they are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from common.catalogue import Release
+from common import catalogue
 from common.messages import Stage
 
 _STAGES: Mapping[Stage, str] = {
@@ -23,7 +23,7 @@ _STAGES: Mapping[Stage, str] = {
 
 
 class Bars:
-    """A progress bar per stage; a context manager."""
+    """A progress bar per stage, and the final result; a context manager."""
 
     def __init__(self, console: Console, samples: int) -> None:
         self._progress = Progress(
@@ -62,9 +62,19 @@ class Bars:
         """Say what the run is doing or waiting for."""
         self._progress.update(self._tasks["plan"], note=text)
 
+    def result(self, document: Mapping[str, Any]) -> None:
+        """Print the cutflow, the yields, the Higgs window and the fit above the bars; nothing where no event was."""
+        if not document["timing"]["events_per_second"]:
+            return
+        for table in tables(document):
+            self._progress.print(table)
+        self._progress.print(window_line(document), soft_wrap=True)
+        self._progress.print(fit_line(document), soft_wrap=True)
 
-def tables(result: Mapping[str, Any], release: Release) -> list[Table]:
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
     """The cutflow of each sample, and the yields of each category, as tables."""
+    release = catalogue.release(result["release"])
     settings = result["settings"]
     lumi_ifb = settings["lumi"] * settings["fraction"]
     cutflow = _table(f"Cutflow, events ({release.title}, {lumi_ifb:g} fb⁻¹)", "sample")

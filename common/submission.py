@@ -44,6 +44,10 @@ class Display(Protocol):
         """What the run is doing or waiting for, until the next progress."""
         ...
 
+    def result(self, document: Mapping[str, Any]) -> None:
+        """The final result is there, its folder is not yet; again, should what comes later change it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -88,9 +92,12 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
 def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[], bool]) -> Outcome:
     """Follow a run until its result folder is there, or until it is known that none will come.
 
-    ``is_alive`` says whether there is anything left to wait for.
+    The display has the final result as soon as it is there, and in any case
+    before this returns it. ``is_alive`` says whether there is anything left to
+    wait for.
     """
     stages = StageProgress()
+    shown: Mapping[str, Any] | None = None
     last = time.monotonic()
     while is_alive():
         delivery = session.receive(0.2)
@@ -118,8 +125,13 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 display.note(f"fetching {message.sample}: {message.done_bytes / 1e6:.1f}{of} MB")
             case Result(final=True):
                 display.note("drawing the plots")
+                if message.result != shown:
+                    shown = message.result
+                    display.result(shown)
             case Folder():
                 display.note("")
+                if message.result != shown:
+                    display.result(message.result)
                 return Outcome(message.result, message.files)
             case RunFailed():
                 return Outcome(None, {}, message.problem)

@@ -30,6 +30,8 @@ class Quiet:
 
     def note(self, text: str) -> None: ...
 
+    def result(self, document: Mapping[str, Any]) -> None: ...
+
 
 def in_time(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
     """Ends a run that hangs."""

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from workers.visualisation.fit_plots import fit_figures
-from workers.visualisation.folder import rendered, result_files
+from workers.visualisation.folder import result_files
+from workers.visualisation.rendering import rendered
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
@@ -52,7 +53,7 @@ def texts(figure: Figure) -> str:
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
     drawn = tmp_path / f"{name}.png"
-    drawn.write_bytes(rendered(draw(name, fitted()), "png", DPI))
+    drawn.write_bytes(rendered(draw(name, fitted()), "png", dpi=DPI)["png"])
     difference = compare_images(str(BASELINE / drawn.name), str(drawn), tol=TOLERANCE)
     assert difference is None, difference
 
@@ -92,7 +93,7 @@ def test_an_open_interval_and_a_mass_that_was_not_found_are_drawn_in_words() -> 
     fit["upper_limit"]["observed"] = None
     fit["mass"] |= {"value_gev": None, "interval_gev": [None, None], "problem": "the likelihood is highest at 115 GeV"}
 
-    assert rendered(draw("fit_likelihood", result), "png", DPI)
+    assert rendered(draw("fit_likelihood", result), "png", dpi=DPI)["png"]
     assert "more than" in texts(draw("fit_limits", result))
     assert "the likelihood is highest at 115 GeV" in texts(draw("fit_mass", result))
 
@@ -115,4 +116,4 @@ if __name__ == "__main__":
     made["fit"] = fit_of(made)
     (BASELINE / "fitted.json").write_text(json.dumps(made))
     for figure in FIGURES:
-        (BASELINE / f"{figure}.png").write_bytes(rendered(draw(figure, made), "png", DPI))
+        (BASELINE / f"{figure}.png").write_bytes(rendered(draw(figure, made), "png", dpi=DPI)["png"])

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from common.errors import MessageError, SettingsError
-from workers.visualisation.folder import rendered
 from workers.visualisation.plots import garwood_interval, m4l_figure
+from workers.visualisation.rendering import rendered
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
@@ -115,7 +115,7 @@ def points(figure: Figure, panel: int = 0) -> dict[float, float]:
 def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
     document, histogram = BASELINES[name]
     drawn = tmp_path / f"{name}.png"
-    drawn.write_bytes(rendered(m4l_figure(document, histogram), "png", DPI))
+    drawn.write_bytes(rendered(m4l_figure(document, histogram), "png", dpi=DPI)["png"])
     difference = compare_images(str(BASELINE / drawn.name), str(drawn), tol=TOLERANCE)
     assert difference is None, difference
 
@@ -126,7 +126,7 @@ def test_the_comparison_with_the_baseline_sees_what_matters(other: str, tmp_path
     shifted["histograms"]["m4l"]["zz"]["values"].insert(0, shifted["histograms"]["m4l"]["zz"]["values"].pop())
     others = {**BASELINES, "no data": (without("data"), "m4l"), "shifted": (shifted, "m4l")}
     drawn = tmp_path / "other.png"
-    drawn.write_bytes(rendered(m4l_figure(*others[other]), "png", DPI))
+    drawn.write_bytes(rendered(m4l_figure(*others[other]), "png", dpi=DPI)["png"])
     assert compare_images(str(BASELINE / "m4l.png"), str(drawn), tol=TOLERANCE) is not None
 
 
@@ -137,7 +137,7 @@ def test_the_same_result_gives_the_same_bytes(kind: str) -> None:
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
     before = dict(mpl.rcParams)
-    rendered(m4l_figure(result()), "png", DPI)
+    rendered(m4l_figure(result()), "png", "pdf", "svg")
     assert dict(mpl.rcParams) == before
 
 
@@ -186,7 +186,7 @@ def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[floa
 
 
 def test_a_drawing_has_no_date() -> None:
-    assert b"<dc:date>" not in rendered(m4l_figure(result()), "svg")
+    assert b"<dc:date>" not in rendered(m4l_figure(result()), "svg")["svg"]
 
 
 @pytest.mark.parametrize("marks", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])
@@ -209,7 +209,7 @@ def test_an_incomplete_run_is_marked_and_says_its_first_problem() -> None:
 def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
     figure = m4l_figure(result(complete=False, problems=["data_A:\n" + "https://example.org/$x_{" * 20, "b"]))
     line = next(text for text in figure.texts if text.get_text().startswith("INCOMPLETE: "))
-    rendered(figure, "png", DPI)
+    rendered(figure, "png", dpi=DPI)
     assert line.get_window_extent().x1 < figure.bbox.x1
     assert line.get_text().endswith("… (and 1 more)")
 
@@ -246,15 +246,15 @@ def test_data_alone_are_points_alone() -> None:
 
 
 def test_a_run_without_any_category_draws_empty_axes() -> None:
-    assert rendered(m4l_figure(without("data", *SIMULATION)), "png", DPI)
+    assert rendered(m4l_figure(without("data", *SIMULATION)), "png", dpi=DPI)["png"]
 
 
 def test_a_sample_nobody_asked_for_is_not_drawn_whether_absent_or_zero() -> None:
     document = without("signal")
-    absent = rendered(m4l_figure(document), "png", DPI)
+    absent = rendered(m4l_figure(document), "png", dpi=DPI)["png"]
     for histogram in document["histograms"].values():
         histogram["signal"] = {"values": [0.0] * 34, "variances": [0.0] * 34}
-    assert rendered(m4l_figure(document), "png", DPI) == absent
+    assert rendered(m4l_figure(document), "png", dpi=DPI)["png"] == absent
 
 
 def test_nothing_drawn_ends_above_the_axis() -> None:
@@ -321,4 +321,4 @@ def test_a_histogram_or_release_that_is_not_there_is_named() -> None:
 
 if __name__ == "__main__":
     for picture, (content, which) in BASELINES.items():
-        (BASELINE / f"{picture}.png").write_bytes(rendered(m4l_figure(content, which), "png", DPI))
+        (BASELINE / f"{picture}.png").write_bytes(rendered(m4l_figure(content, which), "png", dpi=DPI)["png"])

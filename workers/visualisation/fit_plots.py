@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
@@ -25,9 +26,12 @@ from workers.visualisation.plots import (
     stack_figure,
     style,
 )
+from workers.visualisation.ticks import draw_ticks
 
 #: A correlation below this is not shown, as is usual.
 SHOWN_CORRELATION = 0.1
+#: Colours from -1 to 1, the middle one white; so few are drawn as areas, where more would be an image.
+SHADES = 41
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
 
@@ -106,9 +110,11 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
     with style():
         figure = Figure(figsize=(max(8.0, 3.2 + 0.46 * size), max(6.5, 2.7 + 0.42 * size)))
         width, height = figure.get_size_inches()
-        figure.subplots_adjust(left=2.3 / width, right=1 - 0.45 / width, bottom=2.2 / height, top=1 - 0.5 / height)
+        figure.subplots_adjust(left=2.3 / width, right=1 - 0.95 / width, bottom=2.2 / height, top=1 - 0.5 / height)
         axes = figure.add_subplot()
-        image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        edges = np.arange(size + 1) - 0.5
+        mesh = axes.pcolormesh(edges, edges, shown, cmap=colormaps["RdBu_r"].resampled(SHADES), vmin=-1, vmax=1)
+        axes.set(xlim=edges[[0, -1]], ylim=edges[[-1, 0]])
         for (row, column), value in np.ndenumerate(shown):
             if abs(value) >= 0.005:
                 colour = "white" if abs(value) > 0.6 else "black"
@@ -117,7 +123,7 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
         axes.set_yticks(range(size), labels, fontsize=11)
         axes.tick_params(which="both", length=0)
         axes.minorticks_off()
-        figure.colorbar(image, ax=axes, label="Correlation", fraction=0.05, pad=0.02)
+        figure.colorbar(mesh, ax=axes, label="Correlation", fraction=0.05, pad=0.02).minorticks_off()
         _draw_header(figure, result)
         draw_marks(figure, result)
     return figure
@@ -141,6 +147,7 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
         ]
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
         _draw_words(axes, words)
+        draw_ticks(figure)
         draw_marks(figure, result)
     return figure
 
@@ -174,6 +181,7 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
         ]
         _draw_words(axes, words)
         axes.legend(loc="upper right", fontsize=12)
+        draw_ticks(figure)
         draw_marks(figure, result)
     return figure
 
@@ -202,7 +210,7 @@ def mass_figure(result: Mapping[str, Any]) -> Figure:
         _draw_levels(axes, masses, float(curve.max()))
         _draw_words(axes, words)
         axes.set_ylabel(r"$-2\,\Delta\,\ln\,L$")
-        axes.tick_params(labelbottom=False)
+        axes.xaxis.set_visible(False)
         below.plot(masses, strength, color=CURVE, linewidth=1.8)
         below.axhline(1, color="black", linewidth=0.8, linestyle="--")
         below.set(
@@ -210,6 +218,7 @@ def mass_figure(result: Mapping[str, Any]) -> Figure:
         )
         figure.align_ylabels()
         _draw_header(figure, result)
+        draw_ticks(figure)
         draw_marks(figure, result)
     return figure
 

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import hist
@@ -22,11 +21,8 @@ from workers.visualisation.plots import (
     m4l_figure,
     read_histogram,
     result_release,
-    style,
 )
-
-#: What savefig is told to leave out of each kind of file.
-_WITHOUT_TIME = MappingProxyType({"pdf": {"CreationDate": None}, "svg": {"Date": None}})
+from workers.visualisation.rendering import rendered
 
 
 def result_files(result: Mapping[str, Any]) -> dict[str, bytes]:
@@ -42,20 +38,11 @@ def result_files(result: Mapping[str, Any]) -> dict[str, bytes]:
         name: partial(m4l_figure, histogram=name) for name in result["histograms"]
     }
     for name, draw in (figures | fit_figures(result)).items():
-        figure = draw(result)
-        files |= {f"{name}.{kind}": rendered(figure, kind) for kind in ("png", "pdf", "svg")}
+        files |= {f"{name}.{kind}": file for kind, file in rendered(draw(result), "png", "pdf", "svg").items()}
     files["histograms.root"] = root_file(result)
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files
-
-
-def rendered(figure: Figure, kind: str, dpi: int = 150) -> bytes:
-    """The figure as the bytes of a ``png``, ``pdf`` or ``svg`` file, without the time of drawing."""
-    buffer = io.BytesIO()
-    with style():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_WITHOUT_TIME.get(kind))
-    return buffer.getvalue()
 
 
 def root_file(result: Mapping[str, Any]) -> bytes:

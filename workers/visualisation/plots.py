@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.catalogue import Category, Release, release
 from common.errors import MessageError
+from workers.visualisation.ticks import draw_ticks
 
 Array = NDArray[np.float64]
 
@@ -184,6 +185,7 @@ def stack_figure(
     ``notes`` are lines below the labels.
     """
     with_data, counts = counts is not None, np.zeros(len(edges) - 1) if counts is None else counts
+    interval = garwood_interval(counts)
     with style():
         figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.945)
@@ -194,13 +196,13 @@ def stack_figure(
         if with_data:
             data = next(category for category in result_release(result).categories if category.name == "data")
             label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():.0f}"
-            ones = np.ones_like(counts)
-            _draw_points(main, edges, counts, over=ones, limit=np.inf, label=label, colour=data.colour)
+            points = np.stack([counts, *interval])
+            _draw_points(main, edges, points, over=np.ones_like(counts), limit=np.inf, label=label, colour=data.colour)
             if with_ratio:
                 _draw_band(bottom, edges, total, error)
-                _draw_points(bottom, edges, counts, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
-                main.tick_params(labelbottom=False)
-        high = max(high, float((garwood_interval(counts)[1] * (counts > 0)).max())) or 1.0
+                _draw_points(bottom, edges, points, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
+                main.xaxis.set_visible(False)
+        high = max(high, float((interval[1] * (counts > 0)).max())) or 1.0
         main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=events_label(edges))
         main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         bottom.set_xlabel(axis_label(histogram))
@@ -208,6 +210,7 @@ def stack_figure(
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
         _draw_labels(main, result, histogram, notes)
+        draw_ticks(figure)
         draw_marks(figure, result)
     return figure
 
@@ -235,12 +238,14 @@ def _draw_stack(
 
 
 def _draw_points(
-    axes: Axes, edges: Array, counts: Array, *, over: Array, limit: float, label: str, colour: str
+    axes: Axes, edges: Array, points: Array, *, over: Array, limit: float, label: str, colour: str
 ) -> None:
-    """Counts / over, Garwood intervals, where both are positive; an arrow for a point beyond the limit."""
-    drawn = (counts > 0) & (over > 0)
-    centres, points = ((edges[:-1] + edges[1:]) / 2)[drawn], counts[drawn] / over[drawn]
-    low, high = (bound[drawn] / over[drawn] for bound in garwood_interval(counts))
+    """Counts / over, where both are positive, with their interval; an arrow for a point beyond the limit.
+
+    ``points`` are the counts and the ends of their intervals, shape (3, bins).
+    """
+    drawn = (points[0] > 0) & (over > 0)
+    centres, (points, low, high) = ((edges[:-1] + edges[1:]) / 2)[drawn], points[:, drawn] / over[drawn]
     bars, inside = np.stack([points - low, high - points]), points < 0.96 * limit
     for chosen, marker, text in ((inside, "o", label), (~inside, "", "_")):
         drawing = {"marker": marker, "color": colour, "label": text, **POINTS}

@@ -1,0 +1,127 @@
+"""What whoever follows a run is shown of it, and when, over both transports."""
+
+from __future__ import annotations
+
+import copy
+import json
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from common import topology
+from common.display import Bars
+from common.messages import Folder, Result, RunFailed
+from common.submission import Outcome, follow
+from common.transport import Session, Transport
+from common.transport.embedded import EmbeddedTransport
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.test_fit_plots import fitted
+from tests.test_pipeline import in_time
+
+RUN = "run"
+
+
+class Shown:
+    """Keeps the results it is given, for a test to wait for."""
+
+    def __init__(self) -> None:
+        self.results: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+
+    def progress(self, stage: str, events: int, samples: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def result(self, document: Mapping[str, Any]) -> None:
+        self.results.put(document)
+
+
+def folder(result: Mapping[str, Any]) -> Folder:
+    return Folder(RUN, {"result.json": json.dumps(result).encode()})
+
+
+def changed(result: dict[str, Any]) -> dict[str, Any]:
+    other = copy.deepcopy(result)
+    other["problems"].append("a chunk came late")
+    return other
+
+
+@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    if request.param == "embedded":
+        return EmbeddedTransport()
+    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
+
+
+@pytest.fixture
+def services(transport: Transport) -> Iterator[Session]:
+    """What the services publish, a test publishes."""
+    with closing(transport.open([])) as session:
+        yield session
+
+
+@pytest.fixture
+def following(transport: Transport, services: Session) -> Iterator[Callable[[Shown], Any]]:
+    """Follows the run in a thread of its own; gives the future outcome."""
+    with ThreadPoolExecutor(1) as thread, closing(transport.open([topology.follower(RUN)])) as session:
+        yield lambda display: thread.submit(follow, session, RUN, display, in_time())
+
+
+def test_the_result_is_shown_before_its_folder_is_there(services: Session, following: Callable[[Shown], Any]) -> None:
+    display, result = Shown(), fitted()
+    outcome = following(display)
+    services.publish([Result(RUN, final=False, result={"so": "far"}), Result(RUN, final=True, result=result)])
+    assert display.results.get(timeout=20) == result
+    assert not outcome.done()
+    services.publish([folder(result)])
+    assert outcome.result(20) == Outcome(result, folder(result).files)
+    assert display.results.empty()
+
+
+def test_a_result_that_comes_twice_is_shown_once_and_a_changed_one_again(
+    services: Session, following: Callable[[Shown], Any]
+) -> None:
+    display, first, last = Shown(), fitted(), changed(fitted())
+    outcome = following(display)
+    services.publish([Result(RUN, final=True, result=each) for each in (first, first, last)])
+    services.publish([folder(last)])
+    assert outcome.result(20).result == last
+    assert [display.results.get_nowait() for _ in range(2)] == [first, last]
+    assert display.results.empty()
+
+
+def test_a_folder_whose_result_was_missed_is_shown_all_the_same(
+    services: Session, following: Callable[[Shown], Any]
+) -> None:
+    display, result = Shown(), fitted()
+    outcome = following(display)
+    services.publish([folder(result)])
+    assert outcome.result(20).result == result
+    assert display.results.get_nowait() == result
+
+
+def test_a_run_that_fails_after_its_result_says_why(services: Session, following: Callable[[Shown], Any]) -> None:
+    display, result = Shown(), fitted()
+    outcome = following(display)
+    services.publish([Result(RUN, final=True, result=result), RunFailed(RUN, "it cannot be drawn")])
+    assert outcome.result(20) == Outcome(None, {}, "it cannot be drawn")
+    assert display.results.get_nowait() == result
+
+
+def test_the_bars_print_the_numbers_while_they_run() -> None:
+    result = fitted()
+    console = Console(record=True, width=120, highlight=False)
+    with Bars(console, 4) as bars:
+        bars.result(result)
+        printed = console.export_text()
+    for words in (
+        "Cutflow",
+        "Yields",
+        "115 to 130 GeV: ",
+        f"signal strength {result['fit']['signal_strength']:.2f} ± ",
+    ):
+        assert words in printed
