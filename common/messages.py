@@ -289,6 +289,17 @@ class Selected(ArrayMessage):
 
 
 @dataclass(frozen=True)
+class RunStarted(Message):
+    """A run begins: the news for whoever shows it, before any other of this run."""
+
+    kind: ClassVar[str] = "run-started"
+    route: ClassVar[str] = topology.RESULTS
+
+    run_id: Name
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
 class Progress(Message):
     """A stage is done with a range of entries; for ``plan`` the range is all that will be read of a sample."""
 
@@ -392,7 +403,7 @@ _KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
-        Events, Selected, Progress, Fetching, Result, RunFailed, Folder,
+        Events, Selected, RunStarted, Progress, Fetching, Result, RunFailed, Folder,
     )
 }  # fmt: skip
 
