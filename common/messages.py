@@ -399,7 +399,8 @@ class DeadLetter(Message):
             raise MessageError(f"headers of a dead letter of {queue}: {error}") from None
 
 
-_KINDS: Mapping[str, type[Message]] = {
+#: Every message that travels, by its kind.
+KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
@@ -410,11 +411,11 @@ _KINDS: Mapping[str, type[Message]] = {
 
 def decode(kind: str, body: bytes) -> Message:
     """Read a message of the given kind; raises MessageError where it is not one."""
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise MessageError(f"no message kind is called {kind!r}")
     if not body:
         raise MessageError(f"{kind}: the message is empty")
-    return _KINDS[kind].decode(_of_legal_size(body, kind))
+    return KINDS[kind].decode(_of_legal_size(body, kind))
 
 
 def _of_legal_size(body: bytes, what: str) -> bytes:
