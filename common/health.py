@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from common import messages
 from common.messages import Message, Progress
 
 #: A loop that has not turned for so long is stuck, unless it handles a message ...
@@ -30,6 +33,7 @@ class Monitor:
 
     def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
         self.connected = connected
+        self.lengths: Callable[[], Mapping[str, int]] = dict
         self._turned: float | None = None
         self._busy = False
         self.registry = CollectorRegistry()
@@ -38,33 +42,36 @@ class Monitor:
         self._handled = Counter("atlas_messages_handled", "Messages handled, by queue", ["queue"], registry=r)
         self._failed = Counter("atlas_messages_failed", "Messages dead-lettered, by queue", ["queue"], registry=r)
         self._events = Counter("atlas_events", "Events (file entries) that went through", registry=r)
-        self._seconds = Histogram("atlas_handling_seconds", "Seconds a message took, by queue", ["queue"], registry=r)
+        self._seconds = Histogram(
+            "atlas_handling_seconds", "Seconds a message took, by its queue and kind", ["queue", "kind"], registry=r
+        )
         in_flight = Gauge("atlas_messages_in_flight", "Messages being handled", registry=r)
         in_flight.set_function(lambda: float(self._busy))
         is_connected = Gauge("atlas_connected", "1 while connected to the broker", registry=r)
         is_connected.set_function(lambda: float(self.connected()))
+        r.register(_QueueLengths(self))
 
     def turn(self) -> None:
         """The loop has come round."""
         self._turned = time.monotonic()
 
     @contextmanager
-    def handling(self, queue: str) -> Iterator[None]:
-        """A message from ``queue`` is being handled."""
+    def handling(self, queue: str, kind: str) -> Iterator[None]:
+        """A message of this kind from ``queue`` is being handled."""
         self._busy = True
         self.turn()
         try:
-            with self._seconds.labels(queue).time():
+            with self._seconds.labels(queue, kind if kind in messages.KINDS else "unknown").time():
                 yield
         finally:
             self._busy = False
             self.turn()
 
-    def handled(self, queue: str, messages: Sequence[Message]) -> None:
-        """A message was handled, and these came of it."""
+    def handled(self, queue: str, outcome: Sequence[Message]) -> None:
+        """A message was handled, and this came of it."""
         self._handled.labels(queue).inc()
         self._events.inc(
-            sum(m.chunk.stop - m.chunk.start for m in messages if isinstance(m, Progress) and m.stage != "plan")
+            sum(m.chunk.stop - m.chunk.start for m in outcome if isinstance(m, Progress) and m.stage != "plan")
         )
 
     def failed(self, queue: str) -> None:
@@ -112,6 +119,21 @@ def listen(monitor: Monitor, port: int) -> Iterator[None]:
         finally:
             server.shutdown()
             thread.join()
+
+
+class _QueueLengths(Collector):
+    """Asks the broker at each visit, so that nothing is asked where nobody listens."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterable[Metric]:
+        """How many messages wait in each queue."""
+        what = "Messages that wait in the queues consumed here and in their dead-letter queues"
+        lengths = GaugeMetricFamily("atlas_queue_messages", what, labels=["queue"])
+        for queue, length in self._monitor.lengths().items():
+            lengths.add_metric([queue], length)
+        yield lengths
 
 
 class _Server(ThreadingMixIn, WSGIServer):

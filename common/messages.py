@@ -289,6 +289,17 @@ class Selected(ArrayMessage):
 
 
 @dataclass(frozen=True)
+class RunStarted(Message):
+    """A run begins: the news for whoever shows it, before any other of this run."""
+
+    kind: ClassVar[str] = "run-started"
+    route: ClassVar[str] = topology.RESULTS
+
+    run_id: Name
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
 class Progress(Message):
     """A stage is done with a range of entries; for ``plan`` the range is all that will be read of a sample."""
 
@@ -388,22 +399,23 @@ class DeadLetter(Message):
             raise MessageError(f"headers of a dead letter of {queue}: {error}") from None
 
 
-_KINDS: Mapping[str, type[Message]] = {
+#: Every message that travels, by its kind.
+KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
-        Events, Selected, Progress, Fetching, Result, RunFailed, Folder,
+        Events, Selected, RunStarted, Progress, Fetching, Result, RunFailed, Folder,
     )
 }  # fmt: skip
 
 
 def decode(kind: str, body: bytes) -> Message:
     """Read a message of the given kind; raises MessageError where it is not one."""
-    if kind not in _KINDS:
+    if kind not in KINDS:
         raise MessageError(f"no message kind is called {kind!r}")
     if not body:
         raise MessageError(f"{kind}: the message is empty")
-    return _KINDS[kind].decode(_of_legal_size(body, kind))
+    return KINDS[kind].decode(_of_legal_size(body, kind))
 
 
 def _of_legal_size(body: bytes, what: str) -> bytes:

@@ -76,14 +76,14 @@ def serve(service: Service, session: Session, stop: threading.Event, monitor: Mo
     service.publish = session.publish
     service.wake = session.wake
     monitor = monitor or Monitor(service.name)
-    monitor.connected = session.is_connected
+    monitor.connected, monitor.lengths = session.is_connected, session.lengths
     try:
         while not stop.is_set():
             monitor.turn()
             _turn(service, stop)
             delivery = session.receive(_TICK_S)
             if delivery is not None:
-                with monitor.handling(delivery.queue):
+                with monitor.handling(delivery.queue, delivery.kind):
                     _handle(service, session, delivery, stop, monitor)
     finally:
         session.close()

@@ -95,6 +95,18 @@ class RunSettings:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
         return int(Fraction(str(self.fraction)) * entries_in_file)
 
+    def to_result(self) -> dict[str, Any]:
+        """The ``settings`` of result.json."""
+        return {
+            "lumi": self.lumi_ifb,
+            "fraction": self.fraction,
+            "pt_cuts": list(self.pt_cuts_gev),
+            "data": self.data,
+            "samples": list(self.samples),
+            "chunk_entries": self.chunk_entries,
+            **({"demo_events": self.demo_events} if catalogue.release(self.release).toy else {}),
+        }
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any], defaults: RunSettings | None = None) -> RunSettings:
         """Settings from JSON values under the names of the fields; what is left out is taken from ``defaults``.

@@ -27,6 +27,7 @@ from common.messages import (
     RunFailed,
     RunPlan,
     RunRequest,
+    RunStarted,
     SamplePlan,
     Selected,
     decode,
@@ -47,6 +48,7 @@ JSON_MESSAGES: list[Message] = [
     SamplePlan(RUN, "Zee", 898, (0, 500, 898)),
     SamplePlan(RUN, "Zee", problem="no such file: ‘Zee’"),
     ChunkFailed(CHUNK, "basket 7 is broken"),
+    RunStarted(RUN, SETTINGS),
     Progress("data-loader", CHUNK),
     Fetching(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
@@ -103,7 +105,7 @@ def test_a_message_without_an_array_survives_the_journey(message: Message) -> No
 
 def test_every_kind_is_covered_here() -> None:
     kinds = {message.kind for message in JSON_MESSAGES} | {"events", "selected"}
-    assert kinds == set(messages._KINDS)
+    assert kinds == set(messages.KINDS)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_sample_plans_chunks_lie_between_its_bounds() -> None:
 # --- what is refused ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted(messages._KINDS))
+@pytest.mark.parametrize("kind", sorted(messages.KINDS))
 def test_an_empty_an_oversized_and_a_foreign_body_are_refused(kind: str) -> None:
     arrays = {message.kind: message.encode() for message in (events_message(1), selected_message())}
     foreign = [body for other, body in arrays.items() if other != kind]

@@ -19,7 +19,8 @@ import requests
 
 from common import catalogue, settings
 from common.errors import SettingsError, Unavailable
-from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed
+from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunStarted
+from common.settings import RunSettings
 from tests.conftest import wait_until
 from tests.test_plots import result
 from workers.visualisation.archive import Archive
@@ -303,10 +304,17 @@ def test_a_failed_run_stays_on_the_list_with_the_reason_also_after_a_restart(sit
 
 
 def test_a_restart_in_the_middle_of_a_run_forgets_neither_its_plan_nor_what_is_done(site: Site) -> None:
-    site.handle(*under_way(RUN, done=4))
+    site.handle(RunStarted(RUN, RunSettings(release="demo")), *under_way(RUN, done=4))
+    site.handle(Progress("data-loader", Chunk(RUN, "Zee", 7000, 8000)))
     site.service.close()
     again = Site(site.output)
-    assert "of 10,000 events" in without_tags(again.text("/"))
+    again.handle(*under_way(RUN, done=5))  # of which four are told a second time
+    text = without_tags(again.text(f"/runs/{RUN}"))
+    assert "TOY" in text
+    assert "loaded data-loader 6,000 6 " in text
+    assert "selected data-processor 5,000 5 " in text
+    assert "analysed analysis 5,000 5 " in text
+    assert "5,000 of 10,000 events" in without_tags(again.text("/"))
     partial = document(0.0, complete=False)
     partial["samples"]["Zee"]["events_read"] = 6000
     again.handle(Result(RUN, False, partial))
@@ -327,6 +335,42 @@ def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: S
     assert newer.result["problems"] == ["newer"]
     assert newer.files.keys() == folder.files.keys()
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
+
+
+def test_a_line_that_a_kill_cut_off_costs_nothing_but_itself(site: Site) -> None:
+    site.handle(*under_way(RUN, done=4))
+    with (site.output / ".runs.json").open("ab") as journal:
+        journal.write(b'{"stage":"analysis","chunk":{"run_id":')
+    for _ in range(2):
+        site.service.close()
+        site = Site(site.output)
+        assert "4,000 of 10,000 events" in without_tags(site.text("/"))
+    site.service.close()
+
+
+def test_a_run_is_marked_a_toy_before_anything_of_it_is_done(site: Site) -> None:
+    site.handle(RunStarted(RUN, RunSettings(release="demo", samples=("Zee", "llll"))))
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    assert f"{RUN} TOY running" in text
+    assert "These are not ATLAS data" in text
+    assert "0 of 2 files" in text
+    assert "Release demo" in text
+    assert f"{RUN} TOY running" in without_tags(site.text("/"))
+    assert f"<title>TOY – {RUN}</title>" in site.text(f"/runs/{RUN}")
+    site.handle(Result(RUN, False, {"samples": 5}))  # whatever comes
+    assert f"{RUN} TOY" in without_tags(site.text("/"))
+    site.handle(RunFailed(RUN, "why"))
+    assert f"{RUN} TOY FAILED" in without_tags(site.text("/"))
+    assert f"<title>TOY – FAILED – {RUN}</title>" in site.text(f"/runs/{RUN}")
+
+
+def test_a_run_under_way_of_which_something_is_lost_is_marked_incomplete_at_once(site: Site) -> None:
+    site.handle(*under_way(RUN), Result(RUN, False, document(complete=False, problems=["llll: <no> such file"])))
+    html = site.text(f"/runs/{RUN}")
+    assert "<strong>INCOMPLETE</strong>" in html
+    assert "llll: &lt;no&gt; such file" in html
+    assert f"{RUN} INCOMPLETE" in without_tags(site.text("/"))
+    assert "<title>INCOMPLETE" in html
 
 
 def test_late_news_does_not_bring_a_finished_run_back(site: Site) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common import topology
-from common.messages import Chunk, Message, RunRequest, Selected
+from common import messages, settings, topology
+from common.messages import Chunk, Message, Result, RunRequest, RunStarted, Selected
 from common.settings import RunSettings
 from common.submission import follow, submit
 from common.transport import Delivery, Session
@@ -179,6 +179,18 @@ def test_a_broken_file_leaves_a_run_incomplete_and_the_others_whole(tmp_path: Pa
     (problem,) = outcome.result["problems"]
     assert "WH125_ZZ4lep" in problem
     assert str(broken) in problem
+
+
+def test_the_first_news_of_a_run_is_what_it_is(tmp_path: Path) -> None:
+    news: list[Message] = []
+    with EmbeddedServices(settings.read({"CACHE": str(tmp_path)})) as services:
+        session = services.transport.open([topology.follower("run")])
+        submit(session, "run", DEMO)
+        while not (news and isinstance(news[-1], Result) and news[-1].final):
+            delivery = wait_until(lambda: session.receive(0.5), "news came")
+            session.settle(delivery)
+            news.append(messages.decode(delivery.kind, delivery.body))
+    assert news[0] == RunStarted("run", DEMO)
 
 
 def take(session: Session) -> Delivery:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -157,6 +158,13 @@ def test_a_service_tells_its_health_and_its_numbers(start: Callable[[Echo], Runn
         assert status == 200
         assert 'atlas_messages_failed_total{queue="plans"} 1.0' in metrics
         assert "atlas_connected 1.0" in metrics
+        assert "atlas_messages_in_flight 0.0" in metrics
+        assert "atlas_events_total 0.0" in metrics
+        assert 'atlas_handling_seconds_count{kind="chunk-failed",queue="plans"} 2.0' in metrics
+        assert 'atlas_queue_messages{queue="plans"} 0.0' in metrics
+        assert 'atlas_queue_messages{queue="plans.dead"} 1.0' in metrics
+        described = set(re.findall(r"^# HELP (\S+) \S", metrics, re.MULTILINE))
+        assert described == set(re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE))
 
 
 def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
@@ -173,7 +181,7 @@ def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch)
     with listen(monitor, port):
         status, text = ask(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
-        with monitor.handling("plans"):
+        with monitor.handling("plans", "run-plan"):
             assert ask(port, "/healthz")[0] == 200
 
 

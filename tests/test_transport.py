@@ -177,6 +177,26 @@ def test_a_session_names_the_queues_that_nobody_consumes(open_session: Callable[
     wait_until(lambda: set(session.idle()) == expected, "the idle queues are known", 10)
 
 
+def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Session]) -> None:
+    session, sender = open_session(topology.PLANS), open_session()
+    sender.publish([failed(number) for number in range(5)])
+    letter = take(session)
+    session.dead_letter(letter, "made unreadable by a test")
+    wait_until(lambda: session.lengths().get("plans.dead") == 1, "the dead letter is counted", 10)
+    assert session.lengths().keys() == {"plans", "plans.dead"}
+
+
+@pytest.mark.broker
+def test_the_length_of_a_queue_is_that_of_the_broker_and_unknown_where_it_is_away(vhost: BrokerSettings) -> None:
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, receiver = transport.open([]), transport.open([topology.PLANS], prefetch=2)
+    sender.publish([failed(number) for number in range(5)])
+    wait_until(lambda: receiver.lengths() == {"plans": 3, "plans.dead": 0}, "three wait, two were delivered", 10)
+    receiver.close()
+    assert receiver.lengths() == {}
+    sender.close()
+
+
 @pytest.mark.broker
 def test_a_session_survives_broken_connections_and_delivers_everything(broker: Broker, vhost: BrokerSettings) -> None:
     transport = RabbitMQTransport(vhost, patience_s=20)

@@ -72,6 +72,10 @@ class Session(Protocol):
         """The queues of the four services that nobody consumes at the moment."""
         ...
 
+    def lengths(self) -> Mapping[str, int]:
+        """How many messages wait in the queues consumed here and in their dead-letter queues, where that is known."""
+        ...
+
     def close(self) -> None:
         """Wait for what is under way to be confirmed, then end the session."""
         ...

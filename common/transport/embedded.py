@@ -161,6 +161,11 @@ class EmbeddedSession:
         """The queues that nobody consumes at the moment."""
         return self._transport._without_consumer()
 
+    def lengths(self) -> Mapping[str, int]:
+        """How many messages wait in the queues consumed here and in their dead-letter queues."""
+        dead = [topology.dead(queue.name) for queue in self._queues if queue.has_dead]
+        return {queue.name: self._transport.depth(queue.name) for queue in (*self._queues, *dead)}
+
     def close(self) -> None:
         """End the session; what was not settled goes back to the head of its queue."""
         self._transport._give_back(self._queues, list(self._unsettled.values()))

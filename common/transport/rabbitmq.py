@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +40,8 @@ HEARTBEAT_S = 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 #: How long a publisher waits before it looks again whether a full queue has room.
 FULL_PAUSE_S = 0.05
+#: How long the broker may take to say how long a queue is.
+ANSWER_DEADLINE_S = 1.0
 #: Deliveries of one message after which the broker dead-letters it: it has crashed a worker that often.
 DELIVERY_LIMIT = 20
 CLOSE_DEADLINE_S = 8.0
@@ -117,7 +119,6 @@ class RabbitMQSession:
         self._stopping = False
         self._failure: BrokerError | None = None
         self._ready = threading.Event()
-        self._idle: Sequence[str] = ()
         # Touched by the connection's thread alone:
         self._connection: pika.SelectConnection | None = None
         self._channel: pika.channel.Channel | None = None
@@ -196,9 +197,28 @@ class RabbitMQSession:
         return channel is not None and channel.is_open
 
     def idle(self) -> Sequence[str]:
-        """The queues of the four services that nobody consumes, as last seen."""
-        self._on_loop(self._look_for_consumers)
-        return self._idle
+        """The queues of the four services that nobody consumes; none where the broker does not answer."""
+        asked = self._ask([wanted.name for wanted in topology.QUEUES])
+        return [name for name, state in asked.items() if not state.consumer_count]
+
+    def lengths(self) -> Mapping[str, int]:
+        """Messages that wait in the queues consumed here and in their dead-letter queues. Safe in any thread."""
+        dead = [topology.dead(wanted.name) for wanted in self._queues if wanted.has_dead]
+        asked = self._ask([wanted.name for wanted in (*self._queues, *dead)])
+        return {name: state.message_count for name, state in asked.items()}
+
+    def _ask(self, names: Sequence[str]) -> dict[str, pika.spec.Queue.DeclareOk]:
+        """What the broker says of queues within a second."""
+        found: dict[str, pika.spec.Queue.DeclareOk] = {}
+        if not self.is_connected():
+            return found
+        answers: queue.SimpleQueue[tuple[str, pika.spec.Queue.DeclareOk]] = queue.SimpleQueue()
+        self._on_loop(partial(self._look, names, answers))
+        with suppress(queue.Empty):
+            while len(found) < len(names):
+                name, state = answers.get(timeout=ANSWER_DEADLINE_S)
+                found[name] = state
+        return found
 
     def close(self) -> None:
         """Wait for what is under way to be confirmed, then end the connection."""
@@ -480,21 +500,12 @@ class RabbitMQSession:
             self._unfinished.pop(settlement, None)
             self._lock.notify_all()
 
-    def _look_for_consumers(self) -> None:
+    def _look(self, names: Sequence[str], answers: queue.SimpleQueue[tuple[str, pika.spec.Queue.DeclareOk]]) -> None:
         if self._channel is None or not self._channel.is_open:
             return
-        idle: list[str] = []
-
-        def answered(name: str, last: bool, frame: pika.frame.Method[Any]) -> None:
-            if not frame.method.consumer_count:
-                idle.append(name)
-            if last:
-                self._idle = idle
-
-        for number, wanted in enumerate(topology.QUEUES, start=1):
-            last = number == len(topology.QUEUES)
+        for name in names:
             self._channel.queue_declare(
-                wanted.name, passive=True, callback=lambda f, n=wanted.name, x=last: answered(n, x, f)
+                name, passive=True, callback=lambda frame, name=name: answers.put((name, frame.method))
             )
 
 

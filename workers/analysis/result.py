@@ -63,15 +63,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "toy": release.toy,
         "complete": final and not problems,
         "problems": problems,
-        "settings": {
-            "lumi": run.settings.lumi_ifb,
-            "fraction": run.settings.fraction,
-            "pt_cuts": list(run.settings.pt_cuts_gev),
-            "data": run.settings.data,
-            "samples": list(run.settings.samples),
-            "chunk_entries": run.settings.chunk_entries,
-            **({"demo_events": run.settings.demo_events} if release.toy else {}),
-        },
+        "settings": run.settings.to_result(),
         "samples": documents,
         "categories": {
             category: {

@@ -19,6 +19,7 @@ from common.messages import (
     Progress,
     RunPlan,
     RunRequest,
+    RunStarted,
     SamplePlan,
 )
 from common.service import Service
@@ -61,7 +62,7 @@ class DataLoader(Service):
     def _begin(self, request: RunRequest) -> Sequence[Message]:
         run_id, settings = request.run_id, request.settings
         tasks = [FileTask(run_id, sample, settings) for sample in settings.samples]
-        return [RunPlan(run_id, request.submitted, settings), *tasks]
+        return [RunStarted(run_id, settings), RunPlan(run_id, request.submitted, settings), *tasks]
 
     def _plan(self, task: FileTask) -> Sequence[Message]:
         release = catalogue.release(task.settings.release)

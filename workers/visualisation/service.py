@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from common import topology
 from common.errors import MessageError, Unavailable
-from common.messages import Fetching, Folder, Message, Progress, Result, RunFailed
+from common.messages import Fetching, Folder, Message, Progress, Result, RunFailed, RunStarted
 from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
@@ -18,6 +18,7 @@ from common.topology import Queue
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.drawing import ONE_AT_A_TIME
 from workers.visualisation.folder import result_files
+from workers.visualisation.page.journal import Journal
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.server import PageServer
 
@@ -40,7 +41,9 @@ class Visualisation(Service):
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         if keep and settings.page_port:
-            self._live = LiveRuns(settings.output / JOURNAL, lambda run_id: self._archive.find(run_id) is not None)
+            self._live = LiveRuns(
+                Journal(settings.output / JOURNAL), lambda run_id: self._archive.find(run_id) is not None
+            )
             self._page = PageServer(settings.page_port, self._live, self._archive)
 
     def close(self) -> None:
@@ -50,7 +53,7 @@ class Visualisation(Service):
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Note the news of a run for the page; draw and write a final result."""
-        if not isinstance(message, Result | Progress | Fetching | RunFailed):
+        if not isinstance(message, RunStarted | Result | Progress | Fetching | RunFailed):
             raise MessageError(f"the visualisation has no use for a {message.kind} message")
         if self._live is not None:
             self._live.hear(message)

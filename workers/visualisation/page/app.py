@@ -6,47 +6,33 @@ import asyncio
 import hashlib
 import math
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from workers.visualisation.archive import Archive, Entry
-from workers.visualisation.page import views
-from workers.visualisation.page.document import Documents, of_result
+from workers.visualisation.page import pictures, views, wording
+from workers.visualisation.page.document import Documents, of_live
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.partial_plot import Painter
+from workers.visualisation.page.security import Secured
+from workers.visualisation.page.streams import State, Streams
 
 HERE = Path(__file__).parent
 PER_PAGE = 50
-TICK_S = 0.5
-HEARTBEAT_TICKS = 20
-MAX_WATCHERS = 500
 MAX_QUERY = 100
 STATIC = {
     "page.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
-}
-SECURITY = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 
 
@@ -57,19 +43,17 @@ class Page:
         self._live, self._archive = live, archive
         self._documents = Documents(archive)
         self._painter = Painter()
-        self._stopping = stopping
-        self._watchers = 0
-        self._rendered: dict[str, tuple[object, str]] = {}
+        self._streams = Streams(stopping)
         self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, auto_reload=False,
         )  # fmt: skip
-        self._templates.globals.update(views=views)
+        self._templates.globals.update(views=views, pictures=pictures, wording=wording)
 
     def application(self) -> ASGIApp:
         """The page as an ASGI application."""
-        return _Secured(
+        return Secured(
             Starlette(
                 routes=[
                     Route("/", self._runs_page),
@@ -96,12 +80,12 @@ class Page:
     async def _runs_events(self, request: Request) -> Response:
         context = self._list_context(request)  # refuses what the page itself refuses
 
-        def state() -> tuple[object, Callable[[], str], bool]:
+        def state() -> State:
             silent = sum(run.state == "silent" for run in self._live.all())
             key = (self._live.version, self._archive.entries()[:1], len(self._archive.entries()), silent)
             return key, lambda: self._render("runs_main.html", self._list_context(request)), False
 
-        return self._events(f"list {context['query']} {context['number_of_page']}", state)
+        return self._streams.of(f"list {context['query']} {context['number_of_page']}", state)
 
     def _list_context(self, request: Request) -> dict[str, Any]:
         query = request.query_params.get("q", "").strip()[:MAX_QUERY]
@@ -119,7 +103,7 @@ class Page:
         page = min(max(page, 1), pages)
         shown = [item for _, item in ended[(page - 1) * PER_PAGE : page * PER_PAGE]]
         return {
-            "live": [(run, of_result(run.result or {})) for run in live if run.failed is None],
+            "live": [(run, of_live(run)) for run in live if run.failed is None],
             "rows": [
                 views.row(item, self._documents.summary(item.run_id, item.written_ns))
                 if isinstance(item, Entry) else views.failed_row(item)
@@ -140,7 +124,7 @@ class Page:
         run_id = request.path_params["run_id"]
         self._key_of_run(run_id)
 
-        def state() -> tuple[object, Callable[[], str], bool]:
+        def state() -> State:
             run = self._live.get(run_id)
             if run is not None:
                 self._painter.watch(run)
@@ -150,7 +134,7 @@ class Page:
                 run is None,
             )
 
-        return self._events(f"run {run_id}", state)
+        return self._streams.of(f"run {run_id}", state)
 
     def _key_of_run(self, run_id: str) -> object:
         """What a run's page depends on: another key, another page. Raises a 404 for a run that is not known."""
@@ -170,7 +154,7 @@ class Page:
             return {
                 "run_id": run_id,
                 "run": run,
-                "document": of_result(run.result or {}),
+                "document": of_live(run),
                 "picture": picture if picture and picture.png else None,
             }
         entry = self._archive.find(run_id)
@@ -184,7 +168,7 @@ class Page:
             "document": document,
             "row": views.row(entry, document),
             "files": files,
-            "plots": views.plots(files, document),
+            "plots": pictures.plots(files, document),
             # A run that is done again has the same addresses: the pictures' change with its result.
             "version": entry.written_ns,
         }
@@ -208,8 +192,8 @@ class Page:
         content = self._archive.read(request.path_params["run_id"], name)
         if content is None:
             raise _NotFound("There is no such file.")
-        headers = {} if views.is_shown(name) else {"content-disposition": f'attachment; filename="{name}"'}
-        return _bytes(request, content, views.media_type(name), headers)
+        headers = {} if pictures.is_shown(name) else {"content-disposition": f'attachment; filename="{name}"'}
+        return _bytes(request, content, pictures.media_type(name), headers)
 
     def _static_file(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -218,47 +202,6 @@ class Page:
         return _bytes(request, self._static[name], STATIC[name], {})
 
     # How it is said
-
-    def _events(self, what: str, state: Callable[[], tuple[object, Callable[[], str], bool]]) -> Response:
-        """A stream of the page's main part, whenever it has changed; it ends with the run."""
-        if self._watchers >= MAX_WATCHERS:
-            raise HTTPException(503)
-
-        def news(last: object) -> tuple[object, str | None, bool]:
-            key, render, is_last = state()
-            if key == last:
-                return key, None, is_last
-            known = self._rendered.get(what)
-            if known is None or known[0] != key:  # one rendering for all who watch
-                known = (key, render())
-                if len(self._rendered) > MAX_WATCHERS:
-                    self._rendered.clear()
-                self._rendered[what] = known
-            return key, known[1], is_last
-
-        async def stream() -> AsyncIterator[str]:
-            self._watchers += 1
-            try:
-                last, quiet = None, 0
-                while not self._stopping.is_set():
-                    try:
-                        last, text, is_last = await run_in_threadpool(news, last)
-                    except HTTPException:  # the run is gone
-                        break
-                    if text is not None:
-                        quiet = 0
-                        yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
-                    elif (quiet := quiet + 1) % HEARTBEAT_TICKS == 0:
-                        yield ": still here\n\n"
-                    if is_last:
-                        yield "event: end\ndata: end\n\n"
-                        break
-                    await asyncio.sleep(TICK_S)
-            finally:
-                self._watchers -= 1
-
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
     def _html(self, template: str, context: Mapping[str, Any], status: int = 200) -> Response:
         return HTMLResponse(self._render(template, context), status, headers={"cache-control": "no-cache"})
@@ -287,22 +230,6 @@ _REFUSALS = {
     500: "Something went wrong here; the service's log says what.",
     503: "Too many people watch. Reload the page to see what is new.",
 }
-
-
-class _Secured:
-    """Puts the security headers on every answer, whoever gives it."""
-
-    def __init__(self, inner: ASGIApp) -> None:
-        self._inner = inner
-        self._headers = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self._headers]
-            await send(message)
-
-        await self._inner(scope, receive, secured)
 
 
 def _bytes(request: Request, content: bytes, kind: str, headers: Mapping[str, str]) -> Response:

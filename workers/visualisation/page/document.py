@@ -12,6 +12,7 @@ from common import catalogue
 from common.catalogue import Release
 from common.errors import SettingsError
 from workers.visualisation.archive import RESULT, Archive
+from workers.visualisation.page.live import LiveRun
 
 
 class SampleCounts(msgspec.Struct, rename={"yield_": "yield"}):
@@ -102,6 +103,14 @@ def of_result(result: Mapping[str, Any]) -> Document:
         return msgspec.convert(result, Document)
     except msgspec.ValidationError:
         return UNREADABLE
+
+
+def of_live(run: LiveRun) -> Document:
+    """What is known of a run that has no result folder: its partial result, or at least its settings."""
+    document = of_result(run.result or {})
+    if document.release or run.settings is None:
+        return document
+    return msgspec.structs.replace(document, release=run.settings.release, settings=run.settings.to_result())
 
 
 class Documents:

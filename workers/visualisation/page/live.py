@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
-from common.messages import Fetching, Message, Name, Progress, Result, RunFailed, Stage
+from common.messages import Fetching, Message, Progress, Result, RunFailed, RunStarted, Stage
+from common.settings import RunSettings
+from workers.visualisation.page.journal import Journal, Kept
+from workers.visualisation.page.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -22,19 +21,7 @@ log = logging.getLogger(__name__)
 STAGES: tuple[Stage, ...] = ("analysis", "data-processor", "data-loader")
 MAX_RUNS = 100
 MAX_REMEMBERED = 10_000
-MAX_CHUNKS = 200_000
-PACE_WINDOW_S = 15.0
 SILENT_S = 60.0
-
-
-class Kept(msgspec.Struct):
-    """What the journal keeps of a run, so that a restart of the service does not forget it."""
-
-    run_id: Name
-    began: float
-    plan: dict[str, int] = {}
-    failed: float | None = None
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,10 @@ class StageState:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A run as it stands now; times in seconds since 1970. ``problem`` says why it failed, or what holds it up."""
+    """A run as it stands now; times in seconds since 1970. ``problem`` says why it failed, or what holds it up.
+
+    ``settings`` is None until its start was heard of, ``result`` until something is analysed.
+    """
 
     run_id: str
     version: int
@@ -59,6 +49,7 @@ class LiveRun:
     failed: float | None
     problem: str | None
     is_drawing: bool
+    settings: RunSettings | None
     plan: Mapping[str, int]
     fetching: tuple[Fetching, ...]
     stages: tuple[StageState, ...]
@@ -71,6 +62,14 @@ class LiveRun:
         return sum(self.plan.values())
 
     @property
+    def samples(self) -> int:
+        """How many samples make the run whole; 0 where that is not known yet."""
+        if self.settings is not None:
+            return len(self.settings.samples)
+        samples = (self.result or {}).get("samples")
+        return len(samples) if isinstance(samples, dict) else 0
+
+    @property
     def state(self) -> str:
         """The state in a word."""
         if self.failed is not None:
@@ -79,8 +78,7 @@ class LiveRun:
             return "drawing"
         if self.quiet_s > SILENT_S:
             return "silent"
-        samples = (self.result or {}).get("samples")
-        is_planned = isinstance(samples, dict) and len(self.plan) == len(samples)
+        is_planned = 0 < self.samples == len(self.plan)
         return "fitting" if is_planned and self.stages[-1].events == self.total else "running"
 
 
@@ -90,29 +88,34 @@ class LiveRuns:
     At most MAX_RUNS are known; those of which nothing was heard for longest make way.
     """
 
-    def __init__(self, journal: Path, is_finished: Callable[[str], bool]) -> None:
+    def __init__(self, journal: Journal, is_finished: Callable[[str], bool]) -> None:
         self.version = 0
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._done: OrderedDict[str, None] = OrderedDict()
         self._is_finished = is_finished
         self._journal = journal
-        for kept in _read_journal(journal)[-MAX_RUNS:]:
+        for kept in journal.read()[-MAX_RUNS:]:
             if kept.failed is not None or not is_finished(kept.run_id):
                 self._runs[kept.run_id] = _Run(kept)
+        if self._runs:
+            self._write()
 
     def hear(self, message: Message) -> None:
         """Note what a message says of its run; late news of a finished run says nothing."""
         run_id = message.chunk.run_id if isinstance(message, Progress) else getattr(message, "run_id", "")
         with self._lock:
+            is_new = run_id not in self._runs
             run = self._run(run_id)
             if run is None:
                 return
-            before = (run.kept.failed, len(run.kept.plan))
-            run.hear(message)
+            is_to_be_kept = run.hear(message)
             self._changed(run)
-            if before != (run.kept.failed, len(run.kept.plan)):
-                self._write_journal()
+            # Before the message is acknowledged: what is kept is all that was heard, whatever happens.
+            if is_to_be_kept and isinstance(message, Progress) and message.stage != "plan" and not is_new:
+                self._journal.note(message)
+            elif is_to_be_kept or is_new:
+                self._write()
 
     def hold_up(self, run_id: str, problem: str) -> None:
         """Note what keeps a run's result from being written."""
@@ -131,7 +134,7 @@ class LiveRuns:
                 self._done.popitem(last=False)
             self.version += 1
             if self._runs.pop(run_id, None) is not None:
-                self._write_journal()
+                self._write()
 
     def get(self, run_id: str) -> LiveRun | None:
         """The run as it stands; None where it is finished or was never heard of."""
@@ -155,61 +158,14 @@ class LiveRuns:
                 self._runs.popitem(last=False)
         return known
 
+    def _write(self) -> None:
+        self._journal.write(run.kept for run in self._runs.values())
+
     def _changed(self, run: _Run) -> None:
         self.version += 1
         run.version = self.version
         run.heard = time.monotonic()
         self._runs.move_to_end(run.kept.run_id)
-
-    def _write_journal(self) -> None:
-        """Write what is to be kept, in one step: a plan grew, or a run's fate is known."""
-        new = self._journal.with_suffix(".new")
-        try:
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(msgspec.json.encode([run.kept for run in self._runs.values()]))
-            os.replace(new, self._journal)
-        except OSError as error:
-            log.warning("the runs under way cannot be noted in %s: %s", self._journal, error)
-
-
-def _read_journal(path: Path) -> list[Kept]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Kept])
-    except FileNotFoundError:
-        return []
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("the runs that were under way cannot be read from %s: %s", path, error)
-        return []
-
-
-@dataclass
-class _Pace:
-    """What a stage has done, and when: a chunk that is reported twice counts once."""
-
-    events: int = 0
-    chunks: set[tuple[str, int]] = field(default_factory=set)
-    points: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=100))
-
-    def add(self, progress: Progress) -> None:
-        chunk = progress.chunk
-        if (chunk.sample, chunk.start) in self.chunks:
-            return
-        if len(self.chunks) < MAX_CHUNKS:
-            self.chunks.add((chunk.sample, chunk.start))
-        now = time.monotonic()
-        if not self.points or now - self.points[-1][0] > PACE_WINDOW_S / 50:
-            self.points.append((now, self.events))
-        self.events += chunk.stop - chunk.start
-
-    def rate(self) -> float | None:
-        """Events per second over the last seconds; None where too little is known."""
-        now = time.monotonic()
-        while len(self.points) > 1 and now - self.points[0][0] > PACE_WINDOW_S:
-            self.points.popleft()
-        if not self.points or now - self.points[0][0] < 0.5:
-            return None
-        since, events = self.points[0]
-        return (self.events - events) / (now - since)
 
 
 class _Run:
@@ -218,27 +174,34 @@ class _Run:
         self.version = 0
         self.heard = time.monotonic()
         self.fetching: dict[str, Fetching] = {}
-        self.paces = {stage: _Pace() for stage in STAGES}
+        self.paces = {stage: Pace(kept.done.setdefault(stage, {})) for stage in STAGES}
         self.result: Mapping[str, Any] | None = None
         self.result_version = 0
         self.is_drawing = False
 
-    def hear(self, message: Message) -> None:
+    def hear(self, message: Message) -> bool:
+        """Note what a message says; True where a restart must not forget it."""
         match message:
+            case RunStarted(settings=settings):
+                self.kept.settings = settings
             case Progress(stage="plan", chunk=chunk):
                 self.kept.plan[chunk.sample] = chunk.stop
                 self.fetching.pop(chunk.sample, None)
-            case Progress(stage=stage):
-                self.paces[stage].add(message)
+            case Progress(stage=stage, chunk=chunk):
+                return self.paces[stage].add(chunk)
             case Fetching(sample=sample) if sample in self.fetching or len(self.fetching) < 20:
                 if sample not in self.kept.plan:
                     self.fetching[sample] = message
+                return False
             case Result(final=final, result=result):
                 self.result, self.is_drawing = result, final
                 self.result_version += 1
+                had_failed = self.kept.failed is not None
                 self.kept.failed, self.kept.problem = None, None
+                return had_failed
             case RunFailed(problem=problem):
                 self.kept.failed, self.kept.problem = time.time(), problem
+        return True
 
     def snapshot(self) -> LiveRun:
         total = sum(self.kept.plan.values())
@@ -249,7 +212,7 @@ class _Run:
             done = max(done, pace.events)
             rate = pace.rate()
             left = (total - done) / rate if rate and total > done else None
-            stages.append(StageState(stage, min(done, total) if total else done, len(pace.chunks), rate, left))
+            stages.append(StageState(stage, min(done, total) if total else done, pace.chunks, rate, left))
         return LiveRun(
             run_id=self.kept.run_id,
             version=self.version,
@@ -258,6 +221,7 @@ class _Run:
             failed=self.kept.failed,
             problem=self.kept.problem,
             is_drawing=self.is_drawing,
+            settings=self.kept.settings,
             plan=dict(self.kept.plan),
             fetching=tuple(self.fetching.values()),
             stages=tuple(reversed(stages)),
@@ -267,7 +231,7 @@ class _Run:
 
 
 def _events_read(result: Mapping[str, Any] | None) -> int:
-    """Events in a partial result: after a restart all that is known of what was done before."""
+    """Events in a partial result: what a stage has done at least, should news of it have been lost."""
     samples = (result or {}).get("samples")
     if not isinstance(samples, dict):
         return 0
