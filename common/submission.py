@@ -101,6 +101,9 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 last = time.monotonic()
             continue
         session.settle(delivery)
+        if delivery.refused is not None:
+            log.warning("a %s message is passed over: %s", delivery.kind, delivery.refused)
+            continue
         try:
             message = messages.decode(delivery.kind, delivery.body)
         except MessageError as error:

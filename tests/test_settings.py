@@ -152,7 +152,6 @@ def test_a_broker_address_replaces_what_it_gives_and_keeps_the_rest() -> None:
     "url",
     [
         "http://u:geheim@h",
-        "amqps://u:geheim@h",
         "amqp://u:geheim@",
         "amqp://u:geheim@h:port",
         "amqp://u:geheim@h:70000",
