@@ -38,6 +38,7 @@ class Broker:
     api_port: int
     control: tuple[str, ...]
     environment: dict[str, str]
+    tls_port: int
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Ask the management API."""
@@ -112,15 +113,19 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def broker_in_container() -> Iterator[Broker]:
+def broker_in_container(folder: Path, configuration: str) -> Iterator[Broker]:
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     from testcontainers.core.container import DockerContainer
 
+    folder.chmod(0o755)
+    (folder / "test.conf").write_text(configuration.format(folder="/test", tls_port=5671))
     container = (
         DockerContainer(IMAGE)
         .with_env("RABBITMQ_DEFAULT_USER", "tests")
         .with_env("RABBITMQ_DEFAULT_PASS", "tests")
-        .with_exposed_ports(5672, 15672)
+        .with_exposed_ports(5671, 5672, 15672)
+        .with_volume_mapping(str(folder), "/test", "ro")
+        .with_volume_mapping(str(folder / "test.conf"), "/etc/rabbitmq/conf.d/30-test.conf", "ro")
     )
     with container:
         yield Broker(
@@ -128,16 +133,17 @@ def broker_in_container() -> Iterator[Broker]:
             int(container.get_exposed_port(15672)),
             ("docker", "exec", container.get_wrapped_container().id, "rabbitmqctl"),
             {},
+            int(container.get_exposed_port(5671)),
         )
 
 
 @contextlib.contextmanager
-def broker_from_package(folder: Path) -> Iterator[Broker]:
-    port, api_port, distribution_port = free_port(), free_port(), free_port()
+def broker_from_package(folder: Path, configuration: str) -> Iterator[Broker]:
+    port, api_port, distribution_port, tls_port = free_port(), free_port(), free_port(), free_port()
     (folder / "plugins").write_text("[rabbitmq_management].\n")
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {api_port}\n"
-        "default_user = tests\ndefault_pass = tests\n"
+        f"default_user = tests\ndefault_pass = tests\n{configuration.format(folder=folder, tls_port=tls_port)}"
     )
     environment = {
         "HOME": str(folder),
@@ -152,23 +158,30 @@ def broker_from_package(folder: Path) -> Iterator[Broker]:
         process = subprocess.Popen([SERVER], env=os.environ | environment, stdout=console, stderr=console)
     try:
         settings = BrokerSettings("127.0.0.1", port, "tests", "tests")
-        yield Broker(settings, api_port, (str(SERVER.with_name("rabbitmqctl")),), environment)
+        yield Broker(settings, api_port, (str(SERVER.with_name("rabbitmqctl")),), environment, tls_port)
     finally:
         process.terminate()
         process.wait(30)
 
 
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A RabbitMQ of this test session's own."""
+@contextlib.contextmanager
+def running_broker(folder: Path, configuration: str = "") -> Iterator[Broker]:
+    """A RabbitMQ with lines of rabbitmq.conf, in which {folder} and {tls_port} are as the broker sees them."""
     if docker_answers():
-        running = broker_in_container()
+        running = broker_in_container(folder, configuration)
     elif SERVER.exists():
-        running = broker_from_package(tmp_path_factory.mktemp("rabbitmq"))
+        running = broker_from_package(folder, configuration)
     else:
         pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
     with running as started:
         wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
+        yield started
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A RabbitMQ of this test session's own."""
+    with running_broker(tmp_path_factory.mktemp("rabbitmq")) as started:
         yield started
 
 
@@ -195,6 +208,8 @@ class Workers:
             "RABBITMQ_USER": self.settings.user,
             "RABBITMQ_PASS": self.settings.password,
             "RABBITMQ_VHOST": self.settings.vhost,
+            "RABBITMQ_TLS_CA": str(self.settings.tls_ca or ""),
+            "MESSAGE_KEY": self.settings.message_key,
             "OUTPUT": str(self.folder / "service-results"),
             "DATABASE": str(self.folder / "analysis.sqlite"),
             "CACHE": str(self.folder / "cache"),
