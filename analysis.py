@@ -3,19 +3,25 @@
 
 Without --broker the four services run inside this one command. With it the run
 is submitted to that RabbitMQ, where the services wait, and followed here.
+
+    analysis.py dead-letters [--broker amqp://..] [--run RUN_ID] [--json] [--requeue]
+
+shows what could not be handled, and sends it back once the cause is mended.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 
 from common import catalogue, settings, topology
-from common.display import Bars
+from common.display import Bars, letters_table
 from common.errors import PipelineError, SettingsError
 from common.result_folder import write_folder
 from common.service import configure_logging
@@ -32,9 +38,12 @@ SHOWN_PROBLEMS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one analysis as the flags and the environment say; returns the exit code."""
-    flags = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
     try:
+        if arguments[:1] == ["dead-letters"]:
+            return _dead_letters(arguments[1:], console)
+        flags = _parser().parse_args(arguments)
         read = settings.read(os.environ, vars(flags))
         configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
         run_id = new_run_id(read.run.release)
@@ -59,7 +68,32 @@ def _parser() -> argparse.ArgumentParser:
             shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
             parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
+    parser.epilog = "analysis.py dead-letters --help: what could not be handled, and how it is tried again"
     return parser
+
+
+def _dead_letters(arguments: Sequence[str], console: Console) -> int:
+    from common.dead_letters import dead_letters, requeue
+
+    parser = argparse.ArgumentParser(
+        prog="analysis.py dead-letters", description="Show what no service could handle.", allow_abbrev=False
+    )
+    parser.add_argument("--broker", metavar="amqp://..", help="the RabbitMQ (default: RABBITMQ_HOST and the others)")
+    parser.add_argument("--run", metavar="RUN_ID", help="only what is missing from this run")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--requeue", action="store_true", help="send all that is shown back to the queues it came from")
+    flags = parser.parse_args(arguments)
+    broker = settings.read(os.environ).broker
+    if flags.broker:
+        broker = broker.with_url(flags.broker)
+    letters = (requeue if flags.requeue else dead_letters)(broker, flags.run)
+    if flags.json:
+        print(json.dumps([asdict(letter) for letter in letters], indent=2))
+    elif letters:
+        console.print(letters_table(letters))
+    if not flags.json:
+        console.print(f"{len(letters)} dead letters{' requeued' if flags.requeue else ''}")
+    return COMPLETE
 
 
 def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:

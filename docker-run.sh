@@ -66,6 +66,14 @@ output=$(from_here "$output")
 mkdir -p "$output" || fail "--output '$output' cannot be made" 2
 export RESULTS_DIR=$output
 
+# The key that this stack's messages are signed with is made once, and kept where Compose looks for it.
+if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; then
+    (
+        umask 077
+        printf '\nMESSAGE_KEY=%s\n' "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >>.env
+    )
+fi
+
 # With nothing changed this takes a second or two: every layer is there.
 ./build-images.sh >&2
 

@@ -11,6 +11,7 @@
 #   IMAGE_TAG, NAMESPACE           latest, atlas
 #   REGISTRY                       prefix of the image names, for a cluster that pulls them
 #   RABBITMQ_USER, RABBITMQ_PASS   atlas, and a password made once and kept in the Secret rabbitmq
+#   MESSAGE_KEY                    signs the messages; made once and kept there, too
 #   DATA_CLAIM                     a PersistentVolumeClaim to see as /data: then --data may lie there
 #   HIGH_AVAILABILITY=1            three brokers instead of one
 #   AUTOSCALE=hpa|keda             more loaders and processors by CPU, or by the length of their queues
@@ -130,6 +131,11 @@ percent_encoded() { # for a URL
         case $c in [A-Za-z0-9._~-]) printf %s "$c" ;; *) printf '%%%02X' "'$c" ;; esac
     done
 }
+json() { # json TEXT: as a JSON string
+    local text=$1
+    text=${text//\\/\\\\} text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t}
+    printf '"%s"' "$text"
+}
 random() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 secret() { k get secret rabbitmq --output="jsonpath={.data.$1}" | base64 --decode; }
 
@@ -138,10 +144,15 @@ if [ -z "$kept" ]; then
     user=${RABBITMQ_USER:-atlas}
     password=${RABBITMQ_PASS:-$(random)}
     printf '%s\n' "RABBITMQ_USER=$user" "RABBITMQ_PASS=$password" "ERLANG_COOKIE=$(random)" \
+        "MESSAGE_KEY=${MESSAGE_KEY:-$(random)$(random)}" \
         "AMQP_URI=amqp://$(percent_encoded "$user"):$(percent_encoded "$password")@rabbitmq.$namespace.svc:5672/" |
         k create secret generic rabbitmq --from-env-file=/dev/stdin
 else
-    for variable in RABBITMQ_USER RABBITMQ_PASS; do
+    if [ -z "$(secret MESSAGE_KEY)" ]; then  # made before messages were signed
+        printf '{"stringData": {"MESSAGE_KEY": %s}}' "$(json "${MESSAGE_KEY:-$(random)$(random)}")" |
+            k patch secret rabbitmq --type=merge --patch-file=/dev/stdin
+    fi
+    for variable in RABBITMQ_USER RABBITMQ_PASS MESSAGE_KEY; do
         [ -z "${!variable:-}" ] || [ "${!variable}" = "$(secret "$variable")" ] ||
             fail "$variable is not the one that the broker in the namespace $namespace was made with; unset it, or 'kubectl delete namespace $namespace' first"
     done
@@ -149,11 +160,6 @@ fi
 
 # --- the overlay: images, namespace, and this run's Job ---------------------------
 
-json() { # json TEXT: as a JSON string
-    local text=$1
-    text=${text//\\/\\\\} text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t}
-    printf '"%s"' "$text"
-}
 job=submit-$(date -u +%Y%m%d-%H%M%S)-$RANDOM
 overlay=$(mktemp -d "$PWD/.kubernetes-overlay.XXXXXX")
 trap 'rm -rf "$overlay"' EXIT

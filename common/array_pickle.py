@@ -206,7 +206,7 @@ def _columns(parts: _ArrayParts, schema: Schema) -> dict[str, npt.NDArray[Any]]:
                 raise MessageError(f"field {name!r} does not have {column.size} values an event")
             values = content["content"]
         dtype = np.dtype(column.dtype)
-        described = (values["class"], values["primitive"], values["inner_shape"], values["parameters"])
+        described = tuple(values.get(part) for part in ("class", "primitive", "inner_shape", "parameters"))
         if described != ("NumpyArray", dtype.name, [], {}):
             raise MessageError(f"field {name!r} is {_shown.repr(described)}, not a plain {dtype.name}")
         buffer = parts.container[values["form_key"] + "-data"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,8 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from common import catalogue
+from common.dead_letters import Letter
 from common.messages import Stage
 
 _STAGES: Mapping[Stage, str] = {
@@ -124,3 +126,18 @@ def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
     """A yield and its uncertainty; counts without decimals."""
     is_count = entry["yield"] == entry["events_selected"]
     return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"
+
+
+def letters_table(letters: Sequence[Letter]) -> Table:
+    """The dead letters, a row each."""
+    table = Table(title="Dead letters", box=SIMPLE_HEAD)
+    for heading in ("queue", "run", "sample", "entries", "kind"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("bytes", justify="right")
+    table.add_column("died (UTC)")
+    table.add_column("reason", overflow="fold", ratio=1)
+    for letter in letters:
+        entries = "" if letter.start is None else f"{letter.start}:{letter.stop}"
+        cells = (letter.queue, letter.run_id, letter.sample, entries, letter.kind, str(letter.size), letter.died)
+        table.add_row(*(Text(cell or "") for cell in (*cells, letter.problem)))
+    return table

@@ -365,15 +365,11 @@ class Folder(Message):
             raise MessageError(f"the folder of run {self.run_id} has no sound result.json: {error}") from None
 
 
-@dataclass(frozen=True)
-class DeadLetter(Message):
-    """Notice of a message that could not be handled, known by its headers alone."""
-
-    kind: ClassVar[str] = "dead-letter"
-    route: ClassVar[str] = topology.DEAD_NOTICES.name
+@dataclass(frozen=True, kw_only=True)
+class _Letter(Message):
+    """A message that is known by its headers alone, and the queue it was in."""
 
     queue: str
-    problem: str
     run_id: Name | None = None
     sample: Name | None = None
     start: Count | None = None
@@ -381,22 +377,41 @@ class DeadLetter(Message):
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk that is lost, where the headers name one."""
+        """The chunk it is about, where the headers name one."""
         if self.run_id is None or self.sample is None or self.start is None or self.stop is None:
             return None
         return Chunk(self.run_id, self.sample, self.start, self.stop)
 
     @classmethod
-    def from_headers(cls, queue: str, problem: str, headers: Mapping[str, object]) -> DeadLetter:
+    def from_headers(cls, queue: str, headers: Mapping[str, object], **said: str) -> Self:
         """Read a dead letter's headers; raises MessageError where they are not a message's own."""
         names = ("run_id", "sample", "start", "stop")
         known = {name: headers[name] for name in names if headers.get(name) is not None}
         try:
-            letter = msgspec.convert({"queue": queue, "problem": problem, **known}, cls)
+            letter = msgspec.convert({"queue": queue, **said, **known}, cls)
             _ = letter.chunk  # raises where its entries end before they start
             return letter
         except msgspec.ValidationError as error:
             raise MessageError(f"headers of a dead letter of {queue}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter(_Letter):
+    """Notice of a message that could not be handled, and why."""
+
+    kind: ClassVar[str] = "dead-letter"
+    route: ClassVar[str] = topology.DEAD_NOTICES.name
+
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued(_Letter):
+    """Notice that a dead letter goes back to its queue: what it carried is to be waited for again."""
+
+    kind: ClassVar[str] = "requeued"
+    # The same queue, so that it never overtakes the notice of the death.
+    route: ClassVar[str] = topology.DEAD_NOTICES.name
 
 
 #: Every message that travels, by its kind.
@@ -404,7 +419,7 @@ KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
-        Events, Selected, RunStarted, Progress, Fetching, Result, RunFailed, Folder,
+        Events, Selected, RunStarted, Progress, Fetching, Result, RunFailed, Folder, Requeued,
     )
 }  # fmt: skip
 

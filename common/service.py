@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 #: How soon a stopping service notices, and how long it waits for what is away.
 _TICK_S = 0.5
 _PAUSE_S = 1.0
+#: A message that was in hand when so many workers died is dead-lettered. Of the first of
+#: them nothing is known but that its message came again; of the others, that they died handling it.
+CRASH_LIMIT = 3
 
 
 class Service(ABC):
@@ -99,6 +102,11 @@ def _turn(service: Service, stop: threading.Event) -> None:
 
 
 def _handle(service: Service, session: Session, delivery: Delivery, stop: threading.Event, monitor: Monitor) -> None:
+    if delivery.refused is not None:
+        return _give_up(service, session, delivery, delivery.refused, monitor)
+    if delivery.redelivered and 1 + session.take_in_hand(delivery) >= CRASH_LIMIT:
+        problem = f"{service.name} died {CRASH_LIMIT} times with this message in hand"
+        return _give_up(service, session, delivery, problem, monitor)
     while True:
         try:
             outcome = service.handle(service.decode(delivery))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import reprlib
+import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ DEMO_EVENTS = 200_000
 #: that this many stay below the 8 MiB a message may have.
 CHUNK_ENTRIES = 50_000
 MAX_CHUNK_ENTRIES = 80_000
+AMQP_PORT, AMQPS_PORT = 5672, 5671
+#: As many characters as a random key of 128 bits has in hexadecimal are plenty; half of them are the least.
+MIN_MESSAGE_KEY = 16
 
 
 @dataclass(frozen=True)
@@ -127,19 +131,28 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Where RabbitMQ listens, and who we are there. The password stays out of every text."""
+    """Where RabbitMQ listens, and who we are there. The password and the key stay out of every text.
+
+    With ``tls`` the broker must show a certificate for its host, signed by
+    ``tls_ca`` or, where that is None, by one that this machine trusts.
+    Messages are signed with ``message_key``, if there is one.
+    """
 
     host: str = "rabbitmq"
     port: int = 5672
     user: str = "atlas"
     password: str = field(default="atlas", repr=False)
     vhost: str = "/"
+    tls: bool = False
+    tls_ca: Path | None = None
+    message_key: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        return f"amqp://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
+        scheme = "amqps" if self.tls else "amqp"
+        return f"{scheme}://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
 
     def with_url(self, url: str) -> BrokerSettings:
-        """These settings, with what an amqp:// address gives in place of their own."""
+        """These settings, with what an amqp:// or amqps:// address gives in place of their own."""
         # However broken the address: what stands before its '@' may hold the password.
         shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url
         try:
@@ -150,11 +163,14 @@ class BrokerSettings:
                 f"--broker {shown}: write an address like amqp://user:password@host:5672, the port from 1 to 65535, "
                 "and in the password %2F for '/', %3F for '?', %23 for '#'"
             ) from None
-        if port == 0 or parts.scheme != "amqp" or not parts.hostname:
-            raise SettingsError(f"--broker {shown}: write an address like amqp://user:password@host:5672")
-        return BrokerSettings(
+        if port == 0 or parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+            raise SettingsError(f"--broker {shown}: write an address like amqp://user:password@host:5672, or amqps://")
+        tls = parts.scheme == "amqps" or self.tls_ca is not None
+        return replace(
+            self,
+            tls=tls,
             host=parts.hostname,
-            port=port or 5672,
+            port=port or (AMQPS_PORT if tls else AMQP_PORT),
             user=unquote(parts.username) if parts.username else self.user,
             password=unquote(parts.password) if parts.password else self.password,
             vhost=unquote(parts.path[1:]) or self.vhost,
@@ -198,10 +214,12 @@ VARIABLES = (
     Variable("CHUNK_ENTRIES", str(CHUNK_ENTRIES), "entries of one chunk", "--chunk-entries", "N"),
     Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
     Variable("RABBITMQ_HOST", "rabbitmq", "broker: host"),
-    Variable("RABBITMQ_PORT", "5672", "broker: port"),
+    Variable("RABBITMQ_PORT", "5672", "broker: port; 5671 with TLS"),
     Variable("RABBITMQ_USER", "atlas", "broker: user"),
     Variable("RABBITMQ_PASS", "atlas", "broker: password"),
     Variable("RABBITMQ_VHOST", "/", "broker: virtual host"),
+    Variable("RABBITMQ_TLS_CA", "", "broker: file with the certificate authority to trust; connects with TLS"),
+    Variable("MESSAGE_KEY", "", "secret that messages are signed with, the same everywhere; '': unsigned"),
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
@@ -228,9 +246,16 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     text = {variable.name: value(variable.name, variable.default) for variable in VARIABLES}
     if text["LOG_LEVEL"].upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"LOG_LEVEL={text['LOG_LEVEL']!r}: choose DEBUG, INFO, WARNING or ERROR")
-    port = _convert("RABBITMQ_PORT", text["RABBITMQ_PORT"], int, "a port", "5672")
+    tls_ca = _certificate_authority(text["RABBITMQ_TLS_CA"])
+    default_port = AMQP_PORT if tls_ca is None else AMQPS_PORT
+    port = _convert("RABBITMQ_PORT", value("RABBITMQ_PORT", str(default_port)), int, "a port", "5672")
     if not 0 < port < 65536:
         raise SettingsError(f"RABBITMQ_PORT={port}: a port lies from 1 to 65535; RabbitMQ's own is 5672")
+    if 0 < len(text["MESSAGE_KEY"]) < MIN_MESSAGE_KEY:
+        raise SettingsError(
+            f"MESSAGE_KEY: {len(text['MESSAGE_KEY'])} characters; a key has at least {MIN_MESSAGE_KEY}, "
+            "for example what 'openssl rand -hex 32' prints"
+        )
     results_keep = _convert("RESULTS_KEEP", text["RESULTS_KEEP"], int, "a number of runs", "100")
     if results_keep < 0:
         raise SettingsError(f"RESULTS_KEEP={results_keep}: keep a number of runs from 1, or 0 for all")
@@ -246,7 +271,14 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             chunk_entries=_convert("CHUNK_ENTRIES", text["CHUNK_ENTRIES"], int, "a number of entries", "50000"),
         ),
         broker=BrokerSettings(
-            text["RABBITMQ_HOST"], port, text["RABBITMQ_USER"], text["RABBITMQ_PASS"], text["RABBITMQ_VHOST"]
+            host=text["RABBITMQ_HOST"],
+            port=port,
+            user=text["RABBITMQ_USER"],
+            password=text["RABBITMQ_PASS"],
+            vhost=text["RABBITMQ_VHOST"],
+            tls=tls_ca is not None,
+            tls_ca=tls_ca,
+            message_key=text["MESSAGE_KEY"],
         ),
         output=_path("OUTPUT", text["OUTPUT"]),
         cache=_path("CACHE", text["CACHE"]),
@@ -275,6 +307,20 @@ def _path(name: str, text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise SettingsError(f"{name}={text!r}: there is no such home directory; write the path without '~'") from None
+
+
+def _certificate_authority(text: str) -> Path | None:
+    if not text:
+        return None
+    path = _path("RABBITMQ_TLS_CA", text)
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # an SSLError is one, too
+        raise SettingsError(
+            f"RABBITMQ_TLS_CA={text!r}: {error.strerror or error}; give the PEM file of the authority that signed "
+            "the broker's certificate"
+        ) from None
+    return path
 
 
 def _location(text: str) -> str:

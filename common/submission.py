@@ -14,7 +14,7 @@ from common import messages, topology
 from common.errors import MessageError
 from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunRequest
 from common.settings import RunSettings
-from common.transport import Session
+from common.transport import Delivery, Session
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +108,8 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 last = time.monotonic()
             continue
         session.settle(delivery)
-        try:
-            message = messages.decode(delivery.kind, delivery.body)
-        except MessageError as error:
-            log.warning("a message of the exchange %s is passed over: %s", topology.RESULTS, error)
-            continue
-        if _run_of(message) != run_id:
+        message = _read(delivery)
+        if message is None or _run_of(message) != run_id:
             continue
         last = time.monotonic()
         match message:
@@ -136,6 +132,17 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
             case RunFailed():
                 return Outcome(None, {}, message.problem)
     return Outcome(None, {}, "it was stopped before its result was there")
+
+
+def _read(delivery: Delivery) -> Message | None:
+    """What was delivered; None, and a warning, where it must not or cannot be read."""
+    try:
+        if delivery.refused is not None:
+            raise MessageError(delivery.refused)
+        return messages.decode(delivery.kind, delivery.body)
+    except MessageError as error:
+        log.warning("a %s message is passed over: %s", delivery.kind, error)
+        return None
 
 
 def _run_of(message: Message) -> str | None:

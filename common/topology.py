@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 #: Fanout exchanges: whoever listens gets a copy.
 RESULTS = "results"
 FOLDERS = "folders"
 EXCHANGES = (RESULTS, FOLDERS)
+
+_FOLLOW = "follow."
 
 #: What could not be handled goes to this exchange, under its queue's name.
 DEAD = "dead"
@@ -48,9 +51,21 @@ QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
 
 def follower(run_id: str) -> Queue:
     """The queue of a command that follows one run: it outlives a broken connection by an hour."""
-    return Queue(f"follow.{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), expires_s=3600, has_dead=False)
+    return Queue(f"{_FOLLOW}{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), expires_s=3600, has_dead=False)
 
 
 def dead(queue: str) -> Queue:
     """A queue's dead-letter queue."""
     return Queue(f"{queue}.dead", has_dead=False)
+
+
+def deaths(queue: str, kind: str, body: bytes) -> Queue:
+    """The queue with a mark for each worker that died while it handled this message; a day without one deletes it."""
+    digest = hashlib.sha256(f"{queue} {kind} ".encode() + body).hexdigest()
+    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, has_dead=False)
+
+
+def routes_to(queue: str) -> tuple[str, ...]:
+    """Where the messages of a queue were sent: to itself, or to an exchange it listens to."""
+    listening = {known.name: known.exchanges for known in QUEUES}
+    return (queue, *listening.get(queue, EXCHANGES if queue.startswith(_FOLLOW) else ()))

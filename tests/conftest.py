@@ -28,6 +28,7 @@ from common.settings import BrokerSettings
 ROOT = Path(__file__).parents[1]
 IMAGE = "rabbitmq:4-management"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+CONFIGURATION = ROOT / "kubernetes" / "rabbitmq.conf"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Broker:
     environment: dict[str, str]
     kill: Callable[[], None]
     start: Callable[[], None]
+    tls_port: int
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Ask the management API."""
@@ -117,19 +119,24 @@ def docker_answers() -> bool:
 
 
 @contextlib.contextmanager
-def broker_in_container(erlang: str = "") -> Iterator[Broker]:
-    """A container of this process' own; ``erlang`` are more arguments of the broker's virtual machine."""
+def broker_in_container(folder: Path, configuration: str, erlang: str) -> Iterator[Broker]:
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     from testcontainers.core.container import DockerContainer
 
-    port, api_port = free_port(), free_port()  # fixed, so that a restart keeps them
+    port, api_port, tls_port = free_port(), free_port(), free_port()  # fixed, so that a restart keeps them
+    folder.chmod(0o755)
+    (folder / "test.conf").write_text(configuration.format(folder="/test", tls_port=5671))
     started = (
         DockerContainer(IMAGE)
         .with_env("RABBITMQ_DEFAULT_USER", "tests")
         .with_env("RABBITMQ_DEFAULT_PASS", "tests")
         .with_env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", erlang)
+        .with_bind_ports(5671, tls_port)
         .with_bind_ports(5672, port)
         .with_bind_ports(15672, api_port)
+        .with_volume_mapping(str(CONFIGURATION), "/etc/rabbitmq/conf.d/20-pipeline.conf", "ro")
+        .with_volume_mapping(str(folder), "/test", "ro")
+        .with_volume_mapping(str(folder / "test.conf"), "/etc/rabbitmq/conf.d/30-test.conf", "ro")
     )
     with started:
         container = started.get_wrapped_container()
@@ -140,17 +147,18 @@ def broker_in_container(erlang: str = "") -> Iterator[Broker]:
             {},
             container.kill,
             container.start,
+            tls_port,
         )
 
 
 @contextlib.contextmanager
-def broker_from_package(folder: Path, erlang: str = "") -> Iterator[Broker]:
-    """A process of this machine's rabbitmq-server; ``erlang`` are more arguments of its virtual machine."""
-    port, api_port, distribution_port = free_port(), free_port(), free_port()
+def broker_from_package(folder: Path, configuration: str, erlang: str) -> Iterator[Broker]:
+    port, api_port, distribution_port, tls_port = free_port(), free_port(), free_port(), free_port()
     (folder / "plugins").write_text("[rabbitmq_management].\n")
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {api_port}\n"
-        "default_user = tests\ndefault_pass = tests\n"
+        f"default_user = tests\ndefault_pass = tests\n{CONFIGURATION.read_text()}"
+        f"{configuration.format(folder=folder, tls_port=tls_port)}"
     )
     environment = {
         "HOME": str(folder),
@@ -179,19 +187,23 @@ def broker_from_package(folder: Path, erlang: str = "") -> Iterator[Broker]:
     try:
         settings = BrokerSettings("127.0.0.1", port, "tests", "tests")
         control = (str(SERVER.with_name("rabbitmqctl")),)
-        yield Broker(settings, api_port, control, environment, kill, start)
+        yield Broker(settings, api_port, control, environment, kill, start, tls_port)
     finally:
         processes[-1].terminate()
         processes[-1].wait(30)
 
 
 @contextlib.contextmanager
-def running_broker(folder: Path, erlang: str = "") -> Iterator[Broker]:
-    """A RabbitMQ that answers, of whoever asks for it; ``folder`` is for what a process of it keeps."""
+def running_broker(folder: Path, configuration: str = "", erlang: str = "") -> Iterator[Broker]:
+    """A RabbitMQ that answers, of whoever asks for it, with the configuration of Compose and Kubernetes.
+
+    ``configuration`` are more lines of rabbitmq.conf, in which {folder} and {tls_port} are as the broker sees
+    them; ``erlang`` are more arguments of its virtual machine.
+    """
     if docker_answers():
-        running = broker_in_container(erlang)
+        running = broker_in_container(folder, configuration, erlang)
     elif SERVER.exists():
-        running = broker_from_package(folder, erlang)
+        running = broker_from_package(folder, configuration, erlang)
     else:
         pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
     with running as started:
@@ -229,6 +241,8 @@ class Workers:
             "RABBITMQ_USER": self.settings.user,
             "RABBITMQ_PASS": self.settings.password,
             "RABBITMQ_VHOST": self.settings.vhost,
+            "RABBITMQ_TLS_CA": str(self.settings.tls_ca or ""),
+            "MESSAGE_KEY": self.settings.message_key,
             "OUTPUT": str(self.folder / "service-results"),
             "DATABASE": str(self.folder / "analysis.sqlite"),
             "CACHE": str(self.folder / "cache"),

@@ -21,10 +21,12 @@ from common.messages import (
     Chunk,
     ChunkFailed,
     ChunkTask,
+    DeadLetter,
     Fetching,
     FileTask,
     Message,
     Progress,
+    Requeued,
     Result,
     RunFailed,
     RunPlan,
@@ -454,6 +456,127 @@ def test_a_dead_letter_of_an_unknown_run_is_told_and_remembered(analysis: Analys
     assert final_of(analysis, without(lost))["problems"] == [
         "Zee[40:80]: a message in selected could not be handled: it is not a pickle"
     ]
+
+
+def requeued(message: Message) -> Delivery:
+    notice = Requeued.from_headers(message.route, message.headers)
+    return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
+
+
+def test_a_requeued_chunk_makes_its_ended_run_whole(analysis: Analysis, clock: Clock) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+    (ended,) = notify(analysis, dead_letter("selected", lost))
+    assert isinstance(ended, Result)
+    assert (ended.final, ended.result["complete"]) == (True, False)
+    clock.now += 3600
+
+    assert results(notify(analysis, requeued(lost))) == []
+    (mended,) = results(analysis.handle(lost))
+
+    expected = final_of(Analysis(read({}), Store(None)), RUN)
+    assert (mended.final, mended.result["complete"]) == (True, True)
+    for key in ("samples", "categories", "histograms", "window", "problems"):
+        assert mended.result[key] == expected[key]
+
+
+def test_a_requeued_file_task_has_its_whole_sample_waited_for(analysis: Analysis, clock: Clock) -> None:
+    task = FileTask("run", "Zee", RUN_PLAN.settings)
+    of_zee = [PLANS[1], *(m for m in RUN if isinstance(m, Selected) and m.chunk.sample == "Zee")]
+    handle_all(analysis, without(*of_zee))
+    (ended,) = notify(analysis, dead_letter("chunks", task))
+    assert isinstance(ended, Result)
+    assert ended.final
+    clock.now += 3600
+
+    notify(analysis, requeued(task))
+
+    *before, last = handle_all(analysis, of_zee)
+    assert not any(message.final for message in results(before))
+    assert isinstance(last, Result)
+    assert (last.final, last.result["complete"]) == (True, True)
+
+
+def test_a_requeued_letter_that_dies_again_ends_its_run_again(analysis: Analysis, clock: Clock) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+    for reason in ("once", "twice"):
+        (ended,) = notify(analysis, dead_letter("selected", lost, reason))
+        assert isinstance(ended, Result)
+        assert ended.final
+        assert ended.result["problems"] == [f"Zee[40:80]: a message in selected could not be handled: {reason}"]
+        notify(analysis, requeued(lost))
+
+
+def test_a_dead_letter_that_poses_as_a_requeued_one_is_a_dead_letter(analysis: Analysis) -> None:
+    message = analysis.decode(dead_letter("plans", Requeued(queue="plans", run_id="run", sample="Zee")))
+    assert isinstance(message, DeadLetter)
+
+
+class Outlet:
+    """Keeps what a service publishes unasked."""
+
+    def __init__(self, service: Analysis) -> None:
+        self.published: list[Message] = []
+        service.publish = self.published.extend  # type: ignore[method-assign]
+
+
+def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
+    analysis: Analysis, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outlet = Outlet(analysis)
+    strangers = [of_chunk(Chunk("nobody-s", "Zee", start, start + 10)) for start in (0, 10)]
+    handle_all(analysis, strangers)
+    analysis.turn()
+    clock.now += 3599
+    analysis.turn()
+    assert outlet.published == []
+
+    clock.now += 61
+    analysis.turn()
+
+    (failed,) = outlet.published
+    assert failed == RunFailed("nobody-s", "chunks came, but within 1 hours no plan of the run")
+    assert "Zee[0:10], Zee[10:20]" in caplog.text
+    assert analysis._store.unplanned() == set()
+    clock.now += 7200
+    analysis.turn()
+    assert outlet.published == [failed]
+
+
+def test_a_plan_that_comes_an_hour_after_its_chunks_but_one_minute_completes_the_run(
+    analysis: Analysis, clock: Clock
+) -> None:
+    outlet = Outlet(analysis)
+    plans = [RUN_PLAN, *PLANS]
+    handle_all(analysis, without(*plans))
+    analysis.turn()
+    clock.now += 3540
+    analysis.turn()
+    assert final_of(analysis, plans)["complete"]
+    assert outlet.published == []
+
+
+def test_a_plan_that_comes_when_its_chunks_are_given_up_ends_the_run_with_the_reason(
+    analysis: Analysis, clock: Clock
+) -> None:
+    Outlet(analysis)
+    plans = [RUN_PLAN, *PLANS]
+    handle_all(analysis, without(*plans))
+    analysis.turn()
+    clock.now += 3700
+    analysis.turn()
+    result = results(handle_all(analysis, plans))[-1].result
+    assert not result["complete"]
+    assert [problem.partition(":")[0] for problem in result["problems"]] == sorted(BOUNDS)
+    assert all("no plan of the run" in problem for problem in result["problems"])
+
+
+def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis) -> None:
+    stranger = of_chunk(Chunk("run", "Zee", 3, 5))
+    handle_all(analysis, [*RUN, stranger])
+    rows = analysis._store._db.execute("SELECT count(*) FROM chunks WHERE NOT planned").fetchone()
+    assert rows == (0,)
 
 
 def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis) -> None:

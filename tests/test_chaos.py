@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Undisturbed, 
 def stage(undisturbed: tuple[Undisturbed, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A broker and services of this module's own: they are to be killed."""
     with (
-        running_broker(tmp_path_factory.mktemp("rabbitmq"), ERLANG) as broker,
+        running_broker(tmp_path_factory.mktemp("rabbitmq"), erlang=ERLANG) as broker,
         set_stage(broker, undisturbed[1], tmp_path_factory.mktemp("stage")) as stage,
     ):
         yield stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -156,7 +157,7 @@ def test_a_pod_that_writes_a_volume_alone_is_replaced_and_not_doubled(whole: lis
 def test_everything_that_a_pod_refers_to_is_there(whole: list[Manifest]) -> None:
     configs, claims = by_name(whole, "ConfigMap"), by_name(whole, "PersistentVolumeClaim")
     accounts = by_name(whole, "ServiceAccount")
-    secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE"}  # made by kubernetes-run.sh
+    secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE", "MESSAGE_KEY"}  # made by kubernetes-run.sh
     for name, pod in pods(whole).items():
         assert pod["spec"]["serviceAccountName"] in accounts, name
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
@@ -367,6 +368,33 @@ def test_on_kind_and_minikube_the_local_images_are_loaded(machine: Machine, cont
     machine.run(IMAGE_TAG="v7")
     images = "data-loader:v7 data-processor:v7 analysis:v7 visualisation:v7"
     assert f"{command} {images}" in machine.calls()
+
+
+@pytest.mark.parametrize(
+    ("kept", "command", "given"),
+    [
+        ("", "create secret generic rabbitmq --from-env-file=/dev/stdin", r"^MESSAGE_KEY=[0-9a-f]{64}$"),
+        (
+            "secret/rabbitmq",
+            "patch secret rabbitmq --type=merge",
+            r'^\{"stringData": \{"MESSAGE_KEY": "[0-9a-f]{64}"\}\}$',
+        ),
+    ],
+)
+def test_a_message_key_is_made_once_and_reaches_the_cluster_in_no_command_line(
+    machine: Machine, kept: str, command: str, given: str
+) -> None:
+    machine.has(
+        "kubectl",
+        f'case "$*" in *can-i*) echo yes;; *"get secret rabbitmq --ignore-not-found"*) echo "{kept}";; '
+        f'*"{command}"*) cat >"{machine.folder}/stdin";; *kustomize*) exit 1;; esac',
+    )
+    machine.has("docker", "")
+    machine.run()
+    assert re.search(given, (machine.folder / "stdin").read_text(), re.MULTILINE)
+    key = re.search(r"[0-9a-f]{64}", (machine.folder / "stdin").read_text())
+    assert key is not None
+    assert not [call for call in machine.calls() if key[0] in call]
 
 
 def test_images_of_a_registry_are_not_looked_for_here(machine: Machine) -> None:

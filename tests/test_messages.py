@@ -23,6 +23,7 @@ from common.messages import (
     Folder,
     Message,
     Progress,
+    Requeued,
     Result,
     RunFailed,
     RunPlan,
@@ -54,6 +55,7 @@ JSON_MESSAGES: list[Message] = [
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
     RunFailed(RUN, "it came to nothing"),
     Folder(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
+    Requeued(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]
 
 
@@ -216,7 +218,8 @@ def test_a_field_out_of_its_range_is_refused_in_words(message: Message, changes:
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
 def test_a_message_without_one_of_its_fields_is_refused_but_a_newer_one_may_have_more(message: Message) -> None:
     content = json.loads(message.encode())
-    optional = {"entries", "bounds", "problem"} if isinstance(message, SamplePlan) else set()
+    by_kind = {SamplePlan: {"entries", "bounds", "problem"}, Requeued: {"run_id", "sample", "start", "stop"}}
+    optional = by_kind.get(type(message), set())
     for name in content.keys() - optional:
         with pytest.raises(MessageError, match=f"missing required field `{name}`"):
             decode(message.kind, json.dumps({n: v for n, v in content.items() if n != name}).encode())
@@ -325,15 +328,17 @@ def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any],
 
 @pytest.mark.parametrize("message", [*JSON_MESSAGES, events_message(1), selected_message()], ids=lambda m: m.kind)
 def test_the_headers_of_every_message_say_which_run_a_dead_letter_belongs_to(message: Message) -> None:
-    letter = DeadLetter.from_headers("a queue", "why", message.headers)
+    letter = DeadLetter.from_headers("a queue", message.headers, problem="why")
     assert letter.run_id == RUN
     assert letter.chunk == getattr(message, "chunk", None)
     assert letter.sample == getattr(message, "sample", letter.chunk and letter.chunk.sample)
 
 
 def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter() -> None:
-    letter = DeadLetter.from_headers("events", "why", {"x-death": [{"count": 1}], "problem": b"\xff", "run_id": None})
-    assert letter == DeadLetter("events", "why")
+    letter = DeadLetter.from_headers(
+        "events", {"x-death": [{"count": 1}], "problem": b"\xff", "run_id": None}, problem="why"
+    )
+    assert letter == DeadLetter(queue="events", problem="why")
     assert letter.chunk is None
 
 
@@ -356,4 +361,4 @@ def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter(
 )
 def test_hostile_headers_of_a_dead_letter_are_refused(headers: dict[str, object]) -> None:
     with pytest.raises(MessageError):
-        DeadLetter.from_headers("events", "why", headers)
+        DeadLetter.from_headers("events", headers, problem="why")

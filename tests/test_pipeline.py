@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from common import messages, settings, topology
+from common.dead_letters import dead_letters, requeue
 from common.messages import Chunk, Message, Result, RunRequest, RunStarted, Selected
 from common.settings import RunSettings
-from common.submission import follow, submit
+from common.submission import Outcome, follow, submit
 from common.transport import Delivery, Session
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.conftest import Broker, Workers, wait_until
 from tests.physics import real_data
 from tests.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
+from workers.embedded import EmbeddedServices
 
 DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000)
 
@@ -219,6 +221,35 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     assert outcome.result is not None
     assert not outcome.result["complete"]
     assert any("made unreadable by a test" in problem for problem in outcome.result["problems"])
+
+
+@pytest.mark.broker
+def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_undisturbed_one(
+    demo_workers: Workers, undisturbed: str
+) -> None:
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    follower = transport.open([topology.follower("run")], prefetch=100)
+    submit(follower, "run", DEMO)
+    for service in ("data_loader", "analysis", "visualisation"):
+        demo_workers.start(service)
+    thief = transport.open([topology.EVENTS], prefetch=1)
+    thief.dead_letter(take(thief), "made unreadable by a test")
+    thief.close()
+    demo_workers.start("data_processor")
+    outcome = follow(follower, "run", Quiet(), in_time())
+    follower.close()
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+
+    (letter,) = requeue(demo_workers.settings, "run")
+    assert (letter.queue, letter.kind, letter.problem) == ("events", "events", "made unreadable by a test")
+
+    written = demo_workers.folder / "service-results" / "run" / "result.json"
+    result = wait_until(
+        lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is whole", 60
+    )
+    assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == undisturbed
+    assert dead_letters(demo_workers.settings) == []
 
 
 @pytest.mark.broker

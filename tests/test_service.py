@@ -18,8 +18,7 @@ from common.messages import Chunk, ChunkFailed, Message, RunFailed
 from common.service import Service, serve
 from common.settings import BrokerSettings
 from common.topology import Queue
-from common.transport import Delivery, Session
-from common.transport import rabbitmq as rabbitmq_transport
+from common.transport import Delivery, Session, amqp
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.conftest import Broker, free_port, wait_until
@@ -190,7 +189,7 @@ def test_heartbeats_go_on_while_a_message_takes_longer_than_they_allow(
     broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker closes a connection that is silent for two heartbeats: ours must outlive five of them."""
-    monkeypatch.setattr(rabbitmq_transport, "HEARTBEAT_S", 1)
+    monkeypatch.setattr(amqp, "HEARTBEAT_S", 1)
     session: Session = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
     session.publish([failed("slow")])
     delivery = wait_until(lambda: session.receive(0.5), "the message came", 10)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from common.errors import SettingsError
 from common.settings import VARIABLES, BrokerSettings, RunSettings, read
@@ -152,7 +153,6 @@ def test_a_broker_address_replaces_what_it_gives_and_keeps_the_rest() -> None:
     "url",
     [
         "http://u:geheim@h",
-        "amqps://u:geheim@h",
         "amqp://u:geheim@",
         "amqp://u:geheim@h:port",
         "amqp://u:geheim@h:70000",
@@ -171,10 +171,39 @@ def test_a_wrong_broker_address_is_refused_and_its_password_never_shown(url: str
     assert "geheim" not in str(refused.value)
 
 
-def test_the_password_is_in_no_text_of_the_settings() -> None:
-    settings = read({"RABBITMQ_PASS": "geheim"})
-    assert settings.broker.password == "geheim"
+def test_the_password_and_the_key_are_in_no_text_of_the_settings() -> None:
+    settings = read({"RABBITMQ_PASS": "geheim", "MESSAGE_KEY": "geheim-0123456789"})
+    assert (settings.broker.password, settings.broker.message_key) == ("geheim", "geheim-0123456789")
     assert "geheim" not in f"{settings} {settings!r} {settings.broker}"
+
+
+def test_a_key_that_could_be_guessed_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="MESSAGE_KEY: 6 characters; a key has at least 16") as refused:
+        read({"MESSAGE_KEY": "geheim"})
+    assert "geheim" not in str(refused.value)
+
+
+def test_tls_has_its_own_port_and_an_address_without_it_does_not_switch_it_off(tmp_path: Path) -> None:
+    with_tls = BrokerSettings("h").with_url("amqps://there")
+    assert (with_tls.tls, with_tls.tls_ca, str(with_tls)) == (True, None, "amqps://atlas@there:5671")
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    broker = read({"RABBITMQ_TLS_CA": str(authority)}).broker
+    assert (broker.tls, broker.tls_ca, broker.port) == (True, authority, 5671)
+    assert read({"RABBITMQ_TLS_CA": str(authority), "RABBITMQ_PORT": "5672"}).broker.port == 5672
+    assert str(broker.with_url("amqp://there")) == "amqps://atlas@there:5671"
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("", "no certificate"), ("geheim", "no cert")])
+def test_a_file_without_an_authority_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError) as refused:
+        read({"RABBITMQ_TLS_CA": str(path)})
+    assert str(refused.value).startswith(f"RABBITMQ_TLS_CA='{path}': ")
+    assert words in str(refused.value)
+    assert "give the PEM file of the authority" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from common.messages import Message
@@ -19,6 +20,7 @@ class Delivery:
     """A message as it arrives: from which queue, of what kind, and its body not decoded yet.
 
     ``token`` is the transport's own: what it needs to acknowledge the message.
+    ``refused`` says why the message must not be decoded: its signature is not ours.
     """
 
     queue: str
@@ -27,6 +29,13 @@ class Delivery:
     headers: Mapping[str, Any]
     redelivered: bool
     token: Any = field(repr=False)
+    refused: str | None = None
+
+
+def notice_of(delivery: Delivery, problem: str) -> dict[str, str]:
+    """The headers that a delivery gets as a dead letter: why, from which queue, and when (UTC)."""
+    died = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"problem": problem, "queue": delivery.queue, "died": died}
 
 
 class Session(Protocol):
@@ -42,6 +51,14 @@ class Session(Protocol):
 
     def wake(self) -> None:
         """End the ``receive`` that waits, or else the next one; may be called from any thread."""
+        ...
+
+    def take_in_hand(self, delivery: Delivery) -> int:
+        """Note that a redelivered message is about to be handled; returns how many workers died handling it.
+
+        The note is taken back when the delivery is settled, its connection lost
+        or the session closed: only who dies leaves it behind.
+        """
         ...
 
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from common import topology
 from common.messages import Message
 from common.topology import Queue
-from common.transport import Delivery
+from common.transport import Delivery, notice_of
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,10 @@ class EmbeddedSession:
         """End the ``receive`` that waits, or else the next one."""
         self._transport._wake(self._woken)
 
+    def take_in_hand(self, delivery: Delivery) -> int:
+        """Nobody has died: all that works here is this one process."""
+        return 0
+
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, waiting where a queue is full, and forget the delivery."""
         self.publish(messages)
@@ -138,7 +142,7 @@ class EmbeddedSession:
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
-        headers = {**delivery.headers, "problem": problem, "queue": delivery.queue}
+        headers = {**delivery.headers, **notice_of(delivery, problem)}
         stored = _Stored(delivery.kind, delivery.body, headers)
         for queue in (topology.dead(delivery.queue), topology.DEAD_NOTICES):
             self._transport._store(queue.name, stored)

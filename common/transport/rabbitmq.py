@@ -12,13 +12,12 @@ from __future__ import annotations
 import logging
 import queue
 import random
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,19 +30,18 @@ from common import topology
 from common.errors import BrokerError
 from common.messages import Message
 from common.settings import BrokerSettings
+from common.signature import Signer
 from common.topology import Queue
-from common.transport import Delivery
+from common.transport import Delivery, notice_of
+from common.transport.amqp import arguments, brief, causes, parameters, refusal
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 30
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 #: How long a publisher waits before it looks again whether a full queue has room.
 FULL_PAUSE_S = 0.05
 #: How long the broker may take to say how long a queue is.
 ANSWER_DEADLINE_S = 1.0
-#: Deliveries of one message after which the broker dead-letters it: it has crashed a worker that often.
-DELIVERY_LIMIT = 20
 CLOSE_DEADLINE_S = 8.0
 #: How long a publisher that is to stop waits for a broker that does not confirm.
 CONFIRM_DEADLINE_S = 2.0
@@ -79,12 +77,15 @@ class _Publication:
     kind: str
     body: bytes
     headers: dict[str, Any]
+    must_arrive: bool
 
     @classmethod
-    def of(cls, message: Message) -> _Publication:
-        to_exchange = message.route in topology.EXCHANGES
-        exchange, key = (message.route, "") if to_exchange else ("", message.route)
-        return cls(exchange, key, message.kind, message.encode(), dict(message.headers))
+    def of(cls, message: Message, signer: Signer) -> _Publication:
+        route, kind, body = message.route, message.kind, message.encode()
+        headers = signer.sign(route, kind, body, message.headers)
+        if route in topology.EXCHANGES:
+            return cls(route, "", kind, body, headers, must_arrive=False)
+        return cls("", route, kind, body, headers, must_arrive=True)
 
 
 @dataclass(eq=False)
@@ -101,6 +102,14 @@ class _Settlement:
     confirmed: threading.Event = field(default_factory=threading.Event)
 
 
+@dataclass(eq=False)
+class _Suspicion:
+    """A redelivered message is to be handled: the queue with a mark for each death, and how many it held."""
+
+    marks: Queue
+    deaths: int = 0
+
+
 class RabbitMQSession:
     """One service's connection. Public methods are called from the service's thread only."""
 
@@ -108,6 +117,7 @@ class RabbitMQSession:
         self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int, stop: threading.Event | None = None
     ) -> None:
         self._settings = settings
+        self._signer = Signer(settings.message_key)
         self._queues = tuple(queues)
         self._prefetch = prefetch
         self._stop_asked = stop or threading.Event()
@@ -126,6 +136,8 @@ class RabbitMQSession:
         self._sequence = 0
         self._unconfirmed: dict[int, tuple[_Settlement, _Publication]] = {}
         self._returned: set[int] = set()
+        self._in_hand: dict[tuple[int, int], Queue] = {}
+        self._to_take_back: set[Queue] = set()
         self._connected_before = False
         self._away = False
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
@@ -157,7 +169,19 @@ class RabbitMQSession:
         except queue.Empty:
             delivery = None
         self._raise_failure()
-        return delivery
+        return None if delivery is None else replace(delivery, refused=self._signer.problem(delivery))
+
+    def take_in_hand(self, delivery: Delivery) -> int:
+        """Note in the broker that a redelivered message is handled; returns how many workers died handling it."""
+        suspicion = _Suspicion(topology.deaths(delivery.queue, delivery.kind, delivery.body))
+        mark = _Publication("", suspicion.marks.name, "death", b"", {}, must_arrive=False)
+        settlement = _Settlement([mark], token=(delivery.token[0], 0), outstanding=1)
+        self._on_loop(partial(self._mark, suspicion, settlement, delivery.token))
+        # A delivery whose connection is lost comes again: whatever is done about this one does not count.
+        while not settlement.confirmed.wait(FULL_PAUSE_S):
+            if delivery.token[0] != self._generation or self._stop_asked.is_set():
+                return 0
+        return suspicion.deaths
 
     def wake(self) -> None:
         """End the ``receive`` that waits, or else the next one."""
@@ -165,12 +189,14 @@ class RabbitMQSession:
 
     def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, and acknowledge it once all of that is confirmed."""
-        self._submit(_Settlement([_Publication.of(message) for message in messages], delivery.token))
+        self._submit(_Settlement(self._publications(messages), delivery.token))
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
-        headers = {**delivery.headers, "problem": problem, "queue": delivery.queue}
-        dead = _Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers)
+        headers = self._signer.sign_notice(
+            delivery.kind, delivery.body, {**delivery.headers, **notice_of(delivery, problem)}
+        )
+        dead = _Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers, must_arrive=True)
         self._submit(_Settlement([dead], delivery.token))
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -180,7 +206,7 @@ class RabbitMQSession:
         """
         if not messages:
             return
-        settlement = _Settlement([_Publication.of(message) for message in messages])
+        settlement = _Settlement(self._publications(messages))
         self._submit(settlement)
         while not settlement.confirmed.wait(CONFIRM_DEADLINE_S):
             if self._stop_asked.is_set():
@@ -189,7 +215,7 @@ class RabbitMQSession:
 
     def tell(self, message: Message) -> None:
         """Publish news, without waiting for the broker."""
-        self._submit(_Settlement([_Publication.of(message)], token=(self._generation, 0)))
+        self._submit(_Settlement(self._publications([message]), token=(self._generation, 0)))
 
     def is_connected(self) -> bool:
         """Whether the channel is open and declared."""
@@ -228,7 +254,11 @@ class RabbitMQSession:
                 self._lock.wait(deadline - time.monotonic())
         for temporary in (q for q in self._queues if q.expires_s is not None):
             self._on_loop(partial(self._delete, temporary.name))
+        self._on_loop(self._take_back_marks)
         self._stop()
+
+    def _publications(self, messages: Sequence[Message]) -> list[_Publication]:
+        return [_Publication.of(message, self._signer) for message in messages]
 
     def _delete(self, name: str) -> None:
         if self._channel is not None and self._channel.is_open:
@@ -263,7 +293,7 @@ class RabbitMQSession:
             self._connected_before = False
             try:
                 self._connection = pika.SelectConnection(
-                    self._parameters(),
+                    parameters(self._settings),
                     on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
                     on_open_error_callback=self._on_connection_error,
                     on_close_callback=self._on_connection_error,
@@ -280,35 +310,19 @@ class RabbitMQSession:
         self._inbox.put(None)
         self._release_waiting()
 
-    def _parameters(self) -> pika.ConnectionParameters:
-        s = self._settings
-        return pika.ConnectionParameters(
-            host=s.host,
-            port=s.port,
-            virtual_host=s.vhost,
-            credentials=pika.PlainCredentials(s.user, s.password),
-            heartbeat=HEARTBEAT_S,
-            blocked_connection_timeout=None,
-            socket_timeout=5,
-            stack_timeout=10,
-        )
-
     def _on_connection_error(self, connection: pika.SelectConnection, error: BaseException) -> None:
-        causes = list(_causes(error))
-        refusals = [code for cause in causes if (code := _reply_code(cause)) is not None]
-        if _ACCESS_REFUSED in refusals:
-            self._fail(f"{self._settings} refuses the user or the password (RABBITMQ_USER, RABBITMQ_PASS)")
-        elif _NOT_ALLOWED in refusals:
-            self._fail(
-                f"{self._settings} has no virtual host {self._settings.vhost!r}, or denies it to us (RABBITMQ_VHOST)"
-            )
+        problem = refusal(self._settings, error)
+        if problem is not None:
+            self._fail(problem)
         elif not self._stopping and not self._away:
-            log.warning("RabbitMQ at %s is away (%s); trying again", self._settings, _brief(causes[-1]))
+            cause = list(causes(error))[-1]
+            log.warning("RabbitMQ at %s is away (%s); trying again", self._settings, brief(cause))
         self._away = True
         connection.ioloop.stop()
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_cancel_callback(self._on_cancelled)
         channel.add_on_return_callback(self._on_returned)
         channel.basic_qos(prefetch_count=self._prefetch)
         channel.confirm_delivery(self._on_confirm)
@@ -325,7 +339,12 @@ class RabbitMQSession:
                 "another virtual host (RABBITMQ_VHOST)"
             )
         elif not self._stopping:
-            log.warning("the channel was closed: %s", _brief(error))
+            log.warning("the channel was closed: %s", brief(error))
+        self._close_connection()
+
+    def _on_cancelled(self, frame: pika.frame.Method[Any]) -> None:
+        """Our queue was deleted, or (from RabbitMQ 4.3 on) a delivery took longer than consumer_timeout."""
+        log.warning("the broker has ended a consumer; connecting again")
         self._close_connection()
 
     def _declare(self, channel: pika.channel.Channel, then: Callable[[], None]) -> None:
@@ -334,12 +353,12 @@ class RabbitMQSession:
         for exchange in topology.EXCHANGES:
             channel.exchange_declare(exchange, "fanout", durable=True)
         for wanted in {q.name: q for q in (*topology.QUEUES, *self._queues)}.values():
-            channel.queue_declare(wanted.name, durable=True, arguments=_arguments(wanted))
+            channel.queue_declare(wanted.name, durable=True, arguments=arguments(wanted))
             for exchange in wanted.exchanges:
                 channel.queue_bind(wanted.name, exchange)
             if wanted.has_dead:
                 dead = topology.dead(wanted.name)
-                channel.queue_declare(dead.name, durable=True, arguments=_arguments(dead))
+                channel.queue_declare(dead.name, durable=True, arguments=arguments(dead))
                 channel.queue_bind(dead.name, topology.DEAD, wanted.name)
         channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD, "#", callback=lambda _: then())
 
@@ -349,6 +368,7 @@ class RabbitMQSession:
         self._away = False
         for consumed in self._queues:
             channel.basic_consume(consumed.name, self._deliverer(consumed.name))
+        self._take_back_marks()
         log.info("connected to %s", self._settings)
         self._ready.set()
         self._send_outbox()
@@ -366,6 +386,8 @@ class RabbitMQSession:
                 self._inbox.get_nowait()
         self._unconfirmed.clear()
         self._returned.clear()
+        self._to_take_back.update(self._in_hand.values())
+        self._in_hand.clear()
         self._sequence = 0
         with self._lock:
             kept = [settlement for settlement in self._unfinished if settlement.token is None]
@@ -434,7 +456,7 @@ class RabbitMQSession:
                 headers=publication.headers,
                 message_id=str(self._sequence),
             ),
-            mandatory=publication.exchange not in topology.EXCHANGES,
+            mandatory=publication.must_arrive,
         )
 
     def _on_returned(
@@ -492,7 +514,30 @@ class RabbitMQSession:
         """Everything is confirmed: acknowledge the delivery it came from."""
         if settlement.token is not None and settlement.token[1] and self._channel is not None:
             self._channel.basic_ack(settlement.token[1])
+            marks = self._in_hand.pop(settlement.token, None)
+            if marks is not None:
+                self._delete(marks.name)
         self._done(settlement)
+
+    def _mark(self, suspicion: _Suspicion, settlement: _Settlement, token: tuple[int, int]) -> None:
+        """Count the marks of those who died, and add one that stays should we die, too."""
+        if token[0] != self._generation or self._channel is None or not self._channel.is_open:
+            return
+        marks = suspicion.marks
+        self._in_hand[token] = marks
+
+        def counted(frame: pika.frame.Method[Any]) -> None:
+            suspicion.deaths = frame.method.message_count
+            self._send(settlement, settlement.publications[0])
+
+        self._channel.queue_declare(marks.name, durable=True, arguments=arguments(marks), callback=counted)
+
+    def _take_back_marks(self) -> None:
+        """We live: neither a lost connection nor a stop is the message's doing."""
+        for marks in (*self._in_hand.values(), *self._to_take_back):
+            self._delete(marks.name)
+        self._in_hand.clear()
+        self._to_take_back.clear()
 
     def _done(self, settlement: _Settlement) -> None:
         settlement.confirmed.set()
@@ -507,50 +552,3 @@ class RabbitMQSession:
             self._channel.queue_declare(
                 name, passive=True, callback=lambda frame, name=name: answers.put((name, frame.method))
             )
-
-
-def _arguments(wanted: Queue) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"x-queue-type": "quorum"}
-    if wanted.keep is not None:
-        arguments |= {"x-max-length": wanted.keep, "x-overflow": "drop-head"}
-    if wanted.limit is not None:
-        arguments |= {"x-max-length": wanted.limit, "x-overflow": "reject-publish"}
-    if wanted.expires_s is not None:
-        arguments |= {"x-expires": wanted.expires_s * 1000}
-    if wanted.has_dead:
-        arguments |= {
-            "x-delivery-limit": DELIVERY_LIMIT,
-            "x-dead-letter-exchange": topology.DEAD,
-            "x-dead-letter-routing-key": wanted.name,
-        }
-    return arguments
-
-
-_ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
-
-
-def _reply_code(error: BaseException) -> int | None:
-    """The code with which the broker itself refused or closed the connection; None where it did not.
-
-    Of a connection that ends in its handshake, pika supposes the user or the virtual host to be refused, also
-    where it was merely lost; whether the broker said so stands only in the text.
-    """
-    if isinstance(error, pika.exceptions.AuthenticationError):  # it offers no way for us to give a password
-        return _ACCESS_REFUSED
-    if isinstance(error, pika.exceptions.ConnectionClosedByBroker):
-        return int(error.reply_code)
-    said = re.search(rf"{pika.exceptions.ConnectionClosedByBroker.__name__}: \((\d+)\)", str(error.args))
-    return int(said[1]) if said else None
-
-
-def _causes(error: object) -> Iterator[BaseException]:
-    """An error of pika's and what it wraps, from the outside in."""
-    if not isinstance(error, BaseException):
-        return
-    yield error
-    for inner in (*error.args, *getattr(error, "exceptions", ()), getattr(error, "exception", None)):
-        yield from _causes(inner)
-
-
-def _brief(error: object) -> str:
-    return str(error) or type(error).__name__

@@ -82,7 +82,7 @@ def main() -> int:
         if asked.containers:
             new_stage = containers.set_stage
         else:
-            new_stage = partial(set_stage, held.enter_context(running_broker(folder, ERLANG)), cache)
+            new_stage = partial(set_stage, held.enter_context(running_broker(folder, erlang=ERLANG)), cache)
         while len(protocol.strikes) < asked.faults and run < len(plan):
             stage_folder = Path(tempfile.mkdtemp(prefix="stage-", dir=folder))
             with new_stage(stage_folder, **REPLICAS) as stage:

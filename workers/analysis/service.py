@@ -8,6 +8,7 @@ whole and not finished, and has them fitted again.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from common.messages import (
     DeadLetter,
     Message,
     Progress,
+    Requeued,
     Result,
     RunFailed,
     RunPlan,
@@ -38,9 +40,14 @@ from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
 from workers.analysis.store import Partial, Run, Store
 
+log = logging.getLogger(__name__)
+
 #: Partial results of a run come at most this often, and take at most a tenth of the service's time.
 PARTIAL_EVERY_S = 0.5
 _PARTIAL_SHARE = 10
+#: How long the chunks of a run are kept whose plan has not come: plans have a queue of their own, and may be later.
+UNPLANNED_S = 3600.0
+UNPLANNED_EVERY_S = 60.0
 
 
 class Analysis(Service):
@@ -53,6 +60,8 @@ class Analysis(Service):
         self._store = store or Store(settings.database)
         self._fits = fits or Fits()
         self._next_partial: dict[str, float] = {}
+        self._unplanned_since: dict[str, float] = {}
+        self._next_look = 0.0
         self._resumed = False
 
     def close(self) -> None:
@@ -62,14 +71,17 @@ class Analysis(Service):
 
     def decode(self, delivery: Delivery) -> Message:
         """Read a delivery; of a dead letter, the headers alone."""
-        if delivery.queue != topology.DEAD_NOTICES.name:
-            return super().decode(delivery)
         headers = delivery.headers
+        is_notice = delivery.queue == topology.DEAD_NOTICES.name
+        if not is_notice or (
+            delivery.kind == Requeued.kind and not {"problem", "x-first-death-queue"} & headers.keys()
+        ):
+            return super().decode(delivery)
         queue = str(headers.get("queue") or headers.get("x-first-death-queue") or "a queue")
         reason = headers.get("problem") or _BROKERS_REASONS.get(str(headers.get("x-first-death-reason")))
         if queue == topology.VISUALISATION.name and delivery.kind != Result.kind:
             headers = {}  # news that nobody has read: nothing is missing from the run
-        return DeadLetter.from_headers(queue, str(reason or "the broker dead-lettered it"), headers)
+        return DeadLetter.from_headers(queue, headers, problem=str(reason or "the broker dead-lettered it"))
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Note what a message says of its run, and publish how far the run is."""
@@ -87,10 +99,15 @@ class Analysis(Service):
                 return self._add(message)
             case DeadLetter():
                 return self._lost(message)
+            case Requeued():
+                return self._found(message)
         raise MessageError(f"the analysis has no use for a {message.kind} message")
 
     def turn(self) -> None:
-        """Publish and keep the results whose fit is done; at the start, find what is whole but not finished."""
+        """Publish and keep the results whose fit is done, and give up chunks of runs that nobody plans.
+
+        At the start, find what is whole but not finished.
+        """
         if not self._resumed:
             self._fits.prepare()
             for run_id in self._store.unfinished():
@@ -105,6 +122,20 @@ class Analysis(Service):
                 self.publish([Result(run_id, final=True, result=result)])
                 self._store.finish(run_id, result)
             self._fits.forget(run_id)
+        if time.time() >= self._next_look:
+            self._next_look = time.time() + UNPLANNED_EVERY_S
+            self._give_up_unplanned()
+
+    def _give_up_unplanned(self) -> None:
+        now = time.time()
+        unplanned = self._store.unplanned()
+        self._unplanned_since = {run_id: self._unplanned_since.get(run_id, now) for run_id in unplanned}
+        for run_id, since in self._unplanned_since.items():
+            if now - since >= UNPLANNED_S:
+                problem = f"chunks came, but within {UNPLANNED_S / 3600:g} hours no plan of the run"
+                names = self._store.give_up_unplanned(run_id, problem)
+                log.warning("run %s: %s; given up: %s", run_id, problem, ", ".join(names))
+                self.publish([RunFailed(run_id, problem)])
 
     def _add(self, message: Selected) -> Sequence[Message]:
         release = catalogue.release(message.release)
@@ -134,6 +165,13 @@ class Analysis(Service):
         if run is None:
             return [RunFailed(run_id, problem)]
         return self._state_of(run_id, changed=True)
+
+    def _found(self, letter: Requeued) -> Sequence[Message]:
+        """A dead letter goes back to its queue: its run, ended or not, waits for it again."""
+        if letter.run_id is None or letter.queue == topology.VISUALISATION.name:
+            return []
+        self._store.reopen(letter.run_id, letter.sample, letter.chunk)
+        return self._state_of(letter.run_id, changed=True)
 
     def _state_of(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
         """The run's final result if it is finished, else a partial one now and then, else nothing."""

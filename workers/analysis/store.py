@@ -131,7 +131,10 @@ class Store:
             )
 
     def add(self, chunk: Chunk, partial: Partial) -> bool:
-        """Keep what a chunk adds; False where it was there already. It makes good an earlier failure of the chunk."""
+        """Keep what a chunk adds, and make good an earlier failure of it.
+
+        False where it was there already, or the run is complete.
+        """
         row = {
             **asdict(chunk),
             "cutflow": json.dumps(partial.cutflow),
@@ -140,7 +143,8 @@ class Store:
         }
         with self._transaction() as db:
             changed = db.execute(
-                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, NULL) "
+                "INSERT INTO chunks SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, NULL "
+                "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
                 "ON CONFLICT DO UPDATE SET cutflow = :cutflow, sums = :sums, weights = :weights, problem = NULL "
                 "WHERE cutflow IS NULL",
                 row,
@@ -168,6 +172,54 @@ class Store:
                 (problem, run_id, sample),
             )
 
+    def reopen(self, run_id: str, sample: str | None = None, chunk: Chunk | None = None) -> None:
+        """What was lost is under way again: wait for the chunk, the sample or the whole run, unless it is complete."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET result = NULL WHERE run_id = ? AND NOT complete", (run_id,))
+            if chunk is not None:
+                db.execute(
+                    "UPDATE chunks SET problem = NULL WHERE run_id = :run_id AND sample = :sample "
+                    "AND start = :start AND stop = :stop",
+                    asdict(chunk),
+                )
+                return
+            db.execute(
+                "UPDATE chunks SET problem = NULL WHERE run_id = :run AND (:sample IS NULL OR sample = :sample) "
+                "AND problem = (SELECT lost FROM samples WHERE run_id = chunks.run_id AND sample = chunks.sample)",
+                {"run": run_id, "sample": sample},
+            )
+            db.execute(
+                "UPDATE samples SET lost = NULL WHERE run_id = :run AND (:sample IS NULL OR sample = :sample)",
+                {"run": run_id, "sample": sample},
+            )
+
+    def unplanned(self) -> set[str]:
+        """The runs of which chunks have come, and no plan yet."""
+        return {run_id for (run_id,) in self._all("SELECT DISTINCT run_id FROM chunks EXCEPT SELECT run_id FROM runs")}
+
+    def give_up_unplanned(self, run_id: str, problem: str) -> list[str]:
+        """Forget the chunks of a run that nobody has planned, and return their names.
+
+        Should its plan come after all, the samples that they were of are lost.
+        """
+        with self._transaction() as db:
+            names = [
+                name
+                for (name,) in db.execute(
+                    "SELECT sample || '[' || start || ':' || stop || ']' FROM chunks WHERE run_id = ? "
+                    "AND run_id NOT IN (SELECT run_id FROM runs) ORDER BY sample, start",
+                    (run_id,),
+                )
+            ]
+            if names:
+                db.execute(
+                    "INSERT INTO samples SELECT DISTINCT run_id, sample, 0, NULL, ? FROM chunks WHERE run_id = ? "
+                    "ON CONFLICT DO UPDATE SET lost = excluded.lost",
+                    (problem, run_id),
+                )
+                db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
+        return names
+
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Keep a run's final result; of a complete run, the partial histograms have done their duty."""
         with self._transaction() as db:
@@ -176,6 +228,7 @@ class Store:
                 (json.dumps(result), bool(result["complete"]), run_id),
             )
             if result["complete"]:
+                db.execute("DELETE FROM chunks WHERE run_id = ? AND NOT planned", (run_id,))
                 db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
 
     def run(self, run_id: str) -> Run | None:

@@ -30,7 +30,9 @@ def locate(sample: Sample, settings: RunSettings, cache: Path, fetched: Progress
         return fetch_first([base + sample.file for base in bases], cache, progress=fetched)
     path = _in_directory(sample, Path(settings.data))
     if path is None:
-        raise DataError(f"{Path(settings.data) / sample.file}: no such file; is DATA (--data) right?")
+        missing = Path(settings.data) / sample.file
+        cause = "a directory, not a ROOT file" if missing.is_dir() else "no such file"
+        raise DataError(f"{missing}: {cause}; is DATA (--data) right?")
     return path
 
 
