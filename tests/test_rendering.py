@@ -15,7 +15,6 @@ from tests.test_fit_plots import FIGURES, draw, fitted
 from tests.test_plots import result
 from workers.visualisation.formulas import FORMULAS
 from workers.visualisation.plots import m4l_figure, style
-from workers.visualisation.png import png
 from workers.visualisation.rendering import rendered
 
 #: Text half a dot away is averaged out over so many dots; then the RMS (of 255) stays below 3, where one curve
@@ -48,14 +47,6 @@ def test_the_png_has_the_resolution_that_was_asked_for() -> None:
     with Image.open(io.BytesIO(rendered(m4l_figure(result()), "png", dpi=150)["png"])) as picture:
         assert picture.size == (8 * 150, 7 * 150)
         assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 5, 3), (300, 400, 3)])
-def test_a_png_holds_every_dot_as_it_was(shape: tuple[int, int, int]) -> None:
-    dots = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-    with Image.open(io.BytesIO(png(dots, 150))) as picture:
-        assert picture.mode == "RGB"
-        assert np.array_equal(np.asarray(picture), dots)
 
 
 def test_what_lies_outside_the_axes_is_cut_off_in_every_file() -> None:
