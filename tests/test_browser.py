@@ -107,7 +107,10 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
     run_id = new_run_id(DEMO.release)
     session = RabbitMQTransport(workers.settings, patience_s=60).open([topology.follower(run_id)], prefetch=100)
     submit(session, run_id, DEMO)
-    tab.click(f"text={run_id}")  # it comes by itself
+    tab.wait_for_selector(f"li:has-text('{run_id}')")  # it comes by itself, and marked from its first moment
+    assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()
+    tab.click(f"text={run_id}")
+    assert tab.locator(".banner.toy").is_visible()
     events = wait_until(lambda: analysed(tab), "the bar moved", 90)
     picture = wait_until(lambda: partial_plot(tab), "a plot was there", 90)
     wait_until(lambda: analysed(tab) > events, "the bar moved on", 90)
@@ -127,11 +130,18 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
         assert "toy, not ATLAS data" in (image.get_attribute("alt") or "")
     files = {link.rpartition("/")[2] for link in links(tab) if "/files/" in link}
     assert files == set(outcome.files)
-    for link in links(tab):
+    followed = links(tab)
+    for link in followed:
         answer = requests.get(link, timeout=30)
         assert answer.status_code == 200
         if "/files/" in link:
             assert answer.content == outcome.files[link.rpartition("/")[2]]
+    for link in followed:
+        if not link.endswith((".svg", ".root")):  # which a browser saves
+            opened = tab.goto(link)
+            assert opened is not None
+            assert opened.ok, link
+    tab.goto(f"{url}/runs/{run_id}")
     tab.click("text=all runs")
     tab.wait_for_selector(f"tr:has-text('{run_id}') .badge.complete")
 

@@ -269,6 +269,7 @@ def test_pictures_and_numbers_of_a_fit_are_shown_with_their_captions(site: Site)
         "parameters": {"luminosity": {"value": 1.01, "error": 0.017}},
         "yields": {"postfit": {"zz": {"yield": 250.5}}},
         "correlations": {"names": ["mu"], "matrix": [[1.0]]},
+        "mass": {"value_gev": 124.96, "error_gev": 1.54, "interval_gev": [123.4, 126.5], "problem": None},
     }
     folder = finished(site.output, RUN, 1.7e9, document(fit=fit))
     for name in ("m4l_postfit.png", "pulls.png", "correlations.png", "likelihood.png", "something_new.png"):
@@ -278,6 +279,7 @@ def test_pictures_and_numbers_of_a_fit_are_shown_with_their_captions(site: Site)
         "Four-lepton mass after the fit", "Pulls of the nuisance parameters", "Correlations of the fit",
         "Likelihood scan of the signal strength μ", "something new", "Signal strength μ 1.25",
         "Significance, observed [σ] 3.5", "luminosity 1.01 0.017", "Yields, postfit Name yield zz 250.5",
+        "Significance 3.5 σ", "Mass of the Higgs boson 125.0 GeV ± 1.5 GeV", "m_H [GeV] 125",
     ):  # fmt: skip
         assert part in text
 
@@ -496,7 +498,8 @@ def test_every_answer_has_the_security_headers(site: Site) -> None:
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
-        assert "unsafe" not in policy
+        assert "script-src 'self'" in policy or "script-src" not in policy
+        assert ("unsafe" in policy) == ("/files/" in path)  # the browser's own page around a file is styled inline
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert "server" not in headers

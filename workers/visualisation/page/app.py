@@ -23,7 +23,7 @@ from workers.visualisation.page import pictures, views, wording
 from workers.visualisation.page.document import Documents, of_live
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.partial_plot import Painter
-from workers.visualisation.page.security import Secured
+from workers.visualisation.page.security import OF_A_FILE, Secured
 from workers.visualisation.page.streams import State, Streams
 
 HERE = Path(__file__).parent
@@ -63,6 +63,7 @@ class Page:
                     Route("/runs/{run_id}/partial.png", self._partial_plot),
                     Route("/runs/{run_id}/files/{name}", self._file),
                     Route("/static/{name}", self._static_file),
+                    Route("/favicon.ico", self._icon),  # for the files, which name none
                 ],
                 exception_handlers={HTTPException: self._refuse, Exception: self._refuse},
             )
@@ -192,7 +193,8 @@ class Page:
         content = self._archive.read(request.path_params["run_id"], name)
         if content is None:
             raise _NotFound("There is no such file.")
-        headers = {} if pictures.is_shown(name) else {"content-disposition": f'attachment; filename="{name}"'}
+        is_shown = pictures.is_shown(name)
+        headers = dict(OF_A_FILE) if is_shown else {"content-disposition": f'attachment; filename="{name}"'}
         return _bytes(request, content, pictures.media_type(name), headers)
 
     def _static_file(self, request: Request) -> Response:
@@ -200,6 +202,9 @@ class Page:
         if name not in STATIC:
             raise _NotFound("There is no such file.")
         return _bytes(request, self._static[name], STATIC[name], {})
+
+    def _icon(self, request: Request) -> Response:
+        return _bytes(request, self._static["icon.svg"], STATIC["icon.svg"], {})
 
     # How it is said
 

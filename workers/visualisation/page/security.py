@@ -17,9 +17,12 @@ SECURITY = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 
+#: For a picture or a document that a browser shows by itself, in a page of its own making with styles inline.
+OF_A_FILE = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+
 
 class Secured:
-    """Puts the security headers on every answer, whoever gives it."""
+    """Puts the security headers on every answer, whoever gives it, but for those that it has."""
 
     def __init__(self, inner: ASGIApp) -> None:
         self._inner = inner
@@ -30,7 +33,9 @@ class Secured:
 
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self._headers]
+                given = message.get("headers", [])
+                names = {name for name, _ in given}
+                message["headers"] = [*given, *(header for header in self._headers if header[0] not in names)]
             await send(message)
 
         await self._inner(scope, receive, secured)

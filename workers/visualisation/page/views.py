@@ -33,6 +33,13 @@ FIT_NAMES = {
     "significance_observed": "Significance, observed [σ]",
     "significance_expected": "Significance, expected [σ]",
     "cls_mu1": "CLs at μ = 1",
+    "p0_observed": "p₀, observed",
+    "mu": "signal strength μ",
+    "twice_nll_ratio": "−2 ln λ to the saturated model",
+    "value_gev": "m_H [GeV]",
+    "error_gev": "uncertainty, m4l scale included [GeV]",
+    "m4l_scale_error_gev": "of which m4l scale [GeV]",
+    "threshold": "−2Δ ln L of the statistical interval",
 }
 
 
@@ -94,17 +101,29 @@ def label(category: str, document: Document) -> Markup:
     """A category's label, from the catalogue's TeX to HTML."""
     known = document.catalogued
     tex = next((c.label for c in known.categories if c.name == category), category) if known else category
-    tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to", "→")
+    tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to ", "→")
     text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
     text = re.sub(r"\^\{(.*?)\}", r"\1", text)
     return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", text))  # noqa: S704  escaped two lines above
 
 
+def mass(document: Document) -> tuple[float, float | None] | None:
+    """The measured mass of the Higgs boson and its uncertainty, in GeV; None where there is none."""
+    measured = (document.fit or {}).get("mass")
+    if not isinstance(measured, dict) or not isinstance(value := measured.get("value_gev"), int | float):
+        return None
+    error = measured.get("error_gev")
+    return value, error if isinstance(error, int | float) else None
+
+
 def fit_numbers(fit: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The plain numbers of a fit, with their names in words."""
-    return [
-        (FIT_NAMES.get(name, name.replace("_", " ")), setting(value)) for name, value in fit.items() if _is_plain(value)
-    ]
+    return [(fit_name(name), setting(value)) for name, value in fit.items() if _is_plain(value)]
+
+
+def fit_name(name: str) -> str:
+    """What a number of the fit is called in words."""
+    return FIT_NAMES.get(name, name.replace("mc_statistics[", "MC statistics, bin [").replace("_", " "))
 
 
 def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
@@ -120,7 +139,7 @@ def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
             rows = [(row, [setting(entry.get(column)) for column in columns]) for row, entry in part.items()]
             tables.append(Table(heading, columns, rows))
         else:
-            plain = [(row, [setting(value)]) for row, value in part.items() if _is_plain(value)]
+            plain = [(row, [setting(value)]) for row, value in part.items() if _is_plain(value) and value is not None]
             if plain:
                 tables.append(Table(heading, ["value"], plain))
             tables += fit_tables(part, heading)
