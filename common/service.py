@@ -117,6 +117,8 @@ def _handle(service: Service, session: Session, delivery: Delivery, stop: thread
                 return None
         except MessageError as error:
             return _give_up(service, session, delivery, str(error), monitor)
+        except BrokerError:
+            raise  # nothing is wrong with the message: it comes again
         except Exception as error:
             log.exception("%s failed on a %s message", service.name, delivery.kind)
             problem = f"{service.name} failed: {type(error).__name__}: {error}"

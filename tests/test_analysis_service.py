@@ -146,14 +146,35 @@ def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
     ]
 
 
-def test_whatever_comes_again_after_the_end_brings_the_same_result(analysis: Analysis, clock: Clock) -> None:
-    final = final_of(analysis, RUN)
+def test_whatever_comes_again_after_the_end_brings_the_same_result_once(analysis: Analysis, clock: Clock) -> None:
+    final = Result("run", final=True, result=final_of(analysis, RUN))
     clock.now += 3600
+    published: list[Message] = []
+    analysis.publish = published.extend
     other_bounds = of_chunk(Chunk("run", "Zee", 10, 70))
     other_plan = SamplePlan("run", "Zee", 80, (0, 10, 70, 80))
 
-    for message in [*RUN, other_bounds, other_plan, ChunkFailed(ZEE, "late"), ChunkFailed(other_bounds.chunk, "late")]:
-        assert results(analysis.handle(message)) == [Result("run", final=True, result=final)], message
+    late: list[Message] = [ChunkFailed(ZEE, "late"), ChunkFailed(other_bounds.chunk, "late")]
+    for message in [*RUN[1:], other_bounds, other_plan, *late]:
+        assert results(analysis.handle(message)) == [], message
+        assert published == [final], message
+    for _ in range(2):  # whoever asks for the run again is answered each time
+        assert results(analysis.handle(RUN_PLAN)) == [final]
+
+
+def test_a_result_that_could_not_be_published_is_tried_again_with_the_next_message(analysis: Analysis) -> None:
+    final = final_of(analysis, RUN)
+    published: list[Message] = []
+
+    def refuse(messages: Sequence[Message]) -> None:
+        raise BrokerError("it has not confirmed")
+
+    analysis.publish = refuse
+    with pytest.raises(BrokerError):
+        analysis.handle(RUN[-1])
+    analysis.publish = published.extend
+    analysis.handle(RUN[-1])
+    assert published == [Result("run", final=True, result=final)]
 
 
 def test_a_service_that_starts_anew_goes_on_where_the_last_one_was_killed(tmp_path: Path, clock: Clock) -> None:
@@ -583,8 +604,11 @@ def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis
     final = final_of(analysis, RUN)
     tasks = [FileTask("run", "Zee", RUN_PLAN.settings), ChunkTask(ZEE, RUN_PLAN.settings), RUN[-1]]
 
+    published: list[Message] = []
+    analysis.publish = published.extend
     for task in tasks:
-        assert notify(analysis, dead_letter(task.route, task)) == [Result("run", final=True, result=final)]
+        assert notify(analysis, dead_letter(task.route, task)) == []
+        assert published == [Result("run", final=True, result=final)]
 
 
 def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None:

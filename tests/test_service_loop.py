@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 
 from common import messages, topology
-from common.errors import Unavailable
-from common.messages import Message, RunFailed
+from common.errors import BrokerError, Unavailable
+from common.messages import Chunk, ChunkFailed, Message, RunFailed
 from common.service import Service, serve
+from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport import Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
+from tests.chaos.proxy import Proxy
 from tests.conftest import wait_until
 
 
@@ -62,3 +65,33 @@ def test_what_a_service_publishes_in_its_turn_arrives_though_something_was_away(
         loop.join(20)
         listener.close()
     assert not loop.is_alive()
+
+
+@pytest.mark.broker
+def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_again(vhost: BrokerSettings) -> None:
+    stop, news = threading.Event(), RunFailed("run", "never confirmed")
+
+    class Unlucky(Punctual):
+        def turn(self) -> None: ...
+
+        def handle(self, message: Message) -> Sequence[Message]:
+            proxy.refuses = True
+            proxy.cut()
+            stop.set()
+            self.publish([news])
+            return []
+
+    direct = RabbitMQTransport(vhost, patience_s=20).open([topology.dead("plans")])
+    sent = ChunkFailed(Chunk("run", "Zee", 0, 1), "no reason")
+    direct.publish([sent])
+    with Proxy(vhost.port) as proxy:
+        service = Unlucky()
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20, stop=stop).open(service.consumes)
+        with pytest.raises(BrokerError, match="has not confirmed"):
+            serve(service, session, stop)
+    successor = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    delivery = wait_until(lambda: successor.receive(0.5), "the message came again", 20)
+    assert messages.decode(delivery.kind, delivery.body) == sent
+    assert direct.receive(0.5) is None
+    for opened in (direct, successor):
+        opened.close()

@@ -209,6 +209,7 @@ class RabbitMQSession:
         settlement = _Settlement(self._publications(messages))
         self._submit(settlement)
         while not settlement.confirmed.wait(CONFIRM_DEADLINE_S):
+            self._raise_failure()
             if self._stop_asked.is_set():
                 raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages before the stop")
         self._raise_failure()

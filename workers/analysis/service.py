@@ -48,6 +48,8 @@ _PARTIAL_SHARE = 10
 #: How long the chunks of a run are kept whose plan has not come: plans have a queue of their own, and may be later.
 UNPLANNED_S = 3600.0
 UNPLANNED_EVERY_S = 60.0
+#: For so many runs it is remembered that their result is published.
+_TOLD = 1_000
 
 
 class Analysis(Service):
@@ -62,6 +64,8 @@ class Analysis(Service):
         self._next_partial: dict[str, float] = {}
         self._unplanned_since: dict[str, float] = {}
         self._next_look = 0.0
+        #: Runs whose kept result this process knows to be published, the latest last.
+        self._told: dict[str, None] = {}
         self._resumed = False
 
     def close(self) -> None:
@@ -88,6 +92,9 @@ class Analysis(Service):
         match message:
             case RunPlan():
                 self._store.begin(message)
+                known = self._store.result(message.run_id)
+                if known is not None:  # who asks again is told again
+                    return [Result(message.run_id, final=True, result=known)]
                 return self._state_of(message.run_id)
             case SamplePlan():
                 self._store.plan(message)
@@ -121,6 +128,7 @@ class Analysis(Service):
                 # In this order: a crash in between has it fitted and published once more, not never.
                 self.publish([Result(run_id, final=True, result=result)])
                 self._store.finish(run_id, result)
+                self._told.pop(run_id, None)
             self._fits.forget(run_id)
         if time.time() >= self._next_look:
             self._next_look = time.time() + UNPLANNED_EVERY_S
@@ -177,7 +185,8 @@ class Analysis(Service):
         """The run's final result if it is finished, else a partial one now and then, else nothing."""
         known = self._store.result(run_id)
         if known is not None and (known["complete"] or not changed):
-            return [Result(run_id, final=True, result=known)]
+            self._tell_once(Result(run_id, final=True, result=known))
+            return []
         run = self._store.run(run_id)
         if run is None or run_id in self._fits:
             return []
@@ -192,10 +201,23 @@ class Analysis(Service):
         self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
         return [Result(run_id, final=False, result=result)]
 
+    def _tell_once(self, final: Result) -> None:
+        """Publish a result that is kept, and see it confirmed; what comes again of its run brings it no second time.
+
+        It may have been kept, and the service killed, before it was published.
+        """
+        if final.run_id in self._told:
+            return
+        self.publish([final])
+        self._told[final.run_id] = None
+        if len(self._told) > _TOLD:
+            del self._told[next(iter(self._told))]
+
     def _conclude(self, run: Run, result: dict[str, Any]) -> Result:
         """A whole run's final result; where there is something to fit, all but the fit, which is then under way."""
         if result["workspace"] is None:
             self._store.finish(run.run_id, result)
+            self._told.pop(run.run_id, None)
             return Result(run.run_id, final=True, result=result)
         self._fits.start(run.run_id, result, then=self.wake)
         so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}
