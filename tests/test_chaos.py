@@ -30,7 +30,6 @@ OF_PROCESSES: list[Fault] = [
     FullDisk("analysis", complaint="waits: the database"),
     KillFit(),
     FullDisk("visualisation", "drawing", "cannot be written"),
-    KillAt("visualisation", "drawing", "before the folder is in place"),
 ]
 OF_MESSAGES: list[Fault] = [
     Cut(),
@@ -43,6 +42,7 @@ OF_MESSAGES: list[Fault] = [
     Reorder("selected"),
     ComeLate("chunks"),
     RepeatRequest(late=True),
+    KillAt("visualisation", "drawing", "before the folder is in place"),
 ]
 
 

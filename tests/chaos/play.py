@@ -99,5 +99,9 @@ def _strike(stage: Stage, run: Run, fault: Fault, undisturbed: Undisturbed, rng:
     if not fault.inflict(stage, run, rng):
         return None
     done = run.done(fault.felt_by)
-    run.wait_for(lambda: run.done(fault.felt_by) > done or stage.workers.has_lost())
+
+    def goes_on() -> bool:
+        return run.is_drawing() if fault.moment == "fit" else run.done(fault.felt_by) > done
+
+    run.wait_for(lambda: goes_on() or stage.workers.has_lost())
     return Strike(fault, at, time.monotonic() - begun)
