@@ -169,6 +169,7 @@ def broker_from_package(folder: Path, configuration: str, erlang: str) -> Iterat
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
         "RABBITMQ_LOGS": str(folder / "broker.log"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": erlang,
+        "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
     }
     processes: list[subprocess.Popen[bytes]] = []
 
