@@ -39,8 +39,8 @@ OF_MESSAGES: list[Fault] = [
     Hold(),
     Alarm(),
     Duplicate("events"),
-    Reorder("selected"),
-    ComeLate("chunks"),
+    Reorder("chunks"),
+    ComeLate("selected"),
     RepeatRequest(late=True),
     KillAt("visualisation", "drawing", "before the folder is in place"),
 ]

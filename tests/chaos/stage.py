@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -159,8 +160,9 @@ class Stage:
 
         wait_until(all_consume, "the services consume", START_DEADLINE_S)
 
-    def queues(self) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = self.broker.api("GET", f"queues/{quote(self.vhost.vhost, safe='')}")
+    def queues(self) -> list[dict[str, Any]]:
+        """The queues of the virtual host, as the management API tells of them."""
+        found: list[dict[str, Any]] = self.broker.api("GET", f"queues/{quote(self.vhost.vhost, safe='')}")
         return found
 
     def restart_broker(self) -> None:
