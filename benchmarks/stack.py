@@ -47,10 +47,16 @@ class Stack:
         self.broker = broker
         self.vhost = vhost
         self.workers = workers
-        self.processes = {
-            service.replace("_", "-"): [psutil.Process(process.pid) for process in workers.running(service)]
+        self._broker_process = _process_of(broker)
+
+    @property
+    def processes(self) -> Mapping[str, list[psutil.Process]]:
+        """The processes of each service that run now, and the broker's."""
+        running = {
+            service.replace("_", "-"): [psutil.Process(process.pid) for process in self.workers.running(service)]
             for service in SERVICES
-        } | {"rabbitmq": [_process_of(broker)]}
+        }
+        return {**running, "rabbitmq": [self._broker_process]}
 
     def run(self, settings: RunSettings) -> Measured:
         """Submit a run, measure it up to its final result, that is to say with its fit, and wait for its folder."""

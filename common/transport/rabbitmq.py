@@ -253,6 +253,7 @@ class RabbitMQSession:
         with self._lock:
             while self._unfinished and self._failure is None and time.monotonic() < deadline:
                 self._lock.wait(deadline - time.monotonic())
+        self._stopping = True  # from here on, what ends is meant to end
         for temporary in (q for q in self._queues if q.expires_s is not None):
             self._on_loop(partial(self._delete, temporary.name))
         self._on_loop(self._take_back_marks)
@@ -345,6 +346,8 @@ class RabbitMQSession:
 
     def _on_cancelled(self, frame: pika.frame.Method[Any]) -> None:
         """Our queue was deleted, or (from RabbitMQ 4.3 on) a delivery took longer than consumer_timeout."""
+        if self._stopping:
+            return
         log.warning("the broker has ended a consumer; connecting again")
         self._close_connection()
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyhf
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
-from scipy.stats import chi2, norm
+from scipy.special import ndtr
+from scipy.stats import chi2
 
 from workers.analysis.likelihood import Fit, FitError, Likelihood
 from workers.analysis.mass import mass_of
@@ -84,7 +85,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "signal_strength_error": error,
         "signal_strength_interval": profile.interval(error),
         "significance_observed": float(np.sqrt(q0)),
-        "p0_observed": float(norm.sf(np.sqrt(q0))),
+        "p0_observed": float(ndtr(-np.sqrt(q0))),
         "significance_expected": float(np.sqrt(with_signal.q0())),
         "cls_mu1": limits.cls(1.0),
         "upper_limit": {"confidence_level": CONFIDENCE_LEVEL, **upper_limit},
@@ -109,6 +110,7 @@ class Profile:
         self.likelihood, self.data, self.best = likelihood, data, best
         self.mu_hat = float(best.parameters[likelihood.poi])
         self._last = best.parameters
+        self._known: dict[float, float] = {}
 
     def conditional(self, mu: float) -> Fit:
         """The fit with μ held."""
@@ -118,7 +120,9 @@ class Profile:
 
     def __call__(self, mu: float) -> float:
         """-2 ln λ(μ) = -2 ln L(μ, θ̂(μ)) + 2 ln L(μ̂, θ̂) [1, eq. 7]."""
-        return max(0.0, self.conditional(mu).twice_nll - self.best.twice_nll)
+        if mu not in self._known:
+            self._known[mu] = max(0.0, self.conditional(mu).twice_nll - self.best.twice_nll)
+        return self._known[mu]
 
     def q0(self) -> float:
         """q₀ = -2 ln λ(0) for μ̂ ≥ 0, else 0 [1, eq. 12]."""
@@ -160,15 +164,15 @@ class Limits:
         q, q_asimov = self._observed.q_tilde(mu), self._asimov.q_tilde(mu)
         root = np.sqrt(q_asimov)
         if q <= q_asimov:
-            signal, background = norm.sf(np.sqrt(q)), norm.sf(np.sqrt(q) - root)
+            signal, background = ndtr(-np.sqrt(q)), ndtr(root - np.sqrt(q))
         else:
-            signal, background = norm.sf((q + q_asimov) / (2 * root)), norm.sf((q - q_asimov) / (2 * root))
+            signal, background = ndtr(-(q + q_asimov) / (2 * root)), ndtr((q_asimov - q) / (2 * root))
         return float(signal / background)
 
     def expected(self, mu: float) -> list[float]:
         """CLs where the data lie -2 to 2 standard deviations from the median without a signal [1, 4.3]."""
         root = np.sqrt(self._asimov.q_tilde(mu))
-        return [float(norm.sf(root - n) / norm.cdf(n)) for n in _N_SIGMA]
+        return [float(ndtr(n - root) / ndtr(n)) for n in _N_SIGMA]
 
     def scan(self, mu_hat: float, error: float) -> tuple[dict[str, Any], dict[str, Any]]:
         """CLs over μ, and the μ at which it is 0.05, interpolated in ln CLs."""
