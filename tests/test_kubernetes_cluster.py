@@ -209,6 +209,7 @@ def file_server(image: str) -> dict[str, Any]:
     server = {
         "name": "files",
         "image": image,
+        "imagePullPolicy": "IfNotPresent",
         "command": ["python", "-m", "http.server", "--directory", "/files", "8000"],
         "securityContext": restricted,
         "readinessProbe": {"httpGet": {"path": "/", "port": 8000}},
