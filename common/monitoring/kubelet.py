@@ -145,6 +145,10 @@ class KubeletSource:
             raise RefusedError(error.status, f"the kubelet's summary is refused: {error}") from None
 
     def _of_pod(self, pod: Pod, stats: Mapping[str, Any]) -> Iterator[Reading]:
+        starts = [seconds(container["startTime"]) for container in stats.get("containers") or []]
+        if max(starts, default=0.0) >= math.floor(self._listed_at):  # its restarts have not been counted yet
+            self._list()
+            pod = self._known[pod.uid]
         born = pod.started is not None and pod.started >= math.floor(self._begin)
         counters = self._counters.setdefault(pod.uid, PodCounters(pod, born))
         if cpu := _cpu(stats):

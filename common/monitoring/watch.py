@@ -58,6 +58,7 @@ class Watch:
         self.view = view
         self.stop = threading.Event()
         self.hurry = threading.Event()
+        self._interrupted = False
         self.exit_code = 0
         self._sampler = Sampler()
         self._samples: list[Sample] = []
@@ -153,7 +154,7 @@ class Watch:
             if time.monotonic() > deadline:
                 self._problems.append(f"not every counter was read again within {self.source.refresh_s:g} s")
                 return None
-            if self.hurry.wait(_LOOK_S) or (self.stop.is_set() and not self._samples):
+            if self.hurry.wait(_LOOK_S) or (self._interrupted and not self._samples):
                 return None
 
     def _take(self) -> None:
@@ -227,6 +228,7 @@ class Watch:
         def interrupted(*_: object) -> None:
             if self.stop.is_set():
                 self.hurry.set()
+            self._interrupted = True
             self.stop.set()
 
         before = {}
