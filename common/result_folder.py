@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from common.errors import MessageError
@@ -38,37 +38,52 @@ def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
     _delete_what_was_left(output)
     if _holds(target, files):
         return target
-    new = output / f".{run_id}.{secrets.token_hex(6)}"
-    try:
-        new.mkdir()
-        with _opened(new) as descriptor:
-            with suppress(OSError):  # a file system without locks: what a killed writer leaves there, stays
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name, content in files.items():
-                with (new / name).open("xb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.fsync(descriptor)
-            _replace(new, target)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with _new_sibling(target) as new:
+        for name, content in files.items():
+            with (new / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(new)
+        _replace(new, target)
     _sync(output)
     return target
 
 
+@contextmanager
+def _new_sibling(target: Path) -> Iterator[Path]:
+    """A hidden folder to write in, locked meanwhile: nobody takes it for one that was left. Deleted in the end."""
+    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    with ExitStack() as held:
+        with _locked(target.parent):  # or somebody sees it before its own lock is there
+            new.mkdir()
+            held.callback(shutil.rmtree, new, ignore_errors=True)
+            held.enter_context(_locked(new))
+        yield new
+
+
 def _delete_what_was_left(output: Path) -> None:
     """Delete the hidden siblings that nobody writes any more: their writer was killed, which ended its lock."""
-    for left in output.iterdir():
-        hidden = _HIDDEN.fullmatch(left.name)
-        if hidden is None or not is_name(hidden[1]):
-            continue
-        with suppress(OSError), _opened(left) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Renamed first: should somebody write there after all, they fail, and put no half folder in place.
-            away = left.with_name(f".{hidden[1]}.{secrets.token_hex(6)}.old")
-            left.rename(away)
-            shutil.rmtree(away, ignore_errors=True)
+    with _locked(output):
+        for left in output.iterdir():
+            hidden = _HIDDEN.fullmatch(left.name)
+            if hidden is None or not is_name(hidden[1]):
+                continue
+            with suppress(OSError), _opened(left) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Renamed first: should somebody write there after all, they fail, and put no half folder in place.
+                away = left.with_name(f".{hidden[1]}.{secrets.token_hex(6)}.old")
+                left.rename(away)
+                shutil.rmtree(away, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; on a file system without locks nothing is held, and what a killed writer leaves stays."""
+    with _opened(folder) as descriptor:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -137,7 +137,9 @@ def test_two_replicas_are_kept_apart_and_add_up(project: Project, interval: str)
 
 def test_the_counter_agrees_with_the_hosts_cgroup_file(project: Project) -> None:
     container = project.make("burner", 2.0, stay_s=600)
-    recording = project.record("1", f"docker start {container}; until docker logs {container} | grep -q .; do sleep 0.2; done")
+    recording = project.record(
+        "1", f"docker start {container}; until docker logs {container} | grep -q .; do sleep 0.2; done"
+    )
     pid = int(docker("inspect", "--format", "{{.State.Pid}}", container))
     cgroup = cgroup_of(pid, container)
     if cgroup is None:
