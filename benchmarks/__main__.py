@@ -19,24 +19,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contest import Contestant, Round, by_service, check, machine, markdown, table
+from benchmarks.contest import Contestant, Round, by_service, check, markdown, table, write
+from benchmarks.releases import FULL_SIZE, toy_release
 from benchmarks.stack import BenchmarkError, Stack, warm_stack
-from common import catalogue
 from common.settings import RunSettings
 from tests.conftest import ROOT, running_broker
-from workers.data_loader.demo import demo_file
-
-#: The simulated events of the 2020 release's 4lep files, by the catalogue.
-FULL_SIZE = sum(sample.entries for sample in catalogue.release("demo").samples if not sample.is_data)
-
-
-def full_size_release(cache: Path) -> Path:
-    """The directory of a toy release with all entries and branches of the real one, made where it is missing."""
-    release = catalogue.release("demo")
-    paths = [
-        demo_file(sample, release, FULL_SIZE, cache / "benchmarks", all_branches=True) for sample in release.samples
-    ]
-    return paths[0].parents[1]
 
 
 class Program(Contestant):
@@ -85,7 +72,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    run = RunSettings(data=str(full_size_release(cache)))
+    run = RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True)))
     rounds: dict[str, list[Round]] = {}
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
@@ -111,7 +98,8 @@ def main() -> int:
         small = median(distributed.services.run(RunSettings(release="demo")).seconds for _ in range(arguments.rounds))
         sent = distributed.bytes_of(run)
     events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())
-    text = "\n\n".join(
+    write(
+        arguments.output,
         [
             "# How long a run of the 2020 release's size takes",
             f"{events:,} toy events with the branches of the real ones; medians of {arguments.rounds} interleaved "
@@ -122,11 +110,8 @@ def main() -> int:
             f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "
             f"{small:.2f} s from its submission to its final result.",
             *(f"Left out: {one.name}, for {one.missing} is not installed." for one in everyone if one.missing),
-            machine(),
-        ]
+        ],
     )
-    print(text)
-    arguments.output.write_text(f"{text}\n")
     return 0
 
 

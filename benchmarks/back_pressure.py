@@ -17,13 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.growth import peaks_of
+from benchmarks.releases import DEMO, toy_release
 from benchmarks.stack import Stack, final_result
-from common import catalogue, topology
+from common import topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.conftest import ROOT, Workers, running_broker, wait_until
-from workers.data_loader.demo import demo_file
 
 LIMITS_MIB = {"rabbitmq": 512, "data-loader": 1024}
 FULL_DEADLINE_S = 300.0
@@ -38,9 +38,8 @@ def main() -> int:
     parser.add_argument("--held", type=float, default=30.0, help="seconds without a processor (default: 30)")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy release is kept")
     arguments = parser.parse_args()
-    release, cache = catalogue.release("demo"), arguments.cache.resolve()
-    for sample in release.samples:
-        demo_file(sample, release, arguments.events, cache / release.name)
+    cache = arguments.cache.resolve()
+    toy_release(arguments.events, cache)
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         (folder / "cache").symlink_to(cache)
@@ -52,10 +51,10 @@ def main() -> int:
             workers.start(service)
         services = Stack(broker, vhost, workers)
         peaks = held.enter_context(peaks_of(services))
-        run_id = new_run_id(release.name)
+        run_id = new_run_id(DEMO.name)
         session = RabbitMQTransport(vhost).open([topology.follower(run_id)], prefetch=100)
         held.callback(session.close)
-        submit(session, run_id, RunSettings(release=release.name, demo_events=arguments.events))
+        submit(session, run_id, RunSettings(release=DEMO.name, demo_events=arguments.events))
 
         def waiting() -> int:
             return int(broker.api("GET", f"queues/{vhost.vhost}/{topology.EVENTS.name}").get("messages", 0))

@@ -100,6 +100,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
+def write(output: Path, paragraphs: Sequence[str]) -> None:
+    """Print what was measured and keep it in a file, with what it was measured on."""
+    text = "\n\n".join([*paragraphs, machine()])
+    print(text)
+    output.write_text(f"{text}\n")
+
+
 def machine() -> str:
     """What was measured on, and with, in a sentence."""
     packages = []

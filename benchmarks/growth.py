@@ -16,12 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.contest import machine, markdown
+from benchmarks.contest import markdown, write
+from benchmarks.releases import toy_release
 from benchmarks.stack import Measured, Stack, warm_stack
-from common import catalogue
 from common.settings import RunSettings
 from tests.conftest import ROOT, running_broker
-from workers.data_loader.demo import demo_file
 
 SAMPLE_EVERY_S = 0.2
 
@@ -72,11 +71,9 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "growth.md")
     arguments = parser.parse_args()
-    release = catalogue.release("demo")
     cache = arguments.cache.resolve()
     for events in arguments.events:
-        for sample in release.samples:
-            demo_file(sample, release, events, cache / release.name)
+        toy_release(events, cache)
     measured = []
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
@@ -88,17 +85,15 @@ def main() -> int:
                 run = services.run(RunSettings(release="demo", demo_events=events))
             measured.append((events, run, peaks))
             print(f"{events:,} events: {run.seconds:.1f} s", flush=True)
-    text = "\n\n".join(
+    write(
+        arguments.output,
         [
             "# How time and memory grow with the events",
             "Toy releases, from the submission to the final result, through one loader and one processor; memory is "
             "the largest seen, children included.",
             markdown(rows_of(measured)),
-            machine(),
-        ]
+        ],
     )
-    print(text)
-    arguments.output.write_text(f"{text}\n")
     return 0
 
 

@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.contest import machine, markdown
+from benchmarks.contest import markdown, write
+from benchmarks.releases import toy_release
 from benchmarks.stack import Stack, wait_for_consumers
-from common import catalogue
 from common.settings import BrokerSettings, RunSettings
 from tests.conftest import ROOT, Workers, running_broker
-from workers.data_loader.demo import demo_file
 
 
 @contextmanager
@@ -78,12 +77,11 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--events", type=int, default=5_000_000)
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "replicas.md")
     arguments = parser.parse_args()
-    release, cache = catalogue.release("demo"), arguments.cache.resolve()
+    cache = arguments.cache.resolve()
     for events in (arguments.events, RunSettings(release="demo").demo_events):
-        for sample in release.samples:
-            demo_file(sample, release, events, cache / release.name)
+        toy_release(events, cache)
     rows = [["loaders, processors", "s", "million events/s", "efficiency", "CPU cores of the others"]]
     first = 0.0
     for replicas in arguments.replicas:
@@ -93,10 +91,15 @@ def main() -> int:
         rate = arguments.events / seconds / 1e6
         rows.append([str(replicas), f"{seconds:.1f}", f"{rate:.2f}", f"{first / seconds / replicas:.2f}", used])
         print(" | ".join(rows[-1]), flush=True)
-    text = f"Each loader and processor held to {arguments.cores:g} cores.\n\n{markdown(rows)}\n\n{machine()}"
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(f"{text}\n")
+    write(
+        arguments.output,
+        [
+            "# How loaders and processors scale with their replicas",
+            f"{arguments.events:,} toy events; each loader and processor is a container held to {arguments.cores:g} "
+            "cores. The efficiency of N is the time of one over N times theirs.",
+            markdown(rows),
+        ],
+    )
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -157,11 +157,11 @@ def _letter(queue: str, properties: pika.BasicProperties, size: int) -> Letter:
 def _publish(channel: BlockingChannel, queue: str, kind: str, headers: dict[str, Any], body: bytes) -> None:
     """Put a message into a queue; returns once that is confirmed."""
     properties = pika.BasicProperties(type=kind, delivery_mode=2, headers=headers)
-    publish: Callable[[], None] = lambda: channel.basic_publish("", queue, body, properties, mandatory=True)  # noqa: E731
     deadline = time.monotonic() + ROOM_DEADLINE_S
     while True:
         try:
-            return publish()
+            channel.basic_publish("", queue, body, properties, mandatory=True)
+            return
         except pika.exceptions.UnroutableError:
             raise BrokerError(f"there is no queue {queue}; a service makes it when it starts") from None
         except pika.exceptions.NackError:

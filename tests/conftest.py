@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -24,11 +25,17 @@ from typing import Any
 import pytest
 
 from common.settings import BrokerSettings
+from common.transport import Transport
+from common.transport.embedded import EmbeddedTransport
+from common.transport.rabbitmq import RabbitMQTransport
 
 ROOT = Path(__file__).parents[1]
 IMAGE = "rabbitmq:4-management"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 CONFIGURATION = ROOT / "kubernetes" / "rabbitmq.conf"
+
+# As in the services: of a broker that is away, our own words say enough.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Broker:
     environment: dict[str, str]
     kill: Callable[[], None]
     start: Callable[[], None]
-    tls_port: int
+    tls_port: int | None
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Ask the management API."""
@@ -225,6 +232,14 @@ def vhost(broker: Broker) -> Iterator[BrokerSettings]:
     made = broker.new_vhost()
     yield made
     broker.delete_vhost(made)
+
+
+@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    """Each transport in turn, with queues of this test's own."""
+    if request.param == "embedded":
+        return EmbeddedTransport()
+    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
 
 
 class Workers:

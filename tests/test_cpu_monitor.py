@@ -426,33 +426,28 @@ sys.stdin.read()
 """
 
 
+def record_processes(output: Path, *flags: str) -> subprocess.Popen[str]:
+    """A recording of this machine's processes, until it is interrupted."""
+    command = [
+        sys.executable,
+        "common/cpu_monitor.py",
+        "record",
+        "--source",
+        "process",
+        *flags,
+        "--output",
+        str(output),
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_processes_count_with_their_children_whether_waited_for_or_alive(tmp_path: Path) -> None:
     package = tmp_path / "workers"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "analysis.py").write_text(BURN)
     output = tmp_path / "p.csv"
-    recording = subprocess.Popen(
-        [
-            sys.executable,
-            "common/cpu_monitor.py",
-            "record",
-            "--source",
-            "process",
-            "--services",
-            "analysis",
-            "--wait",
-            "60",
-            "--interval",
-            "0.2",
-            "--output",
-            str(output),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    recording = record_processes(output, "--services", "analysis", "--wait", "60", "--interval", "0.2")
     wait_until(output.exists, "the recording began", 180)
     worker = subprocess.Popen(
         [sys.executable, "-m", "workers.analysis"],
@@ -475,25 +470,7 @@ def test_processes_count_with_their_children_whether_waited_for_or_alive(tmp_pat
 
 def test_ctrl_c_leaves_a_whole_file_and_a_service_that_never_appears_is_named(tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"
-    recording = subprocess.Popen(
-        [
-            sys.executable,
-            "common/cpu_monitor.py",
-            "record",
-            "--source",
-            "process",
-            "--services",
-            "no-such-service",
-            "--wait",
-            "60",
-            "--output",
-            str(output),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    recording = record_processes(output, "--services", "no-such-service", "--wait", "60")
     wait_until(lambda: output.exists() and output.read_text(), "the recording began", 180)
     recording.send_signal(signal.SIGINT)
     _, said = recording.communicate(timeout=240)

@@ -16,18 +16,11 @@ import pytest
 from common.monitoring import usage
 from common.monitoring.cgroup import cgroup_of
 from common.monitoring.recording import Recording, read_recording
+from tests.burning import BURN, IMAGE
 from tests.conftest import ROOT, wait_until
 
-IMAGE = "python:3.13-slim"
-
-#: Uses so many CPU seconds and says by getrusage how many; then it stays, or ends at once with nothing left to do.
-BURN = """
-import os, resource, sys, time
-def used():
-    r = resource.getrusage(resource.RUSAGE_SELF)
-    return r.ru_utime + r.ru_stime
-while used() < float(sys.argv[1]):
-    sum(range(10000))
+#: Says how much it has used; then it stays, or ends at once with nothing left to do.
+PROGRAM = f"""{BURN}
 print(used(), flush=True)
 time.sleep(float(sys.argv[2]))
 os._exit(0)
@@ -63,7 +56,7 @@ class Project:
         """A container that waits to be started; returns its id."""
         labels = {"project": self.name, "service": service, "container-number": str(number)}
         flags = [f"--label=com.docker.compose.{name}={value}" for name, value in labels.items()]
-        return docker("create", *flags, IMAGE, "python", "-c", BURN, str(cpu_seconds), str(stay_s))
+        return docker("create", *flags, IMAGE, "python", "-c", PROGRAM, str(cpu_seconds), str(stay_s))
 
     def flags(self, interval: str) -> list[str]:
         place = ["--source", "docker", "--project", self.name, "--interval", interval]

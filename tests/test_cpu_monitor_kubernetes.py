@@ -15,18 +15,11 @@ import pytest
 
 from common.monitoring import usage
 from common.monitoring.recording import Recording, read_recording
+from tests.burning import BURN, IMAGE
 from tests.conftest import ROOT, wait_until
 
-IMAGE = "python:3.13-slim"
-
-#: Uses so many CPU seconds and says by getrusage how many. With a file to remember by, the first life ends then.
-BURN = """
-import os, resource, sys, time
-def used():
-    r = resource.getrusage(resource.RUSAGE_SELF)
-    return r.ru_utime + r.ru_stime
-while used() < float(sys.argv[1]):
-    sum(range(10000))
+#: Says how much it has used. With a file to remember by, the first life ends then.
+PROGRAM = f"""{BURN}
 with open("/memory/burned", "a+") as memory:
     print(used(), file=memory)
     memory.seek(0)
@@ -94,7 +87,7 @@ class Namespace:
                             "name": "burner",
                             "image": IMAGE,
                             "imagePullPolicy": "IfNotPresent",
-                            "command": ["python", "-c", BURN, str(cpu_seconds), str(lives)],
+                            "command": ["python", "-c", PROGRAM, str(cpu_seconds), str(lives)],
                             "volumeMounts": [{"name": "memory", "mountPath": "/memory"}],
                         }
                     ],

@@ -21,7 +21,6 @@ from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store
 
 HISTOGRAMS = {"m4l", "m4l_4e", "m4l_4mu", "m4l_2e2mu"}
-NUMBER = (int, float)
 
 
 def result_with(partials: dict[str, Sequence[Partial]], *, final: bool = True, **settings: Any) -> dict[str, Any]:

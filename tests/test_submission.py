@@ -18,8 +18,6 @@ from common.display import Bars
 from common.messages import Folder, Result, RunFailed
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
-from common.transport.embedded import EmbeddedTransport
-from common.transport.rabbitmq import RabbitMQTransport
 from tests.test_fit_plots import fitted
 from tests.test_pipeline import in_time
 
@@ -48,13 +46,6 @@ def changed(result: dict[str, Any]) -> dict[str, Any]:
     other = copy.deepcopy(result)
     other["problems"].append("a chunk came late")
     return other
-
-
-@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    if request.param == "embedded":
-        return EmbeddedTransport()
-    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
 
 
 @pytest.fixture

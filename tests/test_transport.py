@@ -21,13 +21,6 @@ from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, wait_until
 
 
-@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
-def transport(request: pytest.FixtureRequest) -> Transport:
-    if request.param == "embedded":
-        return EmbeddedTransport()
-    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
-
-
 @pytest.fixture
 def open_session(transport: Transport) -> Iterator[Callable[..., Session]]:
     opened: list[Session] = []

@@ -14,7 +14,7 @@ import numpy as np
 from coffea import processor
 from coffea.nanoevents import BaseSchema
 
-from benchmarks.contestants import EDGES, Found, files, main
+from benchmarks.contestants import EDGES, Found, branches, files, main
 from benchmarks.contestants.notebook import select
 from common import catalogue
 from common.settings import RunSettings
@@ -30,8 +30,8 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
         """One chunk."""
         release = catalogue.release(self.run.release)
         sample = release.sample(events.metadata["dataset"])
-        names = [*release.branches.leptons.values(), *(() if sample.is_data else release.branches.weights)]
-        m4l, weight = select(ak.zip({name: events[name] for name in names}, depth_limit=1), release, sample, self.run)
+        columns = ak.zip({name: events[name] for name in branches(release, sample)}, depth_limit=1)
+        m4l, weight = select(columns, release, sample, self.run)
         values = np.histogram(m4l, bins=EDGES, weights=weight)[0]
         total = float(np.sum(weight, dtype=np.float64))
         return {sample.name: {"events": len(m4l), "total": total, "values": values}}

@@ -41,7 +41,7 @@ def notice_of(delivery: Delivery, problem: str) -> dict[str, str]:
 class Session(Protocol):
     """One service's connection: what it consumes, and where it publishes.
 
-    Used from one thread, but for ``wake``. A delivery that is not settled when the session ends
+    Used from one thread, but for ``wake`` and ``lengths``. A delivery that is not settled when the session ends
     is delivered again, to whoever consumes the queue next.
     """
 

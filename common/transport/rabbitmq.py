@@ -111,7 +111,10 @@ class _Suspicion:
 
 
 class RabbitMQSession:
-    """One service's connection. Public methods are called from the service's thread only."""
+    """One service's connection.
+
+    Public methods are called from the service's thread only, but for ``wake`` and ``lengths``.
+    """
 
     def __init__(
         self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int, stop: threading.Event | None = None

@@ -8,18 +8,24 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import docker
+import docker.errors
+import psutil
 from docker.models.containers import Container
 
 from common.settings import BrokerSettings
 from tests.chaos.delivery_faults import ComeLate, Duplicate, Reorder, RepeatRequest
 from tests.chaos.fault import Fault, Moment, OfService
 from tests.chaos.line_faults import Alarm, KillBroker
-from tests.chaos.stage import ERLANG, SERVICES, Run, Stage
+from tests.chaos.stage import ERLANG, FITTER, SERVICES, Run, Stage
 from tests.conftest import ROOT, Broker, free_port, wait_until
+
+#: How the stack's broker is spoken to, but for its port.
+SETTINGS = BrokerSettings("127.0.0.1")
 
 
 class ServiceContainers:
@@ -46,6 +52,11 @@ class ServiceContainers:
             "PAGE_PORT": str(free_port()),
             "OUTPUT_DIR": str(self.folder / "service-results"),
             "ERLANG": ERLANG,
+            # As our own sessions have it, whatever stands in .env.
+            "RABBITMQ_USER": SETTINGS.user,
+            "RABBITMQ_PASS": SETTINGS.password,
+            "RABBITMQ_VHOST": SETTINGS.vhost,
+            "MESSAGE_KEY": SETTINGS.message_key,
         }
         files = ["-f", "compose.yaml", "-f", "tests/chaos/containers.yaml"]
         command = ["docker", "compose", "--project-directory", str(ROOT), *files, *arguments]
@@ -81,6 +92,16 @@ class ServiceContainers:
     def has_lost(self) -> bool:
         """Whether a container has ended that was to run."""
         return any(self.ended().values())
+
+    def fitter(self) -> psutil.Process | None:
+        """The process that the analysis has its fits done in, where there is one: a process of this machine, too."""
+        (analysis,) = self.containers("analysis")
+        with suppress(docker.errors.APIError):  # it is not running
+            table = analysis.top()
+            for row in table["Processes"]:
+                if FITTER in row[-1]:
+                    return psutil.Process(int(row[table["Titles"].index("PID")]))
+        return None
 
 
 class KillContainer(OfService):
@@ -130,9 +151,9 @@ def set_stage(folder: Path, **replicas: int) -> Iterator[Stage]:
     try:
         workers.start()
         (container,) = workers.containers("rabbitmq")
-        settings = BrokerSettings("127.0.0.1", workers.broker_port)
+        settings = replace(SETTINGS, port=workers.broker_port)
         control = ("docker", "exec", container.id, "rabbitmqctl")
-        broker = Broker(settings, workers.api_port, control, {}, container.kill, container.start)
+        broker = Broker(settings, workers.api_port, control, {}, container.kill, container.start, tls_port=None)
         wait_until(lambda: broker.api("GET", "overview"), "RabbitMQ answered", 120)
         stage = Stage(broker, None, settings, workers)
         stage.wait_until_ready()

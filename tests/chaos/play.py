@@ -14,7 +14,7 @@ import pytest
 from common.settings import RunSettings
 from tests.chaos.fault import Fault, Moment
 from tests.chaos.invariants import violations
-from tests.chaos.stage import Run, Stage
+from tests.chaos.stage import HeldFit, Run, Stage
 from tests.runs import numbers, run_embedded
 
 #: Long enough to have a middle: 13 samples in about 300 chunks.
@@ -62,14 +62,14 @@ def play(
     """
     among_chunks = [fault for fault in faults if fault.moment == "chunks"]
     fractions = sorted(rng.uniform(0.02, 0.75) for _ in among_chunks)
-    run = stage.run(DEMO)
+    run, fit = stage.run(DEMO), HeldFit(stage)
     try:
         for fault in sorted(faults, key=lambda fault: _ORDER.index(fault.moment)):
             after = fractions.pop(0) * undisturbed.entries if fault.moment == "chunks" else 0
-            time_is_come = partial(_is_time, fault.moment, run, after, undisturbed.entries)
+            time_is_come = partial(_is_time, fault.moment, run, fit, after, undisturbed.entries)
             if not run.wait_for(lambda: time_is_come() or stage.workers.has_lost()):  # noqa: B023
                 break
-            strike = _strike(stage, run, fault, undisturbed, rng)
+            strike = _strike(stage, run, fit, fault, undisturbed, rng)
             if strike is not None:
                 on_strike(strike)
         if run.wait_for(stage.workers.has_lost):
@@ -81,22 +81,30 @@ def play(
     except pytest.fail.Exception as vain:
         return [str(vain)]
     finally:
+        fit.let_go()
         run.close()
 
 
-def _is_time(moment: Moment, run: Run, after: float, entries: int) -> bool:
+def _is_time(moment: Moment, run: Run, fit: HeldFit, after: float, entries: int) -> bool:
+    """Whether a moment has come, or is over."""
     match moment:
         case "chunks":
             return run.done() > after
         case "fit":
-            return run.done() >= entries and not run.is_drawing()
+            fit.hold()  # before the last chunk: later, it could be over
+            return run.done() >= entries or run.is_drawing()
         case "drawing":
             return run.is_drawing()
 
 
-def _strike(stage: Stage, run: Run, fault: Fault, undisturbed: Undisturbed, rng: random.Random) -> Strike | None:
+def _strike(
+    stage: Stage, run: Run, fit: HeldFit, fault: Fault, undisturbed: Undisturbed, rng: random.Random
+) -> Strike | None:
     at, begun = run.done() / undisturbed.entries, time.monotonic()
-    if not fault.inflict(stage, run, rng):
+    in_its_moment = not (fault.moment == "fit" and run.is_drawing())
+    has_struck = in_its_moment and fault.inflict(stage, run, rng)
+    fit.let_go()
+    if not has_struck:
         return None
     done = run.done(fault.felt_by)
 

@@ -6,8 +6,6 @@ import random
 import signal
 from dataclasses import dataclass
 
-import psutil
-
 from tests.chaos.fault import Fault, Moment, OfService
 from tests.chaos.stage import Run, Stage
 from tests.conftest import wait_until
@@ -71,21 +69,7 @@ class KillFit(Fault):
     moment: Moment = "fit"
 
     def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        return run.wait_for(lambda: _kill_all(fits_under_way(stage)))
-
-
-def _kill_all(processes: list[psutil.Process]) -> bool:
-    for process in processes:
-        process.kill()
-    return bool(processes)
-
-
-def fits_under_way(stage: Stage) -> list[psutil.Process]:
-    """The processes that the analysis has started."""
-    found = []
-    for process in stage.workers.running("analysis"):
-        try:
-            found += psutil.Process(process.pid).children()
-        except psutil.NoSuchProcess:
-            continue
-    return found
+        process = stage.workers.fitter()
+        if process is not None:
+            process.kill()
+        return process is not None

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _PIECE = 16_384
 #: Closing such a socket sends a reset, and nothing that was still to be sent.
@@ -22,7 +22,6 @@ class Line:
     broker: socket.socket
     client_port: int
     cut_after: int | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self, *, reset: bool) -> None:
         """Close both sides; with a reset, what is on its way is lost."""

@@ -13,6 +13,7 @@ import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
 from common.settings import BrokerSettings
+from common.transport.amqp import parameters
 
 #: Messages taken at once: enough to bring them into another order.
 _HANDFUL = 8
@@ -30,9 +31,7 @@ class Taken:
 @contextmanager
 def channel_of(settings: BrokerSettings) -> Iterator[BlockingChannel]:
     """A channel that confirms what is published."""
-    credentials = pika.PlainCredentials(settings.user, settings.password)
-    where = pika.ConnectionParameters(settings.host, settings.port, settings.vhost, credentials)
-    connection = pika.BlockingConnection(where)
+    connection = pika.BlockingConnection(parameters(settings))
     try:
         channel = connection.channel()
         channel.confirm_delivery()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
@@ -29,8 +29,10 @@ from tests.runs import Quiet, in_time, run_on_broker
 #: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
+#: What names the analysis' process for fits.
+FITTER = "workers.analysis.fit"
 #: The longest a run may take, with all that is done to it.
-RUN_DEADLINE_S = 240.0
+RUN_DEADLINE_S = 480.0
 START_DEADLINE_S = 60.0
 
 
@@ -66,6 +68,15 @@ class ServiceProcesses(Workers):
     def has_lost(self) -> bool:
         """Whether a process has ended that was to run."""
         return any(self.ended().values())
+
+    def fitter(self) -> psutil.Process | None:
+        """The process that the analysis has its fits done in, where there is one."""
+        for analysis in self.running("analysis"):
+            with suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(analysis.pid).children():
+                    if FITTER in child.cmdline():
+                        return child
+        return None
 
 
 class Run:
@@ -186,6 +197,29 @@ class Stage:
             yield
         finally:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+class HeldFit:
+    """Keeps a fit, which takes a fifth of a second, from ending before a fault can strike in it."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._process: psutil.Process | None = None
+
+    def hold(self) -> None:
+        """Stop the process for fits, where it has been started; a fit that it is asked for does not end."""
+        if self._process is None or not self._process.is_running():
+            self._process = self._stage.workers.fitter()
+            if self._process is not None:
+                with suppress(psutil.NoSuchProcess):
+                    self._process.suspend()
+
+    def let_go(self) -> None:
+        """Let it go on, if it still lives."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                self._process.resume()
+            self._process = None
 
 
 @contextmanager

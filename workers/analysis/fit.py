@@ -280,7 +280,6 @@ def _goodness(likelihood: Likelihood, best: Fit) -> dict[str, float]:
 
 def main() -> int:
     """Fit the result document of each line on standard input; answer with the fit, or the problem of it, in a line."""
-    pyhf.set_backend("numpy")
     for line in sys.stdin:
         answer: dict[str, Any] = {"fit": None, "problem": None}
         try:

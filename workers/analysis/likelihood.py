@@ -82,19 +82,14 @@ class Likelihood:
         pulls = (data[self.bins :] - expected[self.bins :]) / self.widths
         return float(2 * np.sum(rate - count * np.log(rate)) + np.sum(pulls**2))
 
-    def fit(
-        self, data: FloatArray, start: FloatArray | None = None, mu: float | None = None, mu_low: float | None = None
-    ) -> Fit:
-        """The minimum of -2 ln L for these data; ``mu`` holds the signal strength, ``mu_low`` bounds it from below.
+    def fit(self, data: FloatArray, start: FloatArray | None = None, mu: float | None = None) -> Fit:
+        """The minimum of -2 ln L for these data; ``mu`` holds the signal strength.
 
         Steps of F⁻¹·g with the gradient g and the Fisher information F, halved until
         -2 ln L falls; parameters at a bound that g pushes against stay there.
         Raises FitError where no minimum is reached.
         """
-        low = self.low.copy()
-        if mu_low is not None:
-            low[self.poi] = max(low[self.poi], mu_low)
-        x = np.clip(self.start if start is None else start, low, self.high)
+        x = np.clip(self.start if start is None else start, self.low, self.high)
         free = ~self.fixed
         if mu is not None:
             x[self.poi], free[self.poi] = mu, False
@@ -102,7 +97,7 @@ class Likelihood:
         value = self.twice_nll(expected, data)
         for _ in range(_MAX_ITERATIONS):
             gradient, information = self._score(expected, jacobian, data)
-            moving = free & ~(((x <= low) & (gradient < 0)) | ((x >= self.high) & (gradient > 0)))
+            moving = free & ~(((x <= self.low) & (gradient < 0)) | ((x >= self.high) & (gradient > 0)))
             step = np.zeros_like(x)
             step[moving] = np.linalg.solve(information[np.ix_(moving, moving)], gradient[moving])
             promised = 2 * float(step @ gradient)
@@ -110,7 +105,7 @@ class Likelihood:
                 return Fit(x, value)
             length = 1.0
             while True:
-                tried = np.clip(x + length * step, low, self.high)
+                tried = np.clip(x + length * step, self.low, self.high)
                 further, slope = self.expected(tried)
                 lower = self.twice_nll(further, data)
                 if lower <= value - 1e-4 * length * promised:

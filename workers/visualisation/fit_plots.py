@@ -34,6 +34,8 @@ SHOWN_CORRELATION = 0.1
 SHADES = 41
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
+#: How much higher than its curves a scan's axes are: above them stand words.
+_HEADROOM = 1.35
 
 _PARAMETERS = MappingProxyType(
     {
@@ -281,14 +283,19 @@ def _draw_interval(axes: Axes, value: float, interval: list[float | None]) -> No
     low, high = interval
     left, right = axes.get_xlim()
     axes.axvspan(
-        left if low is None else low, right if high is None else high, color=ONE_SIGMA_BAND, alpha=0.5, linewidth=0
+        left if low is None else low,
+        right if high is None else high,
+        ymax=1 / _HEADROOM,
+        color=ONE_SIGMA_BAND,
+        alpha=0.5,
+        linewidth=0,
     )
-    axes.axvline(value, color="black", linewidth=1.2)
+    axes.axvline(value, ymax=1 / _HEADROOM, color="black", linewidth=1.2)
 
 
 def _draw_levels(axes: Axes, x: Array, top: float) -> None:
     """Lines at 1, 4 and 9: one, two and three standard deviations; and empty space above for words."""
-    axes.set(xlim=(x[0], x[-1]), ylim=(0, 1.35 * max(top, 4.5)))
+    axes.set(xlim=(x[0], x[-1]), ylim=(0, _HEADROOM * max(top, 4.5)))
     for sigma in (1, 2, 3):
         if sigma**2 < axes.get_ylim()[1] / 1.3:
             axes.axhline(sigma**2, color="#777777", linewidth=1, linestyle=":")

@@ -143,10 +143,7 @@ class Page:
         if run is not None:
             picture = self._painter.picture(run_id)
             return run.version, run.state, picture and picture.version, int(run.quiet_s) // 5
-        entry = self._archive.find(run_id)
-        if entry is None:
-            raise _NotFound("There is no such run. It may have been pruned, or never have begun.")
-        return entry
+        return self._entry(run_id)
 
     def _run_context(self, run_id: str) -> dict[str, Any]:
         run = self._live.get(run_id)
@@ -158,9 +155,7 @@ class Page:
                 "document": of_live(run),
                 "picture": picture if picture and picture.png else None,
             }
-        entry = self._archive.find(run_id)
-        if entry is None:
-            raise _NotFound("There is no such run. It may have been pruned, or never have begun.")
+        entry = self._entry(run_id)
         document = self._documents.whole(run_id, entry.written_ns)
         files = self._archive.files(run_id)
         return {
@@ -173,6 +168,13 @@ class Page:
             # A run that is done again has the same addresses: the pictures' change with its result.
             "version": entry.written_ns,
         }
+
+    def _entry(self, run_id: str) -> Entry:
+        """A finished run; raises a 404 for one that is not known."""
+        entry = self._archive.find(run_id)
+        if entry is None:
+            raise _NotFound("There is no such run. It may have been pruned, or never have begun.")
+        return entry
 
     async def _partial_plot(self, request: Request) -> Response:
         run = self._live.get(request.path_params["run_id"])
