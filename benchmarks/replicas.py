@@ -1,10 +1,10 @@
-"""How the loaders and the processors scale with their replicas, each held to a part of a core.
+"""How a stage scales with its replicas, each held to a part of a core.
 
-    python -m benchmarks.replicas [--cores 0.25] [--replicas 1 2 4] [--events 5000000] [--cache DIR] [--output FILE]
+    python -m benchmarks.replicas [--stage data-processor] [--cores 0.25] [--replicas 1 2 4] [--events 2000000]
+                                  [--cache DIR] [--output FILE]
 
-Loaders and processors are containers of the images (IMAGE_TAG) with a limit of CPU; broker, analysis and
-visualisation are processes without one. The efficiency of N replicas is N times the time of one over N times their
-own: 1 where nothing else is in the way.
+The replicas of the stage are containers of its image (IMAGE_TAG) with a limit of CPU; the broker, the other stage
+(two processes of it) and the rest are processes without one.
 """
 
 from __future__ import annotations
@@ -14,20 +14,38 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks.contest import markdown, write
+from benchmarks.processes import cpu_seconds
 from benchmarks.releases import toy_release
 from benchmarks.stack import Stack, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
 from tests.conftest import ROOT, Workers, running_broker
 
+#: The stages that can have replicas, and the processes of the other one while a stage is measured.
+STAGES = ("data-processor", "data-loader")
+OTHERS = 2
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A run with so many replicas of a stage: seconds, the CPU seconds of the stage and of everything else."""
+
+    replicas: int
+    seconds: float
+    stage_cpu_s: float
+    others_cpu_s: Mapping[str, float]
+
 
 @contextmanager
-def limited(service: str, vhost: BrokerSettings, cores: float, cache: Path) -> Iterator[None]:
-    """One container of a service that may use so many cores."""
+def limited(service: str, vhost: BrokerSettings, cores: float, cache: Path) -> Iterator[psutil.Process]:
+    """One container of a service that may use so many cores; gives its first process."""
     variables = {
         "RABBITMQ_HOST": vhost.host,
         "RABBITMQ_PORT": vhost.port,
@@ -42,30 +60,49 @@ def limited(service: str, vhost: BrokerSettings, cores: float, cache: Path) -> I
     image = f"{service}:{os.environ.get('IMAGE_TAG', 'latest')}"
     container = subprocess.check_output([*command, image], text=True).strip()  # noqa: S603  our own image
     try:
-        yield
+        inspect = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
+        yield psutil.Process(int(subprocess.check_output(inspect)))  # noqa: S603  our own container
     finally:
         stop = ["docker", "stop", "--time", "10", container]
         subprocess.run(stop, check=True, capture_output=True)  # noqa: S603  our own container
 
 
-def seconds_of(replicas: int, arguments: argparse.Namespace, cache: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of a run with so many loaders and processors, and the CPU seconds of what is not limited."""
+def measure(stage: str, replicas: int, cores: float, events: int, cache: Path) -> Scaled:
+    """Do a run with so many replicas of a stage, after a small one that warms them up."""
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "cache").symlink_to(cache)
         broker = held.enter_context(running_broker(folder))
         vhost = broker.new_vhost()
         workers = Workers(vhost, folder)
         held.callback(workers.stop)
         workers.start("analysis")
         workers.start("visualisation")
-        for _ in range(replicas):
-            for service in ("data-loader", "data-processor"):
-                held.enter_context(limited(service, vhost, arguments.cores, cache))
+        for other in STAGES:
+            if other != stage:
+                workers.start(other.replace("-", "_"), OTHERS)
+        limits = [held.enter_context(limited(stage, vhost, cores, cache)) for _ in range(replicas)]
         wait_for_consumers(vhost)
         services = Stack(broker, vhost, workers)
         services.run(RunSettings(release="demo"))
-        measured = services.run(RunSettings(release="demo", demo_events=arguments.events))
-        return measured.seconds, {name: cpu for name, cpu in measured.cpu_seconds.items() if cpu}
+        before = sum(map(cpu_seconds, limits))
+        measured = services.run(RunSettings(release="demo", demo_events=events))
+        others = {name: cpu for name, cpu in measured.cpu_seconds.items() if cpu}
+        return Scaled(replicas, measured.seconds, sum(map(cpu_seconds, limits)) - before, others)
+
+
+def rows_of(measured: Sequence[Scaled], events: int) -> list[list[str]]:
+    """The table: efficiency is the time of one replica over N times that of N."""
+    rows = [["replicas", "s", "million events/s", "efficiency", "stage's CPU s", "cores of the others", "of all"]]
+    first = measured[0]
+    for one in measured:
+        efficiency = first.seconds * first.replicas / (one.seconds * one.replicas)
+        used = ", ".join(f"{name} {cpu / one.seconds:.2f}" for name, cpu in one.others_cpu_s.items())
+        cores = (one.stage_cpu_s + sum(one.others_cpu_s.values())) / one.seconds
+        rate = events / one.seconds / 1e6
+        numbers = [f"{one.seconds:.1f}", f"{rate:.2f}", f"{efficiency:.0%}", f"{one.stage_cpu_s:.2f}"]
+        rows.append([str(one.replicas), *numbers, used, f"{cores:.2f}"])
+    return rows
 
 
 def main() -> int:
@@ -73,33 +110,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.replicas", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--cores", type=float, default=0.25, help="what a loader or a processor may use")
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
+    parser.add_argument("--cores", type=float, nargs="+", default=[0.25], help="what a replica may use")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--events", type=int, default=5_000_000)
+    parser.add_argument("--events", type=int, default=2_000_000)
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "replicas.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     for events in (arguments.events, RunSettings(release="demo").demo_events):
         toy_release(events, cache)
-    rows = [["loaders, processors", "s", "million events/s", "efficiency", "CPU cores of the others"]]
-    first = 0.0
-    for replicas in arguments.replicas:
-        seconds, others = seconds_of(replicas, arguments, cache)
-        first = first or seconds * replicas
-        used = ", ".join(f"{name} {cpu / seconds:.2f}" for name, cpu in others.items())
-        rate = arguments.events / seconds / 1e6
-        rows.append([str(replicas), f"{seconds:.1f}", f"{rate:.2f}", f"{first / seconds / replicas:.2f}", used])
-        print(" | ".join(rows[-1]), flush=True)
-    write(
-        arguments.output,
-        [
-            "# How loaders and processors scale with their replicas",
-            f"{arguments.events:,} toy events; each loader and processor is a container held to {arguments.cores:g} "
-            "cores. The efficiency of N is the time of one over N times theirs.",
-            markdown(rows),
-        ],
-    )
+    paragraphs = [
+        "# How a stage scales with its replicas",
+        f"{arguments.events:,} toy events; the replicas of one stage are containers held to a part of a core, "
+        f"everything else are processes that are not, {OTHERS} of the other stage among them. The efficiency of N is "
+        "the time of one over N times that of N, from the submission to the final result.",
+    ]
+    for stage in arguments.stage:
+        for cores in arguments.cores:
+            measured = []
+            for replicas in arguments.replicas:
+                measured.append(measure(stage, replicas, cores, arguments.events, cache))
+                print(stage, cores, measured[-1], flush=True)
+            title = f"**{stage}**, each replica held to {cores:g} cores:"
+            paragraphs += [title, markdown(rows_of(measured, arguments.events))]
+    write(arguments.output, paragraphs)
     return 0
 
 

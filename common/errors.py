@@ -44,5 +44,9 @@ class BrokerError(PipelineError):
     """The broker refused something that waiting cannot mend (credentials, permissions, queue arguments)."""
 
 
+class WorkerLost(PipelineError):  # noqa: N818  no error of the message in hand, which goes back to its queue
+    """Who was to do the work has ended."""
+
+
 class Unavailable(PipelineError):  # noqa: N818  no error, but a reason to wait
     """Something outside is away for now (a full disk, a locked database): the delivery is tried again."""

@@ -17,8 +17,9 @@ from contextlib import nullcontext
 from typing import ClassVar
 
 from common import messages, settings, topology
-from common.errors import BrokerError, MessageError, SettingsError, Unavailable
+from common.errors import BrokerError, MessageError, SettingsError, Unavailable, WorkerLost
 from common.health import Monitor, listen
+from common.memory import keep_freed_memory
 from common.messages import Message
 from common.settings import Settings
 from common.topology import Queue
@@ -117,7 +118,7 @@ def _handle(service: Service, session: Session, delivery: Delivery, stop: thread
                 return None
         except MessageError as error:
             return _give_up(service, session, delivery, str(error), monitor)
-        except BrokerError:
+        except (BrokerError, WorkerLost):
             raise  # nothing is wrong with the message: it comes again
         except Exception as error:
             log.exception("%s failed on a %s message", service.name, delivery.kind)
@@ -144,6 +145,7 @@ def main(make: Callable[[Settings], Service]) -> int:
     try:
         read = settings.read(os.environ)
         configure_logging(read.log_level)
+        keep_freed_memory()
         service = make(read)
         log.info("%s starts", service.name)
         monitor = Monitor(service.name)

@@ -1,7 +1,7 @@
-"""The pipeline in one process: the four services in threads, from the request to the final result with its fit.
+"""The pipeline without a broker: the four services in threads, and processes that take the chunks through two of them.
 
-What is imported beforehand counts as little here as for the others: a small run before the measured one sees to
-it that the fit's process is ready, too.
+Measured from the request to the final result with its fit. What is imported beforehand counts as little here as for
+the others: the processes are started, and a small run is done, before the measured one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main() -> int:
     run, cache = RunSettings.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
     myself = psutil.Process()
     with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:
+        services.prepare()
         with requested(services, RunSettings(release="demo")) as (session, run_id):
             final_result(session, run_id)
             wait_for_folder(session)

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import pika
+import pika.adapters.utils.io_services_utils
 import pika.channel
 import pika.exceptions
 import pika.spec
@@ -36,6 +37,12 @@ from common.transport import Delivery, notice_of
 from common.transport.amqp import arguments, brief, causes, parameters, refusal
 
 log = logging.getLogger(__name__)
+
+# pika takes 4 KiB from the socket at a time and copies what it has of a frame to put them behind it, each frame of
+# 128 KiB sixteen times over. It has no setting for that.
+_PIKA_STREAM = pika.adapters.utils.io_services_utils._AsyncTransportBase
+_PIKA_STREAM._MAX_RECV_BYTES = 2**17
+_PIKA_STREAM._MAX_CONSUME_BYTES = 2**20
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 #: How long a publisher waits before it looks again whether a full queue has room.

@@ -20,6 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import chi2
 
+from common.memory import keep_freed_memory
 from workers.analysis.likelihood import Fit, FitError, Likelihood
 from workers.analysis.mass import mass_of
 from workers.analysis.workspace import treatment
@@ -64,7 +65,6 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """
     pyhf.set_backend("numpy")
     workspace = result["workspace"]
-    pyhf.schema.validate(workspace, "workspace.json")
     likelihood = Likelihood(workspace)
     data, poi = likelihood.data, likelihood.poi
     best = likelihood.fit(data)
@@ -280,6 +280,7 @@ def _goodness(likelihood: Likelihood, best: Fit) -> dict[str, float]:
 
 def main() -> int:
     """Fit the result document of each line on standard input; answer with the fit, or the problem of it, in a line."""
+    keep_freed_memory()
     for line in sys.stdin:
         answer: dict[str, Any] = {"fit": None, "problem": None}
         try:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.catalogue import Release
+from common.columns import Array, columns_of
 
 FloatArray = npt.NDArray[np.float64]
 Bins = npt.NDArray[np.intp]
@@ -87,15 +88,12 @@ def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
     histograms, then all variations, then (data and signal only) the finely
     binned m4l, one after the other: shape (2, all bins).
     """
-    weight = ak.to_numpy(events.weight).astype(np.float64)
+    columns = columns_of(events)
+    weight = columns["weight"].astype(np.float64)
     weights = (weight, weight * weight)
-    columns = {name: ak.to_numpy(events[name]) for name in events.fields}
     m4l = columns["m4l"]
     filled = [_sums(axis, axis.bin_of(columns[axis.column]), weights) for axis in _ALL_CHANNELS.values()]
-    bin_of_m4l = M4L.bin_of(m4l)
-    for place in range(len(release.channels)):
-        chosen = columns["channel"] == place
-        filled.append(_sums(M4L, bin_of_m4l[chosen], [of[chosen] for of in weights]))
+    filled.append(_sums_by_channel(M4L.bin_of(m4l), columns["channel"], len(release.channels), weights))
     for scale in variations(category).values():
         filled.append(_sums(M4L, M4L.bin_of(m4l * scale), weights))
     if category in _FINE_CATEGORIES:
@@ -123,6 +121,14 @@ def _layout(release: Release, category: str) -> Mapping[str, Axis]:
 def _sums(axis: Axis, bin_of: Bins, weights: Sequence[FloatArray]) -> FloatArray:
     """Each weight's sum in each bin, shape (weights, bins)."""
     return np.stack([np.bincount(bin_of, weight, axis.bins + 2)[1:-1] for weight in weights])
+
+
+def _sums_by_channel(bin_of: Bins, channel: Array, channels: int, weights: Sequence[FloatArray]) -> FloatArray:
+    """Each weight's sums of m4l, channel after channel, shape (weights, channels * bins); -1 is no channel."""
+    bins = M4L.bins + 2
+    place = bin_of + bins * (channel.astype(np.intp) + 1)
+    sums: FloatArray = np.stack([np.bincount(place, weight, bins * (channels + 1)) for weight in weights])
+    return np.reshape(sums.reshape(len(weights), channels + 1, bins)[:, 1:, 1:-1], (len(weights), -1))
 
 
 class PublishedSum:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import uproot
 
 from common.catalogue import Release, Sample
+from common.columns import records
 from common.errors import DataError
 from common.messages import Events
 from common.settings import RunSettings
@@ -34,7 +35,7 @@ _MAX_ABS_ETA = 100.0
 # should choose it, reaches the writer alone in uproot 5.7.
 uproot.compression._decompress_ZLIB.library = "isal"
 #: Baskets are inflated outside Python's lock.
-_DECOMPRESSION = ThreadPoolExecutor(2, thread_name_prefix="decompression")
+_decompression: ThreadPoolExecutor | uproot.TrivialExecutor = ThreadPoolExecutor(2, thread_name_prefix="decompression")
 
 # What a branch must hold, in awkward's words for its type.
 _NUMBER = r"(float|int|uint)\d+"
@@ -48,6 +49,12 @@ class Plan:
 
     entries: int
     bounds: tuple[int, ...]
+
+
+def decompress_in_line() -> None:
+    """Inflate baskets in the thread that reads them: for a process that has one core, among others that have theirs."""
+    global _decompression  # noqa: PLW0603  of the whole process
+    _decompression = uproot.TrivialExecutor()
 
 
 def plan(path: Path, release: Release, sample: Sample, settings: RunSettings) -> Plan:
@@ -89,7 +96,7 @@ def read(path: Path, release: Release, sample: Sample, start: int, stop: int) ->
     with _reading(path):
         tree = _tree(path, release.tree, path.stat().st_mtime_ns)
         arrays = tree.arrays(
-            _branches(release, sample), entry_start=start, entry_stop=stop, decompression_executor=_DECOMPRESSION
+            _branches(release, sample), entry_start=start, entry_stop=stop, decompression_executor=_decompression
         )
     if len(arrays) != stop - start:
         raise DataError(f"{path}: holds {len(arrays)} entries between {start} and {stop}; has the file changed?")
@@ -163,7 +170,7 @@ def select(
     for step in release.loader_steps[1:]:
         passed &= STEPS[step](columns, release, settings)
         cutflow[step] = int(passed.sum())
-    return ak.Array({name: np.compress(passed, values, axis=0) for name, values in columns.items()}), cutflow
+    return records({name: np.compress(passed, values, axis=0) for name, values in columns.items()}), cutflow
 
 
 def _branches(release: Release, sample: Sample) -> Sequence[str]:

@@ -75,7 +75,9 @@ class DataLoader(Service):
         planned = SamplePlan(task.run_id, task.sample, plan.entries, plan.bounds)
         everything = Chunk(task.run_id, task.sample, 0, plan.entries)
         tasks = [ChunkTask(chunk, task.settings) for chunk in planned.chunks]
-        return [planned, Progress("plan", everything), *tasks]
+        # The first chunk at once: the other services have something to do while the next files are planned.
+        begun = [message for first in tasks[:1] for message in self._read(first)]
+        return [planned, Progress("plan", everything), *tasks[1:], *begun]
 
     def _news_of_fetching(self, task: FileTask) -> Callable[[int, int | None], None]:
         """Tell how far a fetch is, not more often than a person can read."""
