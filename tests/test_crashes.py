@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import awkward as ak
 import numpy as np
+import pika.exceptions
 import pytest
 
 from common import topology
-from common.messages import Chunk, ChunkFailed, Events
+from common.messages import Chunk, ChunkFailed, Events, Progress
 from common.service import CRASH_LIMIT
 from common.settings import BrokerSettings
 from common.topology import Queue
-from common.transport import Delivery, Session
+from common.transport import Delivery, Session, rabbitmq
+from common.transport.amqp import arguments
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from tests.chaos.redelivery import channel_of
 from tests.conftest import ROOT, Broker, Workers, wait_until
 
 pytestmark = pytest.mark.broker
@@ -129,6 +133,54 @@ def test_lost_connections_and_restarts_of_the_broker_are_no_deaths(broker: Broke
     session.settle(delivery)
     wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
     session.close()
+
+
+def redelivered(broker: Broker, vhost: BrokerSettings, session: RabbitMQSession) -> Delivery:
+    """A message that has come a second time."""
+    session.publish([ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever")])
+    take(session)
+    wait_until(lambda: broker.cut_connections(vhost), "the connection was cut", 30)
+    delivery = take(session)
+    assert delivery.redelivered
+    return delivery
+
+
+def test_a_queue_of_marks_that_a_power_cut_left_without_a_leader_holds_nobody_up(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    session = open_session(vhost, topology.PLANS)
+    delivery = redelivered(broker, vhost, session)
+    marks = topology.deaths(delivery.queue, delivery.kind, delivery.body)
+    with suppress(pika.exceptions.AMQPError), channel_of(vhost) as channel:
+        channel.queue_declare(marks.name, durable=True, arguments=arguments(marks))
+        broker.kill()
+    broker.start()
+    delivery = take(session)
+    assert session.take_in_hand(delivery) == 0
+    session.settle(delivery)
+    session.close()
+
+
+def test_a_mark_that_the_broker_does_not_take_in_time_is_none(
+    broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rabbitmq, "MARK_DEADLINE_S", 0.3)
+    session = open_session(vhost, topology.PLANS)
+    delivery = redelivered(broker, vhost, session)
+    broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")  # the broker takes nothing from who publishes
+    try:
+        wait_until(lambda: broker.api("GET", "nodes")[0]["mem_alarm"], "the broker raised its alarm")
+        session.tell(Progress("plan", Chunk("run", "Zee", 0, 10)))  # the last that it takes
+        assert session.take_in_hand(delivery) == 0
+    finally:
+        broker.ctl("set_vm_memory_high_watermark", "0.6")
+    assert "is handled unmarked" in caplog.text
+    session.settle(delivery)
+    session.close()
+    with channel_of(vhost) as channel:
+        marks = topology.deaths(delivery.queue, delivery.kind, delivery.body)
+        declared = channel.queue_declare(marks.name, durable=True, arguments=arguments(marks))
+        assert declared.method.message_count == 0
 
 
 def test_a_worker_that_stops_in_the_middle_of_a_message_is_no_death(broker: Broker, vhost: BrokerSettings) -> None:

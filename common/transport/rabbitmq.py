@@ -50,6 +50,10 @@ FULL_PAUSE_S = 0.05
 #: How long the broker may take to say how long a queue is.
 ANSWER_DEADLINE_S = 1.0
 CLOSE_DEADLINE_S = 8.0
+#: How long the broker may take to confirm the mark of a message in hand. A quorum queue that was made in the moment
+#: before its only node was killed comes back without a leader (RabbitMQ 4.0): whoever declares it waits for a minute,
+#: and what is published to it is never confirmed.
+MARK_DEADLINE_S = 5.0
 #: How long a publisher that is to stop waits for a broker that does not confirm.
 CONFIRM_DEADLINE_S = 2.0
 
@@ -147,6 +151,7 @@ class RabbitMQSession:
         self._unconfirmed: dict[int, tuple[_Settlement, _Publication]] = {}
         self._returned: set[int] = set()
         self._in_hand: dict[tuple[int, int], Queue] = {}
+        self._given_up: dict[_Settlement, Queue] = {}
         self._to_take_back: set[Queue] = set()
         self._connected_before = False
         self._away = False
@@ -182,14 +187,22 @@ class RabbitMQSession:
         return None if delivery is None else replace(delivery, refused=self._signer.problem(delivery))
 
     def take_in_hand(self, delivery: Delivery) -> int:
-        """Note in the broker that a redelivered message is handled; returns how many workers died handling it."""
+        """Note in the broker that a redelivered message is handled; returns how many workers died handling it.
+
+        A broker that does not take the note is not waited for: the message is handled without it.
+        """
         suspicion = _Suspicion(topology.deaths(delivery.queue, delivery.kind, delivery.body))
         mark = _Publication("", suspicion.marks.name, "death", b"", {}, must_arrive=False)
         settlement = _Settlement([mark], token=(delivery.token[0], 0), outstanding=1)
         self._on_loop(partial(self._mark, suspicion, settlement, delivery.token))
+        deadline = time.monotonic() + MARK_DEADLINE_S
         # A delivery whose connection is lost comes again: whatever is done about this one does not count.
         while not settlement.confirmed.wait(FULL_PAUSE_S):
             if delivery.token[0] != self._generation or self._stop_asked.is_set():
+                return 0
+            if time.monotonic() > deadline:
+                log.warning("no confirm from queue %s; a redelivered message is handled unmarked", suspicion.marks.name)
+                self._on_loop(partial(self._give_mark_up, settlement, delivery.token))
                 return 0
         return suspicion.deaths
 
@@ -402,6 +415,7 @@ class RabbitMQSession:
         self._returned.clear()
         self._to_take_back.update(self._in_hand.values())
         self._in_hand.clear()
+        self._given_up.clear()
         self._sequence = 0
         with self._lock:
             kept = [settlement for settlement in self._unfinished if settlement.token is None]
@@ -541,10 +555,18 @@ class RabbitMQSession:
         self._in_hand[token] = marks
 
         def counted(frame: pika.frame.Method[Any]) -> None:
+            if token not in self._in_hand:  # given up, or handled already
+                return
             suspicion.deaths = frame.method.message_count
             self._send(settlement, settlement.publications[0])
 
         self._channel.queue_declare(marks.name, durable=True, arguments=arguments(marks), callback=counted)
+
+    def _give_mark_up(self, settlement: _Settlement, token: tuple[int, int]) -> None:
+        """Leave a queue alone that does not answer; should its confirm come after all, the mark is taken back."""
+        marks = self._in_hand.pop(token, None)
+        if marks is not None:
+            self._given_up[settlement] = marks
 
     def _take_back_marks(self) -> None:
         """We live: neither a lost connection nor a stop is the message's doing."""
@@ -555,6 +577,9 @@ class RabbitMQSession:
 
     def _done(self, settlement: _Settlement) -> None:
         settlement.confirmed.set()
+        late = self._given_up.pop(settlement, None)
+        if late is not None:
+            self._delete(late.name)
         with self._lock:
             self._unfinished.pop(settlement, None)
             self._lock.notify_all()
