@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
@@ -12,14 +14,15 @@ import pytest
 
 from common import settings, topology
 from common.errors import MessageError, WorkerLost
-from common.messages import Chunk, Progress
+from common.messages import Chunk, Message, Progress
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
 from tests.conftest import wait_until
 from tests.runs import Quiet, in_time, numbers, run_embedded
+from tests.test_crashes import events
 from workers import embedded
 from workers.embedded import EmbeddedServices
-from workers.lane import Lane
+from workers.lane import Lane, _Worker
 
 #: 13 files in about 200 chunks.
 DEMO = RunSettings(release="demo", demo_events=40_000, chunk_entries=200)
@@ -127,3 +130,19 @@ def test_a_lane_ends_with_the_process_that_has_it(lane: Lane) -> None:
     lane._line.close()
     assert wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE, "the lane ended")
     lane.close()
+
+
+def test_events_that_cannot_be_processed_are_left_to_the_data_processor(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Pipe()
+    worker = _Worker(theirs, settings.read({"CACHE": str(cache)}))
+
+    def fail(message: Message) -> Sequence[Message]:
+        raise ValueError("made to fail by a test")
+
+    monkeypatch.setattr(worker._processor, "handle", fail)
+    refused = events("Zee", 0)
+    worker._process(refused)
+    what, route, kind, _ = json.loads(ours.recv_bytes())
+    assert (what, route, kind, ours.recv_bytes()) == ("outcome", "events", "events", refused.encode())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
+from pika.adapters.utils import io_services_utils
 
 from common import messages, topology
 from common.errors import BrokerError
@@ -19,6 +20,11 @@ from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, wait_until
+
+
+def test_pika_still_reads_as_much_at_a_time_as_it_is_told() -> None:
+    consume = io_services_utils._AsyncTransportBase._consume
+    assert {"_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES"} <= set(consume.__code__.co_names)
 
 
 @pytest.fixture

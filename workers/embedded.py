@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Self
 
@@ -47,7 +48,7 @@ class EmbeddedServices:
         self._settings = settings
         self._stop = threading.Event()
         self._lanes_wanted, self._lanes_ready = threading.Event(), threading.Event()
-        self._unready = len(os.sched_getaffinity(0)) if lanes is None else lanes
+        self._unready = _cores() if lanes is None else lanes
         self._lock = threading.Lock()
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -118,12 +119,12 @@ class EmbeddedServices:
         if self._stop.is_set():
             return
         try:
-            lane = Lane(self._settings)
-            try:
-                lane.wait_until_ready(self._stop)
-            finally:
-                self._count_ready()
-            serve(lane, self.transport.open(lane.consumes), self._stop)
+            with closing(Lane(self._settings)) as lane:
+                try:
+                    lane.wait_until_ready(self._stop)
+                finally:
+                    self._count_ready()
+                serve(lane, self.transport.open(lane.consumes), self._stop)
         except WorkerLost as lost:
             log.warning("%s; its chunks are read in this one", lost)
             self._add(DataLoader(self._settings), queues=[topology.CHUNKS]).start()
@@ -136,3 +137,8 @@ class EmbeddedServices:
             self._unready -= 1
         if not self._unready:
             self._lanes_ready.set()
+
+
+def _cores() -> int:
+    """How many cores this process may use; on macOS, which does not say, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

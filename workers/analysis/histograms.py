@@ -92,8 +92,9 @@ def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
     weight = columns["weight"].astype(np.float64)
     weights = (weight, weight * weight)
     m4l = columns["m4l"]
-    filled = [_sums(axis, axis.bin_of(columns[axis.column]), weights) for axis in _ALL_CHANNELS.values()]
-    filled.append(_sums_by_channel(M4L.bin_of(m4l), columns["channel"], len(release.channels), weights))
+    bins = {name: axis.bin_of(columns[axis.column]) for name, axis in _ALL_CHANNELS.items()}
+    filled = [_sums(axis, bins[name], weights) for name, axis in _ALL_CHANNELS.items()]
+    filled.append(_sums_by_channel(bins["m4l"], columns["channel"], len(release.channels), weights))
     for scale in variations(category).values():
         filled.append(_sums(M4L, M4L.bin_of(m4l * scale), weights))
     if category in _FINE_CATEGORIES:
