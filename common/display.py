@@ -66,12 +66,21 @@ class Bars:
 
     def result(self, document: Mapping[str, Any]) -> None:
         """Print the cutflow, the yields, the Higgs window and the fit above the bars; nothing where no event was."""
+        if document["complete"]:
+            self._fill(document["samples"])
         if not document["timing"]["events_per_second"]:
             return
         for table in tables(document):
             self._progress.print(table)
         self._progress.print(window_line(document), soft_wrap=True)
         self._progress.print(fit_line(document), soft_wrap=True)
+
+    def _fill(self, samples: Mapping[str, Any]) -> None:
+        """Show all as done: what was told while the connection was lost came to nobody."""
+        events = sum(sample["events_read"] for sample in samples.values())
+        for stage, task in self._tasks.items():
+            done = len(samples) if stage == "plan" else events
+            self._progress.update(task, total=done, completed=done)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

@@ -336,6 +336,16 @@ class Result(Message):
 
 
 @dataclass(frozen=True)
+class Inquiry(Message):
+    """Who follows a run may have missed how it ended, and asks to be told again."""
+
+    kind: ClassVar[str] = "inquiry"
+    route: ClassVar[str] = topology.PLANS.name
+
+    run_id: Name
+
+
+@dataclass(frozen=True)
 class RunFailed(Message):
     """A run has come to nothing: there will be no result folder, and why."""
 
@@ -419,7 +429,7 @@ KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
-        Events, Selected, RunStarted, Progress, Fetching, Result, RunFailed, Folder, Requeued,
+        Events, Selected, RunStarted, Progress, Fetching, Result, Inquiry, RunFailed, Folder, Requeued,
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from common import messages, topology
 from common.errors import MessageError
-from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunRequest
+from common.messages import Chunk, Fetching, Folder, Inquiry, Message, Progress, Result, RunFailed, RunRequest
 from common.settings import RunSettings
 from common.transport import Delivery, Session
 
@@ -94,12 +94,17 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
 
     The display has the final result as soon as it is there, and in any case
     before this returns it. ``is_alive`` says whether there is anything left to
-    wait for.
+    wait for. After each lost connection it is asked how the run stands: what
+    came meanwhile came to nobody.
     """
     stages = StageProgress()
     shown: Mapping[str, Any] | None = None
     last = time.monotonic()
+    connections = 1
     while is_alive():
+        if session.connections() != connections:
+            connections = session.connections()
+            session.tell(Inquiry(run_id))
         delivery = session.receive(0.2)
         if delivery is None:
             if time.monotonic() - last > QUIET_S:

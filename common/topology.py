@@ -23,8 +23,9 @@ class Queue:
     ``limit`` is the number of messages from which publishers wait; ``keep``
     the number that a listener's queue holds before the oldest make way;
     ``exchanges`` are the fanout exchanges it listens to; ``expires_s`` deletes
-    a queue that nobody uses for so long. What cannot be handled moves to the
-    queue's dead-letter queue, if it has one (``has_dead``).
+    a queue that nobody uses for so long; ``exclusive`` means that each session
+    has its own, which ends with the session's connection. What cannot be
+    handled moves to the queue's dead-letter queue, if it has one (``has_dead``).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Queue:
     keep: int | None = None
     exchanges: tuple[str, ...] = ()
     expires_s: int | None = None
+    exclusive: bool = False
     has_dead: bool = True
 
 
@@ -50,8 +52,12 @@ QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
 
 
 def follower(run_id: str) -> Queue:
-    """The queue of a command that follows one run: it outlives a broken connection by an hour."""
-    return Queue(f"{_FOLLOW}{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), expires_s=3600, has_dead=False)
+    """The queue of a command that follows one run.
+
+    It is as fleeting as its connection: a durable one would keep every worker waiting for its confirms, should
+    the broker lose it. Who has lost a connection asks anew how the run stands.
+    """
+    return Queue(f"{_FOLLOW}{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), exclusive=True, has_dead=False)
 
 
 def dead(queue: str) -> Queue:

@@ -24,6 +24,7 @@ from common.messages import (
     DeadLetter,
     Fetching,
     FileTask,
+    Inquiry,
     Message,
     Progress,
     Requeued,
@@ -466,6 +467,25 @@ def test_a_run_that_never_began_has_failed(analysis: Analysis, queue: str, messa
     assert notify(analysis, dead_letter(queue, message, "RELEASE='x' is not known")) == [
         RunFailed("run", f"a message in {queue} could not be handled: RELEASE='x' is not known")
     ]
+
+
+def test_who_asks_how_a_run_stands_is_told_how_it_ended_and_nothing_of_one_under_way(analysis: Analysis) -> None:
+    assert analysis.handle(Inquiry("run")) == []
+    result = final_of(analysis, RUN)
+    assert analysis.handle(Inquiry("run")) == [Result("run", final=True, result=result)]
+
+
+def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_planned(
+    tmp_path: Path,
+) -> None:
+    first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
+    told = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
+    assert first.handle(Inquiry("run")) == told != []
+    assert second.handle(Inquiry("run")) == told
+    second.handle(RUN_PLAN)
+    assert second.handle(Inquiry("run")) == []
+    for service in (first, second):
+        service.close()
 
 
 def test_a_dead_letter_of_an_unknown_run_is_told_and_remembered(analysis: Analysis) -> None:

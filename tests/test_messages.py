@@ -21,6 +21,7 @@ from common.messages import (
     Fetching,
     FileTask,
     Folder,
+    Inquiry,
     Message,
     Progress,
     Requeued,
@@ -54,6 +55,7 @@ JSON_MESSAGES: list[Message] = [
     Fetching(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
     RunFailed(RUN, "it came to nothing"),
+    Inquiry(RUN),
     Folder(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     Requeued(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]

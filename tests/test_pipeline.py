@@ -95,6 +95,23 @@ def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_work
 
 
 @pytest.mark.broker
+def test_a_broker_killed_in_the_moment_a_run_is_submitted_holds_no_run_up(
+    broker: Broker, demo_workers: Workers, undisturbed: str
+) -> None:
+    """A durable queue of the follower's would come back without a leader, and let nobody publish results."""
+    demo_workers.start_all()
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    follower, bystander = (transport.open([topology.follower(name)], prefetch=100) for name in ("run", "bystander"))
+    broker.kill()
+    broker.start()
+    submit(follower, "run", DEMO)
+    assert numbers(follow(follower, "run", Quiet(), in_time())) == undisturbed
+    for session in (follower, bystander):
+        session.close()
+
+
+@pytest.mark.broker
 @pytest.mark.parametrize("victim", ["data_loader", "data_processor", "analysis", "visualisation"])
 def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
     demo_workers: Workers, undisturbed: str, victim: str

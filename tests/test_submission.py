@@ -6,18 +6,21 @@ import copy
 import json
 import queue
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from common import topology
+from common import messages, topology
 from common.display import Bars
-from common.messages import Folder, Result, RunFailed
+from common.messages import Folder, Inquiry, Result, RunFailed
+from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.conftest import Broker, wait_until
 from tests.test_fit_plots import fitted
 from tests.test_pipeline import in_time
 
@@ -101,6 +104,33 @@ def test_a_run_that_fails_after_its_result_says_why(services: Session, following
     services.publish([Result(RUN, final=True, result=result), RunFailed(RUN, "it cannot be drawn")])
     assert outcome.result(20) == Outcome(None, {}, "it cannot be drawn")
     assert display.results.get_nowait() == result
+
+
+@pytest.mark.broker
+def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    transport, result = RabbitMQTransport(vhost, patience_s=20), fitted()
+    outcome: Future[Outcome]
+    with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
+        outcome = thread.submit(follow, session, RUN, Shown(), in_time())
+        wait_until(lambda: broker.cut_connections(vhost), "the follower lost its connection", 30)
+        with closing(transport.open([topology.PLANS])) as analysis:
+            asked = wait_until(lambda: analysis.receive(0.5), "the follower asked", 20)
+            assert messages.decode(asked.kind, asked.body) == Inquiry(RUN)
+            analysis.settle(asked, [folder(result)])
+        assert outcome.result(20).result == result
+
+
+def test_the_bars_of_a_complete_run_are_full_though_some_progress_was_missed() -> None:
+    result = fitted()
+    events = sum(sample["events_read"] for sample in result["samples"].values())
+    console = Console(record=True, width=120, highlight=False)
+    with Bars(console, len(result["samples"])) as bars:
+        bars.progress("data-loader", 1, 1)
+        bars.result(result)
+    assert result["complete"]
+    assert console.export_text().count(f"{events}/{events}") == 3
 
 
 def test_the_bars_print_the_numbers_while_they_run() -> None:

@@ -305,15 +305,36 @@ def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message
 
 @pytest.mark.broker
 def test_every_queue_is_a_durable_quorum_queue_with_its_bound(broker: Broker, vhost: BrokerSettings) -> None:
-    RabbitMQTransport(vhost, patience_s=20).open([topology.follower("me")]).close()
+    RabbitMQTransport(vhost, patience_s=20).open([topology.DEAD_NOTICES]).close()
     queues = {queue["name"]: queue for queue in broker.api("GET", f"queues/{vhost.vhost}")}
     assert {"runs", "chunks", "events", "selected", "plans", "events.dead", "dead-notices"} <= queues.keys()
-    assert "follow.me" not in queues
     for queue in queues.values():
         assert (queue["type"], queue["durable"]) == ("quorum", True)
     for name in ("events", "selected"):
         assert queues[name]["arguments"]["x-max-length"] == 16
         assert queues[name]["arguments"]["x-overflow"] == "reject-publish"
+
+
+@pytest.mark.broker
+def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    def theirs() -> list[str]:
+        return [queue["name"] for queue in broker.api("GET", f"queues/{vhost.vhost}") if "follow." in queue["name"]]
+
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    one, two = (transport.open([topology.follower("me")]) for _ in range(2))
+    one.publish([RunFailed("me", "why")])
+    assert read(take(one)) == read(take(two)) == RunFailed("me", "why")
+    assert one.connections() == 1
+    before = theirs()
+    wait_until(lambda: broker.cut_connections(vhost), "the connections were cut", 30)
+    wait_until(lambda: one.connections() == two.connections() == 2, "both are back", 30)
+    after = wait_until(lambda: len(found := theirs()) == 2 and found, "they have new queues", 30)
+    assert not set(before) & set(after)
+    for session in (one, two):
+        session.close()
+    wait_until(lambda: not theirs(), "their queues are gone", 30)
 
 
 @pytest.mark.broker

@@ -81,6 +81,13 @@ class Session(Protocol):
         """Publish news that nobody needs: it is not waited for, and may be lost with the connection."""
         ...
 
+    def connections(self) -> int:
+        """How often the session has connected, the first time included.
+
+        What is published between two connections does not come to an exclusive queue.
+        """
+        ...
+
     def is_connected(self) -> bool:
         """Whether the session can consume and publish right now."""
         ...

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import secrets
 import threading
 import time
 from collections import deque
@@ -154,6 +155,8 @@ class RabbitMQSession:
         self._given_up: dict[_Settlement, Queue] = {}
         self._to_take_back: set[Queue] = set()
         self._connected_before = False
+        self._connections = 0
+        self._nonce = ""
         self._away = False
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
 
@@ -241,6 +244,10 @@ class RabbitMQSession:
         """Publish news, without waiting for the broker."""
         self._submit(_Settlement(self._publications([message]), token=(self._generation, 0)))
 
+    def connections(self) -> int:
+        """How often the session has connected."""
+        return self._connections
+
     def is_connected(self) -> bool:
         """Whether the channel is open and declared."""
         channel = self._channel
@@ -254,7 +261,7 @@ class RabbitMQSession:
     def lengths(self) -> Mapping[str, int]:
         """Messages that wait in the queues consumed here and in their dead-letter queues. Safe in any thread."""
         dead = [topology.dead(wanted.name) for wanted in self._queues if wanted.has_dead]
-        asked = self._ask([wanted.name for wanted in (*self._queues, *dead)])
+        asked = self._ask([wanted.name for wanted in (*self._queues, *dead) if not wanted.exclusive])
         return {name: state.message_count for name, state in asked.items()}
 
     def _ask(self, names: Sequence[str]) -> dict[str, pika.spec.Queue.DeclareOk]:
@@ -277,8 +284,6 @@ class RabbitMQSession:
             while self._unfinished and self._failure is None and time.monotonic() < deadline:
                 self._lock.wait(deadline - time.monotonic())
         self._stopping = True  # from here on, what ends is meant to end
-        for temporary in (q for q in self._queues if q.expires_s is not None):
-            self._on_loop(partial(self._delete, temporary.name))
         self._on_loop(self._take_back_marks)
         self._stop()
 
@@ -316,6 +321,7 @@ class RabbitMQSession:
         pause_s = FIRST_PAUSE_S
         while not self._stopping and self._failure is None:
             self._connected_before = False
+            self._nonce = secrets.token_hex(4)
             try:
                 self._connection = pika.SelectConnection(
                     parameters(self._settings),
@@ -380,21 +386,29 @@ class RabbitMQSession:
         for exchange in topology.EXCHANGES:
             channel.exchange_declare(exchange, "fanout", durable=True)
         for wanted in {q.name: q for q in (*topology.QUEUES, *self._queues)}.values():
-            channel.queue_declare(wanted.name, durable=True, arguments=arguments(wanted))
+            name = self._name_of(wanted)
+            channel.queue_declare(
+                name, durable=not wanted.exclusive, exclusive=wanted.exclusive, arguments=arguments(wanted)
+            )
             for exchange in wanted.exchanges:
-                channel.queue_bind(wanted.name, exchange)
+                channel.queue_bind(name, exchange)
             if wanted.has_dead:
                 dead = topology.dead(wanted.name)
                 channel.queue_declare(dead.name, durable=True, arguments=arguments(dead))
                 channel.queue_bind(dead.name, topology.DEAD, wanted.name)
         channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD, "#", callback=lambda _: then())
 
+    def _name_of(self, wanted: Queue) -> str:
+        """A queue's name in the broker: an exclusive one's is new with each connection, for the last may linger."""
+        return f"{wanted.name}.{self._nonce}" if wanted.exclusive else wanted.name
+
     def _on_declared(self, channel: pika.channel.Channel) -> None:
         self._channel = channel
         self._connected_before = True
+        self._connections += 1
         self._away = False
         for consumed in self._queues:
-            channel.basic_consume(consumed.name, self._deliverer(consumed.name))
+            channel.basic_consume(self._name_of(consumed), self._deliverer(consumed.name))
         self._take_back_marks()
         log.info("connected to %s", self._settings)
         self._ready.set()

@@ -22,6 +22,7 @@ from common.errors import MessageError
 from common.messages import (
     ChunkFailed,
     DeadLetter,
+    Inquiry,
     Message,
     Progress,
     Requeued,
@@ -92,10 +93,9 @@ class Analysis(Service):
         match message:
             case RunPlan():
                 self._store.begin(message)
-                known = self._store.result(message.run_id)
-                if known is not None:  # who asks again is told again
-                    return [Result(message.run_id, final=True, result=known)]
-                return self._state_of(message.run_id)
+                return self._end_of(message.run_id) or self._state_of(message.run_id)
+            case Inquiry():
+                return self._end_of(message.run_id)
             case SamplePlan():
                 self._store.plan(message)
                 return self._state_of(message.run_id)
@@ -143,7 +143,19 @@ class Analysis(Service):
                 problem = f"chunks came, but within {UNPLANNED_S / 3600:g} hours no plan of the run"
                 names = self._store.give_up_unplanned(run_id, problem)
                 log.warning("run %s: %s; given up: %s", run_id, problem, ", ".join(names))
-                self.publish([RunFailed(run_id, problem)])
+                self.publish([self._failed(run_id, problem)])
+
+    def _failed(self, run_id: str, problem: str) -> RunFailed:
+        """Note that a run came to nothing, for who asks later."""
+        self._store.note_failure(run_id, problem)
+        return RunFailed(run_id, problem)
+
+    def _end_of(self, run_id: str) -> Sequence[Message]:
+        """How a run has ended, told again to who asks again; nothing where it is under way."""
+        known, failure = self._store.result(run_id), self._store.failure(run_id)
+        if known is not None:
+            return [Result(run_id, final=True, result=known)]
+        return [] if failure is None else [RunFailed(run_id, failure)]
 
     def _add(self, message: Selected) -> Sequence[Message]:
         release = catalogue.release(message.release)
@@ -171,7 +183,7 @@ class Analysis(Service):
             for sample in run.settings.samples:
                 self._store.lose(run_id, sample, problem)
         if run is None:
-            return [RunFailed(run_id, problem)]
+            return [self._failed(run_id, problem)]
         return self._state_of(run_id, changed=True)
 
     def _found(self, letter: Requeued) -> Sequence[Message]:

@@ -21,7 +21,7 @@ from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 
-_VERSION = 3
+_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -46,6 +46,10 @@ CREATE TABLE chunks (
     weights BLOB,
     problem TEXT,
     PRIMARY KEY (run_id, sample, start, stop)
+);
+CREATE TABLE failures (
+    run_id TEXT PRIMARY KEY,
+    problem TEXT NOT NULL
 );
 CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND problem IS NULL;
 """
@@ -107,6 +111,7 @@ class Store:
             db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL, 0)", (plan.run_id, plan.submitted, settings))
             samples = [(plan.run_id, sample) for sample in plan.settings.samples]
             db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, NULL, NULL)", samples)
+            db.execute("DELETE FROM failures WHERE run_id = ?", (plan.run_id,))
 
     def plan(self, plan: SamplePlan) -> None:
         """Note a sample's chunks, or its problem. The first plan with chunks holds, whatever comes after it."""
@@ -176,6 +181,7 @@ class Store:
         """What was lost is under way again: wait for the chunk, the sample or the whole run, unless it is complete."""
         with self._transaction() as db:
             db.execute("UPDATE runs SET result = NULL WHERE run_id = ? AND NOT complete", (run_id,))
+            db.execute("DELETE FROM failures WHERE run_id = ?", (run_id,))
             if chunk is not None:
                 db.execute(
                     "UPDATE chunks SET problem = NULL WHERE run_id = :run_id AND sample = :sample "
@@ -219,6 +225,16 @@ class Store:
                 )
                 db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
         return names
+
+    def note_failure(self, run_id: str, problem: str) -> None:
+        """Note why a run that nobody has planned came to nothing; a plan that comes after all removes the note."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (run_id, problem))
+
+    def failure(self, run_id: str) -> str | None:
+        """Why a run came to nothing, None where nothing is known of it or it is planned."""
+        row = self._one("SELECT problem FROM failures WHERE run_id = ?", run_id)
+        return None if row is None else row[0]
 
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Keep a run's final result; of a complete run, the partial histograms have done their duty."""
