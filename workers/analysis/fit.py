@@ -109,13 +109,16 @@ class Profile:
     def __init__(self, likelihood: Likelihood, data: FloatArray, best: Fit) -> None:
         self.likelihood, self.data, self.best = likelihood, data, best
         self.mu_hat = float(best.parameters[likelihood.poi])
-        self._last = best.parameters
+        self._last = (self.mu_hat, best.parameters)
+        self._last_but_one = self._last
         self._known: dict[float, float] = {}
 
     def conditional(self, mu: float) -> Fit:
-        """The fit with μ held."""
-        fit = self.likelihood.fit(self.data, self._last, mu=mu)
-        self._last = fit.parameters
+        """The fit with μ held; begun where a straight line through the last two of them leads."""
+        (last, there), (before, from_there) = self._last, self._last_but_one
+        start = there if last == before else there + (there - from_there) * (mu - last) / (last - before)
+        fit = self.likelihood.fit(self.data, start, mu=mu)
+        self._last_but_one, self._last = self._last, (mu, fit.parameters)
         return fit
 
     def __call__(self, mu: float) -> float:

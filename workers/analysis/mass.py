@@ -34,6 +34,7 @@ SCANNED_MASSES_GEV = np.arange(115.0, 135.0 + STEP_GEV / 2, STEP_GEV)
 #: The Bernstein polynomials that smooth the background have this degree: the Z + jets events bend over at 115 GeV.
 _DEGREE = 3
 _EXPERIMENTS, _SEED = 200, 125
+_BLOCKS = 5  # of experiments that are fitted at once: what they need stays in a processor's cache
 _ONE_SIGMA = 0.6827
 _LEAST_BACKGROUND = 1e-6  # of the simulated one, so that every rate is positive
 _REGULAR = 1 + 1e-9  # keeps the second derivatives invertible where one event is all there is
@@ -93,58 +94,59 @@ class MassFit:
         scan = self.scan(np.atleast_2d(self.data if data is None else data))
         twice_nll, strength = scan.twice_nll[0], scan.strength[0]
         lowest = int(np.argmin(twice_nll))
-        at_minimum = strength[lowest] * self.signal[lowest] + scan.background[0, lowest] * self.background
-        return _measured(twice_nll, strength, self._threshold(at_minimum, lowest))
+        return _measured(twice_nll, strength, self._threshold(strength[lowest], scan.background[0, lowest], lowest))
 
-    def scan(self, counts: FloatArray) -> Scan:
-        """Fit all masses to the counts of E experiments, shape (E, bins).
+    def scan(self, counts: FloatArray, start: tuple[float, float] = (1.0, 1.0)) -> Scan:
+        """Fit all masses to the counts of E experiments, shape (E, bins), beginning with these μ and β.
 
         -2 ln L is convex in the two yields: Newton's steps, halved until it falls.
         Raises FitError where they do not arrive.
         """
-        signal, background, n = self.signal, self.background, counts[:, None, :]
-        shape = (len(counts), len(signal))
-        mu, beta = np.ones(shape), np.ones(shape)
-        value, rate = self._twice_nll(mu, beta, n)
+        shapes = np.stack([self.signal, np.broadcast_to(self.background, self.signal.shape)], axis=-1)
+        products = np.stack([shapes[..., 0] ** 2, shapes[..., 0] * shapes[..., 1], shapes[..., 1] ** 2], axis=-1)
+        expected = 2 * shapes.sum(axis=1)[:, None]
+        least = np.array([0.0, _LEAST_BACKGROUND])
+        yields = np.broadcast_to(start, (len(shapes), len(counts), 2)).copy()
+        value, rate = self._twice_nll(yields, shapes, counts)
         for _ in range(_MAX_ITERATIONS):
-            ratio = n / rate
-            slope_mu = 2 * (signal.sum(axis=1) - np.einsum("mb,emb->em", signal, ratio))
-            slope_beta = 2 * (background.sum() - np.einsum("b,emb->em", background, ratio))
+            ratio = counts / rate
+            slopes = expected - 2 * (ratio @ shapes)
             ratio /= rate
-            of_mu = 2 * np.einsum("mb,emb->em", signal**2, ratio) * _REGULAR + 1e-12
-            mixed = 2 * np.einsum("mb,emb->em", signal * background, ratio)
-            of_beta = 2 * np.einsum("b,emb->em", background**2, ratio) * _REGULAR + 1e-12
-            for yield_, slope, least in ((mu, slope_mu, 0.0), (beta, slope_beta, _LEAST_BACKGROUND)):
-                held = (yield_ <= least) & (slope > 0)
-                mixed[held], slope[held] = 0.0, 0.0
-            determinant = of_mu * of_beta - mixed**2
-            step_mu = (mixed * slope_beta - of_beta * slope_mu) / determinant
-            step_beta = (mixed * slope_mu - of_mu * slope_beta) / determinant
-            moving = -(slope_mu * step_mu + slope_beta * step_beta) > _ENOUGH
+            of_mu, mixed, of_beta = np.moveaxis(2 * (ratio @ products), -1, 0)
+            of_mu, of_beta = of_mu * _REGULAR + 1e-12, of_beta * _REGULAR + 1e-12
+            held = (yields <= least) & (slopes > 0)
+            slopes[held] = 0.0
+            mixed[held.any(axis=-1)] = 0.0
+            of_both = np.stack([of_beta, of_mu], axis=-1)
+            determinant = (of_mu * of_beta - mixed**2)[..., None]
+            steps = (mixed[..., None] * slopes[..., ::-1] - of_both * slopes) / determinant
+            moving = -(slopes * steps).sum(axis=-1) > _ENOUGH
             if not moving.any():
-                return Scan(value, mu, beta)
+                return Scan(value.T, yields[..., 0].T, yields[..., 1].T)
             length = np.where(moving, 1.0, 0.0)
             for _ in range(30):
-                new_mu = np.maximum(mu + length * step_mu, 0.0)
-                new_beta = np.maximum(beta + length * step_beta, _LEAST_BACKGROUND)
-                further, new_rate = self._twice_nll(new_mu, new_beta, n)
-                promised = slope_mu * (mu - new_mu) + slope_beta * (beta - new_beta)
+                tried = np.maximum(yields + length[..., None] * steps, least)
+                further, new_rate = self._twice_nll(tried, shapes, counts)
+                promised = (slopes * (yields - tried)).sum(axis=-1)
                 too_long = further > value - 1e-4 * promised + 1e-9
                 if not too_long.any():
                     break
                 length[too_long] /= 2
-            mu, beta, value, rate = new_mu, new_beta, further, new_rate
+            yields, value, rate = tried, further, new_rate
         raise FitError(f"the mass scan has no minimum in {_MAX_ITERATIONS} steps")
 
-    def _twice_nll(self, mu: FloatArray, beta: FloatArray, n: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """-2 ln L but for a constant, shape (E, M), and the rates, shape (E, M, bins)."""
-        rate = mu[..., None] * self.signal + beta[..., None] * self.background
-        return 2 * np.sum(rate - n * np.log(rate), axis=-1), rate
+    @staticmethod
+    def _twice_nll(yields: FloatArray, shapes: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """-2 ln L but for a constant, shape (M, E), and the rates, shape (M, E, bins), of yields (M, E, 2)."""
+        rate = yields @ np.swapaxes(shapes, -1, -2)
+        return 2 * (rate.sum(axis=-1) - np.einsum("eb,meb->me", counts, np.log(rate))), rate
 
-    def _threshold(self, expected: FloatArray, place: int) -> float:
-        """The 68.3 % quantile of Δ at the true mass, in pseudo-experiments of these expected counts; at least 1."""
+    def _threshold(self, mu: float, beta: float, place: int) -> float:
+        """The 68.3 % quantile of Δ at the true mass, in pseudo-experiments of these yields there; at least 1."""
+        expected = mu * self.signal[place] + beta * self.background
         drawn = np.random.default_rng(_SEED).poisson(expected, (_EXPERIMENTS, len(expected)))
-        found = self.scan(drawn.astype(np.float64)).twice_nll
+        blocks = np.array_split(drawn.astype(np.float64), _BLOCKS)
+        found = np.concatenate([self.scan(block, (mu, beta)).twice_nll for block in blocks])
         return max(1.0, float(np.quantile(found[:, place] - found.min(axis=1), _ONE_SIGMA)))
 
 
