@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pika.adapters.utils import io_services_utils
@@ -17,6 +20,7 @@ from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport import Delivery, Session, Transport
 from common.transport.embedded import EmbeddedTransport
+from common.transport.publishing import Publisher
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from tests.chaos.proxy import Proxy
 from tests.conftest import Broker, wait_until
@@ -168,6 +172,36 @@ def test_a_full_queue_makes_its_publisher_wait_and_loses_nothing(
     assert done.wait(20)
     publisher.join(20)
     assert received == sent
+
+
+@pytest.mark.broker
+def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
+    vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Queue("small", limit=4)
+    monkeypatch.setattr(topology, "QUEUES", (*topology.QUEUES, small))
+    monkeypatch.setattr(ChunkFailed, "route", small.name)
+    times_sent, publish = Counter[int](), Publisher._publish
+
+    def count(publisher: Publisher, sent: Any) -> None:
+        times_sent[sent.publication.headers["start"]] += 1
+        publish(publisher, sent)
+
+    monkeypatch.setattr(Publisher, "_publish", count)
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, receiver = transport.open([]), transport.open([small], prefetch=1)
+    with ThreadPoolExecutor(1) as thread:
+        published = thread.submit(sender.publish, [failed(number) for number in range(40)])
+        received = set()
+        while len(received) < 40:
+            delivery = take(receiver)
+            received.add(read(delivery))
+            receiver.settle(delivery)
+        published.result(20)
+    assert len(times_sent) == 40
+    assert sum(times_sent.values()) <= 2 * 40 + 4  # a place may be taken between the question and the answer
+    for session in (sender, receiver):
+        session.close()
 
 
 def test_a_session_names_the_queues_that_nobody_consumes(open_session: Callable[..., Session]) -> None:

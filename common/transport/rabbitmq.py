@@ -36,6 +36,7 @@ from common.signature import Signer
 from common.topology import Queue
 from common.transport import Delivery, notice_of
 from common.transport.amqp import arguments, brief, causes, parameters, refusal
+from common.transport.publishing import Publication, Publisher
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,8 @@ _PIKA_STREAM = pika.adapters.utils.io_services_utils._AsyncTransportBase
 _PIKA_STREAM._MAX_RECV_BYTES = 2**17
 _PIKA_STREAM._MAX_CONSUME_BYTES = 2**20
 
+_TICK_S = 0.05
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
-#: How long a publisher waits before it looks again whether a full queue has room.
-FULL_PAUSE_S = 0.05
 #: How long the broker may take to say how long a queue is.
 ANSWER_DEADLINE_S = 1.0
 CLOSE_DEADLINE_S = 8.0
@@ -80,26 +80,6 @@ class RabbitMQTransport:
         return session
 
 
-@dataclass(frozen=True)
-class _Publication:
-    """One message on its way: to a queue (by the default exchange) or to an exchange."""
-
-    exchange: str
-    routing_key: str
-    kind: str
-    body: bytes
-    headers: dict[str, Any]
-    must_arrive: bool
-
-    @classmethod
-    def of(cls, message: Message, signer: Signer) -> _Publication:
-        route, kind, body = message.route, message.kind, message.encode()
-        headers = signer.sign(route, kind, body, message.headers)
-        if route in topology.EXCHANGES:
-            return cls(route, "", kind, body, headers, must_arrive=False)
-        return cls("", route, kind, body, headers, must_arrive=True)
-
-
 @dataclass(eq=False)
 class _Settlement:
     """What is to be confirmed before a delivery (if there is one) is acknowledged.
@@ -108,7 +88,7 @@ class _Settlement:
     for news. What has a token ends with its connection; what has none is sent again.
     """
 
-    publications: Sequence[_Publication]
+    publications: Sequence[Publication]
     token: tuple[int, int] | None = None
     outstanding: int = 0
     confirmed: threading.Event = field(default_factory=threading.Event)
@@ -148,9 +128,7 @@ class RabbitMQSession:
         self._connection: pika.SelectConnection | None = None
         self._channel: pika.channel.Channel | None = None
         self._generation = 0
-        self._sequence = 0
-        self._unconfirmed: dict[int, tuple[_Settlement, _Publication]] = {}
-        self._returned: set[int] = set()
+        self._publisher: Publisher | None = None
         self._in_hand: dict[tuple[int, int], Queue] = {}
         self._given_up: dict[_Settlement, Queue] = {}
         self._to_take_back: set[Queue] = set()
@@ -195,12 +173,12 @@ class RabbitMQSession:
         A broker that does not take the note is not waited for: the message is handled without it.
         """
         suspicion = _Suspicion(topology.deaths(delivery.queue, delivery.kind, delivery.body))
-        mark = _Publication("", suspicion.marks.name, "death", b"", {}, must_arrive=False)
+        mark = Publication("", suspicion.marks.name, "death", b"", {}, must_arrive=False)
         settlement = _Settlement([mark], token=(delivery.token[0], 0), outstanding=1)
         self._on_loop(partial(self._mark, suspicion, settlement, delivery.token))
         deadline = time.monotonic() + MARK_DEADLINE_S
         # A delivery whose connection is lost comes again: whatever is done about this one does not count.
-        while not settlement.confirmed.wait(FULL_PAUSE_S):
+        while not settlement.confirmed.wait(_TICK_S):
             if delivery.token[0] != self._generation or self._stop_asked.is_set():
                 return 0
             if time.monotonic() > deadline:
@@ -222,7 +200,7 @@ class RabbitMQSession:
         headers = self._signer.sign_notice(
             delivery.kind, delivery.body, {**delivery.headers, **notice_of(delivery, problem)}
         )
-        dead = _Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers, must_arrive=True)
+        dead = Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers, must_arrive=True)
         self._submit(_Settlement([dead], delivery.token))
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -287,8 +265,8 @@ class RabbitMQSession:
         self._on_loop(self._take_back_marks)
         self._stop()
 
-    def _publications(self, messages: Sequence[Message]) -> list[_Publication]:
-        return [_Publication.of(message, self._signer) for message in messages]
+    def _publications(self, messages: Sequence[Message]) -> list[Publication]:
+        return [Publication.of(message, self._signer) for message in messages]
 
     def _delete(self, name: str) -> None:
         if self._channel is not None and self._channel.is_open:
@@ -354,9 +332,8 @@ class RabbitMQSession:
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_cancel_callback(self._on_cancelled)
-        channel.add_on_return_callback(self._on_returned)
         channel.basic_qos(prefetch_count=self._prefetch)
-        channel.confirm_delivery(self._on_confirm)
+        self._publisher = Publisher(channel, self._limits, lambda: self._declare(channel, lambda: None))
         self._declare(channel, lambda: self._on_declared(channel))
 
     def _on_channel_closed(self, channel: pika.channel.Channel, error: Exception) -> None:
@@ -425,12 +402,10 @@ class RabbitMQSession:
         with suppress(queue.Empty):  # the service's thread may take the last one while we look
             while True:
                 self._inbox.get_nowait()
-        self._unconfirmed.clear()
-        self._returned.clear()
+        self._publisher = None
         self._to_take_back.update(self._in_hand.values())
         self._in_hand.clear()
         self._given_up.clear()
-        self._sequence = 0
         with self._lock:
             kept = [settlement for settlement in self._unfinished if settlement.token is None]
             self._unfinished = dict.fromkeys(kept)
@@ -484,73 +459,14 @@ class RabbitMQSession:
             if not settlement.publications:
                 self._finish(settlement)
 
-    def _send(self, settlement: _Settlement, publication: _Publication) -> None:
-        assert self._channel is not None
-        self._sequence += 1
-        self._unconfirmed[self._sequence] = settlement, publication
-        self._channel.basic_publish(
-            publication.exchange,
-            publication.routing_key,
-            publication.body,
-            pika.BasicProperties(
-                type=publication.kind,
-                delivery_mode=2,
-                headers=publication.headers,
-                message_id=str(self._sequence),
-            ),
-            mandatory=publication.must_arrive,
-        )
+    def _send(self, settlement: _Settlement, publication: Publication) -> None:
+        assert self._publisher is not None
+        self._publisher.send(publication, partial(self._confirmed, settlement))
 
-    def _on_returned(
-        self,
-        channel: pika.channel.Channel,
-        method: pika.spec.Basic.Return,
-        properties: pika.spec.BasicProperties,
-        body: bytes,
-    ) -> None:
-        """A queue has been deleted under us: its message came back, and its confirm is to follow."""
-        self._returned.add(int(properties.message_id))
-
-    def _on_confirm(self, frame: pika.frame.Method[Any]) -> None:
-        method = frame.method
-        tags = [method.delivery_tag]
-        if method.multiple:
-            tags = [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
-        for tag in tags:
-            settlement, publication = self._unconfirmed.pop(tag)
-            if tag in self._returned:
-                self._returned.discard(tag)
-                log.warning("queue %s was gone; it is declared again", publication.routing_key)
-                self._later(partial(self._redeclare_and_send, settlement, publication))
-            elif isinstance(method, pika.spec.Basic.Ack):
-                settlement.outstanding -= 1
-                if not settlement.outstanding:
-                    self._finish(settlement)
-            else:
-                self._later(partial(self._send_when_room, settlement, publication))
-
-    def _later(self, call: Callable[[], None]) -> None:
-        assert self._connection is not None
-        self._connection.ioloop.call_later(FULL_PAUSE_S, call)
-
-    def _redeclare_and_send(self, settlement: _Settlement, publication: _Publication) -> None:
-        if self._channel is not None and self._channel.is_open:
-            self._declare(self._channel, lambda: None)
-            self._send(settlement, publication)
-
-    def _send_when_room(self, settlement: _Settlement, publication: _Publication) -> None:
-        """Ask how full a queue is, rather than to send megabytes again and again to one that refuses them."""
-        if self._channel is None or not self._channel.is_open:
-            return
-        limit = self._limits.get(publication.routing_key)
-
-        def answered(frame: pika.frame.Method[Any]) -> None:
-            if limit is None or frame.method.message_count < limit:
-                self._send(settlement, publication)
-            else:
-                self._later(partial(self._send_when_room, settlement, publication))
-
-        self._channel.queue_declare(publication.routing_key, passive=True, callback=answered)
+    def _confirmed(self, settlement: _Settlement) -> None:
+        settlement.outstanding -= 1
+        if not settlement.outstanding:
+            self._finish(settlement)
 
     def _finish(self, settlement: _Settlement) -> None:
         """Everything is confirmed: acknowledge the delivery it came from."""
