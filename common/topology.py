@@ -24,8 +24,9 @@ class Queue:
     the number that a listener's queue holds before the oldest make way;
     ``exchanges`` are the fanout exchanges it listens to; ``expires_s`` deletes
     a queue that nobody uses for so long; ``exclusive`` means that each session
-    has its own, which ends with the session's connection. What cannot be
-    handled moves to the queue's dead-letter queue, if it has one (``has_dead``).
+    has its own, which ends with the session's connection; ``replicated``, that
+    each broker of a cluster has a copy (a quorum queue). What cannot be handled
+    moves to the queue's dead-letter queue, if it has one (``has_dead``).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Queue:
     exchanges: tuple[str, ...] = ()
     expires_s: int | None = None
     exclusive: bool = False
+    replicated: bool = True
     has_dead: bool = True
 
 
@@ -57,7 +59,14 @@ def follower(run_id: str) -> Queue:
     It is as fleeting as its connection: a durable one would keep every worker waiting for its confirms, should
     the broker lose it. Who has lost a connection asks anew how the run stands.
     """
-    return Queue(f"{_FOLLOW}{run_id}", keep=10_000, exchanges=(RESULTS, FOLDERS), exclusive=True, has_dead=False)
+    return Queue(
+        f"{_FOLLOW}{run_id}",
+        keep=10_000,
+        exchanges=(RESULTS, FOLDERS),
+        exclusive=True,
+        replicated=False,
+        has_dead=False,
+    )
 
 
 def dead(queue: str) -> Queue:
@@ -66,9 +75,13 @@ def dead(queue: str) -> Queue:
 
 
 def deaths(queue: str, kind: str, body: bytes) -> Queue:
-    """The queue with a mark for each worker that died while it handled this message; a day without one deletes it."""
+    """The queue with a mark for each worker that died while it handled this message; a day without one deletes it.
+
+    It is not replicated: RabbitMQ 4.0 brings a quorum queue that was made in the moment before its only node was
+    killed back without a leader, and whoever publishes to that waits for a minute, again and again.
+    """
     digest = hashlib.sha256(f"{queue} {kind} ".encode() + body).hexdigest()
-    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, has_dead=False)
+    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, replicated=False, has_dead=False)
 
 
 def routes_to(queue: str) -> tuple[str, ...]:

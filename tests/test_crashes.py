@@ -34,7 +34,7 @@ def events(sample: str, start: int) -> Events:
     """A chunk of three events that nothing is wrong with."""
     columns = dict.fromkeys(("lep_pt", "lep_eta", "lep_phi", "lep_energy"), np.ones((3, 4), np.float32))
     columns |= dict.fromkeys(("lep_charge", "lep_type"), np.ones((3, 4), np.int8))
-    array = ak.Array({**columns, "weight_factors": np.ones((3, 5), np.float32)})
+    array = ak.Array({**columns, "weight": np.ones(3, np.float32)})
     cutflow = {"read": 10, "four_leptons": 3, "pt_cuts": 3}
     return Events(Chunk("run", sample, start, start + 10), "2020e-13tev", 10.0, cutflow, array)
 
@@ -145,8 +145,8 @@ def redelivered(broker: Broker, vhost: BrokerSettings, session: RabbitMQSession)
     return delivery
 
 
-def test_a_queue_of_marks_that_a_power_cut_left_without_a_leader_holds_nobody_up(
-    broker: Broker, vhost: BrokerSettings
+def test_a_queue_of_marks_that_was_made_in_the_moment_of_a_power_cut_holds_nobody_up(
+    broker: Broker, vhost: BrokerSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = open_session(vhost, topology.PLANS)
     delivery = redelivered(broker, vhost, session)
@@ -157,7 +157,33 @@ def test_a_queue_of_marks_that_a_power_cut_left_without_a_leader_holds_nobody_up
     broker.start()
     delivery = take(session)
     assert session.take_in_hand(delivery) == 0
+    assert "is handled unmarked" not in caplog.text
     session.settle(delivery)
+    wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
+    session.close()
+
+
+def test_a_queue_of_marks_that_the_broker_refuses_costs_the_marks_of_its_message_and_no_more(
+    broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rabbitmq, "MARK_DEADLINE_S", 0.3)
+    session = open_session(vhost, topology.PLANS)
+    first = redelivered(broker, vhost, session)
+    marks = topology.deaths(first.queue, first.kind, first.body)
+    with channel_of(vhost) as channel:
+        channel.queue_declare(marks.name, durable=True, arguments={"x-queue-type": "quorum"})
+    assert session.take_in_hand(first) == 0
+    assert "is handled unmarked" in caplog.text
+    session.settle(first)
+    caplog.clear()
+    session.publish([ChunkFailed(Chunk("run", "Zee", 10, 20), "whatever")])
+    take(session)
+    wait_until(lambda: broker.cut_connections(vhost), "the connection was cut", 30)
+    second = take(session)
+    assert (second.redelivered, second.headers["start"]) == (True, 10)
+    assert session.take_in_hand(second) == 0
+    assert "is handled unmarked" not in caplog.text
+    session.settle(second)
     session.close()
 
 

@@ -40,9 +40,9 @@ def parameters(settings: BrokerSettings) -> pika.ConnectionParameters:
 
 def arguments(queue: Queue) -> dict[str, Any]:
     """The arguments a queue is declared with."""
-    found: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
-    if queue.exclusive:
-        found = {"x-queue-type": "classic"}
+    found: dict[str, Any] = {"x-queue-type": "classic"}
+    if queue.replicated:
+        found = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
     if queue.keep is not None:
         found |= {"x-max-length": queue.keep, "x-overflow": "drop-head"}
     if queue.limit is not None:

@@ -36,6 +36,7 @@ from common.signature import Signer
 from common.topology import Queue
 from common.transport import Delivery, notice_of
 from common.transport.amqp import arguments, brief, causes, parameters, refusal
+from common.transport.marks import Marks
 from common.transport.publishing import Publication, Publisher
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 #: How long the broker may take to say how long a queue is.
 ANSWER_DEADLINE_S = 1.0
 CLOSE_DEADLINE_S = 8.0
-#: How long the broker may take to confirm the mark of a message in hand. A quorum queue that was made in the moment
-#: before its only node was killed comes back without a leader (RabbitMQ 4.0): whoever declares it waits for a minute,
-#: and what is published to it is never confirmed.
+#: How long the broker may take to confirm the mark of a message in hand.
 MARK_DEADLINE_S = 5.0
 #: How long a publisher that is to stop waits for a broker that does not confirm.
 CONFIRM_DEADLINE_S = 2.0
@@ -94,14 +93,6 @@ class _Settlement:
     confirmed: threading.Event = field(default_factory=threading.Event)
 
 
-@dataclass(eq=False)
-class _Suspicion:
-    """A redelivered message is to be handled: the queue with a mark for each death, and how many it held."""
-
-    marks: Queue
-    deaths: int = 0
-
-
 class RabbitMQSession:
     """One service's connection.
 
@@ -129,9 +120,7 @@ class RabbitMQSession:
         self._channel: pika.channel.Channel | None = None
         self._generation = 0
         self._publisher: Publisher | None = None
-        self._in_hand: dict[tuple[int, int], Queue] = {}
-        self._given_up: dict[_Settlement, Queue] = {}
-        self._to_take_back: set[Queue] = set()
+        self._marks = Marks()
         self._connected_before = False
         self._connections = 0
         self._nonce = ""
@@ -172,20 +161,18 @@ class RabbitMQSession:
 
         A broker that does not take the note is not waited for: the message is handled without it.
         """
-        suspicion = _Suspicion(topology.deaths(delivery.queue, delivery.kind, delivery.body))
-        mark = Publication("", suspicion.marks.name, "death", b"", {}, must_arrive=False)
-        settlement = _Settlement([mark], token=(delivery.token[0], 0), outstanding=1)
-        self._on_loop(partial(self._mark, suspicion, settlement, delivery.token))
+        marks = topology.deaths(delivery.queue, delivery.kind, delivery.body)
+        counted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._on_loop(partial(self._marks.put, delivery.token, marks, counted.put))
         deadline = time.monotonic() + MARK_DEADLINE_S
         # A delivery whose connection is lost comes again: whatever is done about this one does not count.
-        while not settlement.confirmed.wait(_TICK_S):
-            if delivery.token[0] != self._generation or self._stop_asked.is_set():
-                return 0
+        while delivery.token[0] == self._generation and not self._stop_asked.is_set():
+            with suppress(queue.Empty):
+                return counted.get(timeout=_TICK_S)
             if time.monotonic() > deadline:
-                log.warning("no confirm from queue %s; a redelivered message is handled unmarked", suspicion.marks.name)
-                self._on_loop(partial(self._give_mark_up, settlement, delivery.token))
-                return 0
-        return suspicion.deaths
+                log.warning("no confirm from queue %s; a redelivered message is handled unmarked", marks.name)
+                break
+        return 0
 
     def wake(self) -> None:
         """End the ``receive`` that waits, or else the next one."""
@@ -262,15 +249,11 @@ class RabbitMQSession:
             while self._unfinished and self._failure is None and time.monotonic() < deadline:
                 self._lock.wait(deadline - time.monotonic())
         self._stopping = True  # from here on, what ends is meant to end
-        self._on_loop(self._take_back_marks)
+        self._on_loop(self._marks.take_back_all)
         self._stop()
 
     def _publications(self, messages: Sequence[Message]) -> list[Publication]:
         return [Publication.of(message, self._signer) for message in messages]
-
-    def _delete(self, name: str) -> None:
-        if self._channel is not None and self._channel.is_open:
-            self._channel.queue_delete(name)
 
     def _submit(self, settlement: _Settlement) -> None:
         with self._lock:
@@ -303,7 +286,7 @@ class RabbitMQSession:
             try:
                 self._connection = pika.SelectConnection(
                     parameters(self._settings),
-                    on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
+                    on_open_callback=self._on_connected,
                     on_open_error_callback=self._on_connection_error,
                     on_close_callback=self._on_connection_error,
                 )
@@ -318,6 +301,9 @@ class RabbitMQSession:
         self._ready.set()
         self._inbox.put(None)
         self._release_waiting()
+
+    def _on_connected(self, connection: pika.SelectConnection) -> None:
+        self._marks.open(connection, lambda: connection.channel(on_open_callback=self._on_channel))
 
     def _on_connection_error(self, connection: pika.SelectConnection, error: BaseException) -> None:
         problem = refusal(self._settings, error)
@@ -386,7 +372,6 @@ class RabbitMQSession:
         self._away = False
         for consumed in self._queues:
             channel.basic_consume(self._name_of(consumed), self._deliverer(consumed.name))
-        self._take_back_marks()
         log.info("connected to %s", self._settings)
         self._ready.set()
         self._send_outbox()
@@ -403,9 +388,7 @@ class RabbitMQSession:
             while True:
                 self._inbox.get_nowait()
         self._publisher = None
-        self._to_take_back.update(self._in_hand.values())
-        self._in_hand.clear()
-        self._given_up.clear()
+        self._marks.forget_connection()
         with self._lock:
             kept = [settlement for settlement in self._unfinished if settlement.token is None]
             self._unfinished = dict.fromkeys(kept)
@@ -472,44 +455,11 @@ class RabbitMQSession:
         """Everything is confirmed: acknowledge the delivery it came from."""
         if settlement.token is not None and settlement.token[1] and self._channel is not None:
             self._channel.basic_ack(settlement.token[1])
-            marks = self._in_hand.pop(settlement.token, None)
-            if marks is not None:
-                self._delete(marks.name)
+            self._marks.take_back(settlement.token)
         self._done(settlement)
-
-    def _mark(self, suspicion: _Suspicion, settlement: _Settlement, token: tuple[int, int]) -> None:
-        """Count the marks of those who died, and add one that stays should we die, too."""
-        if token[0] != self._generation or self._channel is None or not self._channel.is_open:
-            return
-        marks = suspicion.marks
-        self._in_hand[token] = marks
-
-        def counted(frame: pika.frame.Method[Any]) -> None:
-            if token not in self._in_hand:  # given up, or handled already
-                return
-            suspicion.deaths = frame.method.message_count
-            self._send(settlement, settlement.publications[0])
-
-        self._channel.queue_declare(marks.name, durable=True, arguments=arguments(marks), callback=counted)
-
-    def _give_mark_up(self, settlement: _Settlement, token: tuple[int, int]) -> None:
-        """Leave a queue alone that does not answer; should its confirm come after all, the mark is taken back."""
-        marks = self._in_hand.pop(token, None)
-        if marks is not None:
-            self._given_up[settlement] = marks
-
-    def _take_back_marks(self) -> None:
-        """We live: neither a lost connection nor a stop is the message's doing."""
-        for marks in (*self._in_hand.values(), *self._to_take_back):
-            self._delete(marks.name)
-        self._in_hand.clear()
-        self._to_take_back.clear()
 
     def _done(self, settlement: _Settlement) -> None:
         settlement.confirmed.set()
-        late = self._given_up.pop(settlement, None)
-        if late is not None:
-            self._delete(late.name)
         with self._lock:
             self._unfinished.pop(settlement, None)
             self._lock.notify_all()
