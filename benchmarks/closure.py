@@ -164,7 +164,7 @@ class Laboratory:
 def _partial(arrays: ak.Array, release: Release, sample: Sample, run: RunSettings, m4l_scale: float = 1.0) -> Partial:
     """What loader, processor and analysis make of a sample's events, whose m4l is off by a factor."""
     events, cutflow = reading.select(arrays, release, sample, run)
-    selected, further = selection.select(events, release, sample, run.lumi_ifb)
+    selected, further = selection.select(events, release)
     selected = ak.with_field(selected, selected.m4l * m4l_scale, "m4l")
     weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(selected.weight)
     return Partial({**cutflow, **further}, fill(selected, release, sample.category), weights)

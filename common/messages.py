@@ -231,8 +231,8 @@ class Events(ArrayMessage):
     """The events of a chunk that pass the loader's steps.
 
     Each has its four leading leptons as the file holds them (float32, the
-    file's own energy unit, so that not a bit is lost on the way), and for
-    simulation the factors of its weight in the catalogue's order.
+    file's own energy unit, so that not a bit is lost on the way), and its
+    weight, which is 1 for data.
     """
 
     kind: ClassVar[str] = "events"
@@ -248,7 +248,7 @@ class Events(ArrayMessage):
             "lep_energy": Column("float32", 4),
             "lep_charge": Column("int8", 4),
             "lep_type": Column("int8", 4),
-            "weight_factors": Column("float32", 0 if sample.is_data else len(release.branches.weights)),
+            "weight": Column("float32"),
         }
 
 

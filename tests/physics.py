@@ -107,9 +107,7 @@ def random_events(rng: np.random.Generator, n: int, sample: catalogue.Sample = S
         "lep_energy": np.hypot(pt * np.cosh(eta), 105.66).astype(np.float32),
         "lep_charge": rng.choice([-1, 1], (n, 4)).astype(np.int8),
         "lep_type": rng.choice([11, 13], (n, 4)).astype(np.int8),
-        "weight_factors": np.empty((n, 0), np.float32)
-        if sample.is_data
-        else rng.normal(1, 0.4, (n, len(RELEASE.branches.weights))).astype(np.float32),
+        "weight": np.ones(n, np.float32) if sample.is_data else rng.normal(0.3, 0.2, n).astype(np.float32),
     }
     return ak.Array(columns)
 
@@ -151,7 +149,7 @@ def process(run_id: str, path: Path, sample: catalogue.Sample, settings: RunSett
         arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
         events, cutflow = reading.select(arrays, RELEASE, sample, settings)
         sent = Events.decode(Events(chunk, RELEASE.name, settings.lumi_ifb, cutflow, events).encode())
-        chosen, further = selection.select(sent.events, RELEASE, sample, settings.lumi_ifb)
+        chosen, further = selection.select(sent.events, RELEASE)
         message = Selected(chunk, RELEASE.name, settings.lumi_ifb, {**cutflow, **further}, chosen)
         messages.append(Selected.decode(message.encode()))
     return Processed(planned, tuple(messages))

@@ -17,7 +17,7 @@ def test_records_are_those_of_awkward_to_the_last_byte_of_their_pickle(events: i
     columns = {
         "lep_pt": np.arange(4 * events, dtype=np.float32).reshape(events, 4),
         "channel": np.arange(events, dtype=np.int8),
-        "weight_factors": np.ones((events, factors)),
+        "factors": np.ones((events, factors)),
     }
     made, of_awkward = records(columns), ak.Array(columns)
     assert made.type == of_awkward.type

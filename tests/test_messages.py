@@ -61,7 +61,7 @@ JSON_MESSAGES: list[Message] = [
 ]
 
 
-def events(count: int, factors: int = 5) -> ak.Array:
+def events(count: int) -> ak.Array:
     """Events of bit patterns that a conversion would not leave alone: NaN, infinities, subnormals, −0."""
     dice = np.random.default_rng(count)
 
@@ -70,12 +70,12 @@ def events(count: int, factors: int = 5) -> ak.Array:
 
     columns = {name: floats(4) for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy")}
     columns |= {name: dice.integers(-128, 128, (count, 4), np.int8) for name in ("lep_charge", "lep_type")}
-    return ak.Array(columns | {"weight_factors": floats(factors)})
+    return ak.Array(columns | {"weight": floats(1)[:, 0]})
 
 
-def events_message(count: int, sample: str = "Zee", factors: int = 5) -> Events:
+def events_message(count: int, sample: str = "Zee") -> Events:
     cutflow = {"read": count, "four_leptons": count, "pt_cuts": count}
-    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", 10.0, cutflow, events(count, factors))
+    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", 10.0, cutflow, events(count))
 
 
 def selected(**changed: Any) -> ak.Array:
@@ -113,11 +113,10 @@ def test_every_kind_is_covered_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "sample", "factors"),
-    [(0, "Zee", 5), (0, "data_A", 0), (1, "Zee", 5), (1000, "data_A", 0), (MAX_CHUNK_ENTRIES, "llll", 5)],
+    ("count", "sample"), [(0, "Zee"), (0, "data_A"), (1, "Zee"), (1000, "data_A"), (MAX_CHUNK_ENTRIES, "llll")]
 )
-def test_events_survive_bit_for_bit_and_the_largest_chunk_fits(count: int, sample: str, factors: int) -> None:
-    message = events_message(count, sample, factors)
+def test_events_survive_bit_for_bit_and_the_largest_chunk_fits(count: int, sample: str) -> None:
+    message = events_message(count, sample)
     body = message.encode()
     assert len(body) < MIB_8
     back = decode("events", body)
@@ -242,8 +241,8 @@ def test_a_chunk_cannot_end_before_it_starts() -> None:
 
 
 def test_a_body_that_no_broker_takes_is_refused_where_it_is_written() -> None:
-    too_many = events_message(100_000)
-    with pytest.raises(MessageError, match=r"Zee\[0:100000\] .*CHUNK_ENTRIES.*more than the 8388608"):
+    too_many = events_message(120_000)
+    with pytest.raises(MessageError, match=r"Zee\[0:120000\] .*CHUNK_ENTRIES.*more than the 8388608"):
         too_many.encode()
     with pytest.raises(MessageError, match=r"folder: .* more than the 8388608"):
         Folder(RUN, {"m4l.png": bytes(7_000_000)}).encode()
@@ -275,7 +274,6 @@ def with_header(**changes: Any) -> bytes:
         ({"chunk": {"run_id": RUN, "sample": "Zee2", "start": 0, "stop": 2}}, "sample 'Zee2' is not in release"),
         ({"chunk": {"run_id": "../x", "sample": "Zee", "start": 0, "stop": 2}}, "run_id"),
         ({"chunk": {"run_id": RUN, "sample": "Zee", "start": 2, "stop": 0}}, "end before they start"),
-        ({"chunk": {"run_id": RUN, "sample": "data_A", "start": 0, "stop": 2}}, "'weight_factors' does not have 0"),
         ({"chunk": None}, "chunk"),
     ],
 )

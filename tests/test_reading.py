@@ -52,7 +52,20 @@ def test_the_four_leading_leptons_come_out_bit_for_bit_as_the_file_holds_them(tm
         [40e3, 30e3, 20e3, 10e3],
     ]
     assert ak.to_numpy(events.lep_charge).tolist() == [[1, -1, 1, -1]] * 2
-    assert ak.to_numpy(events.weight_factors)[0].tolist() == [float(np.float32(0.1 * (i + 1))) for i in range(5)]
+    weight = np.float32(SIMULATION.cross_section_weight(NO_CUTS.lumi_ifb))
+    for i in range(5):
+        weight *= np.float32(0.1 * (i + 1))
+    assert ak.to_numpy(events.weight)[0] == weight
+
+
+def test_the_weight_scales_with_luminosity_and_data_weigh_one(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", [GOOD] * 3, {"mcWeight": [1.5, -2, 0.25]})
+
+    at_10, at_25 = (ak.to_numpy(read_all(path, settings=replace(NO_CUTS, lumi_ifb=one))[0].weight) for one in (10, 25))
+
+    np.testing.assert_allclose(at_25, 2.5 * at_10, rtol=1e-6)
+    np.testing.assert_allclose(at_10, SIMULATION.cross_section_weight(10) * np.array([1.5, -2, 0.25]), rtol=1e-6)
+    assert ak.to_numpy(read_all(path, DATA)[0].weight).tolist() == [1, 1, 1]
 
 
 def test_events_of_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Path) -> None:
@@ -88,6 +101,12 @@ def test_a_weight_that_is_not_a_number_costs_its_event_in_simulation_only(tmp_pa
 
     assert read_all(path)[1]["four_leptons"] == 2
     assert read_all(path, DATA)[1]["four_leptons"] == 4
+
+
+def test_factors_whose_product_is_too_large_for_a_float_cost_their_event(tmp_path: Path) -> None:
+    weights = {"mcWeight": [1, 1e30, 1e30], "scaleFactor_LepTRIGGER": [1, 1e30, 1]}
+
+    assert read_all(write_file(tmp_path / "f.root", [GOOD] * 3, weights))[1]["four_leptons"] == 2
 
 
 def test_branches_that_disagree_on_the_number_of_leptons_cost_the_event(tmp_path: Path) -> None:

@@ -59,9 +59,8 @@ def z_candidates(leptons: tuple[Lepton, ...]) -> tuple[float, float]:
     return min(found, key=lambda pair: abs(pair[0] - Z_MASS_GEV), default=(math.nan, math.nan))
 
 
-def reference(events: ak.Array, lumi_ifb: float, is_data: bool) -> list[dict[str, Any]]:
+def reference(events: ak.Array) -> list[dict[str, Any]]:
     """The selected events, one after the other."""
-    sigma_pb, sum_of_weights = SIMULATION.cross_section_pb, SIMULATION.sum_of_weights
     chosen = []
     columns = ("lep_pt", "lep_eta", "lep_phi", "lep_energy", "lep_charge", "lep_type")
     for event in events.to_list():
@@ -69,13 +68,12 @@ def reference(events: ak.Array, lumi_ifb: float, is_data: bool) -> list[dict[str
         channel = CHANNELS.get(sum(one.type for one in leptons))
         if sum(one.charge for one in leptons) != 0 or channel is None:
             continue
-        weight = 1.0 if is_data else lumi_ifb * 1000 * sigma_pb / sum_of_weights * math.prod(event["weight_factors"])
         z1, z2 = z_candidates(leptons)
         chosen.append(
             {
                 "m4l": invariant_mass(leptons),
                 "channel": channel,
-                "weight": weight,
+                "weight": event["weight"],
                 "m_z1": z1,
                 "m_z2": z2,
                 "lead_pt": leptons[0].pt / 1000,
@@ -84,10 +82,10 @@ def reference(events: ak.Array, lumi_ifb: float, is_data: bool) -> list[dict[str
     return chosen
 
 
-def assert_as_reference(events: ak.Array, chosen: ak.Array, *, is_data: bool) -> None:
-    expected = reference(events, 10.0, is_data)
+def assert_as_reference(events: ak.Array, chosen: ak.Array) -> None:
+    expected = reference(events)
     assert len(chosen) == len(expected) > 0
-    for name, tolerance in {"m4l": 1e-12, "weight": 1e-6, "m_z1": 2e-7, "m_z2": 2e-7, "lead_pt": 1e-7}.items():
+    for name, tolerance in {"m4l": 1e-12, "weight": 0, "m_z1": 2e-7, "m_z2": 2e-7, "lead_pt": 1e-7}.items():
         wanted = np.array([event[name] for event in expected])
         np.testing.assert_allclose(ak.to_numpy(chosen[name]), wanted, rtol=tolerance)
     assert ak.to_numpy(chosen.channel).tolist() == [event["channel"] for event in expected]
@@ -97,16 +95,16 @@ def assert_as_reference(events: ak.Array, chosen: ak.Array, *, is_data: bool) ->
 def test_random_events_are_selected_weighed_and_measured_as_one_by_one(sample: Any) -> None:
     events = random_events(np.random.default_rng(7), 600, sample)
 
-    chosen, cutflow = select(events, RELEASE, sample, 10.0)
+    chosen, cutflow = select(events, RELEASE)
 
-    assert_as_reference(events, chosen, is_data=sample.is_data)
+    assert_as_reference(events, chosen)
     neutral = sum(sum(charges) == 0 for charges in events.lep_charge.to_list())
     assert cutflow == {"charge": neutral, "flavour": len(chosen)}
     assert 0 < cutflow["flavour"] < cutflow["charge"] < 600
 
 
 def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
-    events = ak.to_regular(random_events(np.random.default_rng(3), 1, DATA))
+    events = random_events(np.random.default_rng(3), 1, DATA)
     return ak.Array(
         {
             **{name: ak.to_numpy(events[name]) for name in events.fields},
@@ -117,7 +115,7 @@ def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
 
 
 def test_two_electrons_and_two_muons_of_equal_charges_are_selected_and_have_no_z_candidates() -> None:
-    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), RELEASE, DATA, 10.0)
+    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), RELEASE)
 
     assert chosen.channel.to_list() == [1]
     assert math.isfinite(chosen.m4l[0])
@@ -141,13 +139,13 @@ def test_two_electrons_and_two_muons_of_equal_charges_are_selected_and_have_no_z
 def test_charge_comes_before_flavour_in_the_cutflow(
     charges: tuple[int, ...], types: tuple[int, ...], cutflow: dict[str, int]
 ) -> None:
-    assert select(one_event(charges, types), RELEASE, DATA, 10.0)[1] == cutflow
+    assert select(one_event(charges, types), RELEASE)[1] == cutflow
 
 
 def test_no_events_give_no_selected_events() -> None:
     events = random_events(np.random.default_rng(1), 5)[:0]
 
-    chosen, cutflow = select(events, RELEASE, SIMULATION, 10.0)
+    chosen, cutflow = select(events, RELEASE)
 
     assert len(chosen) == 0
     assert cutflow == {"charge": 0, "flavour": 0}
@@ -165,22 +163,12 @@ def test_a_z_at_rest_has_the_mass_that_its_leptons_were_given() -> None:
         "lep_phi": np.array([[0, np.pi, 0.5, 0.5 - np.pi]], np.float32),
     }
 
-    chosen, _ = select(ak.Array(columns), RELEASE, DATA, 10.0)
+    chosen, _ = select(ak.Array(columns), RELEASE)
 
     assert chosen.m_z1[0] == pytest.approx(91.188)
     assert chosen.m_z2[0] == pytest.approx(28.0)
     assert chosen.m4l[0] == pytest.approx(91.188 + 28.0)
     assert chosen.lead_pt[0] == pytest.approx(45.594)
-
-
-def test_the_weight_scales_with_luminosity_and_data_weigh_one() -> None:
-    events = random_events(np.random.default_rng(2), 200)
-
-    at_10, at_25 = (ak.to_numpy(select(events, RELEASE, SIMULATION, lumi)[0].weight) for lumi in (10.0, 25.0))
-
-    np.testing.assert_allclose(at_25, 2.5 * at_10, rtol=1e-6)
-    data = random_events(np.random.default_rng(2), 200, DATA)
-    assert set(ak.to_numpy(select(data, RELEASE, DATA, 25.0)[0].weight)) == {1.0}
 
 
 # --- the real files ---------------------------------------------------------
@@ -272,15 +260,9 @@ def test_real_events_are_selected_and_measured_as_one_by_one(results: Any) -> No
         arrays = tree.arrays(entry_stop=400, filter_name=[*names.values(), *RELEASE.branches.weights])
         arrays = arrays[ak.num(arrays.lep_pt) >= 4]
         leptons = {ours: ak.to_regular(arrays[theirs][:, :4]) for ours, theirs in names.items()}
-        factors = [] if sample.is_data else [arrays[name] for name in RELEASE.branches.weights]
-        events = ak.Array(
-            {
-                **leptons,
-                "weight_factors": np.stack(factors, axis=1) if factors else np.empty((len(arrays), 0)),
-            }
-        )
+        events = ak.Array({**leptons, "weight": np.ones(len(arrays), np.float32)})
         found = ak.concatenate([message.events for message in results[37][1][sample.name].messages])
-        expected = reference(events, 10.0, sample.is_data)
+        expected = reference(events)
         m4l = np.array([event["m4l"] for event in expected])
         np.testing.assert_allclose(ak.to_numpy(found.m4l)[: len(m4l)], m4l, rtol=1e-12)
         for name in ("m_z1", "m_z2"):

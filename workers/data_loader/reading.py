@@ -1,4 +1,4 @@
-"""From a ROOT file to the rectangular arrays of the four leading leptons, and the loader's selection steps."""
+"""From a ROOT file to the four leading leptons and the weight of each event, and the loader's selection steps."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ def read(path: Path, release: Release, sample: Sample, start: int, stop: int) ->
     return arrays
 
 
-def leading_leptons(arrays: ak.Array, release: Release, sample: Sample) -> dict[str, Array]:
-    """The four leading leptons of every event that has four of them.
+def leading_leptons(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> dict[str, Array]:
+    """The four leading leptons of every event that has four of them, and its weight.
 
     Returns columns of n events as ``Events.schema`` declares them: shape (n, 4),
-    the kinematics in the file's energy unit; (n, k) for the k factors of the
-    weight. The release sorts leptons by falling pT, so the leading ones are the first ones.
+    the kinematics in the file's energy unit; (n,) for the weight. The release
+    sorts leptons by falling pT, so the leading ones are the first ones.
     """
     jagged = {ours: _offsets_and_content(arrays[theirs]) for ours, theirs in release.branches.leptons.items()}
     (offsets, _), *others = jagged.values()
@@ -123,26 +123,39 @@ def leading_leptons(arrays: ak.Array, release: Release, sample: Sample) -> dict[
         name: np.take(content, places if np.array_equal(own, offsets) else _first_four(own, four))
         for name, (own, content) in jagged.items()
     }
-    factors = (
-        [] if sample.is_data else [np.compress(four, ak.to_numpy(arrays[name])) for name in release.branches.weights]
-    )
-    columns["weight_factors"] = np.stack(factors, axis=1) if factors else np.empty((len(places), 0))
+    columns["weight"] = np.compress(four, weights(arrays, release, sample, lumi_ifb))
     schema = Events.schema(release, sample)
     return {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
 
 
-def well_measured(columns: Columns) -> Mask:
-    """Which events can be weighed and have four leptons that can be.
+def weights(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> npt.NDArray[np.float32]:
+    """Weight of each event, shape (events,); 1 for data. Not finite where a factor of it is not.
 
-    Their kinematics are finite, pT and energy positive, |η| at most 100, and
-    the factors of the weight are finite.
+    The cross-section weight times the release's factors, multiplied one after
+    the other in float32: the arithmetic of the ATLAS outreach group's
+    HZZAnalysis notebook, so that its published yields come out digit for digit.
+    """
+    weight = np.ones(len(arrays), dtype=np.float32)
+    if sample.is_data:
+        return weight
+    weight *= np.float32(sample.cross_section_weight(lumi_ifb))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in release.branches.weights:
+            weight *= _cast(ak.to_numpy(arrays[name]), weight.dtype)
+    return weight
+
+
+def well_measured(columns: Columns) -> Mask:
+    """Which events have a finite weight and four leptons whose mass can be computed.
+
+    Their kinematics are finite, pT and energy positive, and |η| at most 100.
     """
     good = np.abs(columns["lep_eta"]) <= _MAX_ABS_ETA
     good &= np.isfinite(columns["lep_phi"])
     for name in ("lep_pt", "lep_energy"):
         good &= (columns[name] > 0) & (columns[name] < np.inf)
-    finite = np.isfinite(columns["weight_factors"])
-    return reduce(np.logical_and, (*good.T, *finite.T))  # three times as fast as all(axis=1) on so few columns
+    # Three times as fast as all(axis=1) on so few columns.
+    return reduce(np.logical_and, (*good.T, np.isfinite(columns["weight"])))
 
 
 def pt_cuts(columns: Columns, release: Release, settings: RunSettings) -> Mask:
@@ -164,7 +177,7 @@ def select(
 
     An event has ``four_leptons`` if the four leading ones are well measured.
     """
-    columns = leading_leptons(arrays, release, sample)
+    columns = leading_leptons(arrays, release, sample, settings.lumi_ifb)
     passed = well_measured(columns)
     cutflow = {"read": len(arrays), "four_leptons": int(passed.sum())}
     for step in release.loader_steps[1:]:

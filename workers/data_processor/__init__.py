@@ -1,1 +1,1 @@
-"""Selects four-lepton events and computes their masses and weights."""
+"""Selects four-lepton events and computes their masses."""

@@ -1,4 +1,4 @@
-"""The selection of four-lepton events, their masses and weights: plain functions from arrays to arrays."""
+"""The selection of four-lepton events, and their masses: plain functions from arrays to arrays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from common.catalogue import Release, Sample
+from common.catalogue import Release
 from common.columns import columns_of, records
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-#: The fields of ``Events``: of shape (events, leptons), and the factors of the weights.
+#: The fields of ``Events``: of shape (events, leptons), and (events,) for the weight.
 Columns = Mapping[str, npt.NDArray[Any]]
 
 #: Mass of the Z boson in GeV (Particle Data Group, Review of Particle Physics 2024).
@@ -105,23 +105,7 @@ def z_masses(columns: Columns, momenta: FourMomenta) -> tuple[FloatArray, FloatA
     return z1, z2
 
 
-def weights(columns: Columns, sample: Sample, lumi_ifb: float) -> npt.NDArray[np.float32]:
-    """Weight of each event, shape (events,); 1 for data.
-
-    The cross-section weight times the release's factors, multiplied one after
-    the other in float32: the arithmetic of the ATLAS outreach group's
-    HZZAnalysis notebook, so that its published yields come out digit for digit.
-    """
-    factors = columns["weight_factors"]
-    if sample.is_data:
-        return np.ones(len(factors), dtype=np.float32)
-    weight = np.full(len(factors), sample.cross_section_weight(lumi_ifb), dtype=np.float32)
-    for factor in factors.T:
-        weight *= factor
-    return weight
-
-
-def select(events: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> tuple[ak.Array, dict[str, int]]:
+def select(events: ak.Array, release: Release) -> tuple[ak.Array, dict[str, int]]:
     """Apply the processor's steps; returns the columns of ``Selected`` and how many events each step left."""
     columns = columns_of(events)
     passed = np.ones(len(events), dtype=np.bool_)
@@ -135,7 +119,7 @@ def select(events: ak.Array, release: Release, sample: Sample, lumi_ifb: float) 
     selected: dict[str, npt.NDArray[Any]] = {
         "m4l": momenta.mass((0, 1, 2, 3)),
         "channel": channel(columns, release),
-        "weight": weights(columns, sample, lumi_ifb),
+        "weight": columns["weight"],
         "m_z1": _float32(z1),
         "m_z2": _float32(z2),
         "lead_pt": _float32(columns["lep_pt"][:, 0].astype(np.float64) / release.per_gev),

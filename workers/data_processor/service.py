@@ -15,7 +15,7 @@ from workers.data_processor.selection import select
 
 
 class DataProcessor(Service):
-    """Applies the charge and flavour cuts, and computes masses, channels and weights."""
+    """Applies the charge and flavour cuts, and computes masses and channels."""
 
     name: ClassVar[str] = "data-processor"
     consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
@@ -28,8 +28,7 @@ class DataProcessor(Service):
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
         release = catalogue.release(message.release)
-        sample = release.sample(message.chunk.sample)
-        selected, cutflow = select(message.events, release, sample, message.lumi_ifb)
+        selected, cutflow = select(message.events, release)
         return [
             Selected(message.chunk, message.release, message.lumi_ifb, {**message.cutflow, **cutflow}, selected),
             Progress("data-processor", message.chunk),
