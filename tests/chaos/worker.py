@@ -20,6 +20,7 @@ from typing import Any
 import pika.connection
 
 from common import result_folder
+from common.transport.publishing import Publisher
 from common.transport.rabbitmq import RabbitMQSession
 
 #: Seconds. Short, so that a process is held for longer than this within a test.
@@ -82,8 +83,8 @@ class Orders:
             of_a_delivery = settlement.token is not None and settlement.token[1]
             (acknowledging if of_a_delivery else finish)(session, settlement)
 
-        RabbitMQSession._send = self.around(RabbitMQSession._send, "before publish", "after publish")
-        RabbitMQSession._on_confirm = self.around(RabbitMQSession._on_confirm, "before confirm", "after confirm")
+        Publisher._publish = self.around(Publisher._publish, "before publish", "after publish")
+        Publisher._on_confirm = self.around(Publisher._on_confirm, "before confirm", "after confirm")
         RabbitMQSession._finish = finished
 
     def watch_store(self) -> None:
