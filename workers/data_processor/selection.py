@@ -48,6 +48,10 @@ class FourMomenta:
         cos, sin = (2 - norm) / norm, 2 * tangent / norm
         return cls(px=pt * cos, py=pt * sin, pz=pt * np.sinh(eta), energy=energy / per_gev)
 
+    def take(self, places: npt.NDArray[np.intp]) -> FourMomenta:
+        """Those of some of the events."""
+        return FourMomenta(*(np.take(one, places, axis=1) for one in (self.px, self.py, self.pz, self.energy)))
+
     def mass(self, leptons: tuple[int, ...]) -> FloatArray:
         """Invariant mass in GeV, shape (events,), of the leptons at these places.
 
@@ -99,13 +103,15 @@ def z_masses(columns: Columns, momenta: FourMomenta) -> tuple[FloatArray, FloatA
         allowed = np.ones(n, dtype=bool)
         for a, b in (first, second):
             allowed &= (charge[a] == -charge[b]) & (types[a] == types[b])
-        masses = momenta.mass(first), momenta.mass(second)
-        for near, far in (masses, masses[::-1]):
-            away = np.abs(near - Z_MASS_GEV)
-            better = allowed & (away < distance)
-            z1, z2, distance = (
-                np.where(better, found, kept) for found, kept in ((near, z1), (far, z2), (away, distance))
-            )
+        places = np.flatnonzero(allowed)
+        chosen = momenta.take(places)
+        one, other = chosen.mass(first), chosen.mass(second)
+        other_is_nearer = np.abs(other - Z_MASS_GEV) < np.abs(one - Z_MASS_GEV)
+        near, far = np.where(other_is_nearer, other, one), np.where(other_is_nearer, one, other)
+        away = np.abs(near - Z_MASS_GEV)
+        better = away < distance[places]
+        places = places[better]
+        z1[places], z2[places], distance[places] = near[better], far[better], away[better]
     return z1, z2
 
 
