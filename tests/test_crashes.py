@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -143,6 +144,23 @@ def redelivered(broker: Broker, vhost: BrokerSettings, session: RabbitMQSession)
     delivery = take(session)
     assert delivery.redelivered
     return delivery
+
+
+def test_a_message_that_was_lost_before_it_was_taken_in_hand_leaves_no_mark(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    session = open_session(vhost, topology.PLANS)
+    lost = redelivered(broker, vhost, session)
+    connections = session.connections()
+    wait_until(lambda: broker.cut_connections(vhost), "the connection was cut", 30)
+    wait_until(lambda: session.connections() > connections, "it is back", 30)
+    assert session.take_in_hand(lost) == 0
+    again = take(session)
+    time.sleep(0.5)  # a mark that came of it would be there by now
+    assert session.take_in_hand(again) == 0
+    session.settle(again)
+    wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
+    session.close()
 
 
 def test_a_queue_of_marks_that_was_made_in_the_moment_of_a_power_cut_holds_nobody_up(

@@ -36,7 +36,7 @@ from common.signature import Signer
 from common.topology import Queue
 from common.transport import Delivery, notice_of
 from common.transport.amqp import arguments, brief, causes, parameters, refusal
-from common.transport.marks import Marks
+from common.transport.marks import Marks, Token
 from common.transport.publishing import Publication, Publisher
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class _Settlement:
     """
 
     publications: Sequence[Publication]
-    token: tuple[int, int] | None = None
+    token: Token | None = None
     outstanding: int = 0
     confirmed: threading.Event = field(default_factory=threading.Event)
 
@@ -163,7 +163,7 @@ class RabbitMQSession:
         """
         marks = topology.deaths(delivery.queue, delivery.kind, delivery.body)
         counted: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._on_loop(partial(self._marks.put, delivery.token, marks, counted.put))
+        self._on_loop(partial(self._mark, delivery.token, marks, counted.put))
         deadline = time.monotonic() + MARK_DEADLINE_S
         # A delivery whose connection is lost comes again: whatever is done about this one does not count.
         while delivery.token[0] == self._generation and not self._stop_asked.is_set():
@@ -457,6 +457,10 @@ class RabbitMQSession:
             self._channel.basic_ack(settlement.token[1])
             self._marks.take_back(settlement.token)
         self._done(settlement)
+
+    def _mark(self, token: Token, marks: Queue, then: Callable[[int], None]) -> None:
+        if token[0] == self._generation:
+            self._marks.put(token, marks, then)
 
     def _done(self, settlement: _Settlement) -> None:
         settlement.confirmed.set()
