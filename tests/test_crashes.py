@@ -146,6 +146,20 @@ def redelivered(broker: Broker, vhost: BrokerSettings, session: RabbitMQSession)
     return delivery
 
 
+def test_two_copies_of_a_message_in_one_hand_are_no_death(broker: Broker, vhost: BrokerSettings) -> None:
+    session = open_session(vhost, topology.PLANS)
+    session.publish([ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever")] * 2)
+    for _ in range(2):
+        take(session)
+    wait_until(lambda: broker.cut_connections(vhost), "the connection was cut", 30)
+    copies = [take(session) for _ in range(2)]
+    assert [session.take_in_hand(copy) for copy in copies] == [0, 0]
+    for copy in copies:
+        session.settle(copy)
+    wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
+    session.close()
+
+
 def test_a_message_that_was_lost_before_it_was_taken_in_hand_leaves_no_mark(
     broker: Broker, vhost: BrokerSettings
 ) -> None:

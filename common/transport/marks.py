@@ -54,7 +54,10 @@ class Marks:
         self._in_hand.clear()
 
     def put(self, token: Token, marks: Queue, then: Callable[[int], None]) -> None:
-        """Count the marks in a queue and add one; ``then`` is called with their number once that is confirmed."""
+        """Count the marks in a queue and add one; ``then`` is called with their number once that is confirmed.
+
+        A mark of our own says nothing: it is that of another copy of the message, and we live.
+        """
         if self._channel is None or not self._channel.is_open:
             then(0)
             return
@@ -77,10 +80,11 @@ class Marks:
     ) -> None:
         if token not in self._in_hand:  # nobody waited so long: it is settled
             return
+        marks = self._in_hand[token]
+        ours = sum(other == marks for other in self._in_hand.values()) - 1
         self._sequence += 1
-        self._unconfirmed[self._sequence] = partial(then, frame.method.message_count)
-        properties = pika.BasicProperties(type="death", delivery_mode=2)
-        channel.basic_publish("", self._in_hand[token].name, b"", properties)
+        self._unconfirmed[self._sequence] = partial(then, max(0, frame.method.message_count - ours))
+        channel.basic_publish("", marks.name, b"", pika.BasicProperties(type="death", delivery_mode=2))
 
     def _on_confirm(self, frame: pika.frame.Method[Any]) -> None:
         method = frame.method
