@@ -18,12 +18,12 @@ from pathlib import Path
 
 from benchmarks.growth import peaks_of
 from benchmarks.releases import DEMO, toy_release
-from benchmarks.stack import Stack, final_result
+from benchmarks.stack import Stack, final_result, near_broker
 from common import topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import ROOT, Workers, running_broker, wait_until
+from tests.conftest import ROOT, Workers, wait_until
 
 LIMITS_MIB = {"rabbitmq": 512, "data-loader": 1024}
 FULL_DEADLINE_S = 300.0
@@ -43,7 +43,7 @@ def main() -> int:
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         (folder / "cache").symlink_to(cache)
-        broker = held.enter_context(running_broker(folder))
+        broker = held.enter_context(near_broker(folder))
         vhost = broker.new_vhost()
         workers = Workers(vhost, folder)
         held.callback(workers.stop)

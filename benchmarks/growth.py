@@ -18,9 +18,9 @@ from pathlib import Path
 
 from benchmarks.contest import markdown, write
 from benchmarks.releases import toy_release
-from benchmarks.stack import Measured, Stack, warm_stack
+from benchmarks.stack import Measured, Stack, near_broker, warm_stack
 from common.settings import RunSettings
-from tests.conftest import ROOT, running_broker
+from tests.conftest import ROOT
 
 SAMPLE_EVERY_S = 0.2
 
@@ -79,7 +79,7 @@ def main() -> int:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         (folder / "stack").mkdir()
         (folder / "stack" / "cache").symlink_to(cache)
-        services = held.enter_context(warm_stack(held.enter_context(running_broker(folder)), folder / "stack"))
+        services = held.enter_context(warm_stack(held.enter_context(near_broker(folder)), folder / "stack"))
         for events in arguments.events:
             with peaks_of(services) as peaks:
                 run = services.run(RunSettings(release="demo", demo_events=events))

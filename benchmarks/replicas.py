@@ -24,9 +24,9 @@ import psutil
 from benchmarks.contest import markdown, write
 from benchmarks.processes import cpu_seconds
 from benchmarks.releases import toy_release
-from benchmarks.stack import Stack, wait_for_consumers
+from benchmarks.stack import Stack, near_broker, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
-from tests.conftest import ROOT, Workers, running_broker
+from tests.conftest import ROOT, Workers
 
 #: The stages that can have replicas, and the processes of the other one while a stage is measured.
 STAGES = ("data-processor", "data-loader")
@@ -72,7 +72,7 @@ def measure(stage: str, replicas: int, cores: float, events: int, cache: Path) -
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         (folder / "cache").symlink_to(cache)
-        broker = held.enter_context(running_broker(folder))
+        broker = held.enter_context(near_broker(folder))
         vhost = broker.new_vhost()
         workers = Workers(vhost, folder)
         held.callback(workers.stop)

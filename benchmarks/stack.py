@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import Broker, Workers, wait_until
+from tests.conftest import Broker, Workers, running_broker, wait_until
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
@@ -88,6 +89,20 @@ class Stack:
 
 
 @contextmanager
+def near_broker(folder: Path) -> Iterator[Broker]:
+    """A RabbitMQ of our own; on Linux at its container's address, where Compose has its services find it.
+
+    The proxy behind a published port, which Compose's services do not meet, copies every byte twice more.
+    """
+    with running_broker(folder) as broker:
+        if broker.control[0] == "docker" and sys.platform == "linux":
+            address = _inspect(broker, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}")
+            yield replace(broker, settings=replace(broker.settings, host=address, port=5672), api_port=15672)
+        else:
+            yield broker
+
+
+@contextmanager
 def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_processors: int = 1) -> Iterator[Stack]:
     """Start the four services on a virtual host of their own and have them do a small run; stop them in the end."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +162,12 @@ def wait_for_folder(session: Session) -> None:
 def _process_of(broker: Broker) -> psutil.Process:
     """The broker's first process, as this machine counts processes."""
     if broker.control[0] == "docker":
-        container = broker.control[2]
-        command = ["docker", "inspect", "--format", "{{.State.Pid}}", container]
-        return psutil.Process(int(subprocess.check_output(command)))  # noqa: S603  our own container
+        return psutil.Process(int(_inspect(broker, "{{.State.Pid}}")))
     answer = subprocess.check_output([*broker.control, "eval", "os:getpid()."], text=True)  # noqa: S603  our own broker
     return psutil.Process(int(answer.strip().strip('"')))
+
+
+def _inspect(broker: Broker, template: str) -> str:
+    """What Docker says of the broker's container."""
+    command = ["docker", "inspect", "--format", template, broker.control[2]]
+    return subprocess.check_output(command, text=True).strip()  # noqa: S603  our own container
