@@ -105,7 +105,7 @@ def main() -> int:
             f"{events:,} toy events with the branches of the real ones; medians of {arguments.rounds} interleaved "
             "rounds, ratios round by round. The notebook's time is that of selection and histogram; the pipeline's is "
             "from the submission to the final result, fit included, plots left out. Imports count for nobody. "
-            "RabbitMQ runs in a container and is reached at its own address, as the services of the Compose stack reach it.",
+            "RabbitMQ runs in a container and is reached at its own address, as the services of the Compose stack do.",
             markdown(table(rounds, events)),
             markdown(by_service(rounds)),
             f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "
