@@ -1,6 +1,6 @@
 """How time and memory grow with the events of a run.
 
-    python -m benchmarks.growth [--events 1000000 5000000 20000000] [--cache DIR] [--output benchmarks/growth.md]
+    python -m benchmarks.growth [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
 
 Toy releases of these sizes go, one after the other, through warm services on RabbitMQ. Time has to grow as the
 events do, and the memory of each service not at all.
@@ -12,9 +12,11 @@ import argparse
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from benchmarks.contest import markdown, write
 from benchmarks.releases import toy_release
@@ -45,20 +47,30 @@ def peaks_of(services: Stack) -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def rows_of(measured: Sequence[tuple[int, Measured, dict[str, int]]]) -> list[list[str]]:
-    """A row a size: seconds, seconds a million events, and what each service needed at most."""
-    services = list(measured[0][2])
+@dataclass(frozen=True)
+class Grown:
+    """One run of so many events, and the largest memory of each service in it, in bytes."""
+
+    events: int
+    run: Measured
+    peaks: Mapping[str, int]
+
+
+def rows_of(measured: Sequence[Grown]) -> list[list[str]]:
+    """A row a size: medians of the times, and what each service needed at most."""
+    services = list(measured[0].peaks)
     rows = [["events", "s", "s a million", "CPU s a million", *(f"{name} MiB" for name in services)]]
-    for events, run, peaks in measured:
-        millions = events / 1e6
-        cpu = sum(run.cpu_seconds.values())
+    for events in dict.fromkeys(one.events for one in measured):
+        runs = [one for one in measured if one.events == events]
+        seconds = median(one.run.seconds for one in runs)
+        cpu = median(sum(one.run.cpu_seconds.values()) for one in runs)
         rows.append(
             [
                 f"{events:,}",
-                f"{run.seconds:.1f}",
-                f"{run.seconds / millions:.2f}",
-                f"{cpu / millions:.2f}",
-                *(f"{peaks[name] / 2**20:.0f}" for name in services),
+                f"{seconds:.1f}",
+                f"{seconds / events * 1e6:.2f}",
+                f"{cpu / events * 1e6:.2f}",
+                *(f"{max(one.peaks[name] for one in runs) / 2**20:.0f}" for name in services),
             ]
         )
     return rows
@@ -68,6 +80,7 @@ def main() -> int:
     """Measure, print and write; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
+    parser.add_argument("--rounds", type=int, default=3, help="all sizes so often, each time by new workers")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "growth.md")
     arguments = parser.parse_args()
@@ -77,20 +90,23 @@ def main() -> int:
     measured = []
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "stack").mkdir()
-        (folder / "stack" / "cache").symlink_to(cache)
-        services = held.enter_context(warm_stack(held.enter_context(near_broker(folder)), folder / "stack"))
-        for events in arguments.events:
-            with peaks_of(services) as peaks:
-                run = services.run(RunSettings(release="demo", demo_events=events))
-            measured.append((events, run, peaks))
-            print(f"{events:,} events: {run.seconds:.1f} s", flush=True)
+        broker = held.enter_context(near_broker(folder))
+        for number in range(1, arguments.rounds + 1):
+            stack = folder / str(number)
+            stack.mkdir()
+            (stack / "cache").symlink_to(cache)
+            with warm_stack(broker, stack) as services:
+                for events in sorted(arguments.events):  # what a larger run has needed is not given back
+                    with peaks_of(services) as peaks:
+                        run = services.run(RunSettings(release="demo", demo_events=events))
+                    measured.append(Grown(events, run, peaks))
+                    print(f"round {number}: {events:,} events: {run.seconds:.1f} s", flush=True)
     write(
         arguments.output,
         [
             "# How time and memory grow with the events",
-            "Toy releases, from the submission to the final result, through one loader and one processor; memory is "
-            "the largest seen, children included.",
+            "Toy releases, from the submission to the final result, through one loader and one processor; medians of "
+            f"{arguments.rounds} interleaved rounds. Memory is the largest seen, children included.",
             markdown(rows_of(measured)),
         ],
     )
