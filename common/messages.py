@@ -337,7 +337,7 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class Inquiry(Message):
-    """Who follows a run may have missed how it ended, and asks to be told again."""
+    """Who follows a run may have missed how far it is or how it ended, and asks to be told again."""
 
     kind: ClassVar[str] = "inquiry"
     route: ClassVar[str] = topology.PLANS.name

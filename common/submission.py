@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -58,17 +58,28 @@ class Outcome:
     problem: str | None = None
 
 
-class StageProgress:
-    """Events done by stage; a chunk that is reported twice counts once."""
+#: What is through with a stage is through with those before it, whether that was heard or not.
+_BEFORE: Mapping[messages.Stage, Sequence[messages.Stage]] = {
+    "data-processor": ("data-loader",),
+    "analysis": ("data-loader", "data-processor"),
+}
 
-    def __init__(self) -> None:
+
+class StageProgress:
+    """Shows the events done by stage; a chunk that is reported twice counts once."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
         self._chunks: dict[messages.Stage, set[Chunk]] = {}
         self._samples: dict[messages.Stage, set[str]] = {}
         self._events: dict[messages.Stage, int] = {}
 
-    def add(self, progress: Progress) -> tuple[int, int]:
-        """Note a stage's chunk; returns the stage's events and samples so far."""
-        stage, chunk = progress.stage, progress.chunk
+    def hear(self, progress: Progress) -> None:
+        """Note a stage's chunk, and show the stage's events and samples so far."""
+        for stage in (*_BEFORE.get(progress.stage, ()), progress.stage):
+            self._display.progress(stage, *self._add(stage, progress.chunk))
+
+    def _add(self, stage: messages.Stage, chunk: Chunk) -> tuple[int, int]:
         chunks = self._chunks.setdefault(stage, set())
         samples = self._samples.setdefault(stage, set())
         if chunk not in chunks:
@@ -97,7 +108,7 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
     wait for. After each lost connection it is asked how the run stands: what
     came meanwhile came to nobody.
     """
-    stages = StageProgress()
+    stages = StageProgress(display)
     shown: Mapping[str, Any] | None = None
     last = time.monotonic()
     connections = 1
@@ -119,8 +130,7 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
         last = time.monotonic()
         match message:
             case Progress():
-                events, samples = stages.add(message)
-                display.progress(message.stage, events, samples)
+                stages.hear(message)
             case Fetching():
                 of = "" if message.total_bytes is None else f" of {message.total_bytes / 1e6:.1f}"
                 display.note(f"fetching {message.sample}: {message.done_bytes / 1e6:.1f}{of} MB")

@@ -469,8 +469,11 @@ def test_a_run_that_never_began_has_failed(analysis: Analysis, queue: str, messa
     ]
 
 
-def test_who_asks_how_a_run_stands_is_told_how_it_ended_and_nothing_of_one_under_way(analysis: Analysis) -> None:
+def test_who_asks_how_a_run_stands_is_told_how_far_it_is_and_how_it_ended(analysis: Analysis) -> None:
     assert analysis.handle(Inquiry("run")) == []
+    everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
+    handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
+    assert analysis.handle(Inquiry("run")) == [everything["Zee"], Progress("analysis", ZEE)]
     result = final_of(analysis, RUN)
     assert analysis.handle(Inquiry("run")) == [Result("run", final=True, result=result)]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from common import messages, topology
 from common.display import Bars
-from common.messages import Folder, Inquiry, Result, RunFailed
+from common.messages import Chunk, Folder, Inquiry, Progress, Result, RunFailed
 from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
@@ -32,8 +32,10 @@ class Shown:
 
     def __init__(self) -> None:
         self.results: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self.events: dict[str, int] = {}
 
-    def progress(self, stage: str, events: int, samples: int) -> None: ...
+    def progress(self, stage: str, events: int, samples: int) -> None:
+        self.events[stage] = events
 
     def note(self, text: str) -> None: ...
 
@@ -120,6 +122,18 @@ def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
             assert messages.decode(asked.kind, asked.body) == Inquiry(RUN)
             analysis.settle(asked, [folder(result)])
         assert outcome.result(20).result == result
+
+
+def test_what_the_analysis_has_done_the_others_have_done_before_it(
+    services: Session, following: Callable[[Shown], Any]
+) -> None:
+    display = Shown()
+    outcome = following(display)
+    chunks = [Chunk(RUN, "Zee", start, start + 10) for start in (0, 10)]
+    services.publish([Progress("data-loader", chunks[0]), *(Progress("analysis", chunk) for chunk in chunks)])
+    services.publish([folder(fitted())])
+    outcome.result(20)
+    assert display.events == {"data-loader": 20, "data-processor": 20, "analysis": 20}
 
 
 def test_the_bars_of_a_complete_run_are_full_though_some_progress_was_missed() -> None:

@@ -95,7 +95,7 @@ class Analysis(Service):
                 self._store.begin(message)
                 return self._end_of(message.run_id) or self._state_of(message.run_id)
             case Inquiry():
-                return self._end_of(message.run_id)
+                return self._end_of(message.run_id) or self._progress_of(message.run_id)
             case SamplePlan():
                 self._store.plan(message)
                 return self._state_of(message.run_id)
@@ -156,6 +156,11 @@ class Analysis(Service):
         if known is not None:
             return [Result(run_id, final=True, result=known)]
         return [] if failure is None else [RunFailed(run_id, failure)]
+
+    def _progress_of(self, run_id: str) -> Sequence[Message]:
+        """How far a run is, told again."""
+        planned = [Progress("plan", everything) for everything in self._store.planned(run_id)]
+        return [*planned, *(Progress("analysis", chunk) for chunk in self._store.done(run_id))]
 
     def _add(self, message: Selected) -> Sequence[Message]:
         release = catalogue.release(message.release)

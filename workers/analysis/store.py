@@ -261,6 +261,21 @@ class Store:
         """The runs without the result of a complete run, oldest first."""
         return [run_id for (run_id,) in self._all("SELECT run_id FROM runs WHERE NOT complete ORDER BY submitted")]
 
+    def planned(self, run_id: str) -> list[Chunk]:
+        """Of each sample of a run that is planned, all its entries."""
+        rows = self._all(
+            "SELECT sample, max(stop) FROM chunks WHERE run_id = ? AND planned GROUP BY sample ORDER BY sample", run_id
+        )
+        return [Chunk(run_id, sample, 0, stop) for sample, stop in rows]
+
+    def done(self, run_id: str) -> list[Chunk]:
+        """The chunks of a run that are there."""
+        rows = self._all(
+            "SELECT sample, start, stop FROM chunks WHERE run_id = ? AND cutflow IS NOT NULL ORDER BY sample, start",
+            run_id,
+        )
+        return [Chunk(run_id, *row) for row in rows]
+
     def is_whole(self, run_id: str) -> bool:
         """Whether each of a run's samples is planned and each of their chunks there, or known to be lost."""
         return (
