@@ -23,7 +23,7 @@ from benchmarks.contest import Contestant, Round, by_service, check, markdown, t
 from benchmarks.releases import FULL_SIZE, toy_release
 from benchmarks.stack import BenchmarkError, Stack, near_broker, warm_stack
 from common.settings import RunSettings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 class Program(Contestant):

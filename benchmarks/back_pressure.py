@@ -23,7 +23,9 @@ from common import topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import ROOT, Workers, wait_until
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 LIMITS_MIB = {"rabbitmq": 512, "data-loader": 1024}
 FULL_DEADLINE_S = 300.0

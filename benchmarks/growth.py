@@ -22,7 +22,7 @@ from benchmarks.contest import markdown, write
 from benchmarks.releases import toy_release
 from benchmarks.stack import Measured, Stack, near_broker, warm_stack
 from common.settings import RunSettings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 SAMPLE_EVERY_S = 0.2
 

@@ -26,7 +26,8 @@ from benchmarks.processes import cpu_seconds
 from benchmarks.releases import toy_release
 from benchmarks.stack import Stack, near_broker, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
-from tests.conftest import ROOT, Workers
+from tests.support.paths import ROOT
+from tests.support.workers import Workers
 
 #: The stages that can have replicas, and the processes of the other one while a stage is measured.
 STAGES = ("data-processor", "data-loader")

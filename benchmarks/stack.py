@@ -20,7 +20,9 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.conftest import Broker, Workers, running_broker, wait_until
+from tests.support.broker import Broker, running_broker
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0

@@ -22,7 +22,7 @@ from tests.chaos.deck import DECK
 from tests.chaos.fault import Fault
 from tests.chaos.play import Strike, play, undisturbed_run
 from tests.chaos.stage import ERLANG, Stage, set_stage
-from tests.conftest import running_broker
+from tests.support.broker import running_broker
 
 REPLICAS = {"data_loader": 2, "data_processor": 2}
 

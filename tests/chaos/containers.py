@@ -22,7 +22,9 @@ from tests.chaos.delivery_faults import ComeLate, Duplicate, Reorder, RepeatRequ
 from tests.chaos.fault import Fault, Moment, OfService
 from tests.chaos.line_faults import Alarm, KillBroker
 from tests.chaos.stage import ERLANG, FITTER, SERVICES, Run, Stage
-from tests.conftest import ROOT, Broker, free_port, wait_until
+from tests.support.broker import Broker
+from tests.support.paths import ROOT
+from tests.support.waiting import free_port, wait_until
 
 #: How the stack's broker is spoken to, but for its port.
 SETTINGS = BrokerSettings("127.0.0.1")

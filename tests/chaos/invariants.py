@@ -15,7 +15,7 @@ from common import topology
 from common.names import is_name
 from common.submission import Outcome
 from tests.chaos.stage import Run, Stage
-from tests.runs import numbers, numbers_of
+from tests.support.runs import numbers, numbers_of
 from workers.visualisation.service import JOURNAL
 
 #: How long no fewer messages may be left, before what is left will stay.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tests.chaos.fault import Fault, Moment
 from tests.chaos.stage import SERVICES, Run, Stage
 from tests.chaos.worker import HEARTBEAT_S
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from common.settings import RunSettings
 from tests.chaos.fault import Fault, Moment
 from tests.chaos.invariants import violations
 from tests.chaos.stage import HeldFit, Run, Stage
-from tests.runs import numbers, run_embedded
+from tests.support.runs import numbers, run_embedded
 
 #: Long enough to have a middle: 13 samples in about 300 chunks.
 DEMO = RunSettings(release="demo", demo_events=120_000, chunk_entries=400)

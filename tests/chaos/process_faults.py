@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.chaos.fault import Fault, Moment, OfService
 from tests.chaos.stage import Run, Stage
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 
 
 class Kill(OfService):

@@ -23,8 +23,10 @@ from common.messages import RunRequest
 from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, new_run_id
 from tests.chaos.proxy import Proxy
-from tests.conftest import Broker, Workers, wait_until
-from tests.runs import Quiet, in_time, run_on_broker
+from tests.support.broker import Broker
+from tests.support.runs import Quiet, in_time, run_on_broker
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
 
 #: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"

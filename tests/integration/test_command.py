@@ -1,0 +1,148 @@
+"""The command as a user calls it: exit codes, the last line, and the folder it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.physics import real_data
+from tests.support.workers import Workers
+
+KEYS = {
+    "run_id", "release", "toy", "complete", "problems", "settings", "samples", "categories", "histograms", "window",
+    "fit", "timing",
+}  # fmt: skip
+REAL = ["--samples", "data_A,data_B,data_C,Zee,ttbar_lep,WH125_ZZ4lep", "--pt-cuts", "", "--lumi", "10"]
+
+
+def run(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Call analysis.py in a folder, with nothing in the environment that a user did not put there."""
+    names = {"PATH", "HOME", "LANG"}
+    environment = {name: value for name, value in os.environ.items() if name in names}
+    return subprocess.run(
+        [sys.executable, ROOT / "analysis.py", *flags],
+        cwd=folder,
+        env=environment | {"CACHE": str(folder / "cache"), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def only_result(folder: Path) -> Path:
+    (run_folder,) = (folder / "results").iterdir()
+    return run_folder
+
+
+def test_the_demo_ends_complete_with_a_table_and_every_file_of_the_result(tmp_path: Path) -> None:
+    done = run(tmp_path, "--release", "demo", "--demo-events", "5000")
+    assert done.returncode == 0, done.stderr
+    assert "Cutflow" in done.stdout
+    assert "Yields" in done.stdout
+    folder = only_result(tmp_path)
+    assert str(folder.name) in done.stdout
+    files = {path.name for path in folder.iterdir()}
+    assert {"result.json", "m4l.png", "m4l.pdf", "histograms.root", "m4l_4e.png", "m4l_4mu.png"} <= files
+    result = json.loads((folder / "result.json").read_text())
+    assert result.keys() >= KEYS
+    assert result["toy"] is True
+    assert result["complete"] is True
+    read = {name: sample["events_read"] for name, sample in result["samples"].items() if sample["category"] != "data"}
+    assert sum(read.values()) == 5000
+
+
+def test_a_second_demo_takes_the_files_of_the_first(tmp_path: Path) -> None:
+    assert run(tmp_path, "--release", "demo", "--demo-events", "500").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")}
+    assert len(before) == 12
+    assert run(tmp_path, "--release", "demo", "--demo-events", "500").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")} == before
+
+
+@pytest.mark.broker
+def test_through_a_broker_the_command_gives_the_histograms_of_the_embedded_run(
+    workers: Workers, tmp_path: Path
+) -> None:
+    """Also where the services and the command write to one folder."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    flags = ["--data", str(real_data() / "4lep"), *REAL]
+    assert run(alone, *flags).returncode == 0
+    workers.start_all()
+    variables = workers.environment()
+    url = "amqp://{RABBITMQ_HOST}:{RABBITMQ_PORT}/{RABBITMQ_VHOST}".format(**variables)
+    secret = {name: variables[name] for name in ("RABBITMQ_USER", "RABBITMQ_PASS")}
+    done = run(together, *flags, "--broker", url, **secret)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((only_result(folder) / "result.json").read_text()) for folder in (alone, together)]
+    for key in ("samples", "categories", "histograms", "window"):
+        assert json.dumps(results[0][key]) == json.dumps(results[1][key])
+
+
+def test_a_run_without_all_its_files_says_so_in_its_last_line_and_its_result(tmp_path: Path) -> None:
+    done = run(tmp_path, "--data", str(real_data() / "4lep"), "--samples", "data_A,data_D,Zmumu")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "is not complete" in last
+    assert "4lep.root: no such file" in last
+    result = json.loads((only_result(tmp_path) / "result.json").read_text())
+    assert result["complete"] is False
+    assert len(result["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lumi", "-1"], ["LUMI=-1", "LUMI=10"]),
+        (["--fraction", "2"], ["FRACTION=2", "FRACTION=0.5"]),
+        (["--pt-cuts", "20,x"], ["PT_CUTS='20,x'", "'x' is not a number of GeV", "PT_CUTS=20,15,10"]),
+        (["--samples", "Zee,Zap"], ["'Zap'", "Zmumu"]),
+        (["--release", "2031"], ["'2031'", "demo"]),
+        (["--data", "nowhere"], ["nowhere", "no such directory"]),
+        (["--data", "."], ["none of the run's files", "Data/data_A.4lep.root"]),
+        (["--broker", "http://x"], ["amqp://"]),
+        (["--lumy", "1"], ["--lumy"]),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_names_the_value_and_the_way_out(
+    tmp_path: Path, flags: list[str], words: list[str]
+) -> None:
+    done = run(tmp_path, *flags)
+    assert done.returncode == 2
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_environment_variable_is_as_good_as_its_flag_and_an_unusable_one_as_bad(tmp_path: Path) -> None:
+    assert run(tmp_path, RELEASE="demo", DEMO_EVENTS="500", FRACTION="0.5").returncode == 0
+    assert json.loads((only_result(tmp_path) / "result.json").read_text())["settings"]["fraction"] == 0.5
+    done = run(tmp_path, PT_CUTS="20,x")
+    assert (done.returncode, "PT_CUTS='20,x'" in done.stderr) == (2, True)
+
+
+def test_a_broker_that_is_not_there_ends_with_one_clear_line(tmp_path: Path) -> None:
+    done = run(tmp_path, "--broker", "amqp://127.0.0.1:1", "--release", "demo")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "analysis.py: no RabbitMQ answers at amqp://atlas@127.0.0.1:1; is it running, and is --broker "
+        "(RABBITMQ_HOST, RABBITMQ_PORT) right?"
+    )
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_without_a_network_the_error_names_the_address_and_the_ways_out(tmp_path: Path) -> None:
+    done = run(tmp_path, "--data", "http://127.0.0.1:1/4lep", "--samples", "data_A")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    for word in ("http://127.0.0.1:1/4lep/Data/data_A.4lep.root", "--data DIR", "--release demo"):
+        assert word in last

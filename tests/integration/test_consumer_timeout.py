@@ -1,0 +1,107 @@
+"""RabbitMQ takes a delivery back that was not acknowledged for consumer_timeout: who only waits loses nothing by it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import pytest
+
+from common import messages, topology
+from common.dead_letters import dead_letters
+from common.health import Monitor
+from common.messages import Chunk, ChunkFailed, Message
+from common.service import Service, serve
+from common.settings import BrokerSettings
+from common.topology import Queue
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.support.broker import Broker
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.broker
+
+TIMEOUT_S = 2
+TOTAL = 40
+
+
+@pytest.fixture
+def impatient(broker: Broker) -> Iterator[Broker]:
+    """The broker, waiting two seconds for an acknowledgement on new channels, and looking twice a second."""
+    broker.ctl("eval", setting("consumer_timeout", 1000 * TIMEOUT_S) + setting("channel_tick_interval", 500) + "ok.")
+    yield broker
+    broker.ctl("eval", setting("consumer_timeout", 1_800_000) + setting("channel_tick_interval", 60_000) + "ok.")
+
+
+def setting(name: str, value: int) -> str:
+    return f"application:set_env(rabbit, {name}, {value}), "
+
+
+class Into(ChunkFailed):
+    """A small message into a queue of arrays."""
+
+    route: ClassVar[str] = topology.EVENTS.name
+
+
+class Forwarding(Service):
+    """Sends what it gets in ``plans`` on to ``events``, which holds sixteen."""
+
+    name: ClassVar[str] = "forwarding"
+    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS,)
+
+    def __init__(self) -> None:
+        self.handled: list[int] = []
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        assert isinstance(message, ChunkFailed)
+        self.handled.append(message.chunk.start)
+        return [Into(message.chunk, message.problem)]
+
+
+def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost_nor_dead(
+    impatient: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    vhost: BrokerSettings = impatient.new_vhost()
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, stop, service = transport.open([]), threading.Event(), Forwarding()
+    sender.publish([ChunkFailed(Chunk("run", "Zee", number, number + 1), "whatever") for number in range(TOTAL)])
+    session = transport.open(service.consumes)
+    loop = threading.Thread(target=serve, args=(service, session, stop, Monitor("forwarding")))
+    loop.start()
+    try:
+        # Nobody consumes events: the queue fills, the acknowledgements stay away, and the broker loses patience.
+        wait_until(lambda: "acknowledgement" in caplog.text or "ended a consumer" in caplog.text, "it timed out", 60)
+        wait_until(lambda: len(service.handled) > len(set(service.handled)), "the delivery came again", 30)
+        assert loop.is_alive()
+        receiver, arrived = transport.open([topology.EVENTS]), set[int]()
+
+        def all_arrived() -> bool:
+            delivery = receiver.receive(0.5)
+            if delivery is not None:
+                message = messages.decode(delivery.kind, delivery.body)
+                assert isinstance(message, ChunkFailed)
+                arrived.add(message.chunk.start)
+                receiver.settle(delivery)
+            return arrived == set(range(TOTAL))
+
+        wait_until(all_arrived, "everything has arrived", 60)
+        assert dead_letters(vhost) == []
+        receiver.close()
+    finally:
+        stop.set()
+        loop.join(20)
+        sender.close()
+    assert not loop.is_alive()
+
+
+def test_a_consumer_that_the_broker_ends_comes_back(impatient: Broker) -> None:
+    """As RabbitMQ does from 4.3 on where a delivery took too long, and always where a queue is deleted."""
+    vhost = impatient.new_vhost()
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    consumer, sender = transport.open([topology.PLANS]), transport.open([])
+    impatient.api("DELETE", f"queues/{vhost.vhost}/plans")
+    sender.publish([ChunkFailed(Chunk("run", "Zee", 0, 1), "whatever")])
+    delivery = wait_until(lambda: consumer.receive(0.5), "the message came", 30)
+    consumer.settle(delivery)
+    for session in (consumer, sender):
+        session.close()

@@ -1,0 +1,309 @@
+"""The whole pipeline: the same bits from every transport, number of replicas, fault and restart; no false whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from common import messages, settings, topology
+from common.dead_letters import dead_letters, requeue
+from common.messages import Chunk, Message, Result, RunRequest, RunStarted, Selected
+from common.settings import RunSettings
+from common.submission import Outcome, follow, submit
+from common.transport import Delivery, Session
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.support.broker import Broker
+from tests.support.physics import real_data
+from tests.support.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+from workers.embedded import EmbeddedServices
+
+DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all, so that the demo release is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cache: Path) -> str:
+    """The numbers of the demo run that nothing disturbed."""
+    outcome = run_embedded(DEMO, cache)
+    assert outcome.result is not None
+    assert outcome.result["complete"]
+    return numbers(outcome)
+
+
+@pytest.fixture
+def demo_workers(workers: Workers, cache: Path) -> Workers:
+    """Workers that find the demo release in the common cache."""
+    (workers.folder / "cache").symlink_to(cache)
+    return workers
+
+
+@pytest.mark.parametrize("where", ["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
+def test_real_events_give_the_published_counts_and_yields(
+    where: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    data = real_data()
+    reference = json.loads((data / "reference.json").read_text())["samples"]
+    run = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0)
+    if where == "embedded":
+        outcome = run_embedded(run, tmp_path)
+    else:
+        workers: Workers = request.getfixturevalue("workers")
+        workers.start_all()
+        outcome = run_on_broker(workers.settings, run)
+    assert outcome.result is not None
+    assert outcome.result["complete"]
+    for name, published in reference.items():
+        sample = outcome.result["samples"][name]
+        assert sample["events_selected"] == published["events_selected"]
+        assert sample["yield"] == pytest.approx(published["yield"], rel=1e-6)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("data_loaders", "data_processors"), [(1, 1), (1, 2), (2, 4)])
+def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(
+    demo_workers: Workers, undisturbed: str, data_loaders: int, data_processors: int
+) -> None:
+    demo_workers.start_all(data_loaders, data_processors)
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+
+
+def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, undisturbed: str) -> None:
+    assert numbers(run_embedded(DEMO, cache, data_loaders=3, data_processors=2)) == undisturbed
+
+
+@pytest.mark.broker
+def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_workers: Workers, undisturbed: str) -> None:
+    demo_workers.start_all()
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    runs = [f"run-{number}" for number in range(3)]
+    sessions = [transport.open([topology.follower(run_id)], prefetch=100) for run_id in runs]
+    for session, run_id in zip(sessions, runs, strict=True):
+        submit(session, run_id, DEMO)
+    for session, run_id in zip(sessions, runs, strict=True):
+        assert numbers(follow(session, run_id, Quiet(), in_time())) == undisturbed
+        session.close()
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+
+
+@pytest.mark.broker
+def test_a_broker_killed_in_the_moment_a_run_is_submitted_holds_no_run_up(
+    broker: Broker, demo_workers: Workers, undisturbed: str
+) -> None:
+    """A durable queue of the follower's would come back without a leader, and let nobody publish results."""
+    demo_workers.start_all()
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    follower, bystander = (transport.open([topology.follower(name)], prefetch=100) for name in ("run", "bystander"))
+    broker.kill()
+    broker.start()
+    submit(follower, "run", DEMO)
+    assert numbers(follow(follower, "run", Quiet(), in_time())) == undisturbed
+    for session in (follower, bystander):
+        session.close()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("victim", ["data_loader", "data_processor", "analysis", "visualisation"])
+def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
+    demo_workers: Workers, undisturbed: str, victim: str
+) -> None:
+    demo_workers.start_all()
+    struck = []
+
+    def strike(events: Mapping[str, int]) -> None:
+        if not struck and events.get("analysis", 0) > 2_000:
+            struck.append(dict(events))
+            demo_workers.kill(victim)
+            demo_workers.start(victim)
+
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
+    assert struck
+    assert struck[0]["analysis"] < 20_000
+
+
+@pytest.mark.broker
+def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
+    demo_workers: Workers, undisturbed: str, broker: Broker
+) -> None:
+    demo_workers.start_all()
+    cut = []
+
+    def strike(events: Mapping[str, int]) -> None:
+        if len(cut) < 1 and events.get("analysis", 0) > 2_000:
+            cut.append(wait_until(lambda: broker.cut_connections(demo_workers.settings), "connections were cut"))
+
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
+    assert cut
+
+
+@pytest.mark.broker
+def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
+    demo_workers: Workers, undisturbed: str
+) -> None:
+    demo_workers.start_all()
+    services = ("data_loader", "data_processor", "analysis", "visualisation")
+    for service in services:
+        wait_until(lambda: "connected to" in demo_workers.log(service), f"{service} is connected")  # noqa: B023
+    codes: list[dict[str, list[int]]] = []
+
+    def strike(events: Mapping[str, int]) -> None:
+        if not codes and events.get("analysis", 0) > 2_000:
+            codes.append(demo_workers.stop())
+            demo_workers.start_all()
+
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
+    assert codes == [{service: [0] for service in services}]
+
+
+@pytest.mark.broker
+def test_the_visualisation_keeps_the_same_folder_that_the_follower_gets(demo_workers: Workers) -> None:
+    demo_workers.start_all()
+    outcome = run_on_broker(demo_workers.settings, DEMO)
+    assert outcome.result is not None
+    kept = demo_workers.folder / "service-results" / outcome.result["run_id"]
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == dict(outcome.files)
+
+
+def test_a_missing_file_leaves_a_run_incomplete_with_the_reason(tmp_path: Path) -> None:
+    data = real_data()
+    outcome = run_embedded(RunSettings(data=str(data / "4lep"), samples=("data_A", "data_D")), tmp_path)
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+    assert outcome.result["samples"]["data_A"]["events_read"] == 39
+    (problem,) = outcome.result["problems"]
+    assert problem.startswith("data_D:")
+    assert "data_D.4lep.root: no such file" in problem
+
+
+def test_a_broken_file_leaves_a_run_incomplete_and_the_others_whole(tmp_path: Path) -> None:
+    shutil.copytree(real_data() / "4lep", tmp_path / "4lep")
+    broken = tmp_path / "4lep" / "MC" / "mc_341964.WH125_ZZ4lep.4lep.root"
+    content = bytearray(broken.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = bytes(20_000)
+    broken.write_bytes(content)
+    outcome = run_embedded(RunSettings(data=str(tmp_path / "4lep"), samples=("Zee", "WH125_ZZ4lep")), tmp_path)
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+    assert outcome.result["samples"]["Zee"]["events_read"] == 243
+    (problem,) = outcome.result["problems"]
+    assert "WH125_ZZ4lep" in problem
+    assert str(broken) in problem
+
+
+def test_the_first_news_of_a_run_is_what_it_is(tmp_path: Path) -> None:
+    news: list[Message] = []
+    with EmbeddedServices(settings.read({"CACHE": str(tmp_path)})) as services:
+        session = services.transport.open([topology.follower("run")])
+        submit(session, "run", DEMO)
+        while not (news and isinstance(news[-1], Result) and news[-1].final):
+            delivery = wait_until(lambda: session.receive(0.5), "news came")
+            session.settle(delivery)
+            news.append(messages.decode(delivery.kind, delivery.body))
+    assert news[0] == RunStarted("run", DEMO)
+
+
+def take(session: Session) -> Delivery:
+    delivery = wait_until(lambda: session.receive(0.5), "a delivery came")
+    assert isinstance(delivery, Delivery)
+    return delivery
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("queue", "consumer"), [(topology.EVENTS, "data_processor"), (topology.SELECTED, "analysis")])
+def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
+    demo_workers: Workers, queue: topology.Queue, consumer: str
+) -> None:
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    follower = transport.open([topology.follower("run")], prefetch=100)
+    submit(follower, "run", DEMO)
+    for service in ("data_loader", "data_processor", "analysis", "visualisation"):
+        if service != consumer:
+            demo_workers.start(service)
+    thief = transport.open([queue], prefetch=1)
+    thief.dead_letter(take(thief), "made unreadable by a test")
+    thief.close()
+    demo_workers.start(consumer)
+    outcome = follow(follower, "run", Quiet(), in_time())
+    follower.close()
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+    assert any("made unreadable by a test" in problem for problem in outcome.result["problems"])
+
+
+@pytest.mark.broker
+def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_undisturbed_one(
+    demo_workers: Workers, undisturbed: str
+) -> None:
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    follower = transport.open([topology.follower("run")], prefetch=100)
+    submit(follower, "run", DEMO)
+    for service in ("data_loader", "analysis", "visualisation"):
+        demo_workers.start(service)
+    thief = transport.open([topology.EVENTS], prefetch=1)
+    thief.dead_letter(take(thief), "made unreadable by a test")
+    thief.close()
+    demo_workers.start("data_processor")
+    outcome = follow(follower, "run", Quiet(), in_time())
+    follower.close()
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+
+    (letter,) = requeue(demo_workers.settings, "run")
+    assert (letter.queue, letter.kind, letter.problem) == ("events", "events", "made unreadable by a test")
+
+    written = demo_workers.folder / "service-results" / "run" / "result.json"
+    result = wait_until(
+        lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is whole", 60
+    )
+    assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == undisturbed
+    assert dead_letters(demo_workers.settings) == []
+
+
+@pytest.mark.broker
+def test_a_poisonous_message_is_dead_lettered_and_the_worker_goes_on(demo_workers: Workers, undisturbed: str) -> None:
+    class Poison(Selected):
+        kind = "selected"
+        route = topology.EVENTS.name
+
+        def encode(self) -> bytes:
+            return b"cos\nsystem\n(S'touch /tmp/should-not-exist'\ntR."
+
+    demo_workers.start_all()
+    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    sender = transport.open([])
+    poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", 10.0, {}, None)
+    sender.publish([poison])
+    sender.close()
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    graveyard = transport.open([topology.dead("events")])
+    letter = take(graveyard)
+    assert letter.headers["run_id"] == "another-run"
+    assert "GLOBAL" in letter.headers["problem"]
+    graveyard.close()
+
+
+@pytest.mark.broker
+def test_a_request_that_cannot_be_understood_ends_with_the_reason(demo_workers: Workers) -> None:
+    class Wrong(RunRequest):
+        def encode(self) -> bytes:
+            return b'{"run_id": "wrong", "submitted": 1, "settings": {"lumi_ifb": -5}}'
+
+    demo_workers.start_all()
+    session = RabbitMQTransport(demo_workers.settings, patience_s=30).open([topology.follower("wrong")])
+    session.publish([Wrong("wrong", 1.0, DEMO)])
+    outcome = follow(session, "wrong", Quiet(), in_time())
+    session.close()
+    assert outcome.problem is not None
+    assert "LUMI=-5" in outcome.problem

@@ -1,0 +1,202 @@
+"""Whatever is put into a queue: it is dead-lettered with the reason, its run says so, and the worker goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pika
+import pytest
+
+from common import array_pickle, topology
+from common.dead_letters import dead_letters
+from common.messages import Events, Selected
+from common.settings import RunSettings
+from common.submission import follow, submit
+from common.transport import Delivery
+from common.transport.amqp import parameters
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.integration.test_pipeline import Quiet, in_time
+from tests.support.broker import Broker, running_broker
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+from tests.unit.test_array_pickle import calls
+
+RUN = RunSettings(release="demo", demo_events=12_000, chunk_entries=1_000)
+Poison = Callable[[bytes, type[Events] | type[Selected]], bytes]
+
+
+def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An honest message's header and columns, to be changed and put together again."""
+    message = kind.decode(body)
+    header = {
+        "chunk": dataclasses.asdict(message.chunk),
+        "release": message.release,
+        "lumi_ifb": message.lumi_ifb,
+        "cutflow": message.cutflow,
+    }
+    return header, {name: ak.to_numpy(message.events[name]) for name in message.events.fields}
+
+
+def _without_a_field(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    header, columns = parts(body, kind)
+    columns.popitem()
+    return array_pickle.dumps(header, ak.Array(columns))
+
+
+def _of_another_type(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    header, columns = parts(body, kind)
+    return array_pickle.dumps(header, ak.Array({name: value.astype(np.float64) for name, value in columns.items()}))
+
+
+def _of_another_length(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    header, columns = parts(body, kind)
+    honest = array_pickle.dumps(header, ak.Array(columns))
+    number = len(next(iter(columns.values())))
+    assert number < 256
+    marker = b"K" + bytes([number])  # pickle's BININT1
+    assert marker in honest
+    return honest.replace(marker, b"K" + bytes([number + 1]))
+
+
+def _cut(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    return body[: len(body) // 2]
+
+
+def _offsets_outside(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    header, columns = parts(body, kind)
+    name, values = next(iter(columns.items()))
+    offsets = ak.index.Index64(np.array([0, *[10**12] * len(values)], np.int64))
+    layout = ak.contents.ListOffsetArray(offsets, ak.contents.NumpyArray(np.ones(3, np.float32)))
+    columns[name] = ak.Array(layout)
+    record = ak.contents.RecordArray([ak.to_layout(value) for value in columns.values()], list(columns))
+    return array_pickle.dumps(header, ak.Array(record))
+
+
+def _with_another_cutflow(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
+    header, columns = parts(body, kind)
+    return array_pickle.dumps({**header, "cutflow": {"invented": 1}}, ak.Array(columns))
+
+
+POISONS: Mapping[str, tuple[Poison, str]] = {
+    "empty": (lambda body, kind: b"", "the message is empty"),
+    "no pickle": (lambda body, kind: b"<html>502 Bad Gateway</html>", "pickle"),
+    "cut in the middle": (_cut, "not a pickled array"),
+    "a call of os.system": (lambda body, kind: calls()["os.system"], "posix.system, which no message may"),
+    "without a field": (_without_a_field, "has the fields"),
+    "of another type": (_of_another_type, "not a plain"),
+    "of another length": (_of_another_length, "bytes for"),
+    "offsets outside their buffers": (_offsets_outside, "field"),
+    "an invented cutflow": (_with_another_cutflow, "cutflow"),
+    "nine megabytes": (lambda body, kind: body + bytes(9 * 2**20), "more than the 8388608 a message may have"),
+    "a hundred megabytes": (lambda body, kind: bytes(100_000_000), "100000000 bytes are more than the 8388608"),
+}
+
+
+@pytest.fixture(scope="module")
+def generous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that takes messages of 128 MiB, as RabbitMQ 3 does."""
+    with running_broker(tmp_path_factory.mktemp("generous"), "max_message_size = 134217728\n") as broker:
+        yield broker
+
+
+@pytest.fixture
+def workers(generous: Broker, tmp_path: Path) -> Iterator[Workers]:
+    vhost = generous.new_vhost()
+    running = Workers(vhost, tmp_path)
+    yield running
+    running.stop()
+    generous.delete_vhost(vhost)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(("kind", "consumer"), [(Events, "data_processor"), (Selected, "analysis")])
+def test_every_poison_is_a_reason_of_its_run_and_the_worker_goes_on(
+    workers: Workers, kind: type[Events] | type[Selected], consumer: str
+) -> None:
+    queue = {"events": topology.EVENTS, "selected": topology.SELECTED}[kind.route]
+    transport = RabbitMQTransport(workers.settings, patience_s=30)
+    follower = transport.open([topology.follower("run")], prefetch=100)
+    submit(follower, "run", RUN)
+    for service in {"data_loader", "data_processor", "visualisation", "analysis"} - {consumer}:
+        workers.start(service)
+    thief = transport.open([queue], prefetch=len(POISONS))
+    stolen = [wait_until(lambda: thief.receive(0.5), "a message to be poisoned came", 60) for _ in POISONS]
+    expected: dict[str, str] = {}
+    for message, (poison, reason) in zip(stolen, POISONS.values(), strict=True):
+        replace(workers, message, poison(message.body, kind))
+        thief.settle(message)
+        expected["{sample}[{start}:{stop}]".format(**message.headers)] = reason
+    thief.close()
+    (process,) = workers.start(consumer)
+
+    outcome = follow(follower, "run", Quiet(), in_time())
+    follower.close()
+
+    assert outcome.result is not None
+    assert not outcome.result["complete"]
+    problems = dict(problem.split(": ", 1) for problem in outcome.result["problems"])
+    assert problems.keys() == expected.keys()
+    for chunk, reason in expected.items():
+        assert problems[chunk].startswith(f"a message in {queue.name} could not be handled: ")
+        assert reason in problems[chunk]
+    letters = dead_letters(workers.settings)
+    assert {letter.queue for letter in letters} == {queue.name}
+    assert sorted(f"{letter.sample}[{letter.start}:{letter.stop}]" for letter in letters) == sorted(expected)
+    assert max(letter.size for letter in letters) == 100_000_000
+    assert process.poll() is None, "the worker that met them all is still the same process"
+
+
+def replace(workers: Workers, stolen: Delivery, body: bytes) -> None:
+    """Publish another body under a message's headers."""
+    with pika.BlockingConnection(parameters(workers.settings)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        properties = pika.BasicProperties(type=stolen.kind, headers=dict(stolen.headers), delivery_mode=2)
+        channel.basic_publish("", stolen.queue, body, properties)
+
+
+@pytest.mark.broker
+def test_a_broker_with_the_pipeline_s_configuration_takes_no_hundred_megabytes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    configuration = (Path(__file__).parents[2] / "kubernetes" / "rabbitmq.conf").read_text()
+    with running_broker(tmp_path_factory.mktemp("ours"), configuration) as broker:
+        session = RabbitMQTransport(broker.settings, patience_s=20).open([topology.EVENTS])
+        with pika.BlockingConnection(parameters(broker.settings)) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="larger than configured max size 16777216"):
+                channel.basic_publish("", "events", bytes(100_000_000))
+        assert session.receive(0.5) is None
+        session.close()
+
+
+@pytest.mark.broker
+def test_json_that_is_none_of_the_kind_is_dead_lettered_and_the_next_run_is_whole(workers: Workers) -> None:
+    workers.start_all()
+    targets = (("runs", "run-request"), ("chunks", "chunk-task"), ("plans", "sample-plan"), ("plans", "x"))
+    bodies = (b"", b"{", b"[]", b"\xff\xfe", b'{"run_id": "../../x"}', json.dumps({"chunk": [1] * 9}).encode())
+    wait_until(lambda: "connected to" in workers.log("analysis"), "the analysis is there", 60)
+    with pika.BlockingConnection(parameters(workers.settings)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        for queue, kind in targets:
+            for body in bodies:
+                channel.basic_publish("", queue, body, pika.BasicProperties(type=kind, headers={"run_id": "../../x"}))
+    follower = RabbitMQTransport(workers.settings, patience_s=30).open([topology.follower("run")], prefetch=100)
+    submit(follower, "run", RUN)
+    outcome = follow(follower, "run", Quiet(), in_time())
+    follower.close()
+    assert outcome.result is not None
+    assert outcome.result["complete"]
+    expected = len(targets) * len(bodies)
+    wait_until(lambda: len(dead_letters(workers.settings)) == expected, "all are dead")
+    letters = dead_letters(workers.settings)
+    assert all(letter.problem != "not said" for letter in letters)
+    assert sorted(path.name for path in (workers.folder / "service-results").iterdir()) == ["run"]

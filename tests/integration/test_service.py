@@ -1,0 +1,205 @@
+"""The loop around every service: what fails is kept with its reason, and the loop goes on."""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import pytest
+
+from common import messages, topology
+from common.errors import MessageError, Unavailable
+from common.health import Monitor, listen
+from common.messages import Chunk, ChunkFailed, Message, RunFailed
+from common.service import Service, serve
+from common.settings import BrokerSettings
+from common.topology import Queue
+from common.transport import Delivery, Session, amqp
+from common.transport.embedded import EmbeddedTransport
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.support.broker import Broker
+from tests.support.waiting import free_port, wait_until
+
+
+def failed(problem: str) -> ChunkFailed:
+    return ChunkFailed(Chunk("run", "Zee", 0, 1), problem)
+
+
+class Echo(Service):
+    """Answers ``plans`` with news on ``results``; what its orders say it raises, once each."""
+
+    name: ClassVar[str] = "echo"
+    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.DEAD_NOTICES)
+
+    def __init__(self, orders: Sequence[Exception] = ()) -> None:
+        self.orders = list(orders)
+        self.closed = threading.Event()
+
+    def decode(self, delivery: Delivery) -> Message:
+        if delivery.queue == topology.DEAD_NOTICES.name:
+            raise MessageError("cannot read dead letters")
+        return super().decode(delivery)
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        assert isinstance(message, ChunkFailed)
+        if self.orders:
+            raise self.orders.pop(0)
+        return [RunFailed("run", message.problem)]
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Running:
+    """An Echo in its loop over an embedded transport, and a listener to what it says."""
+
+    def __init__(self, service: Echo) -> None:
+        self.transport = EmbeddedTransport()
+        self.stop = threading.Event()
+        self.monitor = Monitor("echo")
+        self.session = self.transport.open([topology.follower("run")])
+        arguments = (service, self.transport.open(service.consumes), self.stop, self.monitor)
+        self.thread = threading.Thread(target=serve, args=arguments, daemon=True)
+        self.thread.start()
+
+    def answer(self) -> str:
+        delivery = wait_until(lambda: self.session.receive(0.5), "an answer came", 20)
+        message = messages.decode(delivery.kind, delivery.body)
+        assert isinstance(message, RunFailed)
+        return message.problem
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Echo], Running]]:
+    started: list[Running] = []
+
+    def begin(service: Echo) -> Running:
+        started.append(Running(service))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.stop.set()
+        running.thread.join(10)
+        assert not running.thread.is_alive()
+
+
+def test_a_message_is_answered_and_the_service_closed_in_the_end(start: Callable[[Echo], Running]) -> None:
+    service = Echo()
+    running = start(service)
+    running.session.publish([failed("one")])
+    assert running.answer() == "one"
+    running.stop.set()
+    assert service.closed.wait(10)
+
+
+def test_what_only_time_can_mend_is_tried_again_until_it_works(
+    start: Callable[[Echo], Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.service._PAUSE_S", 0.01)
+    running = start(Echo([Unavailable("the disk is full")] * 3))
+    running.session.publish([failed("patience")])
+    assert running.answer() == "patience"
+    assert running.transport.depth("plans.dead") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(MessageError("no use for it"), "no use for it"), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")],
+)
+def test_a_message_that_cannot_be_handled_is_kept_with_its_reason_and_the_next_one_answered(
+    start: Callable[[Echo], Running], error: Exception, reason: str
+) -> None:
+    running = start(Echo([error]))
+    running.session.publish([failed("bad"), failed("good")])
+    assert running.answer() == "good"
+    graveyard = running.transport.open([topology.dead("plans")])
+    letter = wait_until(lambda: graveyard.receive(0.5), "the dead letter is there", 10)
+    assert reason in letter.headers["problem"]
+    assert messages.decode(letter.kind, letter.body) == failed("bad")
+
+
+def test_an_unreadable_notice_of_a_dead_letter_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:
+    running = start(Echo([MessageError("bad")]))
+    running.session.publish([failed("bad"), failed("good")])
+    assert running.answer() == "good"
+    wait_until(lambda: running.transport.depth("dead-notices") == 0, "the notice was read", 10)
+    assert running.transport.depth("dead-notices.dead") == 0
+    assert running.transport.depth("plans.dead") == 1
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_service_tells_its_health_and_its_numbers(start: Callable[[Echo], Running]) -> None:
+    running = start(Echo([MessageError("bad")]))
+    port = free_port()
+    with listen(running.monitor, port):
+        running.session.publish([failed("bad"), failed("good")])
+        assert running.answer() == "good"
+        assert ask(port, "/healthz") == (200, "ok\n")
+        assert ask(port, "/readyz") == (200, "ok\n")
+        assert ask(port, "/elsewhere")[0] == 404
+        status, metrics = wait_until(
+            lambda: (found := ask(port, "/metrics")) and 'handled_total{queue="plans"} 1.0' in found[1] and found,
+            "the message is counted",
+            10,
+        )
+        assert status == 200
+        assert 'atlas_messages_failed_total{queue="plans"} 1.0' in metrics
+        assert "atlas_connected 1.0" in metrics
+        assert "atlas_messages_in_flight 0.0" in metrics
+        assert "atlas_events_total 0.0" in metrics
+        assert 'atlas_handling_seconds_count{kind="chunk-failed",queue="plans"} 2.0' in metrics
+        assert 'atlas_queue_messages{queue="plans"} 0.0' in metrics
+        assert 'atlas_queue_messages{queue="plans.dead"} 1.0' in metrics
+        described = set(re.findall(r"^# HELP (\S+) \S", metrics, re.MULTILINE))
+        assert described == set(re.findall(r"^# TYPE (\S+)", metrics, re.MULTILINE))
+
+
+def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
+    monitor, port = Monitor("echo"), free_port()
+    with listen(monitor, port):
+        assert ask(port, "/healthz")[0] == 200
+        assert ask(port, "/readyz") == (503, "not connected to the broker\n")
+
+
+def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, port = Monitor("echo"), free_port()
+    monkeypatch.setattr("common.health.STUCK_S", 0.0)
+    monitor.turn()
+    with listen(monitor, port):
+        status, text = ask(port, "/healthz")
+        assert (status, "stuck" in text) == (503, True)
+        with monitor.handling("plans", "run-plan"):
+            assert ask(port, "/healthz")[0] == 200
+
+
+@pytest.mark.broker
+def test_heartbeats_go_on_while_a_message_takes_longer_than_they_allow(
+    broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker closes a connection that is silent for two heartbeats: ours must outlive five of them."""
+    monkeypatch.setattr(amqp, "HEARTBEAT_S", 1)
+    session: Session = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    session.publish([failed("slow")])
+    delivery = wait_until(lambda: session.receive(0.5), "the message came", 10)
+    (connection,) = wait_until(lambda: broker.api("GET", f"vhosts/{vhost.vhost}/connections"), "it is listed", 20)
+    assert connection["timeout"] == 1
+    threading.Event().wait(5)  # the work: nothing here turns the connection but its own thread
+    assert session.is_connected()
+    session.settle(delivery)
+    assert session.receive(1.0) is None
+    (same,) = broker.api("GET", f"vhosts/{vhost.vhost}/connections")
+    assert same["name"] == connection["name"]
+    session.close()

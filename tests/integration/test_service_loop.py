@@ -1,0 +1,97 @@
+"""The loop's turn: what a service does unasked, over both transports."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+
+from common import messages, topology
+from common.errors import BrokerError, Unavailable
+from common.messages import Chunk, ChunkFailed, Message, RunFailed
+from common.service import Service, serve
+from common.settings import BrokerSettings
+from common.topology import Queue
+from common.transport import Transport
+from common.transport.embedded import EmbeddedTransport
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.chaos.proxy import Proxy
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
+def transport(request: pytest.FixtureRequest) -> Transport:
+    if request.param == "embedded":
+        return EmbeddedTransport()
+    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
+
+
+class Punctual(Service):
+    """Publishes once, unasked; at its first turn what it needs is away."""
+
+    name: ClassVar[str] = "punctual"
+    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS,)
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.confirmed = threading.Event()
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        return []
+
+    def turn(self) -> None:
+        self.turns += 1
+        if self.turns == 1:
+            raise Unavailable("the disk is full")
+        if not self.confirmed.is_set():
+            self.publish([RunFailed("run", "nobody asked")])
+            self.confirmed.set()
+
+
+def test_what_a_service_publishes_in_its_turn_arrives_though_something_was_away(transport: Transport) -> None:
+    listener = transport.open([topology.follower("run")])
+    service, stop = Punctual(), threading.Event()
+    loop = threading.Thread(target=serve, args=(service, transport.open(service.consumes), stop))
+    loop.start()
+    try:
+        delivery = wait_until(lambda: listener.receive(0.5), "the news came", 20)
+        assert messages.decode(delivery.kind, delivery.body) == RunFailed("run", "nobody asked")
+        assert service.confirmed.wait(20)
+    finally:
+        stop.set()
+        loop.join(20)
+        listener.close()
+    assert not loop.is_alive()
+
+
+@pytest.mark.broker
+def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_again(vhost: BrokerSettings) -> None:
+    stop, news = threading.Event(), RunFailed("run", "never confirmed")
+
+    class Unlucky(Punctual):
+        def turn(self) -> None: ...
+
+        def handle(self, message: Message) -> Sequence[Message]:
+            proxy.refuses = True
+            proxy.cut()
+            stop.set()
+            self.publish([news])
+            return []
+
+    direct = RabbitMQTransport(vhost, patience_s=20).open([topology.dead("plans")])
+    sent = ChunkFailed(Chunk("run", "Zee", 0, 1), "no reason")
+    direct.publish([sent])
+    with Proxy(vhost.port) as proxy:
+        service = Unlucky()
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20, stop=stop).open(service.consumes)
+        with pytest.raises(BrokerError, match="has not confirmed"):
+            serve(service, session, stop)
+    successor = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    delivery = wait_until(lambda: successor.receive(0.5), "the message came again", 20)
+    assert messages.decode(delivery.kind, delivery.body) == sent
+    assert direct.receive(0.5) is None
+    for opened in (direct, successor):
+        opened.close()

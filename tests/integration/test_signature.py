@@ -1,0 +1,207 @@
+"""With a key, nobody who has not got it can make, change or redirect a message; nothing of theirs is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from common import topology
+from common.dead_letters import dead_letters, requeue
+from common.messages import Chunk, ChunkFailed, Folder, Message, RunPlan, RunRequest
+from common.settings import BrokerSettings
+from common.signature import SIGNATURE, Signer
+from common.submission import Outcome, follow, submit
+from common.topology import Queue
+from common.transport import Delivery, notice_of
+from common.transport.amqp import parameters
+from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from tests.integration.test_command import run
+from tests.integration.test_pipeline import DEMO, Quiet, in_time, numbers, run_embedded
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+
+KEY = "0123456789abcdef-of-this-test"
+OURS = Signer(KEY)
+MESSAGE = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever")
+
+
+def delivery(signer: Signer = OURS, queue: str = "plans", message: Message = MESSAGE) -> Delivery:
+    headers = signer.sign(message.route, message.kind, message.encode(), message.headers)
+    return Delivery(queue, message.kind, message.encode(), headers, redelivered=False, token=None)
+
+
+def test_what_was_signed_with_the_key_is_believed() -> None:
+    assert OURS.problem(delivery()) is None
+    assert OURS.problem(replace(delivery(), redelivered=True)) is None
+
+
+def _without_signature(headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in headers.items() if name != SIGNATURE}
+
+
+def changed_deliveries() -> Iterator[tuple[str, Delivery]]:
+    honest = delivery()
+    yield "another key", delivery(Signer("fedcba9876543210-of-nobody"))
+    yield "another body", replace(honest, body=honest.body + b" ")
+    yield "another kind", replace(honest, kind="chunk-task")
+    yield "another queue", replace(honest, queue="chunks")
+    yield "no signature", replace(honest, headers=_without_signature(honest.headers))
+    yield "an empty signature", replace(honest, headers={**honest.headers, SIGNATURE: ""})
+    yield "a signature of bytes", replace(honest, headers={**honest.headers, SIGNATURE: b"\xff"})
+    yield "half a signature", replace(honest, headers={**honest.headers, SIGNATURE: honest.headers[SIGNATURE][:32]})
+    for name in ("run_id", "sample", "start", "stop"):
+        yield f"another {name}", replace(honest, headers={**honest.headers, name: "other"})
+        left = {other: value for other, value in honest.headers.items() if other != name}
+        yield f"no {name}", replace(honest, headers=left)
+
+
+CHANGED = dict(changed_deliveries())
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_whatever_was_changed_is_refused_and_always_in_the_same_words(what: str) -> None:
+    problem = OURS.problem(CHANGED[what])
+    assert problem == "its signature is missing or wrong (MESSAGE_KEY must be the same everywhere)"
+
+
+def test_without_a_key_nothing_is_signed_and_nothing_refused() -> None:
+    nobody = Signer("")
+    assert delivery(nobody).headers == MESSAGE.headers
+    assert nobody.problem(delivery(nobody)) is None
+    assert nobody.problem(delivery(OURS)) is None
+
+
+def test_what_goes_to_an_exchange_is_believed_in_the_queues_that_listen_to_it() -> None:
+    folder = Folder("run", {"result.json": b"{}"})
+    assert OURS.problem(delivery(queue="follow.run", message=folder)) is None
+    assert OURS.problem(delivery(queue="plans", message=folder)) is not None
+
+
+def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> Delivery:
+    headers = signer.sign_notice(letter.kind, letter.body, {**letter.headers, **notice_of(letter, problem)})
+    return replace(letter, queue=topology.DEAD_NOTICES.name, headers=headers)
+
+
+def test_a_notice_of_a_death_is_believed_of_a_worker_with_the_key_alone() -> None:
+    foreign = delivery(Signer(""))
+    assert OURS.problem(dead(OURS, foreign)) is None
+    assert OURS.problem(dead(Signer("fedcba9876543210-of-nobody"), foreign)) is not None
+    notice = dead(OURS, foreign)
+    assert OURS.problem(replace(notice, headers={**notice.headers, "problem": "another"})) is not None
+    assert OURS.problem(replace(notice, headers={**notice.headers, "run_id": "another"})) is not None
+
+
+def test_what_the_broker_dead_letters_is_believed_by_its_own_signature() -> None:
+    headers = {**delivery().headers, "x-first-death-queue": "plans", "x-first-death-reason": "expired"}
+    notice = replace(delivery(), queue=topology.DEAD_NOTICES.name, headers=headers)
+    assert OURS.problem(notice) is None
+    assert OURS.problem(replace(notice, headers=_without_signature(headers))) is not None
+
+
+# --- over a broker --------------------------------------------------------------
+
+
+@pytest.fixture
+def keyed(vhost: BrokerSettings) -> BrokerSettings:
+    return replace(vhost, message_key=KEY)
+
+
+@pytest.fixture
+def keyed_workers(keyed: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
+    running = Workers(keyed, tmp_path)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def open_session() -> Iterator[Callable[..., RabbitMQSession]]:
+    opened: list[RabbitMQSession] = []
+
+    def make(settings: BrokerSettings, *queues: Queue) -> RabbitMQSession:
+        opened.append(RabbitMQTransport(settings, patience_s=20).open(queues, 50))
+        return opened[-1]
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+def take(session: RabbitMQSession) -> Delivery:
+    found = wait_until(lambda: session.receive(0.5), "a delivery came", 30)
+    assert isinstance(found, Delivery)
+    return found
+
+
+@pytest.mark.broker
+def test_a_signature_survives_the_dead_letter_queue_and_the_way_back(
+    keyed: BrokerSettings, open_session: Callable[..., RabbitMQSession]
+) -> None:
+    session = open_session(keyed, topology.PLANS, topology.DEAD_NOTICES)
+    session.publish([MESSAGE])
+    session.dead_letter(take(session), "for a test")
+    notice = take(session)
+    assert (notice.queue, notice.refused) == ("dead-notices", None)
+    session.settle(notice)
+    assert len(requeue(keyed)) == 1
+    back = {found.kind: found for found in (take(session), take(session))}
+    assert {kind: found.refused for kind, found in back.items()} == {"requeued": None, "chunk-failed": None}
+    assert back["chunk-failed"].body == MESSAGE.encode()
+
+
+@pytest.mark.broker
+def test_signed_workers_give_the_same_bits_refuse_strangers_and_shrug_at_a_replay(
+    keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], tmp_path: Path
+) -> None:
+    """A stranger can publish to the broker and read what is in it, but has not got the key."""
+    forged = [RunPlan("run", 1.0, DEMO), RunRequest("run", 1.0, DEMO), MESSAGE]
+    open_session(vhost).publish(forged)
+    for service in ("data_loader", "data_processor", "visualisation"):
+        keyed_workers.start(service)
+    spy = open_session(vhost, topology.SELECTED)
+    follower = open_session(keyed_workers.settings, topology.follower("signed"))
+    submit(follower, "signed", DEMO)
+    copied = take(spy)
+    spy.close()
+    with pika.BlockingConnection(parameters(vhost)) as connection:
+        properties = pika.BasicProperties(type=copied.kind, headers=dict(copied.headers))
+        for _ in range(3):
+            connection.channel().basic_publish("", copied.queue, copied.body, properties)
+    keyed_workers.start("analysis")
+
+    outcome = follow(follower, "signed", Quiet(), in_time())
+
+    assert numbers(outcome) == numbers(run_embedded(DEMO, tmp_path / "cache"))
+    refused = {(letter.queue, letter.kind): letter.problem for letter in dead_letters(vhost)}
+    assert refused.keys() == {("plans", "run-plan"), ("plans", "chunk-failed"), ("runs", "run-request")}
+    assert all("its signature is missing or wrong" in problem for problem in refused.values())
+
+
+@pytest.mark.broker
+def test_a_command_without_the_key_is_told_so_and_one_with_it_gets_its_result(
+    keyed_workers: Workers, tmp_path: Path
+) -> None:
+    keyed_workers.start_all()
+    variables = keyed_workers.environment()
+    url = "amqp://{RABBITMQ_HOST}:{RABBITMQ_PORT}/{RABBITMQ_VHOST}".format(**variables)
+    secret = {name: variables[name] for name in ("RABBITMQ_USER", "RABBITMQ_PASS")}
+    flags = ["--release", "demo", "--demo-events", "500", "--broker", url]
+    refused = run(tmp_path, *flags, **secret)
+    assert refused.returncode == 1
+    assert "its signature is missing or wrong (MESSAGE_KEY" in refused.stderr.strip().splitlines()[-1]
+    assert run(tmp_path, *flags, **secret, MESSAGE_KEY=KEY).returncode == 0
+
+
+@pytest.mark.broker
+def test_a_follower_passes_over_a_forged_result(
+    keyed: BrokerSettings, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession]
+) -> None:
+    follower = open_session(keyed, topology.follower("run"))
+    open_session(vhost).publish([Folder("run", {"result.json": b'{"forged": true}'})])
+    open_session(keyed).publish([Folder("run", {"result.json": b'{"forged": false}'})])
+    outcome: Outcome = follow(follower, "run", Quiet(), in_time())
+    assert outcome.result == {"forged": False}

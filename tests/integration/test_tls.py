@@ -1,0 +1,139 @@
+"""AMQPS: the broker's certificate and host name are verified, and a refusal is one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+
+from common import topology
+from common.dead_letters import dead_letters
+from common.errors import BrokerError
+from common.messages import Chunk, ChunkFailed
+from common.settings import BrokerSettings
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.integration.test_command import run
+from tests.support.broker import Broker, running_broker
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+
+pytestmark = pytest.mark.broker
+
+LISTENER = """
+listeners.ssl.default = {tls_port}
+ssl_options.cacertfile = {folder}/ca.pem
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.key
+ssl_options.verify = verify_none
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost, the authority that signed it, and one that did not."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
+    certificate.private_key_pem.write_to_path(folder / "server.key")
+    trustme.CA().cert_pem.write_to_path(folder / "other-ca.pem")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # another user reads them in the container
+    return folder
+
+
+@pytest.fixture(scope="module")
+def listening(folder: Path) -> Iterator[Broker]:
+    """A broker that listens both with TLS and without."""
+    with running_broker(folder, LISTENER) as broker:
+        yield broker
+
+
+@pytest.fixture
+def secure(listening: Broker, folder: Path) -> BrokerSettings:
+    plain = listening.settings
+    return replace(plain, host="localhost", port=listening.tls_port, tls=True, tls_ca=folder / "ca.pem")
+
+
+@pytest.fixture
+def plain_port(listening: Broker) -> int:
+    return listening.settings.port
+
+
+def test_messages_travel_through_tls(secure: BrokerSettings) -> None:
+    session = RabbitMQTransport(secure, patience_s=20).open([topology.PLANS])
+    sent = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever" * 100_000)
+    session.publish([sent])
+    delivery = wait_until(lambda: session.receive(0.5), "it came", 20)
+    assert delivery.body == sent.encode()
+    session.settle(delivery)
+    session.close()
+    assert dead_letters(secure) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"tls_ca": "other-ca.pem"},
+            "a certificate that is refused: self-signed certificate in certificate chain",
+        ),
+        ({"tls_ca": None}, "a certificate that is refused: self-signed certificate in certificate chain"),
+        ({"host": "127.0.0.1"}, "refused: IP address mismatch, certificate is not valid for '127.0.0.1'"),
+    ],
+)
+def test_a_certificate_that_is_not_the_broker_s_ends_it_at_once(
+    secure: BrokerSettings, folder: Path, changes: dict[str, str | None], words: str
+) -> None:
+    if changes.get("tls_ca"):
+        changes = {**changes, "tls_ca": folder / str(changes["tls_ca"])}  # type: ignore[dict-item]
+    wrong = replace(secure, **changes)  # type: ignore[arg-type]
+    with pytest.raises(BrokerError) as refused:
+        RabbitMQTransport(wrong, patience_s=None).open([])  # for ever, if it were let
+    assert words in str(refused.value)
+    with pytest.raises(BrokerError, match="shows a certificate that is refused"):
+        dead_letters(wrong)
+
+
+def test_tls_at_a_port_without_it_says_so(secure: BrokerSettings, plain_port: int) -> None:
+    with pytest.raises(BrokerError, match=r"does not speak TLS; is the port right \(5671 by default\)\?"):
+        RabbitMQTransport(replace(secure, port=plain_port), patience_s=None).open([])
+
+
+def test_the_command_and_the_services_use_it_as_the_environment_says(
+    secure: BrokerSettings, folder: Path, tmp_path: Path
+) -> None:
+    workers = Workers(secure, tmp_path)
+    try:
+        workers.start_all()
+        secret = {"RABBITMQ_USER": secure.user, "RABBITMQ_PASS": secure.password}
+        flags = ["--release", "demo", "--demo-events", "500", "--broker", f"amqps://localhost:{secure.port}"]
+        done = run(tmp_path, *flags, **secret, RABBITMQ_TLS_CA=str(secure.tls_ca))
+        assert done.returncode == 0, done.stderr
+        refused = run(tmp_path, *flags, **secret, RABBITMQ_TLS_CA=str(folder / "other-ca.pem"))
+        assert refused.returncode == 1
+        (line,) = refused.stderr.strip().splitlines()
+        assert line.startswith(
+            f"analysis.py: amqps://tests@localhost:{secure.port} shows a certificate that is refused"
+        )
+        assert "Traceback" not in refused.stderr
+    finally:
+        workers.stop()
+
+
+def test_a_service_with_a_wrong_authority_ends_with_one_line(
+    secure: BrokerSettings, folder: Path, tmp_path: Path
+) -> None:
+    workers = Workers(replace(secure, tls_ca=folder / "other-ca.pem"), tmp_path)
+    try:
+        (process,) = workers.start("data_processor")
+        assert process.wait(30) == 1
+        last = workers.log("data_processor").strip().splitlines()[-1]
+        assert "shows a certificate that is refused" in last
+        assert last.endswith("(RABBITMQ_TLS_CA)")
+    finally:
+        workers.stop()

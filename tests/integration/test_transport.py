@@ -1,0 +1,394 @@
+"""Both transports keep the same promises; RabbitMQ also when its connections break."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pika.adapters.utils import io_services_utils
+
+from common import messages, topology
+from common.errors import BrokerError
+from common.messages import Chunk, ChunkFailed, Message, Progress, RunFailed
+from common.settings import BrokerSettings
+from common.topology import Queue
+from common.transport import Delivery, Session, Transport
+from common.transport.embedded import EmbeddedTransport
+from common.transport.publishing import Publisher
+from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from tests.chaos.proxy import Proxy
+from tests.support.broker import Broker
+from tests.support.waiting import wait_until
+
+
+def test_pika_still_reads_as_much_at_a_time_as_it_is_told() -> None:
+    consume = io_services_utils._AsyncTransportBase._consume
+    assert {"_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES"} <= set(consume.__code__.co_names)
+
+
+@pytest.fixture
+def open_session(transport: Transport) -> Iterator[Callable[..., Session]]:
+    opened: list[Session] = []
+
+    def make(*queues: Queue, prefetch: int = 2) -> Session:
+        opened.append(transport.open(queues, prefetch))
+        return opened[-1]
+
+    yield make
+    if isinstance(transport, EmbeddedTransport):
+        transport.shut_down()
+    for session in opened:
+        session.close()
+
+
+def failed(number: int, run_id: str = "run") -> ChunkFailed:
+    """A small message that goes to the queue ``plans``."""
+    return ChunkFailed(Chunk(run_id, "Zee", number, number + 1), f"number {number}")
+
+
+def take(session: Session) -> Delivery:
+    delivery = wait_until(lambda: session.receive(0.5), "a message came", 20)
+    assert isinstance(delivery, Delivery)
+    return delivery
+
+
+def read(delivery: Delivery) -> Message:
+    return messages.decode(delivery.kind, delivery.body)
+
+
+def test_whoever_waits_for_a_message_is_woken_from_another_thread(open_session: Callable[..., Session]) -> None:
+    session = open_session(topology.PLANS)
+    waiter = threading.Thread(target=session.receive, args=(60.0,), daemon=True)
+    waiter.start()
+
+    session.wake()
+
+    waiter.join(10)
+    assert not waiter.is_alive()
+
+
+def test_what_is_published_arrives_whole_and_in_order(open_session: Callable[..., Session]) -> None:
+    sender, receiver = open_session(), open_session(topology.PLANS)
+    sent = [failed(number) for number in range(50)]
+    sender.publish(sent)
+    received = []
+    for _ in sent:
+        delivery = take(receiver)
+        received.append(read(delivery))
+        receiver.settle(delivery)
+    assert received == sent
+    assert receiver.receive(0.2) is None
+
+
+def test_a_delivery_carries_its_queue_its_kind_and_the_headers_of_its_chunk(
+    open_session: Callable[..., Session],
+) -> None:
+    session = open_session(topology.PLANS)
+    session.publish([failed(7)])
+    delivery = take(session)
+    assert (delivery.queue, delivery.kind, delivery.redelivered) == ("plans", "chunk-failed", False)
+    assert dict(delivery.headers) == {"run_id": "run", "sample": "Zee", "start": 7, "stop": 8}
+
+
+def test_what_was_not_settled_comes_again_to_the_next_consumer(open_session: Callable[..., Session]) -> None:
+    first = open_session(topology.PLANS)
+    first.publish([failed(1), failed(2)])
+    take(first)
+    first.close()
+    second = open_session(topology.PLANS)
+    deliveries = [take(second), take(second)]
+    assert [read(delivery) for delivery in deliveries] == [failed(1), failed(2)]
+    assert deliveries[0].redelivered
+
+
+def test_what_came_of_a_delivery_is_there_before_the_delivery_is_gone(open_session: Callable[..., Session]) -> None:
+    worker, sender = open_session(topology.RUNS), open_session()
+    sender.publish([messages.RunRequest("run", 1.0, messages.RunSettings())])
+    worker.settle(take(worker), [failed(1), failed(2)])
+    worker.close()
+    successor = open_session(topology.RUNS, topology.PLANS)
+    received = [read(take(successor)), read(take(successor))]
+    assert received == [failed(1), failed(2)]
+
+
+def test_an_exchange_gives_every_listener_a_copy(open_session: Callable[..., Session]) -> None:
+    one, two = open_session(topology.follower("one")), open_session(topology.follower("two"))
+    news = RunFailed("run", "no reason")
+    one.publish([news])
+    assert [read(take(one)), read(take(two))] == [news, news]
+
+
+def test_news_reaches_the_listeners(open_session: Callable[..., Session]) -> None:
+    listener, worker = open_session(topology.follower("one")), open_session()
+    news = Progress("plan", Chunk("run", "Zee", 0, 5))
+    worker.tell(news)
+    assert read(take(listener)) == news
+
+
+def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_hears_of_it(
+    open_session: Callable[..., Session],
+) -> None:
+    worker = open_session(topology.PLANS)
+    worker.publish([failed(3)])
+    worker.dead_letter(take(worker), "cannot be read")
+    graveyard = open_session(topology.dead("plans"), topology.DEAD_NOTICES)
+    letters = {delivery.queue: delivery for delivery in (take(graveyard), take(graveyard))}
+    assert letters.keys() == {"plans.dead", "dead-notices"}
+    for letter in letters.values():
+        assert read(letter) == failed(3)
+        assert letter.headers["problem"] == "cannot be read"
+        assert letter.headers["queue"] == "plans"
+        assert letter.headers["start"] == 3
+
+
+def test_a_full_queue_makes_its_publisher_wait_and_loses_nothing(
+    open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Queue("small", limit=4)
+    monkeypatch.setattr(topology, "QUEUES", (*topology.QUEUES, small))
+    monkeypatch.setattr(ChunkFailed, "route", small.name)
+    sender, receiver = open_session(), open_session(small, prefetch=1)
+    sent = [failed(number) for number in range(40)]
+    done = threading.Event()
+
+    def publish_all() -> None:
+        for message in sent:
+            sender.publish([message])
+        done.set()
+
+    publisher = threading.Thread(target=publish_all, daemon=True)
+    publisher.start()
+    assert not done.wait(1.0)
+    received = []
+    while len(received) < len(sent):
+        delivery = take(receiver)
+        received.append(read(delivery))
+        receiver.settle(delivery)
+    assert done.wait(20)
+    publisher.join(20)
+    assert received == sent
+
+
+@pytest.mark.broker
+def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
+    vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Queue("small", limit=4)
+    monkeypatch.setattr(topology, "QUEUES", (*topology.QUEUES, small))
+    monkeypatch.setattr(ChunkFailed, "route", small.name)
+    times_sent, publish = Counter[int](), Publisher._publish
+
+    def count(publisher: Publisher, sent: Any) -> None:
+        times_sent[sent.publication.headers["start"]] += 1
+        publish(publisher, sent)
+
+    monkeypatch.setattr(Publisher, "_publish", count)
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, receiver = transport.open([]), transport.open([small], prefetch=1)
+    with ThreadPoolExecutor(1) as thread:
+        published = thread.submit(sender.publish, [failed(number) for number in range(40)])
+        received = set()
+        while len(received) < 40:
+            delivery = take(receiver)
+            received.add(read(delivery))
+            receiver.settle(delivery)
+        published.result(20)
+    assert len(times_sent) == 40
+    assert sum(times_sent.values()) <= 2 * 40 + 4  # a place may be taken between the question and the answer
+    for session in (sender, receiver):
+        session.close()
+
+
+def test_a_session_names_the_queues_that_nobody_consumes(open_session: Callable[..., Session]) -> None:
+    session = open_session(topology.RUNS, topology.CHUNKS)
+    expected = {"events", "selected", "plans", "dead-notices", "results.visualisation"}
+    wait_until(lambda: set(session.idle()) == expected, "the idle queues are known", 10)
+
+
+def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Session]) -> None:
+    session, sender = open_session(topology.PLANS), open_session()
+    sender.publish([failed(number) for number in range(5)])
+    letter = take(session)
+    session.dead_letter(letter, "made unreadable by a test")
+    wait_until(lambda: session.lengths().get("plans.dead") == 1, "the dead letter is counted", 10)
+    assert session.lengths().keys() == {"plans", "plans.dead"}
+
+
+@pytest.mark.broker
+def test_the_length_of_a_queue_is_that_of_the_broker_and_unknown_where_it_is_away(vhost: BrokerSettings) -> None:
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, receiver = transport.open([]), transport.open([topology.PLANS], prefetch=2)
+    sender.publish([failed(number) for number in range(5)])
+    wait_until(lambda: receiver.lengths() == {"plans": 3, "plans.dead": 0}, "three wait, two were delivered", 10)
+    receiver.close()
+    assert receiver.lengths() == {}
+    sender.close()
+
+
+@pytest.mark.broker
+def test_a_session_survives_broken_connections_and_delivers_everything(broker: Broker, vhost: BrokerSettings) -> None:
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    sender, receiver = transport.open([]), transport.open([topology.PLANS])
+    total, seen = 300, set[int]()
+    sending = threading.Thread(
+        target=lambda: [sender.publish([failed(number)]) for number in range(total)], daemon=True
+    )
+    sending.start()
+    cuts = 0
+    while len(seen) < total:
+        delivery = receiver.receive(0.5)
+        if delivery is not None:
+            message = read(delivery)
+            assert isinstance(message, ChunkFailed)
+            seen.add(message.chunk.start)
+            receiver.settle(delivery)
+        if len(seen) > 100 * cuts and cuts < 2:
+            cuts += 1
+            wait_until(lambda: broker.cut_connections(vhost) >= 2, "both connections were cut", 30)
+    sending.join(20)
+    assert not sending.is_alive()
+    assert seen == set(range(total))
+    for session in (sender, receiver):
+        session.close()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("pieces", [1, 2], ids=["after Connection.Start", "after Connection.Tune"])
+def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_again(
+    vhost: BrokerSettings, pieces: int
+) -> None:
+    with Proxy(vhost.port) as proxy:
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20).open([topology.PLANS])
+        proxy.cut_new_after = pieces
+        proxy.cut()
+        wait_until(lambda: proxy.cuts >= 2, "two handshakes were cut", 20)
+        proxy.cut_new_after = None
+        session.publish([failed(1)])
+        assert read(take(session)) == failed(1)
+        session.close()
+
+
+def test_a_delivery_that_is_taken_while_its_connection_is_lost_holds_nobody_up() -> None:
+    session = RabbitMQSession(BrokerSettings(), [], 2)
+    delivery = Delivery("plans", "chunk-failed", b"", {}, redelivered=False, token=(0, 1))
+    over = threading.Event()
+
+    def take_all() -> None:
+        while not over.is_set():
+            session.receive(0.0001)
+
+    threading.Thread(target=take_all, daemon=True).start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the two threads meet at every step
+    try:
+        for _ in range(5_000):
+            for _ in range(3):
+                session._inbox.put(delivery)
+            forgetting = threading.Thread(target=session._forget_connection, daemon=True)
+            forgetting.start()
+            forgetting.join(10)
+            assert not forgetting.is_alive()
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+
+
+@pytest.mark.broker
+def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: BrokerSettings) -> None:
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    session = transport.open([topology.PLANS])
+    session.publish([failed(1)])
+    broker.ctl("stop_app")
+    late = threading.Thread(target=lambda: session.publish([failed(2)]), daemon=True)
+    late.start()
+    broker.ctl("start_app")
+    late.join(30)
+    assert not late.is_alive()
+    received: set[int] = set()
+
+    def both_came() -> bool:
+        delivery = session.receive(0.5)
+        if delivery is not None:
+            message = read(delivery)
+            assert isinstance(message, ChunkFailed)
+            received.add(message.chunk.start)
+            session.settle(delivery)
+        return received == {1, 2}
+
+    wait_until(both_came, "both messages came", 30)
+    session.close()
+
+
+@pytest.mark.broker
+def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message_kept(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    session = RabbitMQTransport(vhost, patience_s=20).open([])
+    broker.api("DELETE", f"queues/{vhost.vhost}/plans")
+    session.publish([failed(1)])
+    receiver = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    assert read(take(receiver)) == failed(1)
+    for opened in (session, receiver):
+        opened.close()
+
+
+@pytest.mark.broker
+def test_every_queue_is_a_durable_quorum_queue_with_its_bound(broker: Broker, vhost: BrokerSettings) -> None:
+    RabbitMQTransport(vhost, patience_s=20).open([topology.DEAD_NOTICES]).close()
+    queues = {queue["name"]: queue for queue in broker.api("GET", f"queues/{vhost.vhost}")}
+    assert {"runs", "chunks", "events", "selected", "plans", "events.dead", "dead-notices"} <= queues.keys()
+    for queue in queues.values():
+        assert (queue["type"], queue["durable"]) == ("quorum", True)
+    for name in ("events", "selected"):
+        assert queues[name]["arguments"]["x-max-length"] == 16
+        assert queues[name]["arguments"]["x-overflow"] == "reject-publish"
+
+
+@pytest.mark.broker
+def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
+    broker: Broker, vhost: BrokerSettings
+) -> None:
+    def theirs() -> list[str]:
+        return [queue["name"] for queue in broker.api("GET", f"queues/{vhost.vhost}") if "follow." in queue["name"]]
+
+    transport = RabbitMQTransport(vhost, patience_s=20)
+    one, two = (transport.open([topology.follower("me")]) for _ in range(2))
+    one.publish([RunFailed("me", "why")])
+    assert read(take(one)) == read(take(two)) == RunFailed("me", "why")
+    assert one.connections() == 1
+    before = theirs()
+    wait_until(lambda: broker.cut_connections(vhost), "the connections were cut", 30)
+    wait_until(lambda: one.connections() == two.connections() == 2, "both are back", 30)
+    after = wait_until(lambda: len(found := theirs()) == 2 and found, "they have new queues", 30)
+    assert not set(before) & set(after)
+    for session in (one, two):
+        session.close()
+    wait_until(lambda: not theirs(), "their queues are gone", 30)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"password": "wrong"}, ["refuses the user or the password", "RABBITMQ_PASS"]),
+        ({"vhost": "nowhere"}, ["nowhere", "RABBITMQ_VHOST"]),
+    ],
+)
+def test_a_broker_that_refuses_says_why(vhost: BrokerSettings, wrong: dict[str, str], words: Sequence[str]) -> None:
+    with pytest.raises(BrokerError) as refused:
+        RabbitMQTransport(replace(vhost, **wrong), patience_s=20).open([])
+    for word in words:
+        assert word in str(refused.value)
+    assert "wrong" not in str(refused.value)
+
+
+def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
+    nobody = BrokerSettings("127.0.0.1", 1)
+    with pytest.raises(BrokerError, match=r"no RabbitMQ answers at amqp://atlas@127\.0\.0\.1:1"):
+        RabbitMQTransport(nobody, patience_s=1).open([])

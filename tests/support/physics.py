@@ -1,0 +1,155 @@
+"""Events, files and runs that several tests are about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+import pytest
+import uproot
+
+from common import catalogue
+from common.messages import Chunk, Events, SamplePlan, Selected
+from common.settings import RunSettings
+from workers.data_loader import reading
+from workers.data_processor import selection
+
+RELEASE = catalogue.release("2020e-13tev")
+DATA = RELEASE.sample("data_A")
+SIMULATION = RELEASE.sample("ttbar_lep")
+NO_CUTS = RunSettings(pt_cuts_gev=())
+
+LEPTON_BRANCHES = {
+    "lep_pt": np.float32,
+    "lep_eta": np.float32,
+    "lep_phi": np.float32,
+    "lep_E": np.float32,
+    "lep_charge": np.int32,
+    "lep_type": np.uint32,
+}
+
+
+def real_data() -> Path:
+    """The directory with the real files (ATLAS_TEST_DATA); skips the test where there is none."""
+    given = os.environ.get("ATLAS_TEST_DATA")
+    directory = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
+    if not (directory / "reference.json").is_file():
+        pytest.skip(f"no real ATLAS data in {directory}; set ATLAS_TEST_DATA")
+    return directory
+
+
+def lepton(pt: float, charge: int = 1, flavour: int = 11, eta: float = 0.5, phi: float = 0.1) -> dict[str, Any]:
+    """A lepton as the release has it, in MeV; without a mass."""
+    with np.errstate(all="ignore"):
+        energy = pt * np.cosh(eta)
+    return {"lep_pt": pt, "lep_eta": eta, "lep_phi": phi, "lep_E": energy, "lep_charge": charge, "lep_type": flavour}
+
+
+def four_leptons(*pts: float) -> list[dict[str, Any]]:
+    """A 4e event of total charge 0, with these pT in MeV."""
+    return [
+        lepton(pt, charge, phi=phi) for pt, charge, phi in zip(pts, (1, -1, 1, -1), (0.0, 3.0, 1.5, -1.5), strict=True)
+    ]
+
+
+Event = Sequence[Mapping[str, Any]]
+
+
+def write_file(
+    path: Path,
+    events: Sequence[Event],
+    weights: Mapping[str, Any] | None = None,
+    *,
+    tree: str = "mini",
+    basket: int | None = None,
+    change: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write events as the release's tree: jagged branches, and weights of 1 where no others are given.
+
+    ``basket`` is the number of events in each; ``change`` puts other arrays in
+    place of branches, or leaves out those that are None.
+    """
+    branches: dict[str, ak.Array] = {}
+    for name, dtype in LEPTON_BRANCHES.items():
+        counts = np.array([len(event) for event in events], dtype=np.int64)
+        values = np.array([one[name] for event in events for one in event], dtype=np.float64)
+        with np.errstate(over="ignore"):
+            branches[name] = ak.unflatten(ak.Array(values.astype(dtype)), counts)
+    for name in RELEASE.branches.weights:
+        values = np.asarray((weights or {}).get(name, np.ones(len(events))))
+        branches[name] = ak.Array(values.astype(np.float32))
+    for name, values in (change or {}).items():
+        branches[name] = ak.Array(values) if values is not None else None
+    kept = {name: values for name, values in branches.items() if values is not None}
+    with uproot.recreate(path) as file:
+        # One counter each, so that branches of one event may disagree.
+        file.mktree(tree, {name: values.type.content for name, values in kept.items()})
+        for start in range(0, len(events), basket or max(1, len(events))):
+            stop = start + (basket or len(events))
+            file[tree].extend({name: values[start:stop] for name, values in kept.items()})
+    return path
+
+
+def random_events(rng: np.random.Generator, n: int, sample: catalogue.Sample = SIMULATION) -> ak.Array:
+    """What a loader hands on: n events of four random leptons, many of them neutral and of known channels."""
+    pt = -np.sort(-rng.uniform(5e3, 1.2e5, (n, 4)), axis=1)
+    eta = rng.uniform(-2.7, 2.7, (n, 4))
+    columns: dict[str, npt.NDArray[Any]] = {
+        "lep_pt": pt.astype(np.float32),
+        "lep_eta": eta.astype(np.float32),
+        "lep_phi": rng.uniform(-np.pi, np.pi, (n, 4)).astype(np.float32),
+        "lep_energy": np.hypot(pt * np.cosh(eta), 105.66).astype(np.float32),
+        "lep_charge": rng.choice([-1, 1], (n, 4)).astype(np.int8),
+        "lep_type": rng.choice([11, 13], (n, 4)).astype(np.int8),
+        "weight": np.ones(n, np.float32) if sample.is_data else rng.normal(0.3, 0.2, n).astype(np.float32),
+    }
+    return ak.Array(columns)
+
+
+def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
+    """What a processor hands on: n events with masses inside and outside of the histograms."""
+    return ak.Array(
+        {
+            "m4l": rng.uniform(60, 300, n),
+            "channel": rng.integers(0, len(RELEASE.channels), n).astype(np.int8),
+            "weight": rng.normal(0.3, 0.2, n).astype(np.float32),
+            "m_z1": rng.uniform(30, 130, n).astype(np.float32),
+            "m_z2": rng.uniform(0, 130, n).astype(np.float32),
+            "lead_pt": rng.uniform(10, 200, n).astype(np.float32),
+        }
+    )
+
+
+def selected(chunk: Chunk, events: ak.Array) -> Selected:
+    """A processor's message: all events of the chunk are read, these are selected."""
+    cutflow = dict.fromkeys(RELEASE.steps, len(events)) | {"read": chunk.stop - chunk.start}
+    return Selected(chunk, RELEASE.name, 10.0, cutflow, events)
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What loader and processor make of a file."""
+
+    plan: SamplePlan
+    messages: tuple[Selected, ...]
+
+
+def process(run_id: str, path: Path, sample: catalogue.Sample, settings: RunSettings) -> Processed:
+    """Run the loader's and the processor's functions over a file, chunk by chunk, through the messages' bytes."""
+    plan = reading.plan(path, RELEASE, sample, settings)
+    planned = SamplePlan(run_id, sample.name, plan.entries, plan.bounds)
+    messages = []
+    for chunk in planned.chunks:
+        arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
+        events, cutflow = reading.select(arrays, RELEASE, sample, settings)
+        sent = Events.decode(Events(chunk, RELEASE.name, settings.lumi_ifb, cutflow, events).encode())
+        chosen, further = selection.select(sent.events, RELEASE)
+        message = Selected(chunk, RELEASE.name, settings.lumi_ifb, {**cutflow, **further}, chosen)
+        messages.append(Selected.decode(message.encode()))
+    return Processed(planned, tuple(messages))

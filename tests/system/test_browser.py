@@ -1,0 +1,223 @@
+"""The page in a real browser: a run is submitted, watched and opened, on the four services and a real broker."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from common import settings, topology
+from common.messages import Chunk, Progress, Result, RunFailed
+from common.settings import RunSettings
+from common.submission import follow, new_run_id, submit
+from common.transport.rabbitmq import RabbitMQTransport
+from tests.support.runs import Quiet
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+from tests.unit.test_page import RUN, Site, document, finished, quiet_port, under_way
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+OPTIONS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+DEADLINE_MS = 90_000
+#: Long enough to be watched: a hundred chunks.
+DEMO = RunSettings(release="demo", demo_events=100_000, chunk_entries=1_000)
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; Playwright gives it a profile of its own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Chromium: apt-get install chromium puts it at {CHROMIUM}")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, headless=True, args=OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Page]:
+    """A tab, in which nothing may be complained of in the end."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1380})
+    page = context.new_page()
+    page.set_default_timeout(DEADLINE_MS)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    # That a service was away for a while is the browser's own complaint, and the page deals with it.
+    assert [text for text in complaints if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path / "results")
+    yield made
+    made.service.close()
+
+
+def in_time(seconds: float) -> Callable[[], bool]:
+    """Ends a run that hangs."""
+    deadline = time.monotonic() + seconds
+    return lambda: time.monotonic() < deadline
+
+
+def links(tab: Page) -> set[str]:
+    """Where the page's links lead."""
+    found: list[str] = tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
+    return {link for link in found if "#" not in link}
+
+
+def analysed(tab: Page) -> float:
+    """Where the bar of the analysed events stands."""
+    bar = """document.querySelector('[data-stage="analysis"] progress')?.getAttribute('value')"""
+    return float(tab.evaluate(bar) or 0)
+
+
+def partial_plot(tab: Page) -> str:
+    """The address of the picture of the run under way."""
+    return str(tab.evaluate("document.querySelector('#partial-plot')?.getAttribute('src')") or "")
+
+
+@pytest.mark.broker
+def test_a_run_is_watched_from_its_first_events_to_its_last_file(
+    tab: Page, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = quiet_port()
+    monkeypatch.setenv("PAGE_PORT", str(port))
+    workers.start_all()
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: requests.get(url, timeout=30).ok, "the page answered")
+    tab.goto(url)
+    assert "No run has finished yet" in tab.inner_text("main")
+
+    run_id = new_run_id(DEMO.release)
+    session = RabbitMQTransport(workers.settings, patience_s=60).open([topology.follower(run_id)], prefetch=100)
+    submit(session, run_id, DEMO)
+    tab.wait_for_selector(f"li:has-text('{run_id}')")  # it comes by itself, and marked from its first moment
+    assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()
+    tab.click(f"text={run_id}")
+    assert tab.locator(".banner.toy").is_visible()
+    events = wait_until(lambda: analysed(tab), "the bar moved", 90)
+    picture = wait_until(lambda: partial_plot(tab), "a plot was there", 90)
+    wait_until(lambda: analysed(tab) > events, "the bar moved on", 90)
+    wait_until(lambda: partial_plot(tab) != picture, "the plot changed", 90)
+    assert tab.evaluate("document.querySelector('#partial-plot').decode().then(() => true)")
+    assert tab.title().startswith("TOY – ")
+
+    outcome = follow(session, run_id, Quiet(), in_time(300))
+    session.close()
+    assert outcome.result is not None
+    tab.wait_for_selector("h1 .badge.complete")  # without a reload
+    assert tab.locator("h1 .badge.toy").is_visible()
+    assert tab.locator(".banner.toy").is_visible()
+    for image in tab.locator("figure img").all():
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
+        assert "toy, not ATLAS data" in (image.get_attribute("alt") or "")
+    files = {link.rpartition("/")[2] for link in links(tab) if "/files/" in link}
+    assert files == set(outcome.files)
+    followed = links(tab)
+    for link in followed:
+        answer = requests.get(link, timeout=30)
+        assert answer.status_code == 200
+        if "/files/" in link:
+            assert answer.content == outcome.files[link.rpartition("/")[2]]
+    for link in followed:
+        if not link.endswith((".svg", ".root")):  # which a browser saves
+            opened = tab.goto(link)
+            assert opened is not None
+            assert opened.ok, link
+    tab.goto(f"{url}/runs/{run_id}")
+    tab.click("text=all runs")
+    tab.wait_for_selector(f"tr:has-text('{run_id}') .badge.complete")
+
+
+def test_every_link_can_be_followed_with_the_keyboard_alone(tab: Page, site: Site) -> None:
+    finished(site.output, RUN, 1.7e9)
+    tab.goto(site.url)
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    reached: set[Any] = set()
+    for _ in range(15):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.href || document.activeElement.tagName"))
+    assert links(tab) <= reached
+    assert {"INPUT", "BUTTON"} <= reached
+
+
+def test_what_comes_in_leaves_the_focus_and_what_is_typed_where_it_is(tab: Page, site: Site) -> None:
+    finished(site.output, RUN, 1.7e9)
+    tab.goto(site.url)
+    tab.fill("#q", "2026")
+    site.handle(*under_way("another", done=2))
+    tab.wait_for_selector("text=2,000 of 10,000 events")
+    assert tab.evaluate("document.activeElement.id") == "q"
+    assert tab.input_value("#q") == "2026"
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/?q=2026")
+
+
+def test_a_page_finds_back_to_a_service_that_was_restarted(tab: Page, site: Site) -> None:
+    site.handle(*under_way(RUN, done=2))
+    tab.goto(f"{site.url}/runs/{RUN}")
+    tab.wait_for_selector('[data-stage="analysis"]:has-text("2,000")')
+    site.service.close()
+    tab.wait_for_selector("text=connection lost")
+    port = site.url.rpartition(":")[2]
+    again = settings.read({"OUTPUT": str(site.output), "PAGE_PORT": port})
+    site.service = type(site.service)(again)
+    site.handle(*(Progress("analysis", Chunk(RUN, "Zee", 1000 * n, 1000 * n + 1000)) for n in range(4)))
+    tab.wait_for_selector('[data-stage="analysis"]:has-text("4,000")')
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1920])
+def test_no_page_is_wider_than_its_window_nor_hard_to_read(
+    browser: Browser, site: Site, scheme: Any, width: int
+) -> None:
+    site.handle(*under_way("live"), RunFailed("lost", "why" * 100), Result("live", False, document(release="demo")))
+    finished(site.output, RUN, 1.7e9, document(complete=False, problems=["/a/very/long/path" * 20]))
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    for path in ("/", "/runs/live", "/runs/lost", f"/runs/{RUN}"):
+        tab.goto(site.url + path)
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+        for colours in tab.evaluate(CONTRASTS):
+            assert contrast(*colours) >= 4.5, (path, colours)
+    context.close()
+
+
+#: Text and background colour of every element that has text of its own.
+CONTRASTS = """() => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
+    [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+        let behind = e;
+        while (behind && getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
+        return [getComputedStyle(e).color, getComputedStyle(behind || document.body).backgroundColor];
+    })"""
+
+
+def contrast(text: str, ground: str) -> float:
+    """Contrast of two colours (WCAG 2.2): 21 for black on white, and 4.5 for text that most can read."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(text), luminance(ground)))
+    return (high + 0.05) / (low + 0.05)

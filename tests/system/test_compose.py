@@ -1,0 +1,213 @@
+"""The Compose stack for real: ``pytest -m compose``, where a Docker engine answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from common.settings import RunSettings
+from tests.support.broker import docker_answers
+from tests.support.paths import ROOT
+from tests.support.physics import real_data
+from tests.support.runs import numbers, numbers_of, run_embedded
+from tests.support.waiting import free_port, wait_until
+
+pytestmark = pytest.mark.compose
+
+WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
+#: Long enough to have a middle: 205 chunks.
+DEMO = RunSettings(release="demo", demo_events=200_000, chunk_entries=1_000)
+FLAGS = ("--release", "demo", "--demo-events", "200000", "--chunk-entries", "1000")
+
+
+class Stack:
+    """A Compose project of this test's own, driven by docker-run.sh as a user would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "COMPOSE_PROJECT_NAME": f"test-{secrets.token_hex(4)}",
+            "MANAGEMENT_PORT": str(free_port()),
+            "PAGE_PORT": str(free_port()),
+        }
+
+    def docker_run(self, *flags: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
+        output = self.folder / secrets.token_hex(4)
+        return subprocess.run(
+            [ROOT / "docker-run.sh", *flags, "--output", output],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def run(self, *flags: str) -> tuple[str, Path]:
+        """Submit a run and follow it; returns its numbers and its folder on the host."""
+        done = self.docker_run(*flags)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = re.findall(r"^results in (\S+)/$", done.stdout, re.MULTILINE)
+        return numbers_of(json.loads((Path(line) / "result.json").read_text())), Path(line)
+
+    def compose(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["docker", "compose", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "--all", "--quiet", service).split()
+
+    def analysed(self) -> float:
+        """How many events the analysis service has seen since it started."""
+        ask = "exec 3<>/dev/tcp/127.0.0.1/9100; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        metrics = self.compose("exec", "-T", "analysis", "bash", "-c", ask)
+        (events,) = re.findall(r"^atlas_events_total (\S+)", metrics, re.MULTILINE)
+        return float(events)
+
+    def in_the_middle(self) -> None:
+        """Wait until a run is well under way."""
+        before = self.analysed()
+        wait_until(lambda: self.analysed() > before + 20_000, "a tenth of the events is analysed", 180)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if not docker_answers():
+        pytest.skip("needs a Docker engine")
+    made = Stack(tmp_path_factory.mktemp("stack"))
+    yield made
+    made.compose("--profile", "submit", "down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The numbers of the demo run, embedded in one process."""
+    return numbers(run_embedded(DEMO, tmp_path_factory.mktemp("cache")))
+
+
+def test_the_demo_has_the_bits_of_the_embedded_run_and_its_folder_belongs_to_the_user(
+    stack: Stack, undisturbed: str
+) -> None:
+    bits, folder = stack.run(*FLAGS)
+    assert bits == undisturbed
+    assert (folder / "m4l.png").read_bytes().startswith(b"\x89PNG")
+    assert pwd.getpwuid(folder.stat().st_uid).pw_uid == os.getuid()
+
+
+def test_real_events_of_a_directory_of_the_host_give_the_published_numbers(stack: Stack, tmp_path: Path) -> None:
+    data = real_data()
+    reference = json.loads((data / "reference.json").read_text())["samples"]
+    flags = ("--data", str(data / "4lep"), "--samples", ",".join(reference), "--pt-cuts", "", "--lumi", "10")
+    bits, _ = stack.run(*flags)
+    alone = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0)
+    assert bits == numbers(run_embedded(alone, tmp_path))
+    samples = json.loads(bits)["samples"]
+    for name, published in reference.items():
+        assert samples[name]["events_selected"] == published["events_selected"]
+        assert samples[name]["yield"] == pytest.approx(published["yield"], rel=1e-6)
+
+
+def test_four_data_processors_and_two_data_loaders_change_no_bit_and_stay(stack: Stack, undisturbed: str) -> None:
+    stack.compose("up", "--detach", "--wait", "--scale", "data-processor=4", "--scale", "data-loader=2")
+    assert stack.run(*FLAGS)[0] == undisturbed
+    assert (len(stack.containers("data-processor")), len(stack.containers("data-loader"))) == (4, 2)
+    stack.compose("up", "--detach", "--wait", "--scale", "data-processor=1", "--scale", "data-loader=1")
+
+
+def test_every_worker_stopped_and_started_in_the_middle_of_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(stack.run, *FLAGS)
+        stack.in_the_middle()
+        took: Mapping[str, float] = {}
+        for service in WORKERS:
+            (container,) = stack.containers(service)
+            before = time.monotonic()
+            subprocess.run(["docker", "stop", "--time", "10", container], check=True, capture_output=True)
+            took = {**took, service: time.monotonic() - before}
+            state = ["docker", "inspect", "--format", "{{.State.ExitCode}}", container]
+            assert subprocess.run(state, check=True, capture_output=True, text=True).stdout.strip() == "0", service
+            subprocess.run(["docker", "start", container], check=True, capture_output=True)
+        assert not running.done()
+        assert running.result()[0] == undisturbed
+    assert max(took.values()) < 10, took
+
+
+def test_the_broker_killed_in_the_middle_of_a_run_and_back_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(stack.run, *FLAGS)
+        stack.in_the_middle()
+        (broker,) = stack.containers("rabbitmq")
+        subprocess.run(["docker", "kill", broker], check=True, capture_output=True)
+        assert not running.done()
+        subprocess.run(["docker", "start", broker], check=True, capture_output=True)
+        assert running.result()[0] == undisturbed
+
+
+@pytest.mark.parametrize("service", WORKERS)
+def test_a_worker_runs_without_rights_it_does_not_need(stack: Stack, service: str) -> None:
+    (container,) = stack.containers(service)
+    (inspected,) = json.loads(
+        subprocess.run(["docker", "inspect", container], check=True, capture_output=True, text=True).stdout
+    )
+    host = inspected["HostConfig"]
+    assert inspected["Config"]["User"] == "10001:10001"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert host["LogConfig"]["Config"]["max-size"] == "10m"
+
+
+def test_ports_are_open_to_this_host_only(stack: Stack) -> None:
+    bindings = []
+    for service in ("rabbitmq", *WORKERS):
+        (container,) = stack.containers(service)
+        ask = ["docker", "inspect", "--format", "{{json .HostConfig.PortBindings}}", container]
+        ports = json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout) or {}
+        bindings += [binding["HostIp"] for published in ports.values() for binding in published]
+    assert bindings
+    assert set(bindings) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lumi", "-1"], "LUMI=-1"),
+        (["--data", "nowhere"], "no such directory"),
+        (["--broker", "amqp://elsewhere"], "--broker is for analysis.py"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_with_the_reason(stack: Stack, flags: list[str], words: str) -> None:
+    done = stack.docker_run(*flags)
+    assert done.returncode == 2
+    assert words in done.stderr + done.stdout
+
+
+def test_without_an_engine_there_is_one_clear_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "docker-run.sh", "--release", "demo"],
+        env=os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "engine does not answer" in done.stderr

@@ -1,0 +1,56 @@
+"""Hostile messages by the hundred thousand, in a process whose memory has a bound and that may start nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+
+def fuzz(folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.fuzz_messages", "--seconds", str(seconds), "--seed", "7"],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=seconds + 60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.slow)])
+def test_every_hostile_message_is_refused_or_sound_within_64_mib(tmp_path: Path, seconds: int) -> None:
+    done = fuzz(tmp_path, seconds)
+    assert done.returncode == 0, done.stderr
+    found = re.match(r"(\d+) messages: (\d+) refused, (\d+) sound", done.stdout)
+    assert found is not None
+    assert int(found[2]) > 500 * seconds
+    assert int(found[3]) > 0, "a flipped bit of an energy is no error"
+    assert not list(tmp_path.iterdir())
+
+
+UNGUARDED = """
+import pickle, sys
+from common import messages
+from tests import fuzz_messages
+honest = messages.decode
+messages.decode = lambda kind, body: pickle.loads(body) if fuzz_messages._decoding else honest(kind, body)
+sys.argv[1:] = ["--seconds", "5"]
+fuzz_messages.main()
+"""
+
+
+def test_the_search_would_find_an_unguarded_pickle(tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, "-c", UNGUARDED]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "kept in hostile-1-" in done.stderr

@@ -1,0 +1,689 @@
+"""The analysis service turns a run's messages, however they come, into one final result."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from physics import random_selected, selected
+
+from common import topology
+from common.errors import BrokerError, MessageError
+from common.messages import (
+    Chunk,
+    ChunkFailed,
+    ChunkTask,
+    DeadLetter,
+    Fetching,
+    FileTask,
+    Inquiry,
+    Message,
+    Progress,
+    Requeued,
+    Result,
+    RunFailed,
+    RunPlan,
+    RunRequest,
+    SamplePlan,
+    Selected,
+)
+from common.settings import RunSettings, read
+from common.transport import Delivery
+from tests import toy_run
+from tests.support.waiting import wait_until
+from workers.analysis import service as service_module
+from workers.analysis.fits import Fits
+from workers.analysis.service import PARTIAL_EVERY_S, Analysis
+from workers.analysis.store import Store
+
+BOUNDS = {"data_A": (0, 30), "Zee": (0, 40, 80), "ZH125_ZZ4lep": (0, 25, 50)}
+RUN_PLAN = RunPlan("run", 1000.0, RunSettings(samples=tuple(BOUNDS)))
+PLANS = [SamplePlan("run", sample, bounds[-1], bounds) for sample, bounds in BOUNDS.items()]
+CHUNKS = [chunk for plan in PLANS for chunk in plan.chunks]
+ZEE = Chunk("run", "Zee", 40, 80)
+
+
+def of_chunk(chunk: Chunk) -> Selected:
+    return selected(chunk, random_selected(np.random.default_rng([chunk.start, *chunk.sample.encode()]), 20))
+
+
+RUN: list[Message] = [RUN_PLAN, *PLANS, *map(of_chunk, CHUNKS)]
+
+
+@dataclass
+class Clock:
+    now: float = 2000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(service_module, "time", SimpleNamespace(time=clock.time))
+    return clock
+
+
+@pytest.fixture
+def analysis(clock: Clock) -> Iterator[Analysis]:
+    analysis = Analysis(read({}), Store(None))
+    yield analysis
+    analysis.close()
+
+
+def results(messages: Sequence[Message]) -> list[Result]:
+    return [message for message in messages if isinstance(message, Result)]
+
+
+def handle_all(analysis: Analysis, messages: Sequence[Message]) -> list[Message]:
+    return [answer for message in messages for answer in analysis.handle(message)]
+
+
+def final_of(analysis: Analysis, messages: Sequence[Message]) -> dict[str, Any]:
+    """The one final result that these messages give."""
+    (found,) = (result for result in results(handle_all(analysis, messages)) if result.final)
+    return found.result
+
+
+def without(*left_out: Message) -> list[Message]:
+    return [message for message in RUN if not any(message is one for one in left_out)]
+
+
+def dead_letter(queue: str, message: Message, problem: str = "it is not a pickle") -> Delivery:
+    """A notice as the service loop's give-up makes it."""
+    headers = {**message.headers, "problem": problem, "queue": queue}
+    return Delivery(topology.DEAD_NOTICES.name, message.kind, b"cannot be read", headers, False, token=None)
+
+
+def dead_letter_of_the_broker(queue: str, headers: Mapping[str, Any], kind: str, reason: str) -> Delivery:
+    """A notice as RabbitMQ makes it, of a message that it has delivered too often, say."""
+    made = {
+        **headers,
+        "x-delivery-count": 21,
+        "x-first-death-queue": queue,
+        "x-first-death-reason": reason,
+        "x-first-death-exchange": "",
+        "x-last-death-queue": queue,
+        "x-death": [{"queue": queue, "reason": reason, "count": 1, "exchange": "", "routing-keys": [queue]}],
+    }
+    return Delivery(topology.DEAD_NOTICES.name, kind, b"\x80", made, False, token=None)
+
+
+def notify(analysis: Analysis, delivery: Delivery) -> Sequence[Message]:
+    return analysis.handle(analysis.decode(delivery))
+
+
+# --- a run ------------------------------------------------------------------
+
+
+def test_the_last_message_of_a_run_brings_its_final_result_in_any_order(clock: Clock) -> None:
+    found = set()
+    for seed in range(6):
+        messages = list(RUN)
+        random.Random(seed).shuffle(messages)
+        analysis = Analysis(read({}), Store(None))
+        assert results(handle_all(analysis, messages[:-1])) == []
+        result = final_of(analysis, messages[-1:])
+        assert (result["complete"], result["problems"]) == (True, [])
+        found.add(json.dumps(result, allow_nan=False))
+        analysis.close()
+    assert len(found) == 1
+
+
+def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
+    answers = handle_all(analysis, RUN)
+
+    assert [message for message in answers if isinstance(message, Progress)] == [
+        Progress("analysis", chunk) for chunk in CHUNKS
+    ]
+
+
+def test_whatever_comes_again_after_the_end_brings_the_same_result_once(analysis: Analysis, clock: Clock) -> None:
+    final = Result("run", final=True, result=final_of(analysis, RUN))
+    clock.now += 3600
+    published: list[Message] = []
+    analysis.publish = published.extend
+    other_bounds = of_chunk(Chunk("run", "Zee", 10, 70))
+    other_plan = SamplePlan("run", "Zee", 80, (0, 10, 70, 80))
+
+    late: list[Message] = [ChunkFailed(ZEE, "late"), ChunkFailed(other_bounds.chunk, "late")]
+    for message in [*RUN[1:], other_bounds, other_plan, *late]:
+        assert results(analysis.handle(message)) == [], message
+        assert published == [final], message
+    for _ in range(2):  # whoever asks for the run again is answered each time
+        assert results(analysis.handle(RUN_PLAN)) == [final]
+
+
+def test_a_result_that_could_not_be_published_is_tried_again_with_the_next_message(analysis: Analysis) -> None:
+    final = final_of(analysis, RUN)
+    published: list[Message] = []
+
+    def refuse(messages: Sequence[Message]) -> None:
+        raise BrokerError("it has not confirmed")
+
+    analysis.publish = refuse
+    with pytest.raises(BrokerError):
+        analysis.handle(RUN[-1])
+    analysis.publish = published.extend
+    analysis.handle(RUN[-1])
+    assert published == [Result("run", final=True, result=final)]
+
+
+def test_a_service_that_starts_anew_goes_on_where_the_last_one_was_killed(tmp_path: Path, clock: Clock) -> None:
+    settings = replace(read({}), database=tmp_path / "analysis.sqlite")
+    uninterrupted = Analysis(settings, Store(None))
+    expected = final_of(uninterrupted, RUN)
+    killed = Analysis(settings)
+    handle_all(killed, RUN[:6])
+
+    successor = Analysis(settings)
+
+    assert final_of(successor, RUN[5:]) == expected
+    for analysis in (uninterrupted, killed, successor):
+        analysis.close()
+
+
+def test_runs_do_not_mix(analysis: Analysis) -> None:
+    other = Chunk("other", "Zee", 0, 10)
+    handle_all(analysis, [RunPlan("other", 1000.0, RunSettings(samples=("Zee",))), of_chunk(other)])
+
+    assert final_of(analysis, RUN)["samples"]["Zee"]["events_read"] == 80
+    result = final_of(analysis, [SamplePlan("other", "Zee", 10, (0, 10))])
+    assert (result["run_id"], result["samples"]["Zee"]["events_read"]) == ("other", 10)
+
+
+# --- the fit ----------------------------------------------------------------
+
+
+class Loop:
+    """Stands in for the service loop: what is published in a turn."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.analysis = analysis
+        self.published: list[Message] = []
+        analysis.publish = self.published.extend
+
+    def finals(self, timeout_s: float = 300.0) -> list[Result]:
+        """Turn until a final result is published."""
+
+        def turned() -> list[Result]:
+            self.analysis.turn()
+            return [result for result in results(self.published) if result.final]
+
+        return wait_until(turned, "a final result was published", timeout_s)
+
+
+def answering(text: str, code: int = 0) -> tuple[str, ...]:
+    """A command in place of the fit's, that reads a question, says this if it is anything, and ends."""
+    said = f"{text}\n" if text else ""
+    return (sys.executable, "-c", f"import sys; sys.stdin.readline(); sys.stdout.write({said!r}); sys.exit({code})")
+
+
+FOUND = answering(json.dumps({"fit": {"signal_strength": 1.5}, "problem": None}))
+#: Waits for as long as nobody ends it.
+ENDLESS = (sys.executable, "-c", "import threading; threading.Event().wait()")
+
+
+def fitting(store: Store, *command: str, timeout_s: float = 60.0) -> Loop:
+    return Loop(Analysis(read({}), store, Fits(command, timeout_s) if command else None))
+
+
+def test_a_whole_run_is_final_only_with_its_fit() -> None:
+    loop = fitting(Store(None))
+    *_, last = handle_all(loop.analysis, toy_run.messages())
+    assert isinstance(last, Result)
+    assert (last.final, last.result["complete"], last.result["fit_problem"]) == (False, False, "the fit is under way")
+
+    (final,) = loop.finals()
+
+    assert (final.result["complete"], final.result["problems"], final.result["fit_problem"]) == (True, [], None)
+    assert 0 < final.result["fit"]["signal_strength"] < 3
+    assert json.loads(json.dumps(final.result, allow_nan=False)) == final.result
+    again = results(handle_all(loop.analysis, toy_run.messages()))
+    assert {result.final for result in again} == {True}
+    assert all(result.result == final.result for result in again)
+    loop.analysis.close()
+
+
+def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_service() -> None:
+    loop = fitting(Store(None), *ENDLESS)
+    handle_all(loop.analysis, toy_run.messages("slow"))
+    assert results(handle_all(loop.analysis, toy_run.messages("slow"))) == []
+
+    assert final_of(loop.analysis, RUN)["complete"] is True
+    loop.analysis.turn()
+    assert results(loop.published) == []
+    loop.analysis.close()
+
+
+def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    killed = fitting(Store(path), *ENDLESS)
+    handle_all(killed.analysis, toy_run.messages())
+    killed.analysis.turn()
+    assert results(killed.published) == []
+    killed.analysis.close()
+
+    successor = fitting(Store(path), *FOUND)
+    (final,) = successor.finals()
+    assert final.result["fit"] == {"signal_strength": 1.5}
+    successor.analysis.close()
+
+    after_the_end = fitting(Store(path), *ENDLESS)
+    after_the_end.analysis.turn()
+    assert after_the_end.published == []
+    after_the_end.analysis.close()
+
+
+def test_a_result_whose_publication_was_cut_off_is_published_by_the_successor(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    cut_off = fitting(Store(path), *FOUND)
+    handle_all(cut_off.analysis, toy_run.messages())
+
+    def refuse(messages: Sequence[Message]) -> None:
+        if any(isinstance(message, Result) and message.final for message in messages):
+            raise BrokerError("the connection broke")
+
+    cut_off.analysis.publish = refuse
+    with pytest.raises(BrokerError):
+        cut_off.finals()
+    cut_off.analysis.close()
+
+    successor = fitting(Store(path), *FOUND)
+    assert len(successor.finals()) == 1
+    successor.analysis.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (answering("", code=3), "its process ended with code 3"),
+        (answering("no JSON"), "the fit failed: "),
+        (
+            answering(json.dumps({"fit": None, "problem": "the fit does not converge: x"})),
+            "the fit does not converge: x",
+        ),
+        (("/no/such/program",), "No such file"),
+    ],
+)
+def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(command: tuple[str, ...], why: str) -> None:
+    loop = fitting(Store(None), *command)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert (final.result["complete"], final.result["problems"], final.result["fit"]) == (True, [], None)
+    assert why in final.result["fit_problem"]
+    loop.analysis.close()
+
+
+def test_a_fit_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    killed_at_first = (
+        f"import os, pathlib, sys; sys.stdin.readline(); mark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
+        """print('{"fit": {"signal_strength": 1.5}, "problem": null}')"""
+    )
+    loop = fitting(Store(None), sys.executable, "-c", killed_at_first)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert mark.exists()
+    assert final.result["fit"] == {"signal_strength": 1.5}
+    loop.analysis.close()
+
+
+def test_a_fit_that_does_not_end_is_given_up() -> None:
+    loop = fitting(Store(None), *ENDLESS, timeout_s=0.2)
+    handle_all(loop.analysis, toy_run.messages())
+
+    (final,) = loop.finals()
+
+    assert final.result["fit_problem"] == "the fit failed: it was not done after 0.2 s"
+    loop.analysis.close()
+
+
+def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> None:
+    loop = fitting(Store(None), *FOUND)
+    messages = toy_run.messages()
+    (late,) = (message for message in messages if isinstance(message, Selected) and message.chunk.sample == "llll")
+    others = [message for message in messages if message is not late]
+
+    incomplete = final_of(loop.analysis, [*others, ChunkFailed(late.chunk, "cannot be read")])
+    assert (incomplete["fit"], incomplete["fit_problem"]) == (None, "the run is not complete")
+
+    handle_all(loop.analysis, [late])
+    (final,) = loop.finals()
+    assert (final.result["complete"], final.result["fit"]) == (True, {"signal_strength": 1.5})
+    loop.analysis.close()
+
+
+# --- partial results --------------------------------------------------------
+
+
+def test_partial_results_come_at_most_every_half_second(analysis: Analysis, clock: Clock) -> None:
+    handle_all(analysis, [RUN_PLAN, SamplePlan("run", "data_A", 1000, tuple(range(0, 1001, 10)))])
+    seen = []
+    for start in range(0, 990, 10):
+        clock.now += 0.1
+        seen += [(clock.now, r) for r in results(analysis.handle(of_chunk(Chunk("run", "data_A", start, start + 10))))]
+
+    times = [at for at, _ in seen]
+    assert 9.9 / PARTIAL_EVERY_S * 0.8 <= len(seen) <= 9.9 / PARTIAL_EVERY_S
+    assert min(np.diff(times)) >= PARTIAL_EVERY_S
+    assert not any(result.final or result.result["complete"] for _, result in seen)
+    read_so_far = [result.result["samples"]["data_A"]["events_read"] for _, result in seen]
+    assert read_so_far == [round((at - 2000) / 0.1) * 10 for at in times]
+
+
+# --- what fails -------------------------------------------------------------
+
+
+def test_a_failed_chunk_ends_the_run_incomplete_and_its_late_success_completes_it(analysis: Analysis) -> None:
+    late = RUN[RUN.index(next(m for m in RUN if isinstance(m, Selected) and m.chunk == ZEE))]
+    result = final_of(analysis, [*without(late), ChunkFailed(ZEE, "f.root: cannot be read")])
+
+    assert (result["complete"], result["problems"]) == (False, ["Zee[40:80]: f.root: cannot be read"])
+    assert result["samples"]["Zee"]["events_read"] == 40
+
+    result = final_of(analysis, [late])
+    assert (result["complete"], result["samples"]["Zee"]["events_read"]) == (True, 80)
+
+
+def test_a_missing_file_ends_the_run_incomplete(analysis: Analysis) -> None:
+    messages = [SamplePlan("run", "Zee", problem="no such file") if message is PLANS[1] else message for message in RUN]
+
+    result = final_of(analysis, [m for m in messages if not (isinstance(m, Selected) and m.chunk.sample == "Zee")])
+
+    assert (result["complete"], result["problems"]) == (False, ["Zee: no such file"])
+    assert result["samples"]["data_A"]["events_read"] == 30
+
+
+def test_a_dead_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+
+    (answer,) = notify(analysis, dead_letter("selected", lost))
+
+    assert isinstance(answer, Result)
+    assert answer.final
+    assert answer.result["complete"] is False
+    assert answer.result["problems"] == ["Zee[40:80]: a message in selected could not be handled: it is not a pickle"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [("delivery_limit", "it stopped its worker again and again"), ("rejected", "the broker dead-lettered it")],
+)
+def test_a_chunk_that_the_broker_gave_up_is_a_problem_of_its_run(analysis: Analysis, reason: str, why: str) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+    task = ChunkTask(ZEE, RUN_PLAN.settings)
+
+    (answer,) = notify(analysis, dead_letter_of_the_broker("chunks", task.headers, task.kind, reason))
+
+    assert isinstance(answer, Result)
+    assert answer.result["problems"] == [f"Zee[40:80]: a message in chunks could not be handled: {why}"]
+
+
+def test_a_dead_file_task_ends_the_run_without_its_sample(analysis: Analysis) -> None:
+    task = FileTask("run", "Zee", RUN_PLAN.settings)
+    others = [m for m in RUN if m is not PLANS[1] and not (isinstance(m, Selected) and m.chunk.sample == "Zee")]
+    handle_all(analysis, others)
+
+    (answer,) = notify(analysis, dead_letter_of_the_broker("chunks", task.headers, task.kind, "delivery_limit"))
+
+    assert isinstance(answer, Result)
+    assert answer.result["problems"] == [
+        "Zee: a message in chunks could not be handled: it stopped its worker again and again"
+    ]
+    assert answer.result["samples"]["data_A"]["events_read"] == 30
+
+
+def test_a_dead_request_whose_run_has_begun_ends_it(analysis: Analysis) -> None:
+    request = RunRequest("run", 1000.0, RUN_PLAN.settings)
+    handle_all(analysis, [RUN_PLAN, PLANS[0], of_chunk(CHUNKS[0])])
+
+    (answer,) = notify(analysis, dead_letter_of_the_broker("runs", request.headers, request.kind, "delivery_limit"))
+
+    assert isinstance(answer, Result)
+    assert [problem.partition(":")[0] for problem in answer.result["problems"]] == ["ZH125_ZZ4lep", "Zee"]
+
+
+@pytest.mark.parametrize(
+    ("queue", "message"), [("runs", RunRequest("run", 1000.0, RUN_PLAN.settings)), ("plans", RUN_PLAN)]
+)
+def test_a_run_that_never_began_has_failed(analysis: Analysis, queue: str, message: Message) -> None:
+    assert notify(analysis, dead_letter(queue, message, "RELEASE='x' is not known")) == [
+        RunFailed("run", f"a message in {queue} could not be handled: RELEASE='x' is not known")
+    ]
+
+
+def test_who_asks_how_a_run_stands_is_told_how_far_it_is_and_how_it_ended(analysis: Analysis) -> None:
+    assert analysis.handle(Inquiry("run")) == []
+    everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
+    handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
+    assert analysis.handle(Inquiry("run")) == [everything["Zee"], Progress("analysis", ZEE)]
+    result = final_of(analysis, RUN)
+    assert analysis.handle(Inquiry("run")) == [Result("run", final=True, result=result)]
+
+
+def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_planned(
+    tmp_path: Path,
+) -> None:
+    first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
+    told = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
+    assert first.handle(Inquiry("run")) == told != []
+    assert second.handle(Inquiry("run")) == told
+    second.handle(RUN_PLAN)
+    assert second.handle(Inquiry("run")) == []
+    for service in (first, second):
+        service.close()
+
+
+def test_a_dead_letter_of_an_unknown_run_is_told_and_remembered(analysis: Analysis) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+
+    (answer,) = notify(analysis, dead_letter("selected", lost))
+
+    assert isinstance(answer, RunFailed)
+    assert final_of(analysis, without(lost))["problems"] == [
+        "Zee[40:80]: a message in selected could not be handled: it is not a pickle"
+    ]
+
+
+def requeued(message: Message) -> Delivery:
+    notice = Requeued.from_headers(message.route, message.headers)
+    return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
+
+
+def test_a_requeued_chunk_makes_its_ended_run_whole(analysis: Analysis, clock: Clock) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+    (ended,) = notify(analysis, dead_letter("selected", lost))
+    assert isinstance(ended, Result)
+    assert (ended.final, ended.result["complete"]) == (True, False)
+    clock.now += 3600
+
+    assert results(notify(analysis, requeued(lost))) == []
+    (mended,) = results(analysis.handle(lost))
+
+    expected = final_of(Analysis(read({}), Store(None)), RUN)
+    assert (mended.final, mended.result["complete"]) == (True, True)
+    for key in ("samples", "categories", "histograms", "window", "problems"):
+        assert mended.result[key] == expected[key]
+
+
+def test_a_requeued_file_task_has_its_whole_sample_waited_for(analysis: Analysis, clock: Clock) -> None:
+    task = FileTask("run", "Zee", RUN_PLAN.settings)
+    of_zee = [PLANS[1], *(m for m in RUN if isinstance(m, Selected) and m.chunk.sample == "Zee")]
+    handle_all(analysis, without(*of_zee))
+    (ended,) = notify(analysis, dead_letter("chunks", task))
+    assert isinstance(ended, Result)
+    assert ended.final
+    clock.now += 3600
+
+    notify(analysis, requeued(task))
+
+    *before, last = handle_all(analysis, of_zee)
+    assert not any(message.final for message in results(before))
+    assert isinstance(last, Result)
+    assert (last.final, last.result["complete"]) == (True, True)
+
+
+def test_a_requeued_letter_that_dies_again_ends_its_run_again(analysis: Analysis, clock: Clock) -> None:
+    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(lost))
+    for reason in ("once", "twice"):
+        (ended,) = notify(analysis, dead_letter("selected", lost, reason))
+        assert isinstance(ended, Result)
+        assert ended.final
+        assert ended.result["problems"] == [f"Zee[40:80]: a message in selected could not be handled: {reason}"]
+        notify(analysis, requeued(lost))
+
+
+def test_a_dead_letter_that_poses_as_a_requeued_one_is_a_dead_letter(analysis: Analysis) -> None:
+    message = analysis.decode(dead_letter("plans", Requeued(queue="plans", run_id="run", sample="Zee")))
+    assert isinstance(message, DeadLetter)
+
+
+class Outlet:
+    """Keeps what a service publishes unasked."""
+
+    def __init__(self, service: Analysis) -> None:
+        self.published: list[Message] = []
+        service.publish = self.published.extend  # type: ignore[method-assign]
+
+
+def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
+    analysis: Analysis, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    outlet = Outlet(analysis)
+    strangers = [of_chunk(Chunk("nobody-s", "Zee", start, start + 10)) for start in (0, 10)]
+    handle_all(analysis, strangers)
+    analysis.turn()
+    clock.now += 3599
+    analysis.turn()
+    assert outlet.published == []
+
+    clock.now += 61
+    analysis.turn()
+
+    (failed,) = outlet.published
+    assert failed == RunFailed("nobody-s", "chunks came, but within 1 hours no plan of the run")
+    assert "Zee[0:10], Zee[10:20]" in caplog.text
+    assert analysis._store.unplanned() == set()
+    clock.now += 7200
+    analysis.turn()
+    assert outlet.published == [failed]
+
+
+def test_a_plan_that_comes_an_hour_after_its_chunks_but_one_minute_completes_the_run(
+    analysis: Analysis, clock: Clock
+) -> None:
+    outlet = Outlet(analysis)
+    plans = [RUN_PLAN, *PLANS]
+    handle_all(analysis, without(*plans))
+    analysis.turn()
+    clock.now += 3540
+    analysis.turn()
+    assert final_of(analysis, plans)["complete"]
+    assert outlet.published == []
+
+
+def test_a_plan_that_comes_when_its_chunks_are_given_up_ends_the_run_with_the_reason(
+    analysis: Analysis, clock: Clock
+) -> None:
+    Outlet(analysis)
+    plans = [RUN_PLAN, *PLANS]
+    handle_all(analysis, without(*plans))
+    analysis.turn()
+    clock.now += 3700
+    analysis.turn()
+    result = results(handle_all(analysis, plans))[-1].result
+    assert not result["complete"]
+    assert [problem.partition(":")[0] for problem in result["problems"]] == sorted(BOUNDS)
+    assert all("no plan of the run" in problem for problem in result["problems"])
+
+
+def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis) -> None:
+    stranger = of_chunk(Chunk("run", "Zee", 3, 5))
+    handle_all(analysis, [*RUN, stranger])
+    rows = analysis._store._db.execute("SELECT count(*) FROM chunks WHERE NOT planned").fetchone()
+    assert rows == (0,)
+
+
+def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis) -> None:
+    final = final_of(analysis, RUN)
+    tasks = [FileTask("run", "Zee", RUN_PLAN.settings), ChunkTask(ZEE, RUN_PLAN.settings), RUN[-1]]
+
+    published: list[Message] = []
+    analysis.publish = published.extend
+    for task in tasks:
+        assert notify(analysis, dead_letter(task.route, task)) == []
+        assert published == [Result("run", final=True, result=final)]
+
+
+def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None:
+    partial = Result("run", final=False, result={})
+    queue = topology.VISUALISATION.name
+    handle_all(analysis, RUN[:-1])
+    assert notify(analysis, dead_letter(queue, partial)) == []
+    final = final_of(analysis, RUN[-1:])
+
+    answers = notify(analysis, dead_letter(queue, Result("run", final=True, result=final), "no font"))
+
+    assert answers == [RunFailed("run", f"a message in {queue} could not be handled: no font")]
+
+
+@pytest.mark.parametrize("news", [Progress("data-loader", ZEE), Fetching("run", "Zee", 10, 100)], ids=lambda m: m.kind)
+def test_news_that_nobody_reads_is_missing_from_no_run(analysis: Analysis, news: Message) -> None:
+    handle_all(analysis, RUN[:-1])
+    queue = topology.VISUALISATION.name
+
+    assert notify(analysis, dead_letter_of_the_broker(queue, news.headers, news.kind, "maxlen")) == []
+
+    assert final_of(analysis, RUN[-1:])["complete"] is True
+    assert notify(analysis, dead_letter_of_the_broker(queue, news.headers, news.kind, "maxlen")) == []
+
+
+def test_a_dead_letter_of_nobody_s_is_passed_over_and_a_false_one_refused(analysis: Analysis) -> None:
+    assert notify(analysis, dead_letter_of_the_broker("runs", {}, "", "delivery_limit")) == []
+    for headers in ({"run_id": 7}, {"run_id": "../x"}, {"run_id": "run", "sample": "Zee", "start": -1, "stop": 3}):
+        with pytest.raises(MessageError, match="dead letter"):
+            notify(analysis, dead_letter_of_the_broker("chunks", headers, "", "delivery_limit"))
+
+
+@pytest.mark.parametrize(
+    "cutflow",
+    [
+        {"read": 40, "four_leptons": 20, "pt_cuts": 20, "charge": 20, "flavour": 20, "beauty": 20},
+        {"read": 40, "flavour": 20},
+        {"read": 40, "four_leptons": 20, "pt_cuts": 20, "charge": 20, "flavour": 19},
+    ],
+)
+def test_a_chunk_with_a_false_cutflow_is_refused_and_does_its_run_no_harm(
+    analysis: Analysis, cutflow: dict[str, int]
+) -> None:
+    (good,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    handle_all(analysis, without(good))
+
+    with pytest.raises(MessageError, match=r"Zee\[40:80\]"):
+        analysis.handle(replace(good, cutflow=cutflow))
+
+    assert final_of(analysis, [good])["complete"] is True
+
+
+def test_a_message_for_another_service_is_refused(analysis: Analysis) -> None:
+    with pytest.raises(MessageError, match="no use for a file-task"):
+        analysis.handle(FileTask("run", "Zee", RUN_PLAN.settings))

@@ -1,0 +1,576 @@
+"""A remote file comes whole into the cache, once, or a clear error says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import os
+import random
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from common.errors import FetchError
+from workers.data_loader.fetch import (
+    CHUNK_BYTES,
+    PATIENT,
+    CacheError,
+    RetryPolicy,
+    cache_path,
+    fetch,
+    fetch_first,
+)
+
+SIZE = 3 * CHUNK_BYTES + 1000
+HALF = 2 * CHUNK_BYTES
+QUICK = RetryPolicy(first_delay_s=0.001, connect_s=0.6, read_s=1.0)
+PROJECT = Path(__file__).parents[2]
+
+
+def root_file(seed: int) -> bytes:
+    """SIZE bytes with the header of a ROOT file: magic, version, begin, end of file."""
+    header = b"root" + struct.pack(">iii", 62206, 100, SIZE)
+    return header + random.Random(seed).randbytes(SIZE - len(header))
+
+
+BODY, CHANGED_BODY = root_file(1), root_file(2)
+
+
+class Request(BaseHTTPRequestHandler):
+    """One request, answered by the next step of the server's script."""
+
+    server: ScriptedServer
+
+    def do_GET(self) -> None:
+        with self.server.counting:
+            self.server.requests.append(dict(self.headers))
+            step = self.server.script[min(len(self.server.requests), len(self.server.script)) - 1]
+        step(self)
+
+    def reply(self, status: int, body: bytes, announced: int | None = None, /, **headers: str) -> None:
+        """Send it all; ``announced`` is another Content-Length than the body's, or -1 for none."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if announced != -1:
+            self.send_header("Content-Length", str(len(body) if announced is None else announced))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+Step = Callable[[Request], None]
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """A real HTTP server whose n-th request meets the n-th step; the last step repeats."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Request)
+        self.script: list[Step] = []
+        self.requests: list[dict[str, str]] = []
+        self.counting = threading.Lock()
+        self.release = threading.Event()
+
+    def url(self, path: str = "/4lep/data_A.root") -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+@contextlib.contextmanager
+def serving(port: int = 0) -> Iterator[ScriptedServer]:
+    with ScriptedServer(port) as it:
+        thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield it
+        it.release.set()
+        it.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with serving() as it:
+        yield it
+
+
+def whole(body: bytes = BODY, **headers: str) -> Step:
+    return lambda request: request.reply(200, body, **headers)
+
+
+def status(code: int) -> Step:
+    return lambda request: request.reply(code, b"no")
+
+
+def short(**headers: str) -> Step:
+    """Announces the whole length, sends half of it and closes politely."""
+    return lambda request: request.reply(200, BODY[:HALF], SIZE, **headers)
+
+
+def dropped(**headers: str) -> Step:
+    """Resets the connection before any byte of the body that was announced."""
+
+    def step(request: Request) -> None:
+        request.reply(200, b"", SIZE, **headers)
+        request.wfile.flush()
+        request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(request.connection.detach())
+
+    return step
+
+
+def ranged(body: bytes = BODY, etag: str = '"v1"') -> Step:
+    """Honours Range and If-Range as RFC 9110 asks."""
+
+    def step(request: Request) -> None:
+        span = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("Range", ""))
+        if span and request.headers.get("If-Range") == etag:
+            start = int(span[1])
+            content_range = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            request.reply(206, body[start:], Content_Range=content_range, ETag=etag)
+        else:
+            request.reply(200, body, ETag=etag)
+
+    return step
+
+
+def left_in(cache: Path) -> set[str]:
+    """Names of the files in the cache; lock files stay for good and are not counted."""
+    return {path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def refused_url(name: str = "data_A.root") -> str:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{closed.getsockname()[1]}/{name}"
+
+
+@dataclass
+class SilentPort:
+    """A listening port whose queue is full: the kernel drops each further packet."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def __enter__(self) -> str:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        self.sockets.append(listener)
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+            self.sockets.append(filler)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/data_A.root"
+
+    def __exit__(self, *exc: object) -> None:
+        for it in self.sockets:
+            it.close()
+
+
+# Whole files and the cache
+
+
+def test_a_whole_file_is_cached_and_nothing_else(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [whole()]
+    seen: list[tuple[int, int | None]] = []
+    path = fetch(server.url(), tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == BODY
+    assert left_in(tmp_path) == {"data_A.root"}
+    assert seen[-1] == (SIZE, SIZE)
+    assert seen == sorted(seen)
+    assert server.requests[0]["Accept-Encoding"] == "identity"
+
+
+def test_a_cached_file_needs_no_server(tmp_path: Path) -> None:
+    url = "https://opendata.invalid/4lep/data_A.root"
+    path = cache_path(url, tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY)
+    assert fetch(url, tmp_path) == path
+    assert fetch_first([refused_url(), url], tmp_path) == path
+
+
+def test_a_file_without_announced_length_is_taken_by_the_length_in_its_header(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [
+        lambda request: request.reply(200, BODY[:HALF], -1),
+        lambda request: request.reply(200, BODY, -1),
+    ]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert len(server.requests) == 2
+
+
+def test_a_compressed_answer_is_unpacked(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [whole(gzip.compress(BODY, 1), Content_Encoding="gzip", ETag='"v1"')]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+
+
+def test_the_cache_is_laid_out_as_the_address(tmp_path: Path) -> None:
+    url = "https://opendata.cern.ch/eos/2020-01-22/4lep/MC/mc_345060.ggH125_ZZ4lep.4lep.root"
+    assert cache_path(url, tmp_path) == tmp_path / url.removeprefix("https://")
+
+
+def test_addresses_neither_collide_nor_leave_the_cache(tmp_path: Path) -> None:
+    host = "https://a.ch"
+    urls = [
+        f"{host}/b/c.root", f"{host}/b//c.root", f"{host}/b%2Fc.root", f"{host}/b_c.root", f"{host}/b c.root",
+        f"{host}/../b/c.root", f"{host}/../../../etc/passwd", f"{host}/./b/c.root", f"{host}/b/c.root?x=1",
+        f"{host}/b/c.root?x=2", f"{host}:8443/b/c.root", "http://a.ch/b/c.root", "root://a.ch//b/c.root",
+        f"{host}/b/c.root.part", f"{host}/b/c.root/d.root", f"{host}/b/c.root.lock", f"{host}/", host,
+        f"{host}/{'n' * 300}1.root", f"{host}/{'n' * 300}2.root", "https://A.ch/b/c.root", "https://[::1]/c.root",
+    ]  # fmt: skip
+    paths = [cache_path(url, tmp_path) for url in urls]
+    assert len(set(paths)) == len(urls)
+    assert all(path.resolve().is_relative_to(tmp_path.resolve()) and ".." not in path.parts for path in paths)
+    assert not any(path in other.parents for path in paths for other in paths)
+
+
+@pytest.mark.parametrize("url", ["ftp://a.ch/x.root", "data_A.root", "https://", "https://[a/x.root", "http://a:b/x"])
+def test_an_address_of_no_known_form_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="not an address"):
+        fetch(url, tmp_path)
+
+
+# Failures that pass
+
+
+@pytest.mark.parametrize("failure", [short(), dropped(), status(503), status(429), status(500)])
+def test_a_failure_that_passes_is_tried_again(failure: Step, server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [failure, failure, whole()]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert len(server.requests) == 3
+    assert left_in(tmp_path) == {"data_A.root"}
+
+
+def test_a_server_that_falls_silent_is_tried_again(server: ScriptedServer, tmp_path: Path) -> None:
+    def silent(request: Request) -> None:
+        request.server.release.wait(10)
+
+    server.script = [silent, whole()]
+    policy = RetryPolicy(first_delay_s=0.001, read_s=0.1)
+    assert fetch(server.url(), tmp_path, policy=policy).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("failure", [short(), dropped(), status(503)])
+def test_a_failure_that_stays_is_given_up_after_five_attempts(
+    failure: Step, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [failure]
+    with pytest.raises(FetchError, match="after attempt 5") as caught:
+        fetch(server.url(), tmp_path, policy=QUICK)
+    assert not caught.value.unreachable
+    assert len(server.requests) == 5
+    assert left_in(tmp_path) == set()
+
+
+def test_delays_double_up_to_a_bound() -> None:
+    delays = [PATIENT.delay_s(failures) for failures in range(1, 9)]
+    assert all(0.5 * 2**n <= delay <= 2**n for n, delay in enumerate(delays[:4]))
+    assert max(delays) <= PATIENT.max_delay_s
+    assert sum(PATIENT.delay_s(failures) for failures in range(1, PATIENT.attempts)) <= 15
+
+
+# Resuming
+
+
+def test_a_short_body_is_resumed_where_it_ended(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), ranged()]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert server.requests[1]["Range"] == f"bytes={HALF}-"
+    assert server.requests[1]["If-Range"] == '"v1"'
+
+
+def test_a_date_serves_where_the_etag_is_weak(server: ScriptedServer, tmp_path: Path) -> None:
+    date = "Wed, 22 Jan 2020 10:00:00 GMT"
+    server.script = [short(ETag='W/"v1"', Last_Modified=date), ranged(etag=date)]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert server.requests[1]["If-Range"] == date
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), whole(ETag='"v1"')]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert "Range" in server.requests[1]
+
+
+def test_a_file_of_no_known_version_is_not_resumed(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(), ranged(CHANGED_BODY)]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
+    assert "Range" not in server.requests[1]
+
+
+def test_a_file_that_changed_in_between_is_not_spliced(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), ranged(CHANGED_BODY, etag='"v2"')]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
+
+
+@pytest.mark.parametrize(
+    ("content_range", "etag"),
+    [
+        (f"bytes {HALF}-{SIZE - 1}/{SIZE}", '"v2"'),
+        (f"bytes 0-{SIZE - HALF - 1}/{SIZE}", '"v1"'),
+        ("", '"v1"'),
+    ],
+)
+def test_a_range_that_does_not_fit_is_thrown_away(
+    content_range: str, etag: str, server: ScriptedServer, tmp_path: Path
+) -> None:
+    def misfit(request: Request) -> None:
+        request.reply(206, CHANGED_BODY[HALF:], Content_Range=content_range, ETag=etag)
+
+    server.script = [short(ETag='"v1"'), misfit, ranged(CHANGED_BODY, etag='"v2"')]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
+    assert "Range" not in server.requests[2]
+
+
+def test_a_range_beyond_the_end_begins_afresh(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), status(416), ranged()]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+
+
+def test_what_was_given_up_is_resumed_by_the_next_call(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), status(503)]
+    with pytest.raises(FetchError, match="HTTP 503"):
+        fetch(server.url(), tmp_path, policy=QUICK)
+    server.script = [ranged()]
+    assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert server.requests[-1]["Range"] == f"bytes={HALF}-"
+    assert left_in(tmp_path) == {"data_A.root"}
+
+
+# Failures that stay
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
+def test_a_refusal_is_final(code: int, server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [status(code)]
+    with pytest.raises(FetchError, match=f"HTTP {code} ") as caught:
+        fetch(server.url(), tmp_path)
+    assert not caught.value.unreachable
+    assert len(server.requests) == 1
+    assert left_in(tmp_path) == set()
+
+
+def test_a_refusal_after_half_a_file_leaves_nothing(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), status(404)]
+    with pytest.raises(FetchError, match="HTTP 404"):
+        fetch(server.url(), tmp_path, policy=QUICK)
+    assert left_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [(b"<!DOCTYPE html><p>Sorry", "an HTML page that is not a ROOT file"), (b"", "not a ROOT file")],
+)
+def test_a_page_in_place_of_the_file_is_refused(
+    page: bytes, words: str, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [whole(page)]
+    with pytest.raises(FetchError, match=words):
+        fetch(server.url(), tmp_path)
+    assert left_in(tmp_path) == set()
+    server.script = [whole()]
+    assert fetch(server.url(), tmp_path).read_bytes() == BODY
+
+
+def test_credentials_never_appear_in_errors(server: ScriptedServer, tmp_path: Path) -> None:
+    secretive = server.url("/x.root?token=s3cret").replace("://", "://me:s3cret@")
+    server.script = [status(503)]
+    urls = [secretive, refused_url("x.root?token=s3cret").replace("://", "://me:s3cret@"), "ftp://me:s3cret@a/x"]
+    for url in urls:
+        with pytest.raises(FetchError) as caught:
+            fetch(url, tmp_path, policy=QUICK)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+        assert "s3cret" not in caught.value.url
+    assert not any("s3cret" in str(path) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_named_and_ends_the_search(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [whole()]
+    target = cache_path(server.url(), tmp_path)
+    target.parent.mkdir(parents=True)
+    target.with_name("data_A.root.part").symlink_to("/dev/full")
+    with pytest.raises(CacheError, match=re.escape(str(target.parent))) as caught:
+        fetch_first([server.url(), server.url("/other.root")], tmp_path, policy=QUICK)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+    assert len(server.requests) == 1
+    assert left_in(tmp_path) == set()
+    assert fetch(server.url(), tmp_path).read_bytes() == BODY
+
+
+# No network
+
+
+def test_a_refused_connection_is_unreachable_at_once(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(FetchError, match="refused") as caught:
+        fetch(refused_url(), tmp_path)
+    assert caught.value.unreachable
+    assert time.monotonic() - began < 1
+    assert left_in(tmp_path) == set()
+
+
+def test_a_name_that_does_not_resolve_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(FetchError, match=r"no connection to unknown\.ch port 443 .*not known") as caught:
+        fetch("https://unknown.ch/x.root", tmp_path)
+    assert caught.value.unreachable
+
+
+def test_a_look_up_of_names_that_hangs_ends_within_the_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: ended.wait(10) and [])
+    began = time.monotonic()
+    with pytest.raises(FetchError, match=r"within 0\.6 s") as caught:
+        fetch("https://hanging.ch/x.root", tmp_path, policy=QUICK)
+    ended.set()
+    assert caught.value.unreachable
+    assert time.monotonic() - began < QUICK.connect_s + 0.3
+
+
+def test_dropped_packets_on_all_hosts_end_within_the_time_out_of_each(tmp_path: Path) -> None:
+    with SilentPort() as first, SilentPort() as second, SilentPort() as third:
+        began = time.monotonic()
+        with pytest.raises(FetchError, match=r"within 0\.6 s") as caught:
+            fetch_first([first, second, third], tmp_path, policy=QUICK)
+        assert caught.value.unreachable
+        assert time.monotonic() - began < 3 * QUICK.connect_s + 0.5
+        assert 3 * PATIENT.connect_s < 12
+
+        began = time.monotonic()
+        with pytest.raises(FetchError, match="within"):
+            fetch(first.replace("data_A", "data_B"), tmp_path)
+        assert time.monotonic() - began < 0.2, "an unreachable host is remembered"
+
+
+def test_an_unreachable_server_is_asked_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = refused_url()
+    with pytest.raises(FetchError, match="refused"):
+        fetch(url, tmp_path)
+    with serving(port=int(url.split(":")[2].split("/")[0])) as server:
+        server.script = [whole()]
+        with pytest.raises(FetchError, match="refused"):
+            fetch(url, tmp_path)
+        monkeypatch.setattr("workers.data_loader.reach.UNREACHABLE_S", 0.0)
+        assert fetch(url, tmp_path).read_bytes() == BODY
+
+
+def test_the_next_address_serves_where_the_first_does_not(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [status(404), whole()]
+    path = fetch_first([refused_url(), server.url("/gone.root"), server.url()], tmp_path, policy=QUICK)
+    assert path.read_bytes() == BODY
+
+
+def test_the_last_error_names_every_address_its_reason_and_the_way_out(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [status(404), whole(b"<html>")]
+    urls = [refused_url(), server.url("/gone.root"), server.url("/page.root")]
+    with pytest.raises(FetchError) as caught:
+        fetch_first(urls, tmp_path, policy=QUICK)
+    message = str(caught.value)
+    assert not caught.value.unreachable
+    assert [message.index(url) for url in urls] == sorted(message.index(url) for url in urls)
+    assert re.search("refused.*HTTP 404 Not Found.*an HTML page", message)
+    assert re.search("--data DIR.*--release demo$", message)
+
+
+def test_no_address_at_all_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=r"no address is known.*--release demo$"):
+        fetch_first([], tmp_path)
+
+
+def test_xrootd_without_its_packages_says_what_to_install(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec_xrootd", None)
+    with pytest.raises(FetchError, match="pip install fsspec-xrootd xrootd"):
+        fetch(server.url().replace("http:", "root:"), tmp_path)
+
+
+# Replicas
+
+
+FETCH_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from workers.data_loader.fetch import fetch
+fetch(sys.argv[1], Path(sys.argv[2]), progress=lambda done, total: print(done, flush=True))
+print("there", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def fetching_process(url: str, cache: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", FETCH_IN_A_PROCESS, url, str(cache)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_two_processes_and_two_threads_download_once(server: ScriptedServer, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def held_back(request: Request) -> None:
+        begun.set()
+        request.server.release.wait(10)
+        request.reply(200, BODY)
+
+    server.script = [held_back]
+    url = server.url()
+    with fetching_process(url, tmp_path) as one, fetching_process(url, tmp_path) as two:
+        assert begun.wait(10)
+        with ThreadPoolExecutor(2) as pool:
+            paths = [pool.submit(fetch, url, tmp_path) for _ in range(2)]
+            server.release.set()
+            assert {path.result(timeout=10).read_bytes() for path in paths} == {BODY}
+        outputs = [process.communicate(timeout=10)[0] for process in (one, two)]
+    assert all(output.endswith("there\n") for output in outputs)
+    assert len(server.requests) == 1
+
+
+def test_a_killed_process_lets_the_next_one_resume(server: ScriptedServer, tmp_path: Path) -> None:
+    def half_then_nothing(request: Request) -> None:
+        request.reply(200, BODY[:HALF], SIZE, ETag='"v1"')
+        request.server.release.wait(10)
+
+    server.script = [half_then_nothing, ranged()]
+    with fetching_process(server.url(), tmp_path) as process:
+        assert process.stdout is not None
+        assert [int(process.stdout.readline()) for _ in range(2)] == [CHUNK_BYTES, HALF]
+        process.kill()
+        process.wait(10)
+        assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
+    assert server.requests[1]["Range"] == f"bytes={HALF}-"
+    assert left_in(tmp_path) == {"data_A.root"}

@@ -1,0 +1,119 @@
+"""The figures of a fit, compared with baseline pictures.
+
+``python -m tests.unit.test_fit_plots`` draws the baseline pictures anew; look at them before they are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+
+from workers.visualisation.fit_plots import fit_figures
+from workers.visualisation.folder import result_files
+from workers.visualisation.rendering import rendered
+
+BASELINE = Path(__file__).parent / "baseline"
+DPI = 50
+TOLERANCE = 6.0
+FIGURES = (
+    "fit_prefit", "fit_postfit", "fit_pulls", "fit_correlations", "fit_likelihood", "fit_limits", "fit_mass"
+)  # fmt: skip
+
+
+@cache
+def _kept() -> str:
+    return (BASELINE / "fitted.json").read_text()
+
+
+def fitted() -> dict[str, Any]:
+    """A toy run with its fit, as the services made it once (see the end of this file)."""
+    document: dict[str, Any] = json.loads(_kept())
+    return document
+
+
+def draw(name: str, result: dict[str, Any]) -> Figure:
+    return fit_figures(result)[name](result)
+
+
+def texts(figure: Figure) -> str:
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [text.get_text() for text in (*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels())]
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
+    drawn = tmp_path / f"{name}.png"
+    drawn.write_bytes(rendered(draw(name, fitted()), "png", dpi=DPI)["png"])
+    difference = compare_images(str(BASELINE / drawn.name), str(drawn), tol=TOLERANCE)
+    assert difference is None, difference
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_toy_s_fit_is_marked_and_another_says_whose_data_it_is(name: str) -> None:
+    toy, real = fitted(), fitted() | {"toy": False, "release": "2020e-13tev"}
+    assert "TOY" in [text.get_text() for text in draw(name, toy).texts]
+    assert "TOY demo – not ATLAS data" in texts(draw(name, toy))
+    words = texts(draw(name, real))
+    assert "TOY" not in words
+    assert "Open Data" in words
+    assert "for education" in words
+
+
+def test_a_result_without_a_fit_has_no_figures_of_it() -> None:
+    assert fit_figures(fitted() | {"fit": None}) == {}
+    without = fitted()
+    del without["fit"]
+    assert fit_figures(without) == {}
+
+
+def test_every_nuisance_parameter_has_its_pull() -> None:
+    result = fitted()
+    words = texts(draw("fit_pulls", result))
+    for expected in ("Luminosity", "Lepton scale factors", r"$ZZ^{*}$ normalisation", "MC stat. 120–125 GeV"):
+        assert expected in words
+    (axes,) = draw("fit_pulls", result).axes
+    names = [name for name in result["fit"]["parameters"] if name != "mu"]
+    assert len(axes.get_yticks()) == len(names)
+
+
+def test_an_open_interval_and_a_mass_that_was_not_found_are_drawn_in_words() -> None:
+    result = copy.deepcopy(fitted())
+    fit = result["fit"]
+    fit["signal_strength_interval"] = [None, fit["signal_strength_interval"][1]]
+    fit["upper_limit"]["observed"] = None
+    fit["mass"] |= {"value_gev": None, "interval_gev": [None, None], "problem": "the likelihood is highest at 115 GeV"}
+
+    assert rendered(draw("fit_likelihood", result), "png", dpi=DPI)["png"]
+    assert "more than" in texts(draw("fit_limits", result))
+    assert "the likelihood is highest at 115 GeV" in texts(draw("fit_mass", result))
+
+
+def test_the_folder_has_the_figures_and_the_workspace() -> None:
+    result = fitted()
+    result["histograms"] = {"m4l": result["histograms"]["m4l"]}
+    files = result_files(result)
+    assert {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "svg")} <= files.keys()
+    assert json.loads(files["workspace.json"]) == result["workspace"]
+    assert len(files) <= 64
+    assert np.isfinite(result["fit"]["signal_strength"])
+
+
+if __name__ == "__main__":
+    from tests.support.toy_run import document
+    from workers.analysis.fit import fit_of
+
+    made = document()
+    made["fit"] = fit_of(made)
+    (BASELINE / "fitted.json").write_text(json.dumps(made))
+    for figure in FIGURES:
+        (BASELINE / f"{figure}.png").write_bytes(rendered(draw(figure, made), "png", dpi=DPI)["png"])

@@ -1,0 +1,405 @@
+"""The Kubernetes manifests and kubernetes-run.sh, as far as they can be checked without a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from common import topology
+from common.settings import VARIABLES
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "kubernetes"
+RELEASES = kubernetes_validate.utils.all_versions()[-3:]
+SERVICES = {"data-loader", "data-processor", "analysis", "visualisation"}
+#: What a cluster has only where something is installed.
+FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")
+
+Manifest = dict[str, Any]
+
+
+def read(*paths: Path) -> list[Manifest]:
+    return [document for path in paths for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def files() -> list[Path]:
+    return sorted(MANIFESTS.rglob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(MANIFESTS))
+
+
+def build(folder: Path, *components: str) -> list[Manifest]:
+    """What kubectl makes of kubernetes/ with these components."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    overlay = {
+        "namespace": "physics",
+        "resources": [_from(folder, MANIFESTS)],
+        "components": [_from(folder, MANIFESTS / component) for component in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def _from(folder: Path, target: Path) -> str:
+    return os.path.relpath(target, folder.resolve())
+
+
+def by_name(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
+    return {m["metadata"]["name"]: m for m in manifests if m["kind"] == kind}
+
+
+def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """The pod templates, by the name of what makes them."""
+    return {
+        f"{m['kind']}/{m['metadata']['name']}": m["spec"]["template"]
+        for m in manifests
+        if m["kind"] in ("Deployment", "StatefulSet", "Job")
+    }
+
+
+def containers(pod: Manifest) -> list[Manifest]:
+    found: list[Manifest] = pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+    return found
+
+
+def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+@pytest.fixture(params=[("submission",), ("submission", "high-availability")], ids=["one broker", "three brokers"])
+def whole(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
+    """The pipeline as it is applied."""
+    return build(tmp_path, *request.param)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_every_manifest_has_the_schema_of_current_releases(path: Path, release: str) -> None:
+    for manifest in read(path):
+        if not manifest["apiVersion"].startswith(FOREIGN):
+            kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_what_is_applied_has_the_schema_of_the_latest_release(whole: list[Manifest]) -> None:
+    for manifest in whole:
+        kubernetes_validate.validate(manifest, RELEASES[-1], strict=True)
+
+
+def test_what_is_applied_has_one_broker_or_three(tmp_path: Path) -> None:
+    for number, components in enumerate(((), ("high-availability",))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made = pods(build(folder, *components))
+        broker = "StatefulSet/rabbitmq" if components else "Deployment/rabbitmq"
+        assert set(made) == {broker} | {f"Deployment/{service}" for service in SERVICES}
+
+
+def test_every_pod_keeps_to_the_restricted_security_standard(whole: list[Manifest]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
+    for name, pod in pods(whole).items():
+        spec = pod["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] > 0, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        allowed = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}
+        assert all(volume.keys() - {"name"} <= allowed for volume in spec.get("volumes", [])), name
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["readOnlyRootFilesystem"] is True, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+
+
+def test_every_container_asks_for_what_it_needs_and_is_limited(whole: list[Manifest]) -> None:
+    for name, pod in pods(whole).items():
+        for container in containers(pod):
+            for kind in ("requests", "limits"):
+                assert container["resources"][kind].keys() == {"cpu", "memory"}, name
+
+
+def test_every_service_is_probed_and_the_workers_are_given_no_token(whole: list[Manifest]) -> None:
+    for name, pod in pods(whole).items():
+        (main,) = pod["spec"]["containers"]
+        if name != "Job/submit":
+            assert {"startupProbe", "readinessProbe", "livenessProbe"} <= main.keys(), name
+            assert pod["spec"]["terminationGracePeriodSeconds"] >= 60, name
+        assert pod["spec"]["enableServiceLinks"] is False, name
+        assert pod["spec"]["automountServiceAccountToken"] is (name == "StatefulSet/rabbitmq"), name
+
+
+def test_a_pod_that_writes_a_volume_alone_is_replaced_and_not_doubled(whole: list[Manifest]) -> None:
+    for name, deployment in by_name(whole, "Deployment").items():
+        claims = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v]
+        if claims:
+            assert deployment["spec"]["strategy"] == {"type": "Recreate"}, name
+            assert deployment["spec"]["replicas"] == 1, name
+        else:
+            assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0, name
+            assert "replicas" not in deployment["spec"], f"{name}: the next apply would undo 'kubectl scale'"
+
+
+def test_everything_that_a_pod_refers_to_is_there(whole: list[Manifest]) -> None:
+    configs, claims = by_name(whole, "ConfigMap"), by_name(whole, "PersistentVolumeClaim")
+    accounts = by_name(whole, "ServiceAccount")
+    secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE", "MESSAGE_KEY"}  # made by kubernetes-run.sh
+    for name, pod in pods(whole).items():
+        assert pod["spec"]["serviceAccountName"] in accounts, name
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        for volume in volumes.values():
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims, name
+        for container in containers(pod):
+            for source in container.get("envFrom", []):
+                assert source["configMapRef"]["name"] in configs, name
+            for variable in container.get("env", []):
+                if "secretKeyRef" in variable.get("valueFrom", {}):
+                    assert variable["valueFrom"]["secretKeyRef"]["name"] == "rabbitmq", name
+                    assert variable["valueFrom"]["secretKeyRef"]["key"] in secret_keys, name
+            for mount in container["volumeMounts"]:
+                config = volumes.get(mount["name"], {}).get("configMap")
+                if config:
+                    assert mount["subPath"] in configs[config["name"]]["data"], name
+
+
+def test_every_selector_finds_its_pods(whole: list[Manifest]) -> None:
+    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
+
+    def found(selector: Mapping[str, Any]) -> set[str]:
+        return {name for name in labels if matches(selector, labels[name])}
+
+    services = {
+        name: found({"matchLabels": service["spec"]["selector"]}) for name, service in by_name(whole, "Service").items()
+    }
+    assert services.pop("rabbitmq-nodes", {"rabbitmq"}) == {"rabbitmq"}
+    assert services == {"rabbitmq": {"rabbitmq"}, "visualisation": {"visualisation"}, "workers": SERVICES}
+    budgets = read(*(MANIFESTS / "autoscaling" / "disruption").glob("*.yaml"))
+    for name, budget in by_name(budgets, "PodDisruptionBudget").items():
+        assert found(budget["spec"]["selector"]) == {name}
+
+
+def test_only_the_services_reach_the_broker_and_only_the_page_is_reached_from_outside(whole: list[Manifest]) -> None:
+    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
+    policies = by_name(whole, "NetworkPolicy")
+    assert {n for n in labels if matches(policies["nothing"]["spec"]["podSelector"], labels[n])} == labels.keys()
+    assert "ingress" not in policies["nothing"]["spec"]
+
+    def may_reach(target: str, port: int, source: Mapping[str, str] | None) -> bool:
+        """Whether a pod of this namespace (None: anything outside) gets through."""
+        for policy in policies.values():
+            if not matches(policy["spec"]["podSelector"], labels[target]):
+                continue
+            for rule in policy["spec"].get("ingress", []):
+                peers = rule.get("from")
+                admitted = peers is None or (
+                    source is not None and any(matches(peer["podSelector"], source) for peer in peers)
+                )
+                if admitted and port in {entry["port"] for entry in rule["ports"]}:
+                    return True
+        return False
+
+    clients = {name for name in labels if may_reach("rabbitmq", 5672, labels[name])}
+    assert clients - {"rabbitmq"} == SERVICES | {"submit"}
+    assert not may_reach("rabbitmq", 5672, {"app": "stranger"})
+    assert not may_reach("rabbitmq", 15672, {"app": "stranger"})
+    from_outside = {(n, p) for n in labels for p in (4369, 5672, 8080, 9100, 15672, 25672) if may_reach(n, p, None)}
+    assert from_outside == {("visualisation", 8080)}
+
+
+def test_the_settings_are_those_of_the_pipeline_with_its_defaults() -> None:
+    lines = (MANIFESTS / "settings.env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    defaults = {variable.name: variable.default for variable in VARIABLES}
+    assert given.pop("METRICS_PORT") == "9100"
+    assert given == {name: defaults[name] for name in given}
+
+
+def test_compose_and_kubernetes_configure_the_broker_from_one_file() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    mounts = [volume.split(":")[0] for volume in compose["services"]["rabbitmq"]["volumes"]]
+    assert "./kubernetes/rabbitmq.conf" in mounts
+    (generator,) = [
+        g for g in read(MANIFESTS / "kustomization.yaml")[0]["configMapGenerator"] if g["name"] == "rabbitmq"
+    ]
+    assert generator["files"] == ["rabbitmq.conf"]
+
+
+def test_autoscaling_is_of_the_loader_and_the_processor_by_queues_that_exist() -> None:
+    folder = MANIFESTS / "autoscaling"
+    by_cpu = by_name(read(*(folder / "hpa").glob("*.yaml")), "HorizontalPodAutoscaler")
+    by_queue = by_name(read(*(folder / "keda").glob("*.yaml")), "ScaledObject")
+    assert by_cpu.keys() == by_queue.keys() == {"data-loader", "data-processor"}
+    for name, scaler in by_cpu.items():
+        assert scaler["spec"]["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+    queues = {queue.name: queue for queue in topology.QUEUES}
+    for name, scaled in by_queue.items():
+        (trigger,) = scaled["spec"]["triggers"]
+        queue = queues[trigger["metadata"]["queueName"]]
+        assert scaled["spec"]["scaleTargetRef"] == {"name": name}
+        assert queue.limit is None or float(trigger["metadata"]["value"]) < queue.limit
+        assert trigger["authenticationRef"] == {"name": "rabbitmq"}
+
+
+def test_no_default_manifest_gives_rights_over_the_cluster(whole: list[Manifest]) -> None:
+    assert not {m["kind"] for m in whole} & {"ClusterRole", "ClusterRoleBinding"}
+    monitor = read(MANIFESTS / "cpu-monitor-role.yaml")
+    verbs = {verb for m in monitor for rule in m.get("rules", []) for verb in rule["verbs"]}
+    assert verbs == {"get", "list"}
+
+
+# --- kubernetes-run.sh on a machine where kubectl is a stand-in -------------------
+
+TOOLS = "bash sh dirname sed grep cat od tr mktemp rm date sleep base64 head tail paste mkdir mv tar env"
+
+
+class Machine:
+    """A PATH of its own, with kubectl, docker and the like made of one line of shell each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for tool in TOOLS.split():
+            found = shutil.which(tool)
+            assert found is not None, tool
+            (folder / tool).symlink_to(found)
+
+    def has(self, command: str, body: str) -> None:
+        path = self.folder / command
+        path.write_text(f'#!/bin/bash\nprintf "%s\\n" "{command} $*" >>"{self.folder}/calls"\n{body}\n')
+        path.chmod(0o755)
+
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / "kubernetes-run.sh", *arguments],
+            env={"PATH": str(self.folder), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    yield Machine(tmp_path)
+    assert not list(ROOT.glob(".kubernetes-overlay.*"))
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--data", "4lep"], {}, "the pods do not see this machine's directories; give an address"),
+        (["--data=/home/me/4lep"], {}, "DATA_CLAIM=<PersistentVolumeClaim>"),
+        (["--data", "/data/4lep"], {}, "name a PersistentVolumeClaim that holds the files in DATA_CLAIM"),
+        ([], {"DATA": "4lep"}, "the pods do not see this machine's directories"),
+        (["--broker", "amqp://there"], {}, "this script runs its own broker"),
+        (["--data"], {}, "--data needs a value"),
+        ([], {"AUTOSCALE": "yes"}, "choose hpa or keda"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_done(
+    machine: Machine, arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    machine.has("kubectl", "exit 1")
+    done = machine.run(*arguments, **environment)
+    assert done.returncode == 2
+    assert words in last_line(done)
+    assert machine.calls() == []
+
+
+def test_a_missing_kubectl_is_told_with_the_way_out(machine: Machine) -> None:
+    done = machine.run("--release", "demo")
+    assert done.returncode == 1
+    assert last_line(done).startswith("kubernetes-run.sh: kubectl is not installed; see ./docker-run.sh")
+
+
+def test_a_missing_cluster_is_told_with_the_way_out(machine: Machine) -> None:
+    machine.has("kubectl", "exit 1")
+    assert "no Kubernetes cluster answers" in last_line(machine.run())
+
+
+def test_a_missing_permission_is_told_by_name(machine: Machine) -> None:
+    machine.has("kubectl", 'case "$*" in *"create secrets"*) echo no; exit 1;; *can-i*) echo yes;; esac')
+    done = machine.run(NAMESPACE="physics")
+    assert done.returncode == 1
+    assert "you may not create secrets in the namespace physics" in last_line(done)
+
+
+def test_a_missing_image_is_told_with_the_command_that_builds_it(machine: Machine) -> None:
+    machine.has("kubectl", 'case "$*" in *can-i*) echo yes;; esac')
+    machine.has("docker", '[ "$1" = info ] || exit 1')
+    done = machine.run(IMAGE_TAG="v7")
+    assert "the image data-loader:v7 is not on this machine; build it with IMAGE_TAG=v7" in last_line(done)
+
+
+@pytest.mark.parametrize(
+    ("context", "command"),
+    [("kind-physics", "kind load docker-image --name physics"), ("minikube", "minikube image load")],
+)
+def test_on_kind_and_minikube_the_local_images_are_loaded(machine: Machine, context: str, command: str) -> None:
+    machine.has(
+        "kubectl",
+        f'case "$*" in *can-i*) echo yes;; *current-context) echo {context};; *"get namespace"*) exit 1;; esac',
+    )
+    machine.has("docker", "")
+    machine.has(command.split()[0], "")
+    machine.run(IMAGE_TAG="v7")
+    images = "data-loader:v7 data-processor:v7 analysis:v7 visualisation:v7"
+    assert f"{command} {images}" in machine.calls()
+
+
+@pytest.mark.parametrize(
+    ("kept", "command", "given"),
+    [
+        ("", "create secret generic rabbitmq --from-env-file=/dev/stdin", r"^MESSAGE_KEY=[0-9a-f]{64}$"),
+        (
+            "secret/rabbitmq",
+            "patch secret rabbitmq --type=merge",
+            r'^\{"stringData": \{"MESSAGE_KEY": "[0-9a-f]{64}"\}\}$',
+        ),
+    ],
+)
+def test_a_message_key_is_made_once_and_reaches_the_cluster_in_no_command_line(
+    machine: Machine, kept: str, command: str, given: str
+) -> None:
+    machine.has(
+        "kubectl",
+        f'case "$*" in *can-i*) echo yes;; *"get secret rabbitmq --ignore-not-found"*) echo "{kept}";; '
+        f'*"{command}"*) cat >"{machine.folder}/stdin";; *kustomize*) exit 1;; esac',
+    )
+    machine.has("docker", "")
+    machine.run()
+    assert re.search(given, (machine.folder / "stdin").read_text(), re.MULTILINE)
+    key = re.search(r"[0-9a-f]{64}", (machine.folder / "stdin").read_text())
+    assert key is not None
+    assert not [call for call in machine.calls() if key[0] in call]
+
+
+def test_images_of_a_registry_are_not_looked_for_here(machine: Machine) -> None:
+    machine.has("kubectl", 'case "$*" in *can-i*) echo yes;; *"get namespace"*|*"create --filename=-"*) exit 1;; esac')
+    machine.has("docker", "exit 1")
+    done = machine.run(REGISTRY="registry.example/atlas")
+    assert "there is no namespace atlas, and you may not make it" in last_line(done)
+    assert not [call for call in machine.calls() if call.startswith("docker")]

@@ -1,0 +1,574 @@
+"""The page over HTTP: what a viewer sees of runs under way, finished, failed and pruned, and what nobody sees."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from common import catalogue, settings
+from common.errors import SettingsError, Unavailable
+from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunStarted
+from common.settings import RunSettings
+from tests.support.waiting import wait_until
+from tests.unit.test_plots import result
+from workers.visualisation.archive import Archive
+from workers.visualisation.page import live as live_runs
+from workers.visualisation.service import Visualisation
+
+RUN = "20260131-120000-2020e-13tev-1f3a"
+
+
+def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> dict[str, Any]:
+    """A result document with every part the page shows; ``share`` of the events of each file are read.
+
+    Without ``channels`` only one histogram is to be drawn.
+    """
+    made = result(**changes)
+    if not channels:
+        made["histograms"] = {"m4l": made["histograms"]["m4l"]}
+    release = catalogue.release(made["release"])
+    made["samples"] = {
+        sample.name: {
+            "category": sample.category, "events_read": int(sample.entries * share), "events_selected": 12,
+            "yield": 3.25, "yield_error": 0.5, "cutflow": dict.fromkeys(release.steps, 12),
+        }
+        for sample in release.samples
+    }  # fmt: skip
+    made["categories"] = {
+        category.name: {"events_selected": 321, "yield": 7.125, "yield_error": 0.25} for category in release.categories
+    }
+    made["settings"] |= {"data": None, "chunk_entries": 50_000}
+    made["timing"] = {"seconds": 42.0, "events_per_second": 1234.5}
+    return made
+
+
+def quiet_port() -> int:
+    """A free port that the system gives to no connection of its own: those lie above 32767."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            return port
+
+
+class Site:
+    """A visualisation service with its page; messages are handled in the test's own thread."""
+
+    def __init__(self, output: Path, **variables: str) -> None:
+        port = quiet_port()
+        self.output = output
+        self.url = f"http://127.0.0.1:{port}"
+        self.service = Visualisation(settings.read({"OUTPUT": str(output), "PAGE_PORT": str(port), **variables}))
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=30, **options)
+
+    def text(self, path: str) -> str:
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def handle(self, *messages: Message) -> None:
+        for message in messages:
+            self.service.handle(message)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path / "results")
+    yield made
+    made.service.close()
+
+
+def finished(output: Path, run_id: str, written: float, content: dict[str, Any] | bytes | None = None) -> Path:
+    """A finished run's folder, without having drawn it."""
+    folder = output / run_id
+    folder.mkdir(parents=True)
+    body = content if isinstance(content, bytes) else json.dumps(content or document()).encode()
+    (folder / "result.json").write_bytes(body)
+    os.utime(folder / "result.json", (written, written))
+    return folder
+
+
+def under_way(run_id: str, done: int = 3) -> list[Message]:
+    """The news of a run of 10 chunks of 1000 events, of which some went through."""
+    stages: tuple[Any, ...] = ("data-loader", "data-processor", "analysis")
+    news: list[Message] = [Progress("plan", Chunk(run_id, "Zee", 0, 10_000))]
+    for number in range(done):
+        chunk = Chunk(run_id, "Zee", 1000 * number, 1000 * (number + 1))
+        news += [Progress(stage, chunk) for stage in stages]
+    return news
+
+
+def without_tags(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_nothing_listens_unless_a_port_is_set(tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    service = Visualisation(settings.read({"OUTPUT": str(tmp_path)}))
+    port = str(quiet_port())
+    embedded = Visualisation(settings.read({"OUTPUT": str(tmp_path), "PAGE_PORT": port}), keep=False)
+    assert set(threading.enumerate()) <= threads
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)), 5)
+    service.close()
+    embedded.close()
+
+
+def test_a_port_that_is_taken_is_an_error_at_the_start(site: Site) -> None:
+    with pytest.raises(OSError, match=r"PAGE_PORT=\d+: Address already in use"):
+        Visualisation(settings.read({"PAGE_PORT": site.url.rpartition(":")[2]}))
+
+
+def test_an_empty_page_says_that_there_are_no_runs(site: Site) -> None:
+    text = without_tags(site.text("/"))
+    assert "No run is under way" in text
+    assert "No run has finished yet" in text
+
+
+def test_a_run_under_way_is_shown_with_the_events_and_chunks_of_each_stage(site: Site) -> None:
+    site.handle(*under_way(RUN), Progress("data-loader", Chunk(RUN, "Zee", 3000, 4000)))
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    assert "loaded data-loader 4,000 4 " in text
+    assert "selected data-processor 3,000 3 " in text
+    assert "analysed analysis 3,000 3 " in text
+    assert "3,000 of 10,000 events" in without_tags(site.text("/"))
+
+
+def test_a_run_of_which_all_is_analysed_is_being_fitted(site: Site) -> None:
+    partial = document(0.0, complete=False)
+    partial["samples"] = {"Zee": partial["samples"]["Zee"]}
+    site.handle(*under_way(RUN, done=9), Result(RUN, False, partial))
+    assert "all analysed" not in site.text(f"/runs/{RUN}")
+    site.handle(*under_way(RUN, done=10))
+    assert "all analysed, fitting" in site.text(f"/runs/{RUN}")
+    assert "all analysed, fitting" in site.text("/")
+
+
+def test_a_chunk_that_is_reported_twice_counts_once(site: Site) -> None:
+    site.handle(*under_way(RUN), *under_way(RUN))
+    assert "analysed analysis 3,000 3 " in without_tags(site.text(f"/runs/{RUN}"))
+
+
+def test_a_file_on_its_way_is_shown_until_it_is_there(site: Site) -> None:
+    site.handle(Fetching(RUN, "Zee", 12_300_000, 45_600_000))
+    assert "Fetching Zee: 12.3 MB of 45.6 MB" in site.text(f"/runs/{RUN}")
+    site.handle(*under_way(RUN))
+    assert "Fetching" not in site.text(f"/runs/{RUN}")
+
+
+def test_rate_and_time_left_come_from_the_last_seconds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(live_runs.time, "monotonic", lambda: now)
+    for message in under_way(RUN, done=10):
+        site.handle(message) if message.chunk.start < 5000 else None  # type: ignore[attr-defined]
+        now += 0.1
+    now = 110.0
+    assert site.service._live is not None
+    run = site.service._live.get(RUN)
+    assert run is not None
+    analysed = run.stages[-1]
+    assert analysed.events == 5000
+    assert analysed.rate == pytest.approx(5000 / 9.7, rel=0.01)
+    assert analysed.seconds_left == pytest.approx(9.7, rel=0.01)
+    assert run.state == "running"
+    now = 200.0
+    run = site.service._live.get(RUN)
+    assert run is not None
+    assert run.state == "silent"
+
+
+def events_of(answer: requests.Response) -> Iterator[str]:
+    """The data of a stream's events."""
+    lines: list[str] = []
+    for line in answer.iter_lines(decode_unicode=True):
+        if line.startswith("data: "):
+            lines.append(line[6:])
+        elif not line and lines:
+            yield "\n".join(lines)
+            lines = []
+
+
+def test_whoever_watches_a_run_is_told_of_its_progress_its_plot_and_its_end(site: Site) -> None:
+    site.handle(*under_way(RUN), Result(RUN, False, document(0.001, run_id=RUN, complete=False)))
+    with site.get(f"/runs/{RUN}/events", stream=True) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = events_of(stream)
+        assert "3,000" in next(events)
+        with_plot = next(event for event in events if "partial.png" in event)
+        (address,) = re.findall(r'src="([^"]*partial[^"]*)"', with_plot)
+        assert site.get(address).content.startswith(b"\x89PNG")
+        site.handle(*under_way(RUN, done=7))
+        assert any("7,000" in event for event in events)
+        site.handle(Result(RUN, True, document(run_id=RUN)))
+        rest = list(events)  # the stream ends by itself
+    assert rest[-1] == "end"
+    assert 'class="badge complete"' in rest[-2]
+
+
+def test_an_unwatched_run_is_not_drawn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("workers.visualisation.page.partial_plot.m4l_figure", lambda *_: drawn.append(1))
+    site.text("/")
+    site.handle(*under_way(RUN), Result(RUN, False, document(0.5)), Result(RUN, False, document(0.6)))
+    site.text("/")
+    assert not drawn
+    assert site.get(f"/runs/{RUN}/partial.png").status_code == 404  # asked for, tried, and of no use
+    assert drawn
+
+
+def test_a_partial_result_that_makes_no_sense_leaves_the_page_whole(site: Site) -> None:
+    site.handle(Result(RUN, False, {"samples": [1], "histograms": {"m4l": "x"}}))
+    assert RUN in site.text("/")
+    assert RUN in site.text(f"/runs/{RUN}")
+    assert site.get(f"/runs/{RUN}/partial.png").status_code == 404
+
+
+def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> None:
+    site.handle(Result(RUN, True, document(run_id=RUN, channels=True)))
+    html = site.text(f"/runs/{RUN}")
+    names = {path.name for path in (site.output / RUN).iterdir()}
+    assert {"m4l.png", "m4l_4mu.pdf", "histograms.root", "result.json"} <= names
+    for name in names:
+        assert f'href="/runs/{RUN}/files/{name}"' in html
+        answer = site.get(f"/runs/{RUN}/files/{name}")
+        assert answer.content == (site.output / RUN / name).read_bytes()
+    text = without_tags(html)
+    for part in (
+        "Four-lepton mass, 4μ channel",
+        "Z, tt\N{COMBINING MACRON}",
+        "321 7.125 0.25",
+        "llll 12 12",
+        "20, 15, 10",
+        "42 s",
+    ):
+        assert part in text
+    pictures = re.findall(r"<img[^>]*>", html)
+    assert len(pictures) == 4  # one of each, in however many formats they are there
+    assert all(re.search(r'alt="Four-lepton mass[^"]*from 80 to 250 GeV', picture) for picture in pictures)
+    row = without_tags(site.text("/"))
+    assert f"{RUN} complete 2020e-13tev 10 " in row
+
+
+def test_pictures_and_numbers_of_a_fit_are_shown_with_their_captions(site: Site) -> None:
+    fit = {
+        "signal_strength": 1.25,
+        "significance_observed": 3.5,
+        "parameters": {"luminosity": {"value": 1.01, "error": 0.017}},
+        "yields": {"postfit": {"zz": {"yield": 250.5}}},
+        "correlations": {"names": ["mu"], "matrix": [[1.0]]},
+        "mass": {"value_gev": 124.96, "error_gev": 1.54, "interval_gev": [123.4, 126.5], "problem": None},
+    }
+    folder = finished(site.output, RUN, 1.7e9, document(fit=fit))
+    for name in ("m4l_postfit.png", "pulls.png", "correlations.png", "likelihood.png", "something_new.png"):
+        (folder / name).write_bytes(b"\x89PNG")
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    for part in (
+        "Four-lepton mass after the fit", "Pulls of the nuisance parameters", "Correlations of the fit",
+        "Likelihood scan of the signal strength μ", "something new", "Signal strength μ 1.25",
+        "Significance, observed [σ] 3.5", "luminosity 1.01 0.017", "Yields, postfit Name yield zz 250.5",
+        "Significance 3.5 σ", "Mass of the Higgs boson 125.0 GeV ± 1.5 GeV", "m_H [GeV] 125",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_toy_and_incomplete_are_marked_in_the_list_the_title_and_on_the_page(site: Site) -> None:
+    content = document(release="demo", toy=True, complete=False, problems=["llll: <its> file ends early"])
+    finished(site.output, "demo-1", 1.7e9, content)
+    row = without_tags(site.text("/"))
+    assert "demo-1 TOY INCOMPLETE" in row
+    html = site.text("/runs/demo-1")
+    assert "<title>TOY – INCOMPLETE – demo-1</title>" in html
+    assert "<strong>TOY</strong>" in html
+    assert "<strong>INCOMPLETE</strong>" in html
+    assert "llll: &lt;its&gt; file ends early" in html
+
+
+def test_a_failed_run_stays_on_the_list_with_the_reason_also_after_a_restart(site: Site, tmp_path: Path) -> None:
+    site.handle(RunFailed("lost", "LUMI=-5: a luminosity is a positive number"))
+    site.service.close()
+    again = Site(site.output)
+    assert "lost FAILED LUMI=-5: a luminosity is a positive number" in without_tags(again.text("/"))
+    assert "<title>FAILED – lost</title>" in again.text("/runs/lost")
+    again.service.close()
+
+
+def test_a_restart_in_the_middle_of_a_run_forgets_neither_its_plan_nor_what_is_done(site: Site) -> None:
+    site.handle(RunStarted(RUN, RunSettings(release="demo")), *under_way(RUN, done=4))
+    site.handle(Progress("data-loader", Chunk(RUN, "Zee", 7000, 8000)))
+    site.service.close()
+    again = Site(site.output)
+    again.handle(*under_way(RUN, done=5))  # of which four are told a second time
+    text = without_tags(again.text(f"/runs/{RUN}"))
+    assert "TOY" in text
+    assert "loaded data-loader 6,000 6 " in text
+    assert "selected data-processor 5,000 5 " in text
+    assert "analysed analysis 5,000 5 " in text
+    assert "5,000 of 10,000 events" in without_tags(again.text("/"))
+    partial = document(0.0, complete=False)
+    partial["samples"]["Zee"]["events_read"] = 6000
+    again.handle(Result(RUN, False, partial))
+    assert "6,000 of 10,000 events" in without_tags(again.text("/"))
+    again.handle(Result(RUN, True, document()))
+    assert f"{RUN} complete" in without_tags(again.text("/"))
+    again.service.close()
+
+
+def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: Site) -> None:
+    (folder,) = site.service.handle(Result(RUN, True, document()))
+    assert isinstance(folder, Folder)
+    (again,) = site.service.handle(Result(RUN, True, document()))
+    assert isinstance(again, Folder)
+    assert again.files == folder.files  # histograms.root holds a unique id, new with each drawing
+    (newer,) = site.service.handle(Result(RUN, True, document(problems=["newer"])))
+    assert isinstance(newer, Folder)
+    assert newer.result["problems"] == ["newer"]
+    assert newer.files.keys() == folder.files.keys()
+    assert newer.files["histograms.root"] != folder.files["histograms.root"]
+
+
+def test_a_line_that_a_kill_cut_off_costs_nothing_but_itself(site: Site) -> None:
+    site.handle(*under_way(RUN, done=4))
+    with (site.output / ".runs.json").open("ab") as journal:
+        journal.write(b'{"stage":"analysis","chunk":{"run_id":')
+    for _ in range(2):
+        site.service.close()
+        site = Site(site.output)
+        assert "4,000 of 10,000 events" in without_tags(site.text("/"))
+    site.service.close()
+
+
+def test_a_run_is_marked_a_toy_before_anything_of_it_is_done(site: Site) -> None:
+    site.handle(RunStarted(RUN, RunSettings(release="demo", samples=("Zee", "llll"))))
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    assert f"{RUN} TOY running" in text
+    assert "These are not ATLAS data" in text
+    assert "0 of 2 files" in text
+    assert "Release demo" in text
+    assert f"{RUN} TOY running" in without_tags(site.text("/"))
+    assert f"<title>TOY – {RUN}</title>" in site.text(f"/runs/{RUN}")
+    site.handle(Result(RUN, False, {"samples": 5}))  # whatever comes
+    assert f"{RUN} TOY" in without_tags(site.text("/"))
+    site.handle(RunFailed(RUN, "why"))
+    assert f"{RUN} TOY FAILED" in without_tags(site.text("/"))
+    assert f"<title>TOY – FAILED – {RUN}</title>" in site.text(f"/runs/{RUN}")
+
+
+def test_a_run_under_way_of_which_something_is_lost_is_marked_incomplete_at_once(site: Site) -> None:
+    site.handle(*under_way(RUN), Result(RUN, False, document(complete=False, problems=["llll: <no> such file"])))
+    html = site.text(f"/runs/{RUN}")
+    assert "<strong>INCOMPLETE</strong>" in html
+    assert "llll: &lt;no&gt; such file" in html
+    assert f"{RUN} INCOMPLETE" in without_tags(site.text("/"))
+    assert "<title>INCOMPLETE" in html
+
+
+def test_late_news_does_not_bring_a_finished_run_back(site: Site) -> None:
+    site.handle(Result(RUN, True, document()), *under_way(RUN))
+    assert "No run is under way" in site.text("/")
+
+
+def test_only_so_many_runs_under_way_are_remembered(site: Site) -> None:
+    for number in range(live_runs.MAX_RUNS + 5):
+        site.handle(Fetching(f"run-{number}", "Zee", 1, None))
+    html = site.text("/")
+    assert html.count("<li>") == live_runs.MAX_RUNS
+    assert 'href="/runs/run-4"' not in html
+    assert 'href="/runs/run-5"' in html
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_on_the_page(site: Site) -> None:
+    site.handle(*under_way(RUN))
+    site.output.rename(site.output.with_name("moved"))
+    site.output.write_text("no folder")
+    with pytest.raises(Unavailable, match="cannot be written"):
+        site.handle(Result(RUN, True, document()))
+    assert "cannot be written" in site.text(f"/runs/{RUN}")
+
+
+def test_thousands_of_old_runs_come_in_pages_and_do_not_slow_the_list(site: Site) -> None:
+    body = json.dumps(document()).encode()
+    for number in range(3000):
+        finished(site.output, f"run-{number:04}", 1.7e9 + number, body)
+    site.text("/")
+    began = time.monotonic()
+    html = site.text("/")
+    assert time.monotonic() - began < 2.0  # milliseconds, on a machine that has time
+    assert html.count('<th scope="row">') == 50
+    assert "page 1 of 60" in html
+    assert re.findall(r"run-\d{4}", html)[0] == "run-2999"
+    assert "run-0000" in site.text("/?page=60")
+    found = site.text("/?q=RUN-123")
+    assert sorted(set(re.findall(r"run-\d{4}", found))) == [f"run-123{n}" for n in range(10)]
+
+
+def test_the_list_shows_a_run_that_another_program_put_there(site: Site) -> None:
+    finished(site.output, "first", 1.7e9)
+    assert "first" in site.text("/")
+    finished(site.output, "second", 1.8e9)
+    assert "second" in site.text("/")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"samples": 5}', b"\xff", b"[" * 100_000])
+def test_a_result_that_cannot_be_read_breaks_neither_list_nor_page(site: Site, content: bytes) -> None:
+    finished(site.output, "broken", 1.7e9, content)
+    assert "broken INCOMPLETE" in without_tags(site.text("/"))
+    assert "its result.json cannot be read" in site.text("/runs/broken")
+
+
+def test_results_keep_prunes_the_oldest_results_and_nothing_else(tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    for number in range(5):
+        finished(output, f"run-{number}", 1.6e9 + number)
+    (output / "no-result").mkdir()
+    (output / "no-result" / "notes.txt").write_text("mine")
+    finished(output, "bad name", 1.0e9)
+    (output / "linked").symlink_to(finished(tmp_path, "elsewhere", 1.0e9))
+    site = Site(output, RESULTS_KEEP="3")
+    site.handle(Result("new", True, document()))
+    left = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+    assert left == {"new", "run-4", "run-3", "no-result", "bad name", "linked"}
+    assert (tmp_path / "elsewhere" / "result.json").exists()
+    assert "run-2" not in site.text("/")
+    site.service.close()
+
+
+def test_pruning_spares_a_run_under_way_and_the_newest_whatever_its_time(tmp_path: Path) -> None:
+    for number in range(4):
+        finished(tmp_path, f"run-{number}", 1.6e9 + number)
+    archive = Archive(tmp_path)
+    assert archive.prune(2, {"run-0"}) == ["run-2", "run-1"]
+    assert [entry.run_id for entry in archive.entries()] == ["run-3", "run-0"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/runs/..%2f..%2fetc",
+        "/runs/%2e%2e",
+        "/runs/" + "a" * 300,
+        "/runs/run%00",
+        "/runs/run/files/..%2f..%2fsecret.txt",
+        "/runs/run/files/%2e%2e",
+        "/runs/run/files/%2fetc%2fpasswd",
+        "/runs/run/files/link.txt",
+        "/runs/run/files/folder",
+        "/runs/run/files/.hidden",
+        "/runs/run/files/absent.png",
+        "/runs/linked",
+        "/runs/linked/files/result.json",
+        "/runs/.runs.json",
+        "/.runs.json",
+        "/static/..%2fapp.py",
+        "/runs/none/events",
+        "/runs/none/partial.png",
+    ],
+)
+def test_no_address_leads_out_of_the_results(site: Site, path: str) -> None:
+    (site.output.parent / "secret.txt").write_text("SECRET")
+    run = finished(site.output, "run", 1.7e9)
+    (run / "link.txt").symlink_to(site.output.parent / "secret.txt")
+    (run / "folder").mkdir()
+    (run / ".hidden").write_text("SECRET")
+    (site.output / "linked").symlink_to(finished(site.output.parent, "elsewhere", 1.7e9))
+    answer = site.get(path)
+    assert answer.status_code == 404
+    assert "SECRET" not in answer.text
+    html = site.text("/runs/run")
+    assert "link.txt" not in html
+    assert ".hidden" not in html
+
+
+def test_every_answer_has_the_security_headers(site: Site) -> None:
+    finished(site.output, "run", 1.7e9)
+    for path in ("/", "/runs/run", "/runs/run/files/result.json", "/static/page.js", "/nowhere", "/runs/x y"):
+        headers = site.get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "script-src 'self'" in policy or "script-src" not in policy
+        assert ("unsafe" in policy) == ("/files/" in path)  # the browser's own page around a file is styled inline
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+
+
+def test_the_page_changes_nothing_and_says_so(site: Site) -> None:
+    finished(site.output, "run", 1.7e9)
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert requests.request(method, site.url + "/runs/run", timeout=30).status_code == 405
+    assert (site.output / "run" / "result.json").exists()
+
+
+def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(site: Site) -> None:
+    site.handle(*under_way("live"), RunFailed("lost", "why"))
+    (finished(site.output, RUN, 1.7e9, document(fit={"a": 1})) / "m4l.png").write_bytes(b"\x89PNG")
+    for path in ("/", "/runs/live", "/runs/lost", f"/runs/{RUN}", "/nowhere"):
+        html = site.get(path).text
+        assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script>", html)
+        assert not re.findall(r'(?:src|href)="(?!/|#)[^"]*"', html)
+        for table in re.findall(r"<table.*?</table>", html, re.DOTALL):
+            assert 'scope="' in table
+
+
+def test_what_runs_are_called_and_what_they_tell_is_never_html(site: Site) -> None:
+    site.handle(RunFailed("lost", "<script>alert(1)</script>"))
+    evil = document(problems=["<i>"], complete=False, fit={"<u>": {"<u>": {"<u>": "<u>"}}})
+    evil["release"] = "<b>"
+    evil["settings"]["<u>"] = "<u>"
+    evil["categories"]["<u>"] = {"yield": 1.5}
+    finished(site.output, "evil", 1.7e9, evil)
+    for path in ("/", "/runs/lost", "/runs/evil", "/?q=<u>"):
+        assert not re.search(r"<(script>|b>|i>|u>)", site.text(path))
+
+
+def test_an_unchanged_file_is_not_sent_again(site: Site) -> None:
+    finished(site.output, "run", 1.7e9)
+    tag = site.get("/runs/run/files/result.json").headers["etag"]
+    assert site.get("/runs/run/files/result.json", headers={"If-None-Match": tag}).status_code == 304
+
+
+def test_a_file_no_browser_should_open_is_saved(site: Site) -> None:
+    folder = finished(site.output, "run", 1.7e9)
+    for name, kind in (("page.html", "application/octet-stream"), ("plot.svg", "image/svg+xml")):
+        (folder / name).write_text("<script>alert(1)</script>")
+        headers = site.get(f"/runs/run/files/{name}").headers
+        assert headers["content-disposition"] == f'attachment; filename="{name}"'
+        assert headers["content-type"] == kind
+
+
+def test_a_service_that_stops_sends_its_viewers_away(site: Site) -> None:
+    site.handle(*under_way(RUN))
+    with site.get(f"/runs/{RUN}/events", stream=True) as stream:
+        next(events_of(stream))
+        began = time.monotonic()
+        site.service.close()
+        assert time.monotonic() - began < 10
+    with pytest.raises(requests.ConnectionError):
+        site.get("/")
+
+
+def test_the_journal_of_another_version_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
+    (tmp_path / ".runs.json").write_text('[{"run_id": "../x", "began": "?"}]')
+    site = Site(tmp_path)
+    wait_until(lambda: site.get("/").ok, "the page answered")
+    site.service.close()
+
+
+@pytest.mark.parametrize("variable", ["PAGE_PORT=70000", "PAGE_PORT=web", "RESULTS_KEEP=-1", "RESULTS_KEEP=some"])
+def test_a_setting_that_cannot_be_used_is_named_with_its_value(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    with pytest.raises(SettingsError, match=rf"{name}='?{value}"):
+        settings.read({name: value})

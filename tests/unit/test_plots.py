@@ -1,0 +1,324 @@
+"""The figures of a result, compared with baseline pictures and with published numbers.
+
+``python -m tests.unit.test_plots`` draws the baseline pictures anew; look at them before they are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
+
+from common.errors import MessageError, SettingsError
+from workers.visualisation.plots import garwood_interval, m4l_figure
+from workers.visualisation.rendering import rendered
+
+BASELINE = Path(__file__).parent / "baseline"
+DPI = 50
+TOLERANCE = 6.0  # RMS of 255: text drawn by another FreeType stays below, a histogram out of place does not
+EDGES = [80.0 + 5 * i for i in range(35)]
+SHARES = {"m4l": 1.0, "m4l_4e": 0.2, "m4l_4mu": 0.35, "m4l_2e2mu": 0.45}
+SIMULATION = ("z_ttbar", "zz", "signal")
+DATA = [2, 8, 25, 7, 6, 2, 6, 1, 5, 10, 2, 3, 5, 3, 4, 5, 1, 5, 3, 5, 10, 18, 18, 15, 18, 15, 19, 19, 7, 14,
+        11, 9, 13, 0]  # fmt: skip
+PROBLEM = "llll: 3 of 12 chunks were dead-lettered, the first because its file ends early"
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A result like the real one: a Z at 91, a Higgs of 125 GeV, ZZ from 180, data around the sum."""
+    mass = np.array(EDGES[:-1]) + 2.5
+    templates = {
+        "z_ttbar": (_peak(mass, 91, 6, 2.0) + 3 * np.exp(-(mass - 100) / 50) * (mass > 95), 0.6),
+        "zz": (
+            _peak(mass, 91, 3, 32.0) + 2.2 * (mass > 100)
+            + 18 * np.exp(-(mass - 185) / 55) / (1 + np.exp(-(mass - 183) / 3.5)) * (mass > 165),
+            0.02,
+        ),
+        "signal": (_peak(mass, 124, 3, 9.5), 0.003),
+    }  # fmt: skip
+    histograms: dict[str, Any] = {}
+    for name, share in SHARES.items():
+        counts = np.floor(np.array(DATA) * share + 0.5)
+        histograms[name] = {"edges": EDGES, "data": {"values": counts.tolist(), "variances": counts.tolist()}}
+        for category, (values, mean_weight) in templates.items():
+            contents = {"values": values * share, "variances": values * share * mean_weight}
+            histograms[name][category] = {part: numbers.tolist() for part, numbers in contents.items()}
+    samples = {"data_A": "data", "Zee": "z_ttbar", "llll": "zz", "ggH125_ZZ4lep": "signal"}
+    document = {
+        "run_id": "run1", "release": "2020e-13tev", "toy": False, "complete": True, "problems": [],
+        "settings": {"lumi": 10.0, "fraction": 1.0, "pt_cuts": [20.0, 15.0, 10.0]},
+        "samples": {name: {"category": category} for name, category in samples.items()},
+        "histograms": histograms,
+    }  # fmt: skip
+    return document | changes
+
+
+def _peak(mass: Any, mean: float, width: float, events: float) -> Any:
+    return events * 5 / (width * np.sqrt(2 * np.pi)) * np.exp(-0.5 * ((mass - mean) / width) ** 2)
+
+
+def without(*categories: str) -> dict[str, Any]:
+    """A result whose run did not ask for these categories."""
+    document = copy.deepcopy(result())
+    document["samples"] = {n: s for n, s in document["samples"].items() if s["category"] not in categories}
+    for histogram in document["histograms"].values():
+        for category in categories:
+            del histogram[category]
+    return document
+
+
+def changed(category: str, part: str, bins: dict[int, float]) -> dict[str, Any]:
+    """A result with other numbers in these bins of m4l."""
+    document = copy.deepcopy(result())
+    for index, number in bins.items():
+        document["histograms"]["m4l"][category][part][index] = number
+    return document
+
+
+BASELINES: dict[str, tuple[dict[str, Any], str]] = {
+    "m4l": (result(), "m4l"),
+    "m4l_4mu": (result(), "m4l_4mu"),
+    "toy": (result(toy=True, release="demo"), "m4l"),
+    "incomplete": (result(complete=False, problems=[PROBLEM, "another"]), "m4l"),
+}
+
+
+def texts(figure: Figure) -> str:
+    """Every word on the figure, in one string."""
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [text.get_text() for text in axes.texts]
+        legend = axes.get_legend()
+        found += [text.get_text() for text in legend.get_texts()] if legend else []
+    return "\n".join(found)
+
+
+def points(figure: Figure, panel: int = 0) -> dict[float, float]:
+    """The data points of a panel, by m4l [GeV]."""
+    found: dict[float, float] = {}
+    for container in figure.axes[panel].containers:
+        if isinstance(container, ErrorbarContainer) and container.lines[0].get_marker() == "o":
+            line = container.lines[0]
+            x, y = np.array(line.get_data(), dtype=float)
+            found |= dict(zip(x.tolist(), y.tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
+    document, histogram = BASELINES[name]
+    drawn = tmp_path / f"{name}.png"
+    drawn.write_bytes(rendered(m4l_figure(document, histogram), "png", dpi=DPI)["png"])
+    difference = compare_images(str(BASELINE / drawn.name), str(drawn), tol=TOLERANCE)
+    assert difference is None, difference
+
+
+@pytest.mark.parametrize("other", ["toy", "incomplete", "m4l_4mu", "no data", "shifted"])
+def test_the_comparison_with_the_baseline_sees_what_matters(other: str, tmp_path: Path) -> None:
+    shifted = copy.deepcopy(result())
+    shifted["histograms"]["m4l"]["zz"]["values"].insert(0, shifted["histograms"]["m4l"]["zz"]["values"].pop())
+    others = {**BASELINES, "no data": (without("data"), "m4l"), "shifted": (shifted, "m4l")}
+    drawn = tmp_path / "other.png"
+    drawn.write_bytes(rendered(m4l_figure(*others[other]), "png", dpi=DPI)["png"])
+    assert compare_images(str(BASELINE / "m4l.png"), str(drawn), tol=TOLERANCE) is not None
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_result_gives_the_same_bytes(kind: str) -> None:
+    assert rendered(m4l_figure(result()), kind) == rendered(m4l_figure(result()), kind)
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
+    before = dict(mpl.rcParams)
+    rendered(m4l_figure(result()), "png", "pdf", "svg")
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    [(0, 0.0, 1.841), (1, 0.173, 3.300), (2, 0.708, 4.638), (5, 2.840, 8.382), (10, 6.891, 14.267),
+     (100, 90.02, 111.03)],
+)  # fmt: skip
+def test_poisson_errors_are_the_published_garwood_intervals(count: int, low: float, high: float) -> None:
+    found_low, found_high = garwood_interval(np.array([count]))
+    assert found_low[0] == pytest.approx(low, abs=0.01 if count == 100 else 6e-4)
+    assert found_high[0] == pytest.approx(high, abs=0.01 if count == 100 else 6e-4)
+
+
+@pytest.mark.parametrize("count", [-1, 0.5, np.nan])
+def test_there_is_no_poisson_interval_for_what_is_not_a_count(count: float) -> None:
+    with pytest.raises(ValueError, match="whole counts"):
+        garwood_interval(np.array([3, count]))
+
+
+def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
+    words = texts(m4l_figure(result(settings={"lumi": 10.0, "fraction": 0.1}), "m4l_4mu"))
+    for expected in ("ATLAS\n Open Data", "for education", "13 TeV, 1 fb", r"ZZ^{*}\to 4\mu", "Data: "):
+        assert expected in words
+    assert "TOY" not in words
+    assert "INCOMPLETE" not in words
+
+
+@pytest.mark.parametrize(
+    ("histogram", "edges", "below", "beside"),
+    [
+        ("m4l", EDGES, r"$m_{4\ell}$ [GeV]", "Events / 5 GeV"),
+        ("m4l_4mu", EDGES, r"$m_{4\ell}$ [GeV]", "Events / 5 GeV"),
+        ("m_z1", [40 + 2.5 * i for i in range(35)], "$m_{Z1}$ [GeV]", "Events / 2.5 GeV"),
+        ("m_z2", [4.0 * i for i in range(35)], "$m_{Z2}$ [GeV]", "Events / 4 GeV"),
+        ("lead_pt", [0.0, *EDGES[1:]], r"Leading lepton $p_{\mathrm{T}}$ [GeV]", "Events / bin"),
+    ],
+)
+def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[float], below: str, beside: str) -> None:
+    document = copy.deepcopy(result())
+    document["histograms"][histogram] = {**document["histograms"]["m4l"], "edges": edges}
+    main, ratio = m4l_figure(document, histogram).axes
+    assert (main.get_ylabel(), ratio.get_xlabel()) == (beside, below)
+    channel = r"4\mu" if histogram == "m4l_4mu" else r"4\ell"
+    assert rf"ZZ^{{*}}\to {channel}$" in "\n".join(text.get_text() for text in main.texts)
+
+
+def test_a_drawing_has_no_date() -> None:
+    assert b"<dc:date>" not in rendered(m4l_figure(result()), "svg")["svg"]
+
+
+@pytest.mark.parametrize("marks", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])
+def test_a_toy_is_marked_all_over_and_never_called_open_data(marks: dict[str, Any]) -> None:
+    figure = m4l_figure(result(**marks))
+    words = texts(figure)
+    assert "TOY demo – not ATLAS data" in words
+    assert "Toy data: " in words
+    assert "Open Data" not in words
+    assert "for education" not in words
+    assert [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 100] == ["TOY"]
+
+
+def test_an_incomplete_run_is_marked_and_says_its_first_problem() -> None:
+    figure = m4l_figure(result(complete=False, problems=[PROBLEM, "another"]))
+    assert "INCOMPLETE" in [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 70]
+    assert f"INCOMPLETE: {PROBLEM} (and 1 more)" in texts(figure)
+
+
+def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
+    figure = m4l_figure(result(complete=False, problems=["data_A:\n" + "https://example.org/$x_{" * 20, "b"]))
+    line = next(text for text in figure.texts if text.get_text().startswith("INCOMPLETE: "))
+    rendered(figure, "png", dpi=DPI)
+    assert line.get_window_extent().x1 < figure.bbox.x1
+    assert line.get_text().endswith("… (and 1 more)")
+
+
+def test_an_incomplete_run_without_a_reason_is_marked_all_the_same() -> None:
+    assert "INCOMPLETE: chunks are missing" in texts(m4l_figure(result(complete=False)))
+
+
+def test_a_bin_without_data_has_no_point() -> None:
+    drawn = points(m4l_figure(result()))
+    assert 247.5 not in drawn
+    assert list(drawn.values()) == [count for count in DATA if count]
+
+
+def test_without_data_there_are_no_points_and_no_ratio() -> None:
+    figure = m4l_figure(without("data"))
+    assert len(figure.axes) == 1
+    assert points(figure) == {}
+    assert "Data" not in texts(figure).replace("Open Data", "")
+
+
+def test_data_of_the_run_that_select_nothing_are_in_the_legend() -> None:
+    figure = m4l_figure(changed("data", "values", dict.fromkeys(range(34), 0)))
+    assert "Data: 0" in texts(figure)
+    assert len(figure.axes) == 1
+
+
+def test_data_alone_are_points_alone() -> None:
+    figure = m4l_figure(without(*SIMULATION))
+    assert len(figure.axes) == 1
+    assert len(points(figure)) == 33
+    assert not figure.axes[0].patches
+    assert "uncertainty" not in texts(figure)
+
+
+def test_a_run_without_any_category_draws_empty_axes() -> None:
+    assert rendered(m4l_figure(without("data", *SIMULATION)), "png", dpi=DPI)["png"]
+
+
+def test_a_sample_nobody_asked_for_is_not_drawn_whether_absent_or_zero() -> None:
+    document = without("signal")
+    absent = rendered(m4l_figure(document), "png", dpi=DPI)["png"]
+    for histogram in document["histograms"].values():
+        histogram["signal"] = {"values": [0.0] * 34, "variances": [0.0] * 34}
+    assert rendered(m4l_figure(document), "png", dpi=DPI)["png"] == absent
+
+
+def test_nothing_drawn_ends_above_the_axis() -> None:
+    figure = m4l_figure(changed("data", "values", {9: 400}))
+    assert figure.axes[0].get_ylim()[1] > garwood_interval(np.array([400]))[1][0]
+
+
+def test_the_axis_reaches_down_to_a_negative_bin() -> None:
+    figure = m4l_figure(changed("z_ttbar", "values", {12: -6.0}))
+    assert figure.axes[0].get_ylim()[0] < -6.0
+
+
+def test_there_is_no_ratio_where_the_simulation_is_not_positive() -> None:
+    document = changed("z_ttbar", "values", {12: -6.0})
+    for category in SIMULATION:
+        document["histograms"]["m4l"][category]["values"][15] = 0.0
+    figure = m4l_figure(document)
+    assert {142.5, 157.5} <= points(figure).keys()
+    assert not {142.5, 157.5} & points(figure, panel=1).keys()
+
+
+def test_a_ratio_beyond_the_panel_is_an_arrow_at_its_edge() -> None:
+    figure = m4l_figure(changed("data", "values", {9: 100}))
+    arrows = [line for line in figure.axes[1].lines if line.get_marker() == "^"]
+    assert 127.5 in np.array(arrows[0].get_xdata())
+    assert 127.5 not in points(figure, panel=1)
+
+
+@pytest.mark.parametrize(
+    ("category", "part", "number", "reason"),
+    [
+        ("zz", "values", float("nan"), "values of zz are not all finite"),
+        ("signal", "variances", float("inf"), "variances of signal are not all finite"),
+        ("zz", "values", None, "values of zz are not all finite"),
+        ("zz", "values", "many", "values of zz are absent or not numbers"),
+        ("zz", "variances", -1.0, "variances of zz are negative"),
+        ("data", "values", -1, "values of data are not whole counts"),
+        ("data", "values", 0.5, "values of data are not whole counts"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_histogram(
+    category: str, part: str, number: Any, reason: str
+) -> None:
+    with pytest.raises(MessageError, match=f"histogram 'm4l': {reason}"):
+        m4l_figure(changed(category, part, {3: number}))
+
+
+def test_a_histogram_of_the_wrong_shape_is_refused() -> None:
+    document = copy.deepcopy(result())
+    document["histograms"]["m4l_4e"]["zz"]["values"].pop()
+    with pytest.raises(MessageError, match=r"'m4l_4e': values of zz have shape \(33,\)"):
+        m4l_figure(document, "m4l_4e")
+    document["histograms"]["m4l"]["edges"] = EDGES[::-1]
+    with pytest.raises(MessageError, match="'m4l': edges do not rise"):
+        m4l_figure(document)
+
+
+def test_a_histogram_or_release_that_is_not_there_is_named() -> None:
+    with pytest.raises(MessageError, match="'m4l_3e' is not in the result, which has m4l, m4l_4e"):
+        m4l_figure(result(), "m4l_3e")
+    with pytest.raises(SettingsError, match="'2030' is not known"):
+        m4l_figure(result(release="2030"))
+
+
+if __name__ == "__main__":
+    for picture, (content, which) in BASELINES.items():
+        (BASELINE / f"{picture}.png").write_bytes(rendered(m4l_figure(content, which), "png", dpi=DPI)["png"])

@@ -1,0 +1,260 @@
+"""Settings: the flag, then the variable, then the default; a wrong value is named together with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from common.errors import SettingsError
+from common.settings import VARIABLES, BrokerSettings, RunSettings, read
+
+ALL_SAMPLES = (
+    "data_A", "data_B", "data_C", "data_D", "Zee", "Zmumu", "ttbar_lep", "llll",
+    "ggH125_ZZ4lep", "VBFH125_ZZ4lep", "WH125_ZZ4lep", "ZH125_ZZ4lep",
+)  # fmt: skip
+
+
+def test_nothing_set_gives_the_defaults_of_the_design() -> None:
+    settings = read({})
+    run = settings.run
+    assert (run.release, run.data, run.samples) == ("2020e-13tev", None, ALL_SAMPLES)
+    assert (run.lumi_ifb, run.fraction, run.pt_cuts_gev) == (10.0, 1.0, (20.0, 15.0, 10.0))
+    broker = settings.broker
+    assert (broker.host, broker.port, broker.user, broker.password) == ("rabbitmq", 5672, "atlas", "atlas")
+    assert settings.output == Path("results")
+
+
+@pytest.mark.parametrize(
+    ("name", "in_environment", "as_flag", "attribute", "expected"),
+    [
+        ("RELEASE", "2020e-13tev", "demo", "release", "demo"),
+        ("DATA", "/a", "/b", "data", "/b"),
+        ("SAMPLES", "llll", "Zee", "samples", ("Zee",)),
+        ("LUMI", "5", "7.5", "lumi_ifb", 7.5),
+        ("FRACTION", "0.5", "0.25", "fraction", 0.25),
+        ("PT_CUTS", "30", "", "pt_cuts_gev", ()),
+        ("DEMO_EVENTS", "1000", "2000", "demo_events", 2000),
+        ("CHUNK_ENTRIES", "10", "20", "chunk_entries", 20),
+        ("OUTPUT", "there", "here", "output", Path("here")),
+    ],
+)
+def test_a_flag_goes_before_its_environment_variable_and_that_before_the_default(
+    name: str, in_environment: str, as_flag: str, attribute: str, expected: object
+) -> None:
+    def value(environment: dict[str, str], flags: dict[str, str | None]) -> object:
+        settings = read(environment, flags)
+        return getattr(settings, attribute, None) if name == "OUTPUT" else getattr(settings.run, attribute)
+
+    both = value({name: in_environment}, {name: as_flag})
+    assert both == expected
+    assert value({}, {name: as_flag}) == expected
+    only_environment = value({name: in_environment}, {name: None})
+    assert only_environment != expected
+    if name not in ("RELEASE",):
+        assert only_environment != value({}, {})
+
+
+def test_the_broker_is_read_from_its_four_variables() -> None:
+    variables = {"RABBITMQ_HOST": "h", "RABBITMQ_PORT": "5673", "RABBITMQ_USER": "u", "RABBITMQ_PASS": "p"}
+    assert read(variables).broker == BrokerSettings("h", 5673, "u", "p")
+
+
+def test_an_empty_pt_cuts_cuts_nothing_while_every_other_empty_variable_means_its_default() -> None:
+    assert read({"PT_CUTS": ""}).run.pt_cuts_gev == ()
+    empty = dict.fromkeys(("RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "OUTPUT", "RABBITMQ_PORT"), "")
+    assert read(empty) == read({})
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts"), [("20,15,10", (20.0, 15.0, 10.0)), ("20", (20.0,)), ("1, 2,3 ,4", (1.0, 2.0, 3.0, 4.0))]
+)
+def test_pt_cuts_may_have_any_length_up_to_four(text: str, cuts: tuple[float, ...]) -> None:
+    assert read({"PT_CUTS": text}).run.pt_cuts_gev == cuts
+
+
+def test_samples_come_in_the_catalogues_order_and_each_once() -> None:
+    assert read({"SAMPLES": " llll,data_B, Zee,llll ,data_B,"}).run.samples == ("data_B", "Zee", "llll")
+
+
+def test_a_relative_data_directory_becomes_absolute_and_an_address_ends_in_a_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read({"DATA": "files"}).run.data == str(tmp_path / "files")
+    assert read({"DATA": "https://host/4lep"}).run.data == "https://host/4lep/"
+    assert read({"DATA": "root://host//eos/4lep/"}).run.data == "root://host//eos/4lep/"
+    assert RunSettings.from_json({"data": "https://host/4lep"}).data == "https://host/4lep/"
+
+
+def test_the_demo_release_takes_no_data_location() -> None:
+    assert read({"RELEASE": "demo", "DATA": "/somewhere"}).run.data is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "way_out"),
+    [
+        ("LUMI", "-1", "LUMI=10"),
+        ("LUMI", "0", "LUMI=10"),
+        ("LUMI", "abc", "LUMI=10"),
+        ("LUMI", "nan", "LUMI=10"),
+        ("LUMI", "inf", "LUMI=10"),
+        ("FRACTION", "0", "FRACTION=0.5"),
+        ("FRACTION", "2", "FRACTION=0.5"),
+        ("FRACTION", "1.0000001", "FRACTION=0.5"),
+        ("FRACTION", "nan", "FRACTION=0.5"),
+        ("FRACTION", "half", "FRACTION=0.5"),
+        ("PT_CUTS", "20,x", "PT_CUTS=20,15,10"),
+        ("PT_CUTS", "20,", "PT_CUTS=20,15,10"),
+        ("PT_CUTS", "5,4,3,2,1", "PT_CUTS=20,15,10"),
+        ("PT_CUTS", "20,-15", "PT_CUTS=20,15,10"),
+        ("PT_CUTS", "nan", "PT_CUTS=20,15,10"),
+        ("PT_CUTS", "inf", "PT_CUTS=20,15,10"),
+        ("SAMPLES", "Zee,Zee2", "Zmumu"),
+        ("RELEASE", "2019", "2020e-13tev, demo"),
+        ("RABBITMQ_PORT", "70000", "5672"),
+        ("RABBITMQ_PORT", "0", "5672"),
+        ("RABBITMQ_PORT", "amqp", "5672"),
+        ("METRICS_PORT", "65536", "0 listens nowhere"),
+        ("CHUNK_ENTRIES", "0", "1 to 80000"),
+        ("CHUNK_ENTRIES", "80001", "1 to 80000"),
+        ("CHUNK_ENTRIES", "1e3", "CHUNK_ENTRIES=50000"),
+        ("DEMO_EVENTS", "11", "12 to 1000000000"),
+        ("DEMO_EVENTS", "many", "DEMO_EVENTS=200000"),
+        ("LOG_LEVEL", "loud", "DEBUG, INFO, WARNING or ERROR"),
+        ("DATA", "ftp://x", "https://"),
+        ("DATA", "https://", "https://"),
+        ("DATA", "http://[::1", "https://"),
+        ("DATA", "~nobody-of-this-name/files", "without '~'"),
+        ("OUTPUT", "~nobody-of-this-name", "without '~'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_variable_its_value_and_a_way_out(
+    variable: str, value: str, way_out: str
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read({variable: value})
+    message = str(refused.value)
+    assert message.startswith(f"{variable}=")
+    assert value in message
+    assert way_out in message
+
+
+def test_a_broker_address_replaces_what_it_gives_and_keeps_the_rest() -> None:
+    ours = BrokerSettings("rabbitmq", 5672, "atlas", "secret")
+    assert ours.with_url("amqp://other:5673") == BrokerSettings("other", 5673, "atlas", "secret")
+    given = ours.with_url("amqp://me:p%2Fw%40x@[::1]/v%2Fh")
+    assert given == BrokerSettings("::1", 5672, "me", "p/w@x", "v/h")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://u:geheim@h",
+        "amqp://u:geheim@",
+        "amqp://u:geheim@h:port",
+        "amqp://u:geheim@h:70000",
+        "amqp://u:geheim@h:0",
+        "amqp://u:a@geheim@h:0",
+        "amqp://u:a/geheim@h",
+        "amqp://u:a#geheim@h",
+        "amqp://u:geheim@[::1",
+        "amqp:/u:geheim@h",
+        "u:geheim@h:5672",
+    ],
+)
+def test_a_wrong_broker_address_is_refused_and_its_password_never_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"--broker .*an address like amqp://user:password@host:5672") as refused:
+        BrokerSettings().with_url(url)
+    assert "geheim" not in str(refused.value)
+
+
+def test_the_password_and_the_key_are_in_no_text_of_the_settings() -> None:
+    settings = read({"RABBITMQ_PASS": "geheim", "MESSAGE_KEY": "geheim-0123456789"})
+    assert (settings.broker.password, settings.broker.message_key) == ("geheim", "geheim-0123456789")
+    assert "geheim" not in f"{settings} {settings!r} {settings.broker}"
+
+
+def test_a_key_that_could_be_guessed_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="MESSAGE_KEY: 6 characters; a key has at least 16") as refused:
+        read({"MESSAGE_KEY": "geheim"})
+    assert "geheim" not in str(refused.value)
+
+
+def test_tls_has_its_own_port_and_an_address_without_it_does_not_switch_it_off(tmp_path: Path) -> None:
+    with_tls = BrokerSettings("h").with_url("amqps://there")
+    assert (with_tls.tls, with_tls.tls_ca, str(with_tls)) == (True, None, "amqps://atlas@there:5671")
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    broker = read({"RABBITMQ_TLS_CA": str(authority)}).broker
+    assert (broker.tls, broker.tls_ca, broker.port) == (True, authority, 5671)
+    assert read({"RABBITMQ_TLS_CA": str(authority), "RABBITMQ_PORT": "5672"}).broker.port == 5672
+    assert str(broker.with_url("amqp://there")) == "amqps://atlas@there:5671"
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("", "no certificate"), ("geheim", "no cert")])
+def test_a_file_without_an_authority_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError) as refused:
+        read({"RABBITMQ_TLS_CA": str(path)})
+    assert str(refused.value).startswith(f"RABBITMQ_TLS_CA='{path}': ")
+    assert words in str(refused.value)
+    assert "give the PEM file of the authority" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "entries", "expected"),
+    [(0.29, 100, 29), (0.1, 39, 3), (1.0, 554_279, 554_279), (0.57, 100, 57), (1e-5, 99_999, 0), (0.5, 0, 0)],
+)
+def test_a_fraction_of_a_files_entries_is_exact(fraction: float, entries: int, expected: int) -> None:
+    assert RunSettings(fraction=fraction).entries_of(entries) == expected
+
+
+def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_settings() -> None:
+    ours = RunSettings(release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000)
+    assert RunSettings.from_json({}) == RunSettings()
+    assert RunSettings.from_json({"fraction": 1, "pt_cuts_gev": [25, 20]}, ours) == RunSettings(
+        release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000, pt_cuts_gev=(25.0, 20.0)
+    )
+    other_release = RunSettings.from_json({"release": "2020e-13tev"}, ours)
+    assert other_release.samples == ALL_SAMPLES, "our samples were chosen for another release"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"luminosity": 10}, "no setting 'luminosity'; it has release, data, samples, lumi_ifb"),
+        ({3: 10}, "no setting 3"),
+        ({"lumi_ifb": True}, "Expected `float`, got `bool`"),
+        ({"lumi_ifb": "10"}, "Expected `float`, got `str`"),
+        ({"lumi_ifb": None}, "Expected `float`, got `null`"),
+        ({"lumi_ifb": float("nan")}, "LUMI=nan"),
+        ({"lumi_ifb": 10**400}, "out of range"),
+        ({"fraction": 0}, "FRACTION=0"),
+        ({"chunk_entries": True}, "Expected `int`, got `bool`"),
+        ({"chunk_entries": 10.5}, "Expected `int`, got `float`"),
+        ({"samples": "Zee"}, "Expected `array`, got `str`"),
+        ({"samples": ["Zee2"]}, "SAMPLES='Zee2'"),
+        ({"samples": [1]}, "Expected `str`, got `int`"),
+        ({"pt_cuts_gev": [False]}, "Expected `float`, got `bool`"),
+        ({"pt_cuts_gev": 20}, "Expected `array`, got `int`"),
+        ({"release": None}, "Expected `str`, got `null`"),
+        ({"data": "file:///etc"}, "DATA='file:///etc'"),
+        ({"data": 5}, "Expected `str | null`, got `int`"),
+    ],
+)
+def test_a_wrong_setting_in_json_is_refused_in_words(values: dict[Any, Any], words: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        RunSettings.from_json(values)
+    assert words in str(refused.value)
+
+
+def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for variable in VARIABLES:
+        cells = [f"`{cell}`" if cell else "" for cell in (variable.name, variable.flag, variable.default)]
+        assert f"| {cells[0]} | {cells[1]} | {cells[2]} | {variable.what} |" in readme
