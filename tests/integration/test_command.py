@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.physics import real_data
+from tests.support.real_data import real_data
 from tests.support.workers import Workers
 
 KEYS = {

@@ -17,7 +17,7 @@ from common.submission import Outcome, follow, submit
 from common.transport import Delivery, Session
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.support.broker import Broker
-from tests.support.physics import real_data
+from tests.support.real_data import real_data
 from tests.support.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers

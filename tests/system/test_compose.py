@@ -18,7 +18,7 @@ import pytest
 from common.settings import RunSettings
 from tests.support.broker import docker_answers
 from tests.support.paths import ROOT
-from tests.support.physics import real_data
+from tests.support.real_data import real_data
 from tests.support.runs import numbers, numbers_of, run_embedded
 from tests.support.waiting import free_port, wait_until
 

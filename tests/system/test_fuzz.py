@@ -38,7 +38,7 @@ def test_every_hostile_message_is_refused_or_sound_within_64_mib(tmp_path: Path,
 UNGUARDED = """
 import pickle, sys
 from common import messages
-from tests import fuzz_messages
+from tests.support import fuzz_messages
 honest = messages.decode
 messages.decode = lambda kind, body: pickle.loads(body) if fuzz_messages._decoding else honest(kind, body)
 sys.argv[1:] = ["--seconds", "5"]

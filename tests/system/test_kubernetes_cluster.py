@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.physics import real_data
+from tests.support.real_data import real_data
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

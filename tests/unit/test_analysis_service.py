@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from physics import random_selected, selected
 
 from common import topology
 from common.errors import BrokerError, MessageError
@@ -37,7 +36,8 @@ from common.messages import (
 )
 from common.settings import RunSettings, read
 from common.transport import Delivery
-from tests import toy_run
+from tests.support import toy_run
+from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
 from workers.analysis import service as service_module
 from workers.analysis.fits import Fits

@@ -13,7 +13,7 @@ import uproot
 from common import catalogue
 from common.messages import ChunkFailed, ChunkTask, Events, FileTask, Message, SamplePlan
 from common.settings import RunSettings, read
-from tests.support.physics import real_data
+from tests.support.real_data import real_data
 from workers.data_loader.service import DataLoader
 
 RELEASE = catalogue.release("2020e-13tev")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from physics import RELEASE, random_selected
 
+from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import (
     M4L_FINE,
     Axis,

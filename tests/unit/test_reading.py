@@ -15,11 +15,11 @@ import pytest
 import uproot
 from hypothesis import given
 from hypothesis import strategies as st
-from physics import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
 
 from common.catalogue import Sample
 from common.errors import DataError
 from common.settings import RunSettings
+from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
 from workers.data_loader import reading
 from workers.data_loader.sources import check_directory, locate
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from physics import RELEASE, random_selected
 
 from common import catalogue
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
+from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import axes, empty, fill, split
 from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store

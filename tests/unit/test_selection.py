@@ -12,11 +12,11 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
-from conftest import wait_until
-from physics import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
 
 from common.messages import RunPlan
 from common.settings import RunSettings, read
+from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
+from tests.support.waiting import wait_until
 from workers.analysis.histograms import axes, fill
 from workers.analysis.service import Analysis
 from workers.analysis.store import Store

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from physics import RELEASE, random_selected
 
 from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
+from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store
