@@ -31,7 +31,7 @@ from common.transport import Transport
 
 COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
 #: How long a broker that does not answer is waited for.
-BROKER_PATIENCE_S = 15.0
+BROKER_CONNECT_TIMEOUT_S = 15.0
 #: How many problems are printed; all stand in result.json.
 SHOWN_PROBLEMS = 4
 
@@ -99,7 +99,7 @@ def _dead_letters(arguments: Sequence[str], console: Console) -> int:
 def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:
     from common.transport.rabbitmq import RabbitMQTransport
 
-    transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_PATIENCE_S)
+    transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
     return _submit_and_follow(transport, read, run_id, console, lambda: True)
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.processes import cpu_seconds, memory_bytes
 from common import messages, topology
-from common.messages import Folder, Result, RunFailed
+from common.messages import Result, ResultFiles, RunFailed
 from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
@@ -124,7 +124,11 @@ def wait_for_consumers(vhost: BrokerSettings) -> None:
     """Wait until every queue of the services has somebody who consumes it."""
     session = RabbitMQTransport(vhost).open([])
     try:
-        wait_until(lambda: session.is_connected() and session.idle() == [], "every service consumed", READY_DEADLINE_S)
+        wait_until(
+            lambda: session.is_connected() and session.queues_without_consumer() == [],
+            "every service consumed",
+            READY_DEADLINE_S,
+        )
     finally:
         session.close()
 
@@ -136,7 +140,7 @@ def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
         delivery = session.receive(1.0)
         if delivery is None:
             continue
-        session.settle(delivery)
+        session.publish_and_acknowledge(delivery)
         if delivery.kind not in (Result.kind, RunFailed.kind):
             continue
         message = messages.decode(delivery.kind, delivery.body)
@@ -155,8 +159,8 @@ def wait_for_folder(session: Session) -> None:
     while time.monotonic() < deadline:
         delivery = session.receive(1.0)
         if delivery is not None:
-            session.settle(delivery)
-            if delivery.kind == Folder.kind:
+            session.publish_and_acknowledge(delivery)
+            if delivery.kind == ResultFiles.kind:
                 return
     raise BenchmarkError(f"no result folder came within {RUN_DEADLINE_S:g} s")
 

@@ -14,7 +14,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from common import topology
 from common.errors import BrokerError, MessageError
-from common.messages import Requeued
+from common.messages import RequeueNotice
 from common.settings import BrokerSettings
 from common.signature import NOTICE_SIGNATURE, Signer
 from common.transport.amqp import parameters, refusal
@@ -83,10 +83,10 @@ def _is_of_death(header: str) -> bool:
     return header in _OF_DEATH or header.startswith("x-")
 
 
-def _notices(letter: Letter) -> list[Requeued]:
+def _notices(letter: Letter) -> list[RequeueNotice]:
     known = {"run_id": letter.run_id, "sample": letter.sample, "start": letter.start, "stop": letter.stop}
     try:
-        return [Requeued.from_headers(letter.queue, known)] if letter.run_id is not None else []
+        return [RequeueNotice.from_headers(letter.queue, known)] if letter.run_id is not None else []
     except MessageError:
         return []  # its headers name nothing that could wait for it
 
@@ -112,9 +112,9 @@ def _channel(settings: BrokerSettings) -> Iterator[BlockingChannel]:
 def _letters(channel: BlockingChannel) -> Iterator[tuple[Letter, tuple[int, pika.BasicProperties, bytes]]]:
     """The letters that are there at the beginning, each taken and not acknowledged."""
     for wanted in topology.QUEUES:
-        if not wanted.has_dead:
+        if not wanted.has_dead_letter_queue:
             continue
-        grave = topology.dead(wanted.name).name
+        grave = topology.dead_letter_queue(wanted.name).name
         for _ in range(_count(channel, grave)):
             method, properties, body = channel.basic_get(grave)
             if method is None:

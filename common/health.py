@@ -28,13 +28,13 @@ STUCK_S = 30.0
 STUCK_IN_A_MESSAGE_S = 1800.0
 
 
-class Monitor:
+class ServiceMetrics:
     """Counts what one service does, and knows whether it still does anything."""
 
     def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
         self.connected = connected
-        self.lengths: Callable[[], Mapping[str, int]] = dict
-        self._turned: float | None = None
+        self.queue_depths: Callable[[], Mapping[str, int]] = dict
+        self._last_heartbeat: float | None = None
         self._busy = False
         self.registry = CollectorRegistry()
         r = self.registry
@@ -49,23 +49,23 @@ class Monitor:
         in_flight.set_function(lambda: float(self._busy))
         is_connected = Gauge("atlas_connected", "1 while connected to the broker", registry=r)
         is_connected.set_function(lambda: float(self.connected()))
-        r.register(_QueueLengths(self))
+        r.register(_QueueDepths(self))
 
-    def turn(self) -> None:
+    def heartbeat(self) -> None:
         """The loop has come round."""
-        self._turned = time.monotonic()
+        self._last_heartbeat = time.monotonic()
 
     @contextmanager
     def handling(self, queue: str, kind: str) -> Iterator[None]:
         """A message of this kind from ``queue`` is being handled."""
         self._busy = True
-        self.turn()
+        self.heartbeat()
         try:
             with self._seconds.labels(queue, kind if kind in messages.KINDS else "unknown").time():
                 yield
         finally:
             self._busy = False
-            self.turn()
+            self.heartbeat()
 
     def handled(self, queue: str, outcome: Sequence[Message]) -> None:
         """A message was handled, and this came of it."""
@@ -80,16 +80,16 @@ class Monitor:
 
     def problem(self) -> str | None:
         """Why the loop seems stuck, in words; None while it turns, or waits for its first connection."""
-        if self._turned is None:
+        if self._last_heartbeat is None:
             return None
-        quiet_s = time.monotonic() - self._turned
+        quiet_s = time.monotonic() - self._last_heartbeat
         if quiet_s > (STUCK_IN_A_MESSAGE_S if self._busy else STUCK_S):
             return f"stuck for {quiet_s:.0f} s {'in a message' if self._busy else 'between messages'}"
         return None
 
 
 @contextmanager
-def listen(monitor: Monitor, port: int) -> Iterator[None]:
+def listen(monitor: ServiceMetrics, port: int) -> Iterator[None]:
     """Answer /healthz, /readyz and /metrics on ``port``, in the background. Raises OSError if the port is taken."""
     metrics = make_wsgi_app(monitor.registry)
 
@@ -121,17 +121,17 @@ def listen(monitor: Monitor, port: int) -> Iterator[None]:
             thread.join()
 
 
-class _QueueLengths(Collector):
+class _QueueDepths(Collector):
     """Asks the broker at each visit, so that nothing is asked where nobody listens."""
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: ServiceMetrics) -> None:
         self._monitor = monitor
 
     def collect(self) -> Iterable[Metric]:
         """How many messages wait in each queue."""
         what = "Messages that wait in the queues consumed here and in their dead-letter queues"
         lengths = GaugeMetricFamily("atlas_queue_messages", what, labels=["queue"])
-        for queue, length in self._monitor.lengths().items():
+        for queue, length in self._monitor.queue_depths().items():
             lengths.add_metric([queue], length)
         yield lengths
 

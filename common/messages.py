@@ -30,7 +30,7 @@ Name = Annotated[str, msgspec.Meta(pattern=NAME, max_length=MAX_NAME)]
 #: A number of events, entries or bytes; the database's integers have 64 bits.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 #: Seconds since 1970 (UTC), up to the year 9999.
-Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+Timestamp = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 Stage = Literal["plan", "data-loader", "data-processor", "analysis"]
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class RunRequest(Message):
     route: ClassVar[str] = topology.RUNS.name
 
     run_id: Name
-    submitted: Moment
+    submitted: Timestamp
     settings: RunSettings
 
     @classmethod
@@ -106,7 +106,7 @@ class RunRequest(Message):
 @dataclass(frozen=True)
 class _RawRequest:
     run_id: Name
-    submitted: Moment
+    submitted: Timestamp
     settings: dict[str, Any]
 
 
@@ -141,7 +141,7 @@ class RunPlan(Message):
     route: ClassVar[str] = topology.PLANS.name
 
     run_id: Name
-    submitted: Moment
+    submitted: Timestamp
     settings: RunSettings
 
 
@@ -311,10 +311,10 @@ class Progress(Message):
 
 
 @dataclass(frozen=True)
-class Fetching(Message):
+class FetchProgress(Message):
     """A sample's file is on its way: so many bytes have come, of so many where that is known."""
 
-    kind: ClassVar[str] = "fetching"
+    kind: ClassVar[str] = "fetch-progress"
     route: ClassVar[str] = topology.RESULTS
 
     run_id: Name
@@ -336,10 +336,10 @@ class Result(Message):
 
 
 @dataclass(frozen=True)
-class Inquiry(Message):
+class StatusRequest(Message):
     """Who follows a run may have missed how far it is or how it ended, and asks to be told again."""
 
-    kind: ClassVar[str] = "inquiry"
+    kind: ClassVar[str] = "status-request"
     route: ClassVar[str] = topology.PLANS.name
 
     run_id: Name
@@ -357,11 +357,11 @@ class RunFailed(Message):
 
 
 @dataclass(frozen=True)
-class Folder(Message):
+class ResultFiles(Message):
     """The files of a finished run's result folder, by name."""
 
-    kind: ClassVar[str] = "folder"
-    route: ClassVar[str] = topology.FOLDERS
+    kind: ClassVar[str] = "result-files"
+    route: ClassVar[str] = topology.RESULT_FILES
 
     run_id: Name
     files: dict[Name, bytes]
@@ -376,7 +376,7 @@ class Folder(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Letter(Message):
+class _DeadLetterHeaders(Message):
     """A message that is known by its headers alone, and the queue it was in."""
 
     queue: str
@@ -406,7 +406,7 @@ class _Letter(Message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeadLetter(_Letter):
+class DeadLetterNotice(_DeadLetterHeaders):
     """Notice of a message that could not be handled, and why."""
 
     kind: ClassVar[str] = "dead-letter"
@@ -416,7 +416,7 @@ class DeadLetter(_Letter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Requeued(_Letter):
+class RequeueNotice(_DeadLetterHeaders):
     """Notice that a dead letter goes back to its queue: what it carried is to be waited for again."""
 
     kind: ClassVar[str] = "requeued"
@@ -429,7 +429,8 @@ KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
-        Events, Selected, RunStarted, Progress, Fetching, Result, Inquiry, RunFailed, Folder, Requeued,
+        Events, Selected, RunStarted, Progress, FetchProgress, Result, StatusRequest, RunFailed, ResultFiles,
+        RequeueNotice,
     )
 }  # fmt: skip
 

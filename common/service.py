@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from common import messages, settings, topology
 from common.errors import BrokerError, MessageError, SettingsError, Unavailable, WorkerLost
-from common.health import Monitor, listen
+from common.health import ServiceMetrics, listen
 from common.memory import keep_freed_memory
 from common.messages import Message
 from common.settings import Settings
@@ -44,9 +44,9 @@ class Service(ABC):
     prefetch: ClassVar[int] = 2
 
     #: Publishes news at once, in the middle of a message; set by the loop.
-    tell: Callable[[Message], None] = staticmethod(lambda message: None)
+    publish_without_confirm: Callable[[Message], None] = staticmethod(lambda message: None)
 
-    #: Publishes what comes of no delivery, and returns once that is confirmed; for ``turn``, set by the loop.
+    #: Publishes what comes of no delivery, and returns once that is confirmed; for ``poll``, set by the loop.
     publish: Callable[[Sequence[Message]], None] = staticmethod(lambda messages: None)
 
     #: Has the loop turn at once, from whichever thread; set by the loop.
@@ -64,7 +64,7 @@ class Service(ABC):
         """Read a delivery; raises MessageError where it is not what it says."""
         return messages.decode(delivery.kind, delivery.body)
 
-    def turn(self) -> None:  # noqa: B027  not every service has something to do unasked
+    def poll(self) -> None:  # noqa: B027  not every service has something to do unasked
         """Do what is due though no message asks for it: called between deliveries, twice a second, and on ``wake``.
 
         Raises Unavailable where only time can help: it is called again in any case.
@@ -74,17 +74,17 @@ class Service(ABC):
         """Give back what the service holds."""
 
 
-def serve(service: Service, session: Session, stop: threading.Event, monitor: Monitor | None = None) -> None:
+def serve(service: Service, session: Session, stop: threading.Event, monitor: ServiceMetrics | None = None) -> None:
     """Handle deliveries until ``stop`` is set; raises BrokerError where the broker refuses."""
-    service.tell = session.tell
+    service.publish_without_confirm = session.publish_without_confirm
     service.publish = session.publish
     service.wake = session.wake
-    monitor = monitor or Monitor(service.name)
-    monitor.connected, monitor.lengths = session.is_connected, session.lengths
+    monitor = monitor or ServiceMetrics(service.name)
+    monitor.connected, monitor.queue_depths = session.is_connected, session.queue_depths
     try:
         while not stop.is_set():
-            monitor.turn()
-            _turn(service, stop)
+            monitor.heartbeat()
+            _poll(service, stop)
             delivery = session.receive(_TICK_S)
             if delivery is not None:
                 with monitor.handling(delivery.queue, delivery.kind):
@@ -94,24 +94,26 @@ def serve(service: Service, session: Session, stop: threading.Event, monitor: Mo
         service.close()
 
 
-def _turn(service: Service, stop: threading.Event) -> None:
+def _poll(service: Service, stop: threading.Event) -> None:
     try:
-        service.turn()
+        service.poll()
     except Unavailable as error:
         log.warning("%s waits: %s", service.name, error)
         stop.wait(_PAUSE_S)
 
 
-def _handle(service: Service, session: Session, delivery: Delivery, stop: threading.Event, monitor: Monitor) -> None:
-    if delivery.refused is not None:
-        return _give_up(service, session, delivery, delivery.refused, monitor)
+def _handle(
+    service: Service, session: Session, delivery: Delivery, stop: threading.Event, monitor: ServiceMetrics
+) -> None:
+    if delivery.rejection_reason is not None:
+        return _give_up(service, session, delivery, delivery.rejection_reason, monitor)
     if delivery.redelivered and 1 + session.take_in_hand(delivery) >= CRASH_LIMIT:
         problem = f"{service.name} died {CRASH_LIMIT} times with this message in hand"
         return _give_up(service, session, delivery, problem, monitor)
     while True:
         try:
             outcome = service.handle(service.decode(delivery))
-            session.settle(delivery, outcome)
+            session.publish_and_acknowledge(delivery, outcome)
         except Unavailable as error:
             log.warning("%s waits: %s", service.name, error)
             if stop.wait(_PAUSE_S):
@@ -128,11 +130,11 @@ def _handle(service: Service, session: Session, delivery: Delivery, stop: thread
             return monitor.handled(delivery.queue, outcome)
 
 
-def _give_up(service: Service, session: Session, delivery: Delivery, problem: str, monitor: Monitor) -> None:
+def _give_up(service: Service, session: Session, delivery: Delivery, problem: str, monitor: ServiceMetrics) -> None:
     log.error("%s cannot handle a message from %s: %s", service.name, delivery.queue, problem)
     monitor.failed(delivery.queue)
     if delivery.queue == topology.DEAD_NOTICES.name:
-        session.settle(delivery)  # a notice of a dead letter that nobody can read: the letter itself is kept
+        session.publish_and_acknowledge(delivery)  # the dead letter itself is kept
     else:
         session.dead_letter(delivery, problem[:1000])
 
@@ -148,7 +150,7 @@ def main(make: Callable[[Settings], Service]) -> int:
         keep_freed_memory()
         service = make(read)
         log.info("%s starts", service.name)
-        monitor = Monitor(service.name)
+        monitor = ServiceMetrics(service.name)
         with listen(monitor, read.metrics_port) if read.metrics_port else nullcontext():
             session = RabbitMQTransport(read.broker, stop=stop).open(service.consumes, service.prefetch)
             serve(service, session, stop, monitor)

@@ -12,7 +12,17 @@ from typing import Any, Protocol
 
 from common import messages, topology
 from common.errors import MessageError
-from common.messages import Chunk, Fetching, Folder, Inquiry, Message, Progress, Result, RunFailed, RunRequest
+from common.messages import (
+    Chunk,
+    FetchProgress,
+    Message,
+    Progress,
+    Result,
+    ResultFiles,
+    RunFailed,
+    RunRequest,
+    StatusRequest,
+)
 from common.settings import RunSettings
 from common.transport import Delivery, Session
 
@@ -115,15 +125,15 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
     while is_alive():
         if session.connections() != connections:
             connections = session.connections()
-            session.tell(Inquiry(run_id))
+            session.publish_without_confirm(StatusRequest(run_id))
         delivery = session.receive(0.2)
         if delivery is None:
             if time.monotonic() - last > QUIET_S:
-                absent = sorted({_CONSUMERS[queue] for queue in session.idle()})
+                absent = sorted({_CONSUMERS[queue] for queue in session.queues_without_consumer()})
                 display.note(f"waiting for {', '.join(absent)}" if absent else "waiting")
                 last = time.monotonic()
             continue
-        session.settle(delivery)
+        session.publish_and_acknowledge(delivery)
         message = _read(delivery)
         if message is None or _run_of(message) != run_id:
             continue
@@ -131,7 +141,7 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
         match message:
             case Progress():
                 stages.hear(message)
-            case Fetching():
+            case FetchProgress():
                 of = "" if message.total_bytes is None else f" of {message.total_bytes / 1e6:.1f}"
                 display.note(f"fetching {message.sample}: {message.done_bytes / 1e6:.1f}{of} MB")
             case Result(final=True):
@@ -139,7 +149,7 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 if message.result != shown:
                     shown = message.result
                     display.result(shown)
-            case Folder():
+            case ResultFiles():
                 display.note("")
                 if message.result != shown:
                     display.result(message.result)
@@ -152,8 +162,8 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
 def _read(delivery: Delivery) -> Message | None:
     """What was delivered; None, and a warning, where it must not or cannot be read."""
     try:
-        if delivery.refused is not None:
-            raise MessageError(delivery.refused)
+        if delivery.rejection_reason is not None:
+            raise MessageError(delivery.rejection_reason)
         return messages.decode(delivery.kind, delivery.body)
     except MessageError as error:
         log.warning("a %s message is passed over: %s", delivery.kind, error)

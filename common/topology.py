@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 #: Fanout exchanges: whoever listens gets a copy.
 RESULTS = "results"
-FOLDERS = "folders"
-EXCHANGES = (RESULTS, FOLDERS)
+RESULT_FILES = "result-files"
+EXCHANGES = (RESULTS, RESULT_FILES)
 
 _FOLLOW = "follow."
 
 #: What could not be handled goes to this exchange, under its queue's name.
-DEAD = "dead"
+DEAD_LETTER_EXCHANGE = "dead"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Queue:
     a queue that nobody uses for so long; ``exclusive`` means that each session
     has its own, which ends with the session's connection; ``replicated``, that
     each broker of a cluster has a copy (a quorum queue). What cannot be handled
-    moves to the queue's dead-letter queue, if it has one (``has_dead``).
+    moves to the queue's dead-letter queue, if it has one (``has_dead_letter_queue``).
     """
 
     name: str
@@ -36,7 +36,7 @@ class Queue:
     expires_s: int | None = None
     exclusive: bool = False
     replicated: bool = True
-    has_dead: bool = True
+    has_dead_letter_queue: bool = True
 
 
 RUNS = Queue("runs")
@@ -46,7 +46,7 @@ EVENTS = Queue("events", limit=16)
 SELECTED = Queue("selected", limit=16)
 PLANS = Queue("plans")
 #: A copy of every dead letter, for the analysis service to note what is lost.
-DEAD_NOTICES = Queue("dead-notices", has_dead=False)
+DEAD_NOTICES = Queue("dead-notices", has_dead_letter_queue=False)
 VISUALISATION = Queue("results.visualisation", keep=10_000, exchanges=(RESULTS,))
 
 #: Queues that always exist, whoever connects first.
@@ -62,16 +62,16 @@ def follower(run_id: str) -> Queue:
     return Queue(
         f"{_FOLLOW}{run_id}",
         keep=10_000,
-        exchanges=(RESULTS, FOLDERS),
+        exchanges=(RESULTS, RESULT_FILES),
         exclusive=True,
         replicated=False,
-        has_dead=False,
+        has_dead_letter_queue=False,
     )
 
 
-def dead(queue: str) -> Queue:
+def dead_letter_queue(queue: str) -> Queue:
     """A queue's dead-letter queue."""
-    return Queue(f"{queue}.dead", has_dead=False)
+    return Queue(f"{queue}.dead", has_dead_letter_queue=False)
 
 
 def deaths(queue: str, kind: str, body: bytes) -> Queue:
@@ -81,7 +81,7 @@ def deaths(queue: str, kind: str, body: bytes) -> Queue:
     killed back without a leader, and whoever publishes to that waits for a minute, again and again.
     """
     digest = hashlib.sha256(f"{queue} {kind} ".encode() + body).hexdigest()
-    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, replicated=False, has_dead=False)
+    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, replicated=False, has_dead_letter_queue=False)
 
 
 def routes_to(queue: str) -> tuple[str, ...]:

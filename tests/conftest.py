@@ -39,7 +39,7 @@ def transport(request: pytest.FixtureRequest) -> Transport:
     """Each transport in turn, with queues of this test's own."""
     if request.param == "embedded":
         return EmbeddedTransport()
-    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
+    return RabbitMQTransport(request.getfixturevalue("vhost"), connect_timeout_s=20)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Lane(Service):
         while True:
             what, encoded = self._receive()
             if what == "news":
-                self.tell(encoded)
+                self.publish_without_confirm(encoded)
             elif what == "outcome":
                 outcome.append(encoded)
             elif what == "refused":
@@ -120,7 +120,7 @@ class _Worker:
     def __init__(self, line: Connection, read: Settings) -> None:
         self._line = line
         self._loader, self._processor = DataLoader(read), DataProcessor(read)
-        self._loader.tell = lambda news: self._send("news", news)
+        self._loader.publish_without_confirm = lambda news: self._send("news", news)
 
     def work(self) -> None:
         """Do one task after the other; returns when there is nobody to ask for them."""

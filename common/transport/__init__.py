@@ -29,10 +29,10 @@ class Delivery:
     headers: Mapping[str, Any]
     redelivered: bool
     token: Any = field(repr=False)
-    refused: str | None = None
+    rejection_reason: str | None = None
 
 
-def notice_of(delivery: Delivery, problem: str) -> dict[str, str]:
+def dead_letter_headers(delivery: Delivery, problem: str) -> dict[str, str]:
     """The headers that a delivery gets as a dead letter: why, from which queue, and when (UTC)."""
     died = datetime.now(UTC).isoformat(timespec="seconds")
     return {"problem": problem, "queue": delivery.queue, "died": died}
@@ -61,7 +61,7 @@ class Session(Protocol):
         """
         ...
 
-    def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
+    def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, and acknowledge it once all of that is confirmed.
 
         Returns before that: the next delivery can be worked on meanwhile. A
@@ -77,7 +77,7 @@ class Session(Protocol):
         """Publish messages that come of no delivery; returns when they are confirmed."""
         ...
 
-    def tell(self, message: Message) -> None:
+    def publish_without_confirm(self, message: Message) -> None:
         """Publish news that nobody needs: it is not waited for, and may be lost with the connection."""
         ...
 
@@ -92,11 +92,11 @@ class Session(Protocol):
         """Whether the session can consume and publish right now."""
         ...
 
-    def idle(self) -> Sequence[str]:
+    def queues_without_consumer(self) -> Sequence[str]:
         """The queues of the four services that nobody consumes at the moment."""
         ...
 
-    def lengths(self) -> Mapping[str, int]:
+    def queue_depths(self) -> Mapping[str, int]:
         """How many messages wait in the queues consumed here and in their dead-letter queues, where that is known."""
         ...
 

@@ -49,8 +49,8 @@ def arguments(queue: Queue) -> dict[str, Any]:
         found |= {"x-max-length": queue.limit, "x-overflow": "reject-publish"}
     if queue.expires_s is not None:
         found |= {"x-expires": queue.expires_s * 1000}
-    if queue.has_dead:
-        found |= {"x-dead-letter-exchange": topology.DEAD, "x-dead-letter-routing-key": queue.name}
+    if queue.has_dead_letter_queue:
+        found |= {"x-dead-letter-exchange": topology.DEAD_LETTER_EXCHANGE, "x-dead-letter-routing-key": queue.name}
     return found
 
 

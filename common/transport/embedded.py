@@ -16,7 +16,7 @@ from typing import Any
 from common import topology
 from common.messages import Message
 from common.topology import Queue
-from common.transport import Delivery, notice_of
+from common.transport import Delivery, dead_letter_headers
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class EmbeddedTransport:
                 self._stored[name].appendleft(_Stored(stored.kind, stored.body, stored.headers, redelivered=True))
             self._changed.notify_all()
 
-    def _without_consumer(self) -> Sequence[str]:
+    def _queues_without_consumer(self) -> Sequence[str]:
         with self._changed:
             return [queue.name for queue in topology.QUEUES if not self._consumers[queue.name]]
 
@@ -135,16 +135,16 @@ class EmbeddedSession:
         """Nobody has died: all that works here is this one process."""
         return 0
 
-    def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
+    def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, waiting where a queue is full, and forget the delivery."""
         self.publish(messages)
         self._unsettled.pop(delivery.token, None)
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
-        headers = {**delivery.headers, **notice_of(delivery, problem)}
+        headers = {**delivery.headers, **dead_letter_headers(delivery, problem)}
         stored = _Stored(delivery.kind, delivery.body, headers)
-        for queue in (topology.dead(delivery.queue), topology.DEAD_NOTICES):
+        for queue in (topology.dead_letter_queue(delivery.queue), topology.DEAD_NOTICES):
             self._transport._store(queue.name, stored)
         self._unsettled.pop(delivery.token, None)
 
@@ -153,7 +153,7 @@ class EmbeddedSession:
         for message in messages:
             self._transport._store(message.route, _Stored(message.kind, message.encode(), message.headers))
 
-    def tell(self, message: Message) -> None:
+    def publish_without_confirm(self, message: Message) -> None:
         """Put news into its queues."""
         self.publish([message])
 
@@ -165,13 +165,13 @@ class EmbeddedSession:
         """Always true: the queues are in this process."""
         return True
 
-    def idle(self) -> Sequence[str]:
+    def queues_without_consumer(self) -> Sequence[str]:
         """The queues that nobody consumes at the moment."""
-        return self._transport._without_consumer()
+        return self._transport._queues_without_consumer()
 
-    def lengths(self) -> Mapping[str, int]:
+    def queue_depths(self) -> Mapping[str, int]:
         """How many messages wait in the queues consumed here and in their dead-letter queues."""
-        dead = [topology.dead(queue.name) for queue in self._queues if queue.has_dead]
+        dead = [topology.dead_letter_queue(queue.name) for queue in self._queues if queue.has_dead_letter_queue]
         return {queue.name: self._transport.depth(queue.name) for queue in (*self._queues, *dead)}
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from common.messages import Message
 from common.settings import BrokerSettings
 from common.signature import Signer
 from common.topology import Queue
-from common.transport import Delivery, notice_of
+from common.transport import Delivery, dead_letter_headers
 from common.transport.amqp import arguments, brief, causes, parameters, refusal
 from common.transport.marks import Marks, Token
 from common.transport.publishing import Publication, Publisher
@@ -61,21 +61,21 @@ CONFIRM_DEADLINE_S = 2.0
 class RabbitMQTransport:
     """Sessions on one broker.
 
-    A broker that does not answer yet is waited for: for ``patience_s``, for
+    A broker that does not answer yet is waited for: for ``connect_timeout_s``, for
     ever where that is None, and no longer than until ``stop`` is set.
     """
 
     def __init__(
-        self, settings: BrokerSettings, patience_s: float | None = None, stop: threading.Event | None = None
+        self, settings: BrokerSettings, connect_timeout_s: float | None = None, stop: threading.Event | None = None
     ) -> None:
         self._settings = settings
-        self._patience_s = patience_s
+        self._connect_timeout_s = connect_timeout_s
         self._stop = stop or threading.Event()
 
     def open(self, queues: Sequence[Queue], prefetch: int = 2) -> RabbitMQSession:
         """Open a session; returns when it is connected. Raises BrokerError where the broker refuses."""
         session = RabbitMQSession(self._settings, queues, prefetch, self._stop)
-        session.connect(self._patience_s, self._stop)
+        session.connect(self._connect_timeout_s, self._stop)
         return session
 
 
@@ -129,14 +129,14 @@ class RabbitMQSession:
 
     # --- the service's side -------------------------------------------------
 
-    def connect(self, patience_s: float | None, stop: threading.Event) -> None:
+    def connect(self, connect_timeout_s: float | None, stop: threading.Event) -> None:
         """Start the connection and wait until it stands.
 
         Raises BrokerError where the broker refuses, or has not answered within
-        ``patience_s`` or before ``stop`` was set.
+        ``connect_timeout_s`` or before ``stop`` was set.
         """
         self._thread.start()
-        deadline = None if patience_s is None else time.monotonic() + patience_s
+        deadline = None if connect_timeout_s is None else time.monotonic() + connect_timeout_s
         while not self._ready.wait(0.2):
             if not stop.is_set() and (deadline is None or time.monotonic() < deadline):
                 continue
@@ -154,7 +154,7 @@ class RabbitMQSession:
         except queue.Empty:
             delivery = None
         self._raise_failure()
-        return None if delivery is None else replace(delivery, refused=self._signer.problem(delivery))
+        return None if delivery is None else replace(delivery, rejection_reason=self._signer.problem(delivery))
 
     def take_in_hand(self, delivery: Delivery) -> int:
         """Note in the broker that a redelivered message is handled; returns how many workers died handling it.
@@ -178,16 +178,18 @@ class RabbitMQSession:
         """End the ``receive`` that waits, or else the next one."""
         self._inbox.put(None)
 
-    def settle(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
+    def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish what came of a delivery, and acknowledge it once all of that is confirmed."""
         self._submit(_Settlement(self._publications(messages), delivery.token))
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
         headers = self._signer.sign_notice(
-            delivery.kind, delivery.body, {**delivery.headers, **notice_of(delivery, problem)}
+            delivery.kind, delivery.body, {**delivery.headers, **dead_letter_headers(delivery, problem)}
         )
-        dead = Publication(topology.DEAD, delivery.queue, delivery.kind, delivery.body, headers, must_arrive=True)
+        dead = Publication(
+            topology.DEAD_LETTER_EXCHANGE, delivery.queue, delivery.kind, delivery.body, headers, must_arrive=True
+        )
         self._submit(_Settlement([dead], delivery.token))
 
     def publish(self, messages: Sequence[Message]) -> None:
@@ -205,7 +207,7 @@ class RabbitMQSession:
                 raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages before the stop")
         self._raise_failure()
 
-    def tell(self, message: Message) -> None:
+    def publish_without_confirm(self, message: Message) -> None:
         """Publish news, without waiting for the broker."""
         self._submit(_Settlement(self._publications([message]), token=(self._generation, 0)))
 
@@ -218,14 +220,14 @@ class RabbitMQSession:
         channel = self._channel
         return channel is not None and channel.is_open
 
-    def idle(self) -> Sequence[str]:
+    def queues_without_consumer(self) -> Sequence[str]:
         """The queues of the four services that nobody consumes; none where the broker does not answer."""
         asked = self._ask([wanted.name for wanted in topology.QUEUES])
         return [name for name, state in asked.items() if not state.consumer_count]
 
-    def lengths(self) -> Mapping[str, int]:
+    def queue_depths(self) -> Mapping[str, int]:
         """Messages that wait in the queues consumed here and in their dead-letter queues. Safe in any thread."""
-        dead = [topology.dead(wanted.name) for wanted in self._queues if wanted.has_dead]
+        dead = [topology.dead_letter_queue(wanted.name) for wanted in self._queues if wanted.has_dead_letter_queue]
         asked = self._ask([wanted.name for wanted in (*self._queues, *dead) if not wanted.exclusive])
         return {name: state.message_count for name, state in asked.items()}
 
@@ -345,7 +347,7 @@ class RabbitMQSession:
 
     def _declare(self, channel: pika.channel.Channel, then: Callable[[], None]) -> None:
         """Declare every exchange and queue. A channel's calls are answered in order, so the last answers for all."""
-        channel.exchange_declare(topology.DEAD, "topic", durable=True)
+        channel.exchange_declare(topology.DEAD_LETTER_EXCHANGE, "topic", durable=True)
         for exchange in topology.EXCHANGES:
             channel.exchange_declare(exchange, "fanout", durable=True)
         for wanted in {q.name: q for q in (*topology.QUEUES, *self._queues)}.values():
@@ -355,11 +357,11 @@ class RabbitMQSession:
             )
             for exchange in wanted.exchanges:
                 channel.queue_bind(name, exchange)
-            if wanted.has_dead:
-                dead = topology.dead(wanted.name)
+            if wanted.has_dead_letter_queue:
+                dead = topology.dead_letter_queue(wanted.name)
                 channel.queue_declare(dead.name, durable=True, arguments=arguments(dead))
-                channel.queue_bind(dead.name, topology.DEAD, wanted.name)
-        channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD, "#", callback=lambda _: then())
+                channel.queue_bind(dead.name, topology.DEAD_LETTER_EXCHANGE, wanted.name)
+        channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD_LETTER_EXCHANGE, "#", callback=lambda _: then())
 
     def _name_of(self, wanted: Queue) -> str:
         """A queue's name in the broker: an exclusive one's is new with each connection, for the last may linger."""

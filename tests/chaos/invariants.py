@@ -57,7 +57,9 @@ def _of_the_result(outcome: Outcome, undisturbed: str) -> Iterator[str]:
 
 def _of_the_queues(stage: Stage) -> Iterator[str]:
     """Every queue of the pipeline becomes empty, with nothing unacknowledged, and stays so."""
-    names = {queue.name for queue in topology.QUEUES} | {topology.dead(q.name).name for q in topology.QUEUES}
+    names = {queue.name for queue in topology.QUEUES} | {
+        topology.dead_letter_queue(q.name).name for q in topology.QUEUES
+    }
     fewest, deadline, empty_samples = sys.maxsize, time.monotonic() + SETTLE_S, 0
     while empty_samples < QUIET_SAMPLES:
         full = {q["name"]: q["messages"] for q in stage.queues() if q["name"] in names and q.get("messages")}

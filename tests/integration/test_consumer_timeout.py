@@ -10,7 +10,7 @@ import pytest
 
 from common import messages, topology
 from common.dead_letters import dead_letters
-from common.health import Monitor
+from common.health import ServiceMetrics
 from common.messages import Chunk, ChunkFailed, Message
 from common.service import Service, serve
 from common.settings import BrokerSettings
@@ -62,11 +62,11 @@ def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost
     impatient: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     vhost: BrokerSettings = impatient.new_vhost()
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, stop, service = transport.open([]), threading.Event(), Forwarding()
     sender.publish([ChunkFailed(Chunk("run", "Zee", number, number + 1), "whatever") for number in range(TOTAL)])
     session = transport.open(service.consumes)
-    loop = threading.Thread(target=serve, args=(service, session, stop, Monitor("forwarding")))
+    loop = threading.Thread(target=serve, args=(service, session, stop, ServiceMetrics("forwarding")))
     loop.start()
     try:
         # Nobody consumes events: the queue fills, the acknowledgements stay away, and the broker loses patience.
@@ -81,7 +81,7 @@ def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost
                 message = messages.decode(delivery.kind, delivery.body)
                 assert isinstance(message, ChunkFailed)
                 arrived.add(message.chunk.start)
-                receiver.settle(delivery)
+                receiver.publish_and_acknowledge(delivery)
             return arrived == set(range(TOTAL))
 
         wait_until(all_arrived, "everything has arrived", 60)
@@ -97,11 +97,11 @@ def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost
 def test_a_consumer_that_the_broker_ends_comes_back(impatient: Broker) -> None:
     """As RabbitMQ does from 4.3 on where a delivery took too long, and always where a queue is deleted."""
     vhost = impatient.new_vhost()
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     consumer, sender = transport.open([topology.PLANS]), transport.open([])
     impatient.api("DELETE", f"queues/{vhost.vhost}/plans")
     sender.publish([ChunkFailed(Chunk("run", "Zee", 0, 1), "whatever")])
     delivery = wait_until(lambda: consumer.receive(0.5), "the message came", 30)
-    consumer.settle(delivery)
+    consumer.publish_and_acknowledge(delivery)
     for session in (consumer, sender):
         session.close()

@@ -43,7 +43,7 @@ def events(sample: str, start: int) -> Events:
 
 
 def open_session(vhost: BrokerSettings, *queues: Queue, prefetch: int = 50) -> RabbitMQSession:
-    return RabbitMQTransport(vhost, patience_s=20).open(queues, prefetch)
+    return RabbitMQTransport(vhost, connect_timeout_s=20).open(queues, prefetch)
 
 
 def take(session: Session) -> Delivery:
@@ -97,7 +97,7 @@ def test_a_message_that_kills_its_worker_three_times_is_dead_lettered_and_its_ne
     sender.publish([events("Zee", start) for start in innocent[:3]])
     sender.publish([events(VICTIM, 30)])
     sender.publish([events("Zee", start) for start in innocent[3:]])
-    graves = open_session(vhost, topology.dead("events"), topology.SELECTED)
+    graves = open_session(vhost, topology.dead_letter_queue("events"), topology.SELECTED)
     letters, selected = [], set[int]()
 
     def all_came() -> bool:
@@ -133,7 +133,7 @@ def test_lost_connections_and_restarts_of_the_broker_are_no_deaths(broker: Broke
         delivery = take(session)
         assert delivery.redelivered
         assert session.take_in_hand(delivery) == 0
-    session.settle(delivery)
+    session.publish_and_acknowledge(delivery)
     wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
     session.close()
 
@@ -157,7 +157,7 @@ def test_two_copies_of_a_message_in_one_hand_are_no_death(broker: Broker, vhost:
     copies = [take(session) for _ in range(2)]
     assert [session.take_in_hand(copy) for copy in copies] == [0, 0]
     for copy in copies:
-        session.settle(copy)
+        session.publish_and_acknowledge(copy)
     wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
     session.close()
 
@@ -171,7 +171,7 @@ def test_a_message_that_was_lost_before_it_was_taken_in_hand_leaves_no_mark(
     wait_until(lambda: broker.cut_connections(vhost), "the connection was cut", 30)
     wait_until(lambda: session.connections() > connections, "it is back", 30)
     assert session.take_in_hand(lost) == 0
-    session.settle(take(session))
+    session.publish_and_acknowledge(take(session))
     session.publish([ChunkFailed(Chunk("run", "Zee", 10, 20), "whatever")])
     other = take(session)
     assert session.take_in_hand(other) == 0  # marks are put one after the other: one of the lost message would be there
@@ -192,7 +192,7 @@ def test_a_queue_of_marks_that_was_made_in_the_moment_of_a_power_cut_holds_nobod
     delivery = take(session)
     assert session.take_in_hand(delivery) == 0
     assert "is handled unmarked" not in caplog.text
-    session.settle(delivery)
+    session.publish_and_acknowledge(delivery)
     wait_until(lambda: not names(broker, vhost, "deaths."), "no mark is left", 10)
     session.close()
 
@@ -208,12 +208,12 @@ def test_a_queue_of_marks_that_the_broker_refuses_costs_the_marks_of_its_message
         channel.queue_declare(marks.name, durable=True, arguments={"x-queue-type": "quorum"})
     assert session.take_in_hand(first) == 0
     assert "is handled unmarked" in caplog.text
-    session.settle(first)
+    session.publish_and_acknowledge(first)
     caplog.clear()
     second = redelivered(broker, vhost, session, start=10)
     assert session.take_in_hand(second) == 0
     assert "is handled unmarked" not in caplog.text
-    session.settle(second)
+    session.publish_and_acknowledge(second)
     session.close()
 
 
@@ -226,12 +226,12 @@ def test_a_mark_that_the_broker_does_not_take_in_time_is_none(
     broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")  # the broker takes nothing from who publishes
     try:
         wait_until(lambda: broker.api("GET", "nodes")[0]["mem_alarm"], "the broker raised its alarm")
-        session.tell(Progress("plan", Chunk("run", "Zee", 0, 10)))  # the last that it takes
+        session.publish_without_confirm(Progress("plan", Chunk("run", "Zee", 0, 10)))  # the last that it takes
         assert session.take_in_hand(delivery) == 0
     finally:
         broker.ctl("set_vm_memory_high_watermark", "0.6")
     assert "is handled unmarked" in caplog.text
-    session.settle(delivery)
+    session.publish_and_acknowledge(delivery)
     session.close()
     with channel_of(vhost) as channel:
         marks = topology.deaths(delivery.queue, delivery.kind, delivery.body)
@@ -253,7 +253,7 @@ def test_a_worker_that_stops_in_the_middle_of_a_message_is_no_death(broker: Brok
 
 def test_a_letter_that_was_looked_at_a_hundred_times_is_still_there(vhost: BrokerSettings) -> None:
     """RabbitMQ 4 drops a message for good after 20 deliveries, unless the queue says otherwise."""
-    grave = topology.dead("plans")
+    grave = topology.dead_letter_queue("plans")
     worker = open_session(vhost, topology.PLANS)
     worker.publish([ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever")])
     worker.dead_letter(take(worker), "for a test")

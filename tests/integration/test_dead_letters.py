@@ -44,7 +44,7 @@ def open_session(vhost: BrokerSettings) -> Iterator[Callable[..., RabbitMQSessio
     opened: list[RabbitMQSession] = []
 
     def make(*queues: Queue) -> RabbitMQSession:
-        opened.append(RabbitMQTransport(vhost, patience_s=20).open(queues, 50))
+        opened.append(RabbitMQTransport(vhost, connect_timeout_s=20).open(queues, 50))
         return opened[-1]
 
     yield make

@@ -85,7 +85,7 @@ def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, undisturbed
 @pytest.mark.broker
 def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_workers: Workers, undisturbed: str) -> None:
     demo_workers.start_all()
-    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     runs = [f"run-{number}" for number in range(3)]
     sessions = [transport.open([topology.follower(run_id)], prefetch=100) for run_id in runs]
     for session, run_id in zip(sessions, runs, strict=True):
@@ -103,7 +103,7 @@ def test_a_broker_killed_in_the_moment_a_run_is_submitted_holds_no_run_up(
     """A durable queue of the follower's would come back without a leader, and let nobody publish results."""
     demo_workers.start_all()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
-    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower, bystander = (transport.open([topology.follower(name)], prefetch=100) for name in ("run", "bystander"))
     broker.kill()
     broker.start()
@@ -209,7 +209,7 @@ def test_the_first_news_of_a_run_is_what_it_is(tmp_path: Path) -> None:
         submit(session, "run", DEMO)
         while not (news and isinstance(news[-1], Result) and news[-1].final):
             delivery = wait_until(lambda: session.receive(0.5), "news came")
-            session.settle(delivery)
+            session.publish_and_acknowledge(delivery)
             news.append(messages.decode(delivery.kind, delivery.body))
     assert news[0] == RunStarted("run", DEMO)
 
@@ -225,7 +225,7 @@ def take(session: Session) -> Delivery:
 def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     demo_workers: Workers, queue: topology.Queue, consumer: str
 ) -> None:
-    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower = transport.open([topology.follower("run")], prefetch=100)
     submit(follower, "run", DEMO)
     for service in ("data_loader", "data_processor", "analysis", "visualisation"):
@@ -246,7 +246,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
 def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_undisturbed_one(
     demo_workers: Workers, undisturbed: str
 ) -> None:
-    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower = transport.open([topology.follower("run")], prefetch=100)
     submit(follower, "run", DEMO)
     for service in ("data_loader", "analysis", "visualisation"):
@@ -281,13 +281,13 @@ def test_a_poisonous_message_is_dead_lettered_and_the_worker_goes_on(demo_worker
             return b"cos\nsystem\n(S'touch /tmp/should-not-exist'\ntR."
 
     demo_workers.start_all()
-    transport = RabbitMQTransport(demo_workers.settings, patience_s=30)
+    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     sender = transport.open([])
     poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", 10.0, {}, None)
     sender.publish([poison])
     sender.close()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
-    graveyard = transport.open([topology.dead("events")])
+    graveyard = transport.open([topology.dead_letter_queue("events")])
     letter = take(graveyard)
     assert letter.headers["run_id"] == "another-run"
     assert "GLOBAL" in letter.headers["problem"]
@@ -301,7 +301,7 @@ def test_a_request_that_cannot_be_understood_ends_with_the_reason(demo_workers: 
             return b'{"run_id": "wrong", "submitted": 1, "settings": {"lumi_ifb": -5}}'
 
     demo_workers.start_all()
-    session = RabbitMQTransport(demo_workers.settings, patience_s=30).open([topology.follower("wrong")])
+    session = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30).open([topology.follower("wrong")])
     session.publish([Wrong("wrong", 1.0, DEMO)])
     outcome = follow(session, "wrong", Quiet(), in_time())
     session.close()

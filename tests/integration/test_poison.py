@@ -120,7 +120,7 @@ def test_every_poison_is_a_reason_of_its_run_and_the_worker_goes_on(
     workers: Workers, kind: type[Events] | type[Selected], consumer: str
 ) -> None:
     queue = {"events": topology.EVENTS, "selected": topology.SELECTED}[kind.route]
-    transport = RabbitMQTransport(workers.settings, patience_s=30)
+    transport = RabbitMQTransport(workers.settings, connect_timeout_s=30)
     follower = transport.open([topology.follower("run")], prefetch=100)
     submit(follower, "run", RUN)
     for service in {"data_loader", "data_processor", "visualisation", "analysis"} - {consumer}:
@@ -130,7 +130,7 @@ def test_every_poison_is_a_reason_of_its_run_and_the_worker_goes_on(
     expected: dict[str, str] = {}
     for message, (poison, reason) in zip(stolen, POISONS.values(), strict=True):
         replace(workers, message, poison(message.body, kind))
-        thief.settle(message)
+        thief.publish_and_acknowledge(message)
         expected["{sample}[{start}:{stop}]".format(**message.headers)] = reason
     thief.close()
     (process,) = workers.start(consumer)
@@ -167,7 +167,7 @@ def test_a_broker_with_the_pipeline_s_configuration_takes_no_hundred_megabytes(
 ) -> None:
     configuration = (Path(__file__).parents[2] / "kubernetes" / "rabbitmq.conf").read_text()
     with running_broker(tmp_path_factory.mktemp("ours"), configuration) as broker:
-        session = RabbitMQTransport(broker.settings, patience_s=20).open([topology.EVENTS])
+        session = RabbitMQTransport(broker.settings, connect_timeout_s=20).open([topology.EVENTS])
         with pika.BlockingConnection(parameters(broker.settings)) as connection:
             channel = connection.channel()
             channel.confirm_delivery()
@@ -189,7 +189,7 @@ def test_json_that_is_none_of_the_kind_is_dead_lettered_and_the_next_run_is_whol
         for queue, kind in targets:
             for body in bodies:
                 channel.basic_publish("", queue, body, pika.BasicProperties(type=kind, headers={"run_id": "../../x"}))
-    follower = RabbitMQTransport(workers.settings, patience_s=30).open([topology.follower("run")], prefetch=100)
+    follower = RabbitMQTransport(workers.settings, connect_timeout_s=30).open([topology.follower("run")], prefetch=100)
     submit(follower, "run", RUN)
     outcome = follow(follower, "run", Quiet(), in_time())
     follower.close()

@@ -13,7 +13,7 @@ import pytest
 
 from common import messages, topology
 from common.errors import MessageError, Unavailable
-from common.health import Monitor, listen
+from common.health import ServiceMetrics, listen
 from common.messages import Chunk, ChunkFailed, Message, RunFailed
 from common.service import Service, serve
 from common.settings import BrokerSettings
@@ -60,7 +60,7 @@ class Running:
     def __init__(self, service: Echo) -> None:
         self.transport = EmbeddedTransport()
         self.stop = threading.Event()
-        self.monitor = Monitor("echo")
+        self.monitor = ServiceMetrics("echo")
         self.session = self.transport.open([topology.follower("run")])
         arguments = (service, self.transport.open(service.consumes), self.stop, self.monitor)
         self.thread = threading.Thread(target=serve, args=arguments, daemon=True)
@@ -117,7 +117,7 @@ def test_a_message_that_cannot_be_handled_is_kept_with_its_reason_and_the_next_o
     running = start(Echo([error]))
     running.session.publish([failed("bad"), failed("good")])
     assert running.answer() == "good"
-    graveyard = running.transport.open([topology.dead("plans")])
+    graveyard = running.transport.open([topology.dead_letter_queue("plans")])
     letter = wait_until(lambda: graveyard.receive(0.5), "the dead letter is there", 10)
     assert reason in letter.headers["problem"]
     assert messages.decode(letter.kind, letter.body) == failed("bad")
@@ -168,16 +168,16 @@ def test_a_service_tells_its_health_and_its_numbers(start: Callable[[Echo], Runn
 
 
 def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
-    monitor, port = Monitor("echo"), free_port()
+    monitor, port = ServiceMetrics("echo"), free_port()
     with listen(monitor, port):
         assert ask(port, "/healthz")[0] == 200
         assert ask(port, "/readyz") == (503, "not connected to the broker\n")
 
 
 def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor, port = Monitor("echo"), free_port()
+    monitor, port = ServiceMetrics("echo"), free_port()
     monkeypatch.setattr("common.health.STUCK_S", 0.0)
-    monitor.turn()
+    monitor.heartbeat()
     with listen(monitor, port):
         status, text = ask(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
@@ -191,14 +191,14 @@ def test_heartbeats_go_on_while_a_message_takes_longer_than_they_allow(
 ) -> None:
     """The broker closes a connection that is silent for two heartbeats: ours must outlive five of them."""
     monkeypatch.setattr(amqp, "HEARTBEAT_S", 1)
-    session: Session = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    session: Session = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     session.publish([failed("slow")])
     delivery = wait_until(lambda: session.receive(0.5), "the message came", 10)
     (connection,) = wait_until(lambda: broker.api("GET", f"vhosts/{vhost.vhost}/connections"), "it is listed", 20)
     assert connection["timeout"] == 1
     threading.Event().wait(5)  # the work: nothing here turns the connection but its own thread
     assert session.is_connected()
-    session.settle(delivery)
+    session.publish_and_acknowledge(delivery)
     assert session.receive(1.0) is None
     (same,) = broker.api("GET", f"vhosts/{vhost.vhost}/connections")
     assert same["name"] == connection["name"]

@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 def transport(request: pytest.FixtureRequest) -> Transport:
     if request.param == "embedded":
         return EmbeddedTransport()
-    return RabbitMQTransport(request.getfixturevalue("vhost"), patience_s=20)
+    return RabbitMQTransport(request.getfixturevalue("vhost"), connect_timeout_s=20)
 
 
 class Punctual(Service):
@@ -42,7 +42,7 @@ class Punctual(Service):
     def handle(self, message: Message) -> Sequence[Message]:
         return []
 
-    def turn(self) -> None:
+    def poll(self) -> None:
         self.turns += 1
         if self.turns == 1:
             raise Unavailable("the disk is full")
@@ -72,7 +72,7 @@ def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_ag
     stop, news = threading.Event(), RunFailed("run", "never confirmed")
 
     class Unlucky(Punctual):
-        def turn(self) -> None: ...
+        def poll(self) -> None: ...
 
         def handle(self, message: Message) -> Sequence[Message]:
             proxy.refuses = True
@@ -81,15 +81,17 @@ def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_ag
             self.publish([news])
             return []
 
-    direct = RabbitMQTransport(vhost, patience_s=20).open([topology.dead("plans")])
+    direct = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.dead_letter_queue("plans")])
     sent = ChunkFailed(Chunk("run", "Zee", 0, 1), "no reason")
     direct.publish([sent])
     with Proxy(vhost.port) as proxy:
         service = Unlucky()
-        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20, stop=stop).open(service.consumes)
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), connect_timeout_s=20, stop=stop).open(
+            service.consumes
+        )
         with pytest.raises(BrokerError, match="has not confirmed"):
             serve(service, session, stop)
-    successor = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    successor = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     delivery = wait_until(lambda: successor.receive(0.5), "the message came again", 20)
     assert messages.decode(delivery.kind, delivery.body) == sent
     assert direct.receive(0.5) is None

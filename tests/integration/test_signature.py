@@ -12,12 +12,12 @@ import pytest
 
 from common import topology
 from common.dead_letters import dead_letters, requeue
-from common.messages import Chunk, ChunkFailed, Folder, Message, RunPlan, RunRequest
+from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunPlan, RunRequest
 from common.settings import BrokerSettings
 from common.signature import SIGNATURE, Signer
 from common.submission import Outcome, follow, submit
 from common.topology import Queue
-from common.transport import Delivery, notice_of
+from common.transport import Delivery, dead_letter_headers
 from common.transport.amqp import parameters
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from tests.integration.test_command import run
@@ -77,13 +77,13 @@ def test_without_a_key_nothing_is_signed_and_nothing_refused() -> None:
 
 
 def test_what_goes_to_an_exchange_is_believed_in_the_queues_that_listen_to_it() -> None:
-    folder = Folder("run", {"result.json": b"{}"})
+    folder = ResultFiles("run", {"result.json": b"{}"})
     assert OURS.problem(delivery(queue="follow.run", message=folder)) is None
     assert OURS.problem(delivery(queue="plans", message=folder)) is not None
 
 
 def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> Delivery:
-    headers = signer.sign_notice(letter.kind, letter.body, {**letter.headers, **notice_of(letter, problem)})
+    headers = signer.sign_notice(letter.kind, letter.body, {**letter.headers, **dead_letter_headers(letter, problem)})
     return replace(letter, queue=topology.DEAD_NOTICES.name, headers=headers)
 
 
@@ -123,7 +123,7 @@ def open_session() -> Iterator[Callable[..., RabbitMQSession]]:
     opened: list[RabbitMQSession] = []
 
     def make(settings: BrokerSettings, *queues: Queue) -> RabbitMQSession:
-        opened.append(RabbitMQTransport(settings, patience_s=20).open(queues, 50))
+        opened.append(RabbitMQTransport(settings, connect_timeout_s=20).open(queues, 50))
         return opened[-1]
 
     yield make
@@ -145,11 +145,11 @@ def test_a_signature_survives_the_dead_letter_queue_and_the_way_back(
     session.publish([MESSAGE])
     session.dead_letter(take(session), "for a test")
     notice = take(session)
-    assert (notice.queue, notice.refused) == ("dead-notices", None)
-    session.settle(notice)
+    assert (notice.queue, notice.rejection_reason) == ("dead-notices", None)
+    session.publish_and_acknowledge(notice)
     assert len(requeue(keyed)) == 1
     back = {found.kind: found for found in (take(session), take(session))}
-    assert {kind: found.refused for kind, found in back.items()} == {"requeued": None, "chunk-failed": None}
+    assert {kind: found.rejection_reason for kind, found in back.items()} == {"requeued": None, "chunk-failed": None}
     assert back["chunk-failed"].body == MESSAGE.encode()
 
 
@@ -201,7 +201,7 @@ def test_a_follower_passes_over_a_forged_result(
     keyed: BrokerSettings, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession]
 ) -> None:
     follower = open_session(keyed, topology.follower("run"))
-    open_session(vhost).publish([Folder("run", {"result.json": b'{"forged": true}'})])
-    open_session(keyed).publish([Folder("run", {"result.json": b'{"forged": false}'})])
+    open_session(vhost).publish([ResultFiles("run", {"result.json": b'{"forged": true}'})])
+    open_session(keyed).publish([ResultFiles("run", {"result.json": b'{"forged": false}'})])
     outcome: Outcome = follow(follower, "run", Quiet(), in_time())
     assert outcome.result == {"forged": False}

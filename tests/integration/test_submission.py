@@ -15,7 +15,7 @@ from rich.console import Console
 
 from common import messages, topology
 from common.display import Bars
-from common.messages import Chunk, Folder, Inquiry, Progress, Result, RunFailed
+from common.messages import Chunk, Progress, Result, ResultFiles, RunFailed, StatusRequest
 from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
@@ -44,8 +44,8 @@ class Shown:
         self.results.put(document)
 
 
-def folder(result: Mapping[str, Any]) -> Folder:
-    return Folder(RUN, {"result.json": json.dumps(result).encode()})
+def folder(result: Mapping[str, Any]) -> ResultFiles:
+    return ResultFiles(RUN, {"result.json": json.dumps(result).encode()})
 
 
 def changed(result: dict[str, Any]) -> dict[str, Any]:
@@ -113,15 +113,15 @@ def test_a_run_that_fails_after_its_result_says_why(services: Session, following
 def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
     broker: Broker, vhost: BrokerSettings
 ) -> None:
-    transport, result = RabbitMQTransport(vhost, patience_s=20), fitted()
+    transport, result = RabbitMQTransport(vhost, connect_timeout_s=20), fitted()
     outcome: Future[Outcome]
     with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
         outcome = thread.submit(follow, session, RUN, Shown(), in_time())
         wait_until(lambda: broker.cut_connections(vhost), "the follower lost its connection", 30)
         with closing(transport.open([topology.PLANS])) as analysis:
             asked = wait_until(lambda: analysis.receive(0.5), "the follower asked", 20)
-            assert messages.decode(asked.kind, asked.body) == Inquiry(RUN)
-            analysis.settle(asked, [folder(result)])
+            assert messages.decode(asked.kind, asked.body) == StatusRequest(RUN)
+            analysis.publish_and_acknowledge(asked, [folder(result)])
         assert outcome.result(20).result == result
 
 

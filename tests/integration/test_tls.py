@@ -65,12 +65,12 @@ def plain_port(listening: Broker) -> int:
 
 
 def test_messages_travel_through_tls(secure: BrokerSettings) -> None:
-    session = RabbitMQTransport(secure, patience_s=20).open([topology.PLANS])
+    session = RabbitMQTransport(secure, connect_timeout_s=20).open([topology.PLANS])
     sent = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever" * 100_000)
     session.publish([sent])
     delivery = wait_until(lambda: session.receive(0.5), "it came", 20)
     assert delivery.body == sent.encode()
-    session.settle(delivery)
+    session.publish_and_acknowledge(delivery)
     session.close()
     assert dead_letters(secure) == []
 
@@ -93,7 +93,7 @@ def test_a_certificate_that_is_not_the_broker_s_ends_it_at_once(
         changes = {**changes, "tls_ca": folder / str(changes["tls_ca"])}  # type: ignore[dict-item]
     wrong = replace(secure, **changes)  # type: ignore[arg-type]
     with pytest.raises(BrokerError) as refused:
-        RabbitMQTransport(wrong, patience_s=None).open([])  # for ever, if it were let
+        RabbitMQTransport(wrong, connect_timeout_s=None).open([])  # for ever, if it were let
     assert words in str(refused.value)
     with pytest.raises(BrokerError, match="shows a certificate that is refused"):
         dead_letters(wrong)
@@ -101,7 +101,7 @@ def test_a_certificate_that_is_not_the_broker_s_ends_it_at_once(
 
 def test_tls_at_a_port_without_it_says_so(secure: BrokerSettings, plain_port: int) -> None:
     with pytest.raises(BrokerError, match=r"does not speak TLS; is the port right \(5671 by default\)\?"):
-        RabbitMQTransport(replace(secure, port=plain_port), patience_s=None).open([])
+        RabbitMQTransport(replace(secure, port=plain_port), connect_timeout_s=None).open([])
 
 
 def test_the_command_and_the_services_use_it_as_the_environment_says(

@@ -81,7 +81,7 @@ def test_what_is_published_arrives_whole_and_in_order(open_session: Callable[...
     for _ in sent:
         delivery = take(receiver)
         received.append(read(delivery))
-        receiver.settle(delivery)
+        receiver.publish_and_acknowledge(delivery)
     assert received == sent
     assert receiver.receive(0.2) is None
 
@@ -110,7 +110,7 @@ def test_what_was_not_settled_comes_again_to_the_next_consumer(open_session: Cal
 def test_what_came_of_a_delivery_is_there_before_the_delivery_is_gone(open_session: Callable[..., Session]) -> None:
     worker, sender = open_session(topology.RUNS), open_session()
     sender.publish([messages.RunRequest("run", 1.0, messages.RunSettings())])
-    worker.settle(take(worker), [failed(1), failed(2)])
+    worker.publish_and_acknowledge(take(worker), [failed(1), failed(2)])
     worker.close()
     successor = open_session(topology.RUNS, topology.PLANS)
     received = [read(take(successor)), read(take(successor))]
@@ -127,7 +127,7 @@ def test_an_exchange_gives_every_listener_a_copy(open_session: Callable[..., Ses
 def test_news_reaches_the_listeners(open_session: Callable[..., Session]) -> None:
     listener, worker = open_session(topology.follower("one")), open_session()
     news = Progress("plan", Chunk("run", "Zee", 0, 5))
-    worker.tell(news)
+    worker.publish_without_confirm(news)
     assert read(take(listener)) == news
 
 
@@ -137,7 +137,7 @@ def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_hears_of_it(
     worker = open_session(topology.PLANS)
     worker.publish([failed(3)])
     worker.dead_letter(take(worker), "cannot be read")
-    graveyard = open_session(topology.dead("plans"), topology.DEAD_NOTICES)
+    graveyard = open_session(topology.dead_letter_queue("plans"), topology.DEAD_NOTICES)
     letters = {delivery.queue: delivery for delivery in (take(graveyard), take(graveyard))}
     assert letters.keys() == {"plans.dead", "dead-notices"}
     for letter in letters.values():
@@ -169,7 +169,7 @@ def test_a_full_queue_makes_its_publisher_wait_and_loses_nothing(
     while len(received) < len(sent):
         delivery = take(receiver)
         received.append(read(delivery))
-        receiver.settle(delivery)
+        receiver.publish_and_acknowledge(delivery)
     assert done.wait(20)
     publisher.join(20)
     assert received == sent
@@ -189,7 +189,7 @@ def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
         publish(publisher, sent)
 
     monkeypatch.setattr(Publisher, "_publish", count)
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, receiver = transport.open([]), transport.open([small], prefetch=1)
     with ThreadPoolExecutor(1) as thread:
         published = thread.submit(sender.publish, [failed(number) for number in range(40)])
@@ -197,7 +197,7 @@ def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
         while len(received) < 40:
             delivery = take(receiver)
             received.add(read(delivery))
-            receiver.settle(delivery)
+            receiver.publish_and_acknowledge(delivery)
         published.result(20)
     assert len(times_sent) == 40
     assert sum(times_sent.values()) <= 2 * 40 + 4  # a place may be taken between the question and the answer
@@ -208,7 +208,7 @@ def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
 def test_a_session_names_the_queues_that_nobody_consumes(open_session: Callable[..., Session]) -> None:
     session = open_session(topology.RUNS, topology.CHUNKS)
     expected = {"events", "selected", "plans", "dead-notices", "results.visualisation"}
-    wait_until(lambda: set(session.idle()) == expected, "the idle queues are known", 10)
+    wait_until(lambda: set(session.queues_without_consumer()) == expected, "the idle queues are known", 10)
 
 
 def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Session]) -> None:
@@ -216,24 +216,24 @@ def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Sess
     sender.publish([failed(number) for number in range(5)])
     letter = take(session)
     session.dead_letter(letter, "made unreadable by a test")
-    wait_until(lambda: session.lengths().get("plans.dead") == 1, "the dead letter is counted", 10)
-    assert session.lengths().keys() == {"plans", "plans.dead"}
+    wait_until(lambda: session.queue_depths().get("plans.dead") == 1, "the dead letter is counted", 10)
+    assert session.queue_depths().keys() == {"plans", "plans.dead"}
 
 
 @pytest.mark.broker
 def test_the_length_of_a_queue_is_that_of_the_broker_and_unknown_where_it_is_away(vhost: BrokerSettings) -> None:
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, receiver = transport.open([]), transport.open([topology.PLANS], prefetch=2)
     sender.publish([failed(number) for number in range(5)])
-    wait_until(lambda: receiver.lengths() == {"plans": 3, "plans.dead": 0}, "three wait, two were delivered", 10)
+    wait_until(lambda: receiver.queue_depths() == {"plans": 3, "plans.dead": 0}, "three wait, two were delivered", 10)
     receiver.close()
-    assert receiver.lengths() == {}
+    assert receiver.queue_depths() == {}
     sender.close()
 
 
 @pytest.mark.broker
 def test_a_session_survives_broken_connections_and_delivers_everything(broker: Broker, vhost: BrokerSettings) -> None:
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, receiver = transport.open([]), transport.open([topology.PLANS])
     total, seen = 300, set[int]()
     sending = threading.Thread(
@@ -247,7 +247,7 @@ def test_a_session_survives_broken_connections_and_delivers_everything(broker: B
             message = read(delivery)
             assert isinstance(message, ChunkFailed)
             seen.add(message.chunk.start)
-            receiver.settle(delivery)
+            receiver.publish_and_acknowledge(delivery)
         if len(seen) > 100 * cuts and cuts < 2:
             cuts += 1
             wait_until(lambda: broker.cut_connections(vhost) >= 2, "both connections were cut", 30)
@@ -264,7 +264,7 @@ def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_ag
     vhost: BrokerSettings, pieces: int
 ) -> None:
     with Proxy(vhost.port) as proxy:
-        session = RabbitMQTransport(replace(vhost, port=proxy.port), patience_s=20).open([topology.PLANS])
+        session = RabbitMQTransport(replace(vhost, port=proxy.port), connect_timeout_s=20).open([topology.PLANS])
         proxy.cut_new_after = pieces
         proxy.cut()
         wait_until(lambda: proxy.cuts >= 2, "two handshakes were cut", 20)
@@ -301,7 +301,7 @@ def test_a_delivery_that_is_taken_while_its_connection_is_lost_holds_nobody_up()
 
 @pytest.mark.broker
 def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: BrokerSettings) -> None:
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     session = transport.open([topology.PLANS])
     session.publish([failed(1)])
     broker.ctl("stop_app")
@@ -318,7 +318,7 @@ def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: Broke
             message = read(delivery)
             assert isinstance(message, ChunkFailed)
             received.add(message.chunk.start)
-            session.settle(delivery)
+            session.publish_and_acknowledge(delivery)
         return received == {1, 2}
 
     wait_until(both_came, "both messages came", 30)
@@ -329,10 +329,10 @@ def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: Broke
 def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message_kept(
     broker: Broker, vhost: BrokerSettings
 ) -> None:
-    session = RabbitMQTransport(vhost, patience_s=20).open([])
+    session = RabbitMQTransport(vhost, connect_timeout_s=20).open([])
     broker.api("DELETE", f"queues/{vhost.vhost}/plans")
     session.publish([failed(1)])
-    receiver = RabbitMQTransport(vhost, patience_s=20).open([topology.PLANS])
+    receiver = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     assert read(take(receiver)) == failed(1)
     for opened in (session, receiver):
         opened.close()
@@ -340,7 +340,7 @@ def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message
 
 @pytest.mark.broker
 def test_every_queue_is_a_durable_quorum_queue_with_its_bound(broker: Broker, vhost: BrokerSettings) -> None:
-    RabbitMQTransport(vhost, patience_s=20).open([topology.DEAD_NOTICES]).close()
+    RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.DEAD_NOTICES]).close()
     queues = {queue["name"]: queue for queue in broker.api("GET", f"queues/{vhost.vhost}")}
     assert {"runs", "chunks", "events", "selected", "plans", "events.dead", "dead-notices"} <= queues.keys()
     for queue in queues.values():
@@ -357,7 +357,7 @@ def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
     def theirs() -> list[str]:
         return [queue["name"] for queue in broker.api("GET", f"queues/{vhost.vhost}") if "follow." in queue["name"]]
 
-    transport = RabbitMQTransport(vhost, patience_s=20)
+    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     one, two = (transport.open([topology.follower("me")]) for _ in range(2))
     one.publish([RunFailed("me", "why")])
     assert read(take(one)) == read(take(two)) == RunFailed("me", "why")
@@ -382,7 +382,7 @@ def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
 )
 def test_a_broker_that_refuses_says_why(vhost: BrokerSettings, wrong: dict[str, str], words: Sequence[str]) -> None:
     with pytest.raises(BrokerError) as refused:
-        RabbitMQTransport(replace(vhost, **wrong), patience_s=20).open([])
+        RabbitMQTransport(replace(vhost, **wrong), connect_timeout_s=20).open([])
     for word in words:
         assert word in str(refused.value)
     assert "wrong" not in str(refused.value)
@@ -391,4 +391,4 @@ def test_a_broker_that_refuses_says_why(vhost: BrokerSettings, wrong: dict[str, 
 def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
     nobody = BrokerSettings("127.0.0.1", 1)
     with pytest.raises(BrokerError, match=r"no RabbitMQ answers at amqp://atlas@127\.0\.0\.1:1"):
-        RabbitMQTransport(nobody, patience_s=1).open([])
+        RabbitMQTransport(nobody, connect_timeout_s=1).open([])

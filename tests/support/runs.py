@@ -56,7 +56,7 @@ def run_on_broker(
 ) -> Outcome:
     """Submit a run to a virtual host and follow it."""
     run_id = run_id or new_run_id(run.release)
-    session = RabbitMQTransport(settings, patience_s=30).open([topology.follower(run_id)], prefetch=100)
+    session = RabbitMQTransport(settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
         return follow(session, run_id, display or Quiet(), is_alive or in_time())

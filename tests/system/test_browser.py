@@ -106,7 +106,7 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
     assert "No run has finished yet" in tab.inner_text("main")
 
     run_id = new_run_id(DEMO.release)
-    session = RabbitMQTransport(workers.settings, patience_s=60).open([topology.follower(run_id)], prefetch=100)
+    session = RabbitMQTransport(workers.settings, connect_timeout_s=60).open([topology.follower(run_id)], prefetch=100)
     submit(session, run_id, DEMO)
     tab.wait_for_selector(f"li:has-text('{run_id}')")  # it comes by itself, and marked from its first moment
     assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()

@@ -20,19 +20,19 @@ from common.messages import (
     Chunk,
     ChunkFailed,
     ChunkTask,
-    DeadLetter,
-    Fetching,
+    DeadLetterNotice,
+    FetchProgress,
     FileTask,
-    Inquiry,
     Message,
     Progress,
-    Requeued,
+    RequeueNotice,
     Result,
     RunFailed,
     RunPlan,
     RunRequest,
     SamplePlan,
     Selected,
+    StatusRequest,
 )
 from common.settings import RunSettings, read
 from common.transport import Delivery
@@ -216,7 +216,7 @@ class Loop:
         """Turn until a final result is published."""
 
         def turned() -> list[Result]:
-            self.analysis.turn()
+            self.analysis.poll()
             return [result for result in results(self.published) if result.final]
 
         return wait_until(turned, "a final result was published", timeout_s)
@@ -260,7 +260,7 @@ def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_servic
     assert results(handle_all(loop.analysis, toy_run.messages("slow"))) == []
 
     assert final_of(loop.analysis, RUN)["complete"] is True
-    loop.analysis.turn()
+    loop.analysis.poll()
     assert results(loop.published) == []
     loop.analysis.close()
 
@@ -269,7 +269,7 @@ def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_
     path = tmp_path / "analysis.sqlite"
     killed = fitting(Store(path), *ENDLESS)
     handle_all(killed.analysis, toy_run.messages())
-    killed.analysis.turn()
+    killed.analysis.poll()
     assert results(killed.published) == []
     killed.analysis.close()
 
@@ -279,7 +279,7 @@ def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_
     successor.analysis.close()
 
     after_the_end = fitting(Store(path), *ENDLESS)
-    after_the_end.analysis.turn()
+    after_the_end.analysis.poll()
     assert after_the_end.published == []
     after_the_end.analysis.close()
 
@@ -470,12 +470,12 @@ def test_a_run_that_never_began_has_failed(analysis: Analysis, queue: str, messa
 
 
 def test_who_asks_how_a_run_stands_is_told_how_far_it_is_and_how_it_ended(analysis: Analysis) -> None:
-    assert analysis.handle(Inquiry("run")) == []
+    assert analysis.handle(StatusRequest("run")) == []
     everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
     handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
-    assert analysis.handle(Inquiry("run")) == [everything["Zee"], Progress("analysis", ZEE)]
+    assert analysis.handle(StatusRequest("run")) == [everything["Zee"], Progress("analysis", ZEE)]
     result = final_of(analysis, RUN)
-    assert analysis.handle(Inquiry("run")) == [Result("run", final=True, result=result)]
+    assert analysis.handle(StatusRequest("run")) == [Result("run", final=True, result=result)]
 
 
 def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_planned(
@@ -483,10 +483,10 @@ def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_plann
 ) -> None:
     first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
     told = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
-    assert first.handle(Inquiry("run")) == told != []
-    assert second.handle(Inquiry("run")) == told
+    assert first.handle(StatusRequest("run")) == told != []
+    assert second.handle(StatusRequest("run")) == told
     second.handle(RUN_PLAN)
-    assert second.handle(Inquiry("run")) == []
+    assert second.handle(StatusRequest("run")) == []
     for service in (first, second):
         service.close()
 
@@ -503,7 +503,7 @@ def test_a_dead_letter_of_an_unknown_run_is_told_and_remembered(analysis: Analys
 
 
 def requeued(message: Message) -> Delivery:
-    notice = Requeued.from_headers(message.route, message.headers)
+    notice = RequeueNotice.from_headers(message.route, message.headers)
     return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
 
 
@@ -553,8 +553,8 @@ def test_a_requeued_letter_that_dies_again_ends_its_run_again(analysis: Analysis
 
 
 def test_a_dead_letter_that_poses_as_a_requeued_one_is_a_dead_letter(analysis: Analysis) -> None:
-    message = analysis.decode(dead_letter("plans", Requeued(queue="plans", run_id="run", sample="Zee")))
-    assert isinstance(message, DeadLetter)
+    message = analysis.decode(dead_letter("plans", RequeueNotice(queue="plans", run_id="run", sample="Zee")))
+    assert isinstance(message, DeadLetterNotice)
 
 
 class Outlet:
@@ -571,20 +571,20 @@ def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
     outlet = Outlet(analysis)
     strangers = [of_chunk(Chunk("nobody-s", "Zee", start, start + 10)) for start in (0, 10)]
     handle_all(analysis, strangers)
-    analysis.turn()
+    analysis.poll()
     clock.now += 3599
-    analysis.turn()
+    analysis.poll()
     assert outlet.published == []
 
     clock.now += 61
-    analysis.turn()
+    analysis.poll()
 
     (failed,) = outlet.published
     assert failed == RunFailed("nobody-s", "chunks came, but within 1 hours no plan of the run")
     assert "Zee[0:10], Zee[10:20]" in caplog.text
-    assert analysis._store.unplanned() == set()
+    assert analysis._store.orphaned() == set()
     clock.now += 7200
-    analysis.turn()
+    analysis.poll()
     assert outlet.published == [failed]
 
 
@@ -594,9 +594,9 @@ def test_a_plan_that_comes_an_hour_after_its_chunks_but_one_minute_completes_the
     outlet = Outlet(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
-    analysis.turn()
+    analysis.poll()
     clock.now += 3540
-    analysis.turn()
+    analysis.poll()
     assert final_of(analysis, plans)["complete"]
     assert outlet.published == []
 
@@ -607,9 +607,9 @@ def test_a_plan_that_comes_when_its_chunks_are_given_up_ends_the_run_with_the_re
     Outlet(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
-    analysis.turn()
+    analysis.poll()
     clock.now += 3700
-    analysis.turn()
+    analysis.poll()
     result = results(handle_all(analysis, plans))[-1].result
     assert not result["complete"]
     assert [problem.partition(":")[0] for problem in result["problems"]] == sorted(BOUNDS)
@@ -646,7 +646,9 @@ def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None
     assert answers == [RunFailed("run", f"a message in {queue} could not be handled: no font")]
 
 
-@pytest.mark.parametrize("news", [Progress("data-loader", ZEE), Fetching("run", "Zee", 10, 100)], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "news", [Progress("data-loader", ZEE), FetchProgress("run", "Zee", 10, 100)], ids=lambda m: m.kind
+)
 def test_news_that_nobody_reads_is_missing_from_no_run(analysis: Analysis, news: Message) -> None:
     handle_all(analysis, RUN[:-1])
     queue = topology.VISUALISATION.name

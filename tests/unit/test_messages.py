@@ -16,22 +16,22 @@ from common.messages import (
     Chunk,
     ChunkFailed,
     ChunkTask,
-    DeadLetter,
+    DeadLetterNotice,
     Events,
-    Fetching,
+    FetchProgress,
     FileTask,
-    Folder,
-    Inquiry,
     Message,
     Progress,
-    Requeued,
+    RequeueNotice,
     Result,
+    ResultFiles,
     RunFailed,
     RunPlan,
     RunRequest,
     RunStarted,
     SamplePlan,
     Selected,
+    StatusRequest,
     decode,
 )
 from common.names import is_name
@@ -52,12 +52,12 @@ JSON_MESSAGES: list[Message] = [
     ChunkFailed(CHUNK, "basket 7 is broken"),
     RunStarted(RUN, SETTINGS),
     Progress("data-loader", CHUNK),
-    Fetching(RUN, "Zee", 10, None),
+    FetchProgress(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
     RunFailed(RUN, "it came to nothing"),
-    Inquiry(RUN),
-    Folder(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
-    Requeued(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
+    StatusRequest(RUN),
+    ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
+    RequeueNotice(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]
 
 
@@ -205,8 +205,8 @@ def test_names_of_a_hundred_characters_are_names() -> None:
         (SamplePlan(RUN, "Zee"), {"bounds": [0, 10, 10]}, "bounds .* do not rise"),
         (SamplePlan(RUN, "Zee"), {"bounds": [10, 0]}, "bounds .* do not rise"),
         (Progress("plan", CHUNK), {"stage": "dreaming"}, "Invalid enum value 'dreaming'"),
-        (Folder(RUN, {}), {"files": {"../../etc/passwd": ""}}, "regex"),
-        (Folder(RUN, {}), {"files": {"a.png": "%%%"}}, "base64"),
+        (ResultFiles(RUN, {}), {"files": {"../../etc/passwd": ""}}, "regex"),
+        (ResultFiles(RUN, {}), {"files": {"a.png": "%%%"}}, "base64"),
         (RunFailed(RUN, "so"), {"problem": None}, "Expected `str`"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_field_out_of_its_range_is_refused_in_words(message: Message, changes:
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
 def test_a_message_without_one_of_its_fields_is_refused_but_a_newer_one_may_have_more(message: Message) -> None:
     content = json.loads(message.encode())
-    by_kind = {SamplePlan: {"entries", "bounds", "problem"}, Requeued: {"run_id", "sample", "start", "stop"}}
+    by_kind = {SamplePlan: {"entries", "bounds", "problem"}, RequeueNotice: {"run_id", "sample", "start", "stop"}}
     optional = by_kind.get(type(message), set())
     for name in content.keys() - optional:
         with pytest.raises(MessageError, match=f"missing required field `{name}`"):
@@ -244,8 +244,8 @@ def test_a_body_that_no_broker_takes_is_refused_where_it_is_written() -> None:
     too_many = events_message(120_000)
     with pytest.raises(MessageError, match=r"Zee\[0:120000\] .*CHUNK_ENTRIES.*more than the 8388608"):
         too_many.encode()
-    with pytest.raises(MessageError, match=r"folder: .* more than the 8388608"):
-        Folder(RUN, {"m4l.png": bytes(7_000_000)}).encode()
+    with pytest.raises(MessageError, match=r"result-files: .* more than the 8388608"):
+        ResultFiles(RUN, {"m4l.png": bytes(7_000_000)}).encode()
 
 
 # --- arrays and their headers ------------------------------------------------------------
@@ -328,17 +328,17 @@ def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any],
 
 @pytest.mark.parametrize("message", [*JSON_MESSAGES, events_message(1), selected_message()], ids=lambda m: m.kind)
 def test_the_headers_of_every_message_say_which_run_a_dead_letter_belongs_to(message: Message) -> None:
-    letter = DeadLetter.from_headers("a queue", message.headers, problem="why")
+    letter = DeadLetterNotice.from_headers("a queue", message.headers, problem="why")
     assert letter.run_id == RUN
     assert letter.chunk == getattr(message, "chunk", None)
     assert letter.sample == getattr(message, "sample", letter.chunk and letter.chunk.sample)
 
 
 def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter() -> None:
-    letter = DeadLetter.from_headers(
+    letter = DeadLetterNotice.from_headers(
         "events", {"x-death": [{"count": 1}], "problem": b"\xff", "run_id": None}, problem="why"
     )
-    assert letter == DeadLetter(queue="events", problem="why")
+    assert letter == DeadLetterNotice(queue="events", problem="why")
     assert letter.chunk is None
 
 
@@ -361,4 +361,4 @@ def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter(
 )
 def test_hostile_headers_of_a_dead_letter_are_refused(headers: dict[str, object]) -> None:
     with pytest.raises(MessageError):
-        DeadLetter.from_headers("events", headers, problem="why")
+        DeadLetterNotice.from_headers("events", headers, problem="why")

@@ -19,7 +19,7 @@ import requests
 
 from common import catalogue, settings
 from common.errors import SettingsError, Unavailable
-from common.messages import Chunk, Fetching, Folder, Message, Progress, Result, RunFailed, RunStarted
+from common.messages import Chunk, FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted
 from common.settings import RunSettings
 from tests.support.waiting import wait_until
 from tests.unit.test_plots import result
@@ -163,10 +163,10 @@ def test_a_chunk_that_is_reported_twice_counts_once(site: Site) -> None:
 
 
 def test_a_file_on_its_way_is_shown_until_it_is_there(site: Site) -> None:
-    site.handle(Fetching(RUN, "Zee", 12_300_000, 45_600_000))
+    site.handle(FetchProgress(RUN, "Zee", 12_300_000, 45_600_000))
     assert "Fetching Zee: 12.3 MB of 45.6 MB" in site.text(f"/runs/{RUN}")
     site.handle(*under_way(RUN))
-    assert "Fetching" not in site.text(f"/runs/{RUN}")
+    assert "FetchProgress" not in site.text(f"/runs/{RUN}")
 
 
 def test_rate_and_time_left_come_from_the_last_seconds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_whoever_watches_a_run_is_told_of_its_progress_its_plot_and_its_end(site
 
 def test_an_unwatched_run_is_not_drawn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr("workers.visualisation.page.partial_plot.m4l_figure", lambda *_: drawn.append(1))
+    monkeypatch.setattr("workers.visualisation.page.partial_plot.histogram_figure", lambda *_: drawn.append(1))
     site.text("/")
     site.handle(*under_way(RUN), Result(RUN, False, document(0.5)), Result(RUN, False, document(0.6)))
     site.text("/")
@@ -328,12 +328,12 @@ def test_a_restart_in_the_middle_of_a_run_forgets_neither_its_plan_nor_what_is_d
 
 def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: Site) -> None:
     (folder,) = site.service.handle(Result(RUN, True, document()))
-    assert isinstance(folder, Folder)
+    assert isinstance(folder, ResultFiles)
     (again,) = site.service.handle(Result(RUN, True, document()))
-    assert isinstance(again, Folder)
+    assert isinstance(again, ResultFiles)
     assert again.files == folder.files  # histograms.root holds a unique id, new with each drawing
     (newer,) = site.service.handle(Result(RUN, True, document(problems=["newer"])))
-    assert isinstance(newer, Folder)
+    assert isinstance(newer, ResultFiles)
     assert newer.result["problems"] == ["newer"]
     assert newer.files.keys() == folder.files.keys()
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
@@ -382,7 +382,7 @@ def test_late_news_does_not_bring_a_finished_run_back(site: Site) -> None:
 
 def test_only_so_many_runs_under_way_are_remembered(site: Site) -> None:
     for number in range(live_runs.MAX_RUNS + 5):
-        site.handle(Fetching(f"run-{number}", "Zee", 1, None))
+        site.handle(FetchProgress(f"run-{number}", "Zee", 1, None))
     html = site.text("/")
     assert html.count("<li>") == live_runs.MAX_RUNS
     assert 'href="/runs/run-4"' not in html
@@ -480,7 +480,7 @@ def test_no_address_leads_out_of_the_results(site: Site, path: str) -> None:
     (site.output.parent / "secret.txt").write_text("SECRET")
     run = finished(site.output, "run", 1.7e9)
     (run / "link.txt").symlink_to(site.output.parent / "secret.txt")
-    (run / "folder").mkdir()
+    (run / "result-files").mkdir()
     (run / ".hidden").write_text("SECRET")
     (site.output / "linked").symlink_to(finished(site.output.parent, "elsewhere", 1.7e9))
     answer = site.get(path)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from common.errors import MessageError, SettingsError
-from workers.visualisation.plots import garwood_interval, m4l_figure
+from workers.visualisation.plots import garwood_interval, histogram_figure
 from workers.visualisation.rendering import rendered
 
 BASELINE = Path(__file__).parent / "baseline"
@@ -115,7 +115,7 @@ def points(figure: Figure, panel: int = 0) -> dict[float, float]:
 def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
     document, histogram = BASELINES[name]
     drawn = tmp_path / f"{name}.png"
-    drawn.write_bytes(rendered(m4l_figure(document, histogram), "png", dpi=DPI)["png"])
+    drawn.write_bytes(rendered(histogram_figure(document, histogram), "png", dpi=DPI)["png"])
     difference = compare_images(str(BASELINE / drawn.name), str(drawn), tol=TOLERANCE)
     assert difference is None, difference
 
@@ -126,18 +126,18 @@ def test_the_comparison_with_the_baseline_sees_what_matters(other: str, tmp_path
     shifted["histograms"]["m4l"]["zz"]["values"].insert(0, shifted["histograms"]["m4l"]["zz"]["values"].pop())
     others = {**BASELINES, "no data": (without("data"), "m4l"), "shifted": (shifted, "m4l")}
     drawn = tmp_path / "other.png"
-    drawn.write_bytes(rendered(m4l_figure(*others[other]), "png", dpi=DPI)["png"])
+    drawn.write_bytes(rendered(histogram_figure(*others[other]), "png", dpi=DPI)["png"])
     assert compare_images(str(BASELINE / "m4l.png"), str(drawn), tol=TOLERANCE) is not None
 
 
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_the_same_result_gives_the_same_bytes(kind: str) -> None:
-    assert rendered(m4l_figure(result()), kind) == rendered(m4l_figure(result()), kind)
+    assert rendered(histogram_figure(result()), kind) == rendered(histogram_figure(result()), kind)
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
     before = dict(mpl.rcParams)
-    rendered(m4l_figure(result()), "png", "pdf", "svg")
+    rendered(histogram_figure(result()), "png", "pdf", "svg")
     assert dict(mpl.rcParams) == before
 
 
@@ -159,7 +159,7 @@ def test_there_is_no_poisson_interval_for_what_is_not_a_count(count: float) -> N
 
 
 def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
-    words = texts(m4l_figure(result(settings={"lumi": 10.0, "fraction": 0.1}), "m4l_4mu"))
+    words = texts(histogram_figure(result(settings={"lumi": 10.0, "fraction": 0.1}), "m4l_4mu"))
     for expected in ("ATLAS\n Open Data", "for education", "13 TeV, 1 fb", r"ZZ^{*}\to 4\mu", "Data: "):
         assert expected in words
     assert "TOY" not in words
@@ -179,19 +179,19 @@ def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
 def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[float], below: str, beside: str) -> None:
     document = copy.deepcopy(result())
     document["histograms"][histogram] = {**document["histograms"]["m4l"], "edges": edges}
-    main, ratio = m4l_figure(document, histogram).axes
+    main, ratio = histogram_figure(document, histogram).axes
     assert (main.get_ylabel(), ratio.get_xlabel()) == (beside, below)
     channel = r"4\mu" if histogram == "m4l_4mu" else r"4\ell"
     assert rf"ZZ^{{*}}\to {channel}$" in "\n".join(text.get_text() for text in main.texts)
 
 
 def test_a_drawing_has_no_date() -> None:
-    assert b"<dc:date>" not in rendered(m4l_figure(result()), "svg")["svg"]
+    assert b"<dc:date>" not in rendered(histogram_figure(result()), "svg")["svg"]
 
 
 @pytest.mark.parametrize("marks", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])
 def test_a_toy_is_marked_all_over_and_never_called_open_data(marks: dict[str, Any]) -> None:
-    figure = m4l_figure(result(**marks))
+    figure = histogram_figure(result(**marks))
     words = texts(figure)
     assert "TOY demo – not ATLAS data" in words
     assert "Toy data: " in words
@@ -201,13 +201,13 @@ def test_a_toy_is_marked_all_over_and_never_called_open_data(marks: dict[str, An
 
 
 def test_an_incomplete_run_is_marked_and_says_its_first_problem() -> None:
-    figure = m4l_figure(result(complete=False, problems=[PROBLEM, "another"]))
+    figure = histogram_figure(result(complete=False, problems=[PROBLEM, "another"]))
     assert "INCOMPLETE" in [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 70]
     assert f"INCOMPLETE: {PROBLEM} (and 1 more)" in texts(figure)
 
 
 def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
-    figure = m4l_figure(result(complete=False, problems=["data_A:\n" + "https://example.org/$x_{" * 20, "b"]))
+    figure = histogram_figure(result(complete=False, problems=["data_A:\n" + "https://example.org/$x_{" * 20, "b"]))
     line = next(text for text in figure.texts if text.get_text().startswith("INCOMPLETE: "))
     rendered(figure, "png", dpi=DPI)
     assert line.get_window_extent().x1 < figure.bbox.x1
@@ -215,30 +215,30 @@ def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
 
 
 def test_an_incomplete_run_without_a_reason_is_marked_all_the_same() -> None:
-    assert "INCOMPLETE: chunks are missing" in texts(m4l_figure(result(complete=False)))
+    assert "INCOMPLETE: chunks are missing" in texts(histogram_figure(result(complete=False)))
 
 
 def test_a_bin_without_data_has_no_point() -> None:
-    drawn = points(m4l_figure(result()))
+    drawn = points(histogram_figure(result()))
     assert 247.5 not in drawn
     assert list(drawn.values()) == [count for count in DATA if count]
 
 
 def test_without_data_there_are_no_points_and_no_ratio() -> None:
-    figure = m4l_figure(without("data"))
+    figure = histogram_figure(without("data"))
     assert len(figure.axes) == 1
     assert points(figure) == {}
     assert "Data" not in texts(figure).replace("Open Data", "")
 
 
 def test_data_of_the_run_that_select_nothing_are_in_the_legend() -> None:
-    figure = m4l_figure(changed("data", "values", dict.fromkeys(range(34), 0)))
+    figure = histogram_figure(changed("data", "values", dict.fromkeys(range(34), 0)))
     assert "Data: 0" in texts(figure)
     assert len(figure.axes) == 1
 
 
 def test_data_alone_are_points_alone() -> None:
-    figure = m4l_figure(without(*SIMULATION))
+    figure = histogram_figure(without(*SIMULATION))
     assert len(figure.axes) == 1
     assert len(points(figure)) == 33
     assert not figure.axes[0].patches
@@ -246,24 +246,24 @@ def test_data_alone_are_points_alone() -> None:
 
 
 def test_a_run_without_any_category_draws_empty_axes() -> None:
-    assert rendered(m4l_figure(without("data", *SIMULATION)), "png", dpi=DPI)["png"]
+    assert rendered(histogram_figure(without("data", *SIMULATION)), "png", dpi=DPI)["png"]
 
 
 def test_a_sample_nobody_asked_for_is_not_drawn_whether_absent_or_zero() -> None:
     document = without("signal")
-    absent = rendered(m4l_figure(document), "png", dpi=DPI)["png"]
+    absent = rendered(histogram_figure(document), "png", dpi=DPI)["png"]
     for histogram in document["histograms"].values():
         histogram["signal"] = {"values": [0.0] * 34, "variances": [0.0] * 34}
-    assert rendered(m4l_figure(document), "png", dpi=DPI)["png"] == absent
+    assert rendered(histogram_figure(document), "png", dpi=DPI)["png"] == absent
 
 
 def test_nothing_drawn_ends_above_the_axis() -> None:
-    figure = m4l_figure(changed("data", "values", {9: 400}))
+    figure = histogram_figure(changed("data", "values", {9: 400}))
     assert figure.axes[0].get_ylim()[1] > garwood_interval(np.array([400]))[1][0]
 
 
 def test_the_axis_reaches_down_to_a_negative_bin() -> None:
-    figure = m4l_figure(changed("z_ttbar", "values", {12: -6.0}))
+    figure = histogram_figure(changed("z_ttbar", "values", {12: -6.0}))
     assert figure.axes[0].get_ylim()[0] < -6.0
 
 
@@ -271,13 +271,13 @@ def test_there_is_no_ratio_where_the_simulation_is_not_positive() -> None:
     document = changed("z_ttbar", "values", {12: -6.0})
     for category in SIMULATION:
         document["histograms"]["m4l"][category]["values"][15] = 0.0
-    figure = m4l_figure(document)
+    figure = histogram_figure(document)
     assert {142.5, 157.5} <= points(figure).keys()
     assert not {142.5, 157.5} & points(figure, panel=1).keys()
 
 
 def test_a_ratio_beyond_the_panel_is_an_arrow_at_its_edge() -> None:
-    figure = m4l_figure(changed("data", "values", {9: 100}))
+    figure = histogram_figure(changed("data", "values", {9: 100}))
     arrows = [line for line in figure.axes[1].lines if line.get_marker() == "^"]
     assert 127.5 in np.array(arrows[0].get_xdata())
     assert 127.5 not in points(figure, panel=1)
@@ -299,26 +299,26 @@ def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_histogram(
     category: str, part: str, number: Any, reason: str
 ) -> None:
     with pytest.raises(MessageError, match=f"histogram 'm4l': {reason}"):
-        m4l_figure(changed(category, part, {3: number}))
+        histogram_figure(changed(category, part, {3: number}))
 
 
 def test_a_histogram_of_the_wrong_shape_is_refused() -> None:
     document = copy.deepcopy(result())
     document["histograms"]["m4l_4e"]["zz"]["values"].pop()
     with pytest.raises(MessageError, match=r"'m4l_4e': values of zz have shape \(33,\)"):
-        m4l_figure(document, "m4l_4e")
+        histogram_figure(document, "m4l_4e")
     document["histograms"]["m4l"]["edges"] = EDGES[::-1]
     with pytest.raises(MessageError, match="'m4l': edges do not rise"):
-        m4l_figure(document)
+        histogram_figure(document)
 
 
 def test_a_histogram_or_release_that_is_not_there_is_named() -> None:
     with pytest.raises(MessageError, match="'m4l_3e' is not in the result, which has m4l, m4l_4e"):
-        m4l_figure(result(), "m4l_3e")
+        histogram_figure(result(), "m4l_3e")
     with pytest.raises(SettingsError, match="'2030' is not known"):
-        m4l_figure(result(release="2030"))
+        histogram_figure(result(release="2030"))
 
 
 if __name__ == "__main__":
     for picture, (content, which) in BASELINES.items():
-        (BASELINE / f"{picture}.png").write_bytes(rendered(m4l_figure(content, which), "png", dpi=DPI)["png"])
+        (BASELINE / f"{picture}.png").write_bytes(rendered(histogram_figure(content, which), "png", dpi=DPI)["png"])

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.unit.test_fit_plots import FIGURES, draw, fitted
 from tests.unit.test_plots import result
 from workers.visualisation.formulas import FORMULAS
-from workers.visualisation.plots import m4l_figure, style
+from workers.visualisation.plots import histogram_figure, style
 from workers.visualisation.rendering import rendered
 
 #: Text half a dot away is averaged out over so many dots; then the RMS (of 255) stays below 3, where one curve
@@ -30,7 +30,7 @@ def averaged(png: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["m4l", *FIGURES])
 def test_the_png_looks_as_matplotlib_draws_it_by_itself(name: str) -> None:
-    figure, again = ((m4l_figure(result()) if name == "m4l" else draw(name, fitted())) for _ in range(2))
+    figure, again = ((histogram_figure(result()) if name == "m4l" else draw(name, fitted())) for _ in range(2))
     expected = io.BytesIO()
     with style():
         again.savefig(expected, format="png", dpi=150)
@@ -39,12 +39,12 @@ def test_the_png_looks_as_matplotlib_draws_it_by_itself(name: str) -> None:
 
 
 def test_a_file_is_the_same_whether_drawn_alone_or_with_others() -> None:
-    together = rendered(m4l_figure(result()), "png", "pdf", "svg")
-    assert {kind: rendered(m4l_figure(result()), kind)[kind] for kind in together} == together
+    together = rendered(histogram_figure(result()), "png", "pdf", "svg")
+    assert {kind: rendered(histogram_figure(result()), kind)[kind] for kind in together} == together
 
 
 def test_the_png_has_the_resolution_that_was_asked_for() -> None:
-    with Image.open(io.BytesIO(rendered(m4l_figure(result()), "png", dpi=150)["png"])) as picture:
+    with Image.open(io.BytesIO(rendered(histogram_figure(result()), "png", dpi=150)["png"])) as picture:
         assert picture.size == (8 * 150, 7 * 150)
         assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
 

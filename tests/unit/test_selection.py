@@ -183,7 +183,7 @@ def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, 
         service.handle(one.plan)
         for message in one.messages:
             service.handle(message)
-    result = wait_until(lambda: service.turn() or store.result("run"), "the fit is done and the run finished")
+    result = wait_until(lambda: service.poll() or store.result("run"), "the fit is done and the run finished")
     service.close()
     return result
 

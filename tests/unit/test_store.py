@@ -99,22 +99,22 @@ def test_any_order_with_repeats_gives_the_same_bits(rng: random.Random, repeats:
         for step in todo:
             step(store)
 
-        assert store.is_whole("run")
+        assert store.is_settled("run")
         assert final(store) == EXPECTED
 
 
 @pytest.mark.parametrize("left_out", range(len(steps("run"))))
 def test_a_run_is_whole_only_when_everything_is_there(store: Store, left_out: int) -> None:
-    assert not store.is_whole("run")
+    assert not store.is_settled("run")
     todo = steps("run")
     last = todo.pop(left_out)
     for step in todo:
         step(store)
-    assert not store.is_whole("run")
+    assert not store.is_settled("run")
 
     last(store)
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
 
 
 def test_a_second_delivery_of_a_chunk_changes_nothing(store: Store) -> None:
@@ -134,7 +134,7 @@ def test_a_second_plan_with_other_bounds_counts_no_event_twice(store: Store) -> 
     for chunk in SamplePlan("run", "Zee", 120, (0, 60, 120)).chunks:
         store.add(chunk, partial(chunk))
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert final(store) == EXPECTED
 
 
@@ -157,7 +157,7 @@ def test_a_failed_chunk_makes_the_run_whole_with_a_problem_and_success_makes_it_
     without(ZEE, store)
     store.fail(ZEE, "the file is broken")
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert store.problems("run") == ["Zee[30:60]: the file is broken"]
     assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 90
     assert json.loads(final(store))["complete"] is False
@@ -179,7 +179,7 @@ def test_a_chunk_may_fail_before_it_is_planned(store: Store) -> None:
     store.fail(ZEE, "the file is broken")
     without(ZEE, store)
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert store.problems("run") == ["Zee[30:60]: the file is broken"]
 
 
@@ -187,7 +187,7 @@ def test_a_sample_that_cannot_be_found_is_a_problem_until_it_is_planned(store: S
     store.begin(RunPlan("run", 1000.0, SETTINGS))
     for sample in SAMPLES:
         store.plan(SamplePlan("run", sample, problem="no such file"))
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert store.problems("run") == sorted(f"{sample}: no such file" for sample in SAMPLES)
 
     for step in steps("run"):
@@ -199,7 +199,7 @@ def test_a_sample_that_cannot_be_found_is_a_problem_until_it_is_planned(store: S
 
 
 def lost(store: Store) -> None:
-    store.lose("run", "Zee", "the loader crashed")
+    store.mark_lost("run", "Zee", "the loader crashed")
 
 
 def planned(store: Store) -> None:
@@ -225,7 +225,7 @@ def test_a_lost_sample_is_waited_for_no_longer_and_what_still_comes_makes_it_goo
     for step in order:
         step(store)
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert store.problems("run") == ["Zee[60:90]: the loader crashed", "Zee[90:120]: the loader crashed"]
     assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 60
 
@@ -235,10 +235,10 @@ def test_a_lost_sample_is_waited_for_no_longer_and_what_still_comes_makes_it_goo
 
 
 def test_a_sample_lost_before_its_plan_is_the_run_s_problem(store: Store) -> None:
-    store.lose("run", "llll", "the loader crashed")
+    store.mark_lost("run", "llll", "the loader crashed")
     store.begin(RunPlan("run", 1000.0, RunSettings(samples=("llll",))))
 
-    assert store.is_whole("run")
+    assert store.is_settled("run")
     assert store.problems("run") == ["llll: the loader crashed"]
 
 
@@ -273,7 +273,7 @@ def test_runs_side_by_side_do_not_mix(store: Store) -> None:
     random.Random(4).shuffle(todo)
     for step in todo[:-1]:
         step(store)
-    assert sum(store.is_whole(name) for name in names) == 3
+    assert sum(store.is_settled(name) for name in names) == 3
     todo[-1](store)
 
     assert [final(store, name).replace(name, "run") for name in names] == [EXPECTED] * 4
@@ -312,7 +312,7 @@ def test_every_row_survives_a_crash(tmp_path: Path) -> None:
         with closing(Store(path)) as store:  # the second was never closed
             for step in todo[9:]:
                 step(store)
-            assert store.is_whole("run")
+            assert store.is_settled("run")
             assert final(store) == EXPECTED
             store.finish("run", json.loads(EXPECTED))
 
@@ -349,7 +349,7 @@ def test_a_database_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, make:
 
 
 def test_a_locked_database_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
-    store = Store(tmp_path / "analysis.sqlite", patience_s=0.01)
+    store = Store(tmp_path / "analysis.sqlite", lock_timeout_s=0.01)
     other = sqlite3.connect(tmp_path / "analysis.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 

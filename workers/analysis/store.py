@@ -82,15 +82,15 @@ class Store:
     """The database, in a file; ``None`` keeps it in memory.
 
     Every method commits before it returns. Raises Unavailable where the
-    database stays locked for longer than ``patience_s``, or its disk is full.
+    database stays locked for longer than ``lock_timeout_s``, or its disk is full.
     """
 
-    def __init__(self, path: Path | None, patience_s: float = 10.0) -> None:
+    def __init__(self, path: Path | None, lock_timeout_s: float = 10.0) -> None:
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
-                path or ":memory:", timeout=patience_s, check_same_thread=False, isolation_level=None
+                path or ":memory:", timeout=lock_timeout_s, check_same_thread=False, isolation_level=None
             )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -165,7 +165,7 @@ class Store:
                 {**asdict(chunk), "problem": problem},
             )
 
-    def lose(self, run_id: str, sample: str, problem: str) -> None:
+    def mark_lost(self, run_id: str, sample: str, problem: str) -> None:
         """Note why a sample's chunks may never be asked for; those that are there, or still come, do count."""
         with self._transaction() as db:
             db.execute(
@@ -199,11 +199,11 @@ class Store:
                 {"run": run_id, "sample": sample},
             )
 
-    def unplanned(self) -> set[str]:
+    def orphaned(self) -> set[str]:
         """The runs of which chunks have come, and no plan yet."""
         return {run_id for (run_id,) in self._all("SELECT DISTINCT run_id FROM chunks EXCEPT SELECT run_id FROM runs")}
 
-    def give_up_unplanned(self, run_id: str, problem: str) -> list[str]:
+    def drop_orphaned(self, run_id: str, problem: str) -> list[str]:
         """Forget the chunks of a run that nobody has planned, and return their names.
 
         Should its plan come after all, the samples that they were of are lost.
@@ -276,7 +276,7 @@ class Store:
         )
         return [Chunk(run_id, *row) for row in rows]
 
-    def is_whole(self, run_id: str) -> bool:
+    def is_settled(self, run_id: str) -> bool:
         """Whether each of a run's samples is planned and each of their chunks there, or known to be lost."""
         return (
             self._one("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None

@@ -13,7 +13,7 @@ from common.messages import (
     ChunkFailed,
     ChunkTask,
     Events,
-    Fetching,
+    FetchProgress,
     FileTask,
     Message,
     Progress,
@@ -83,13 +83,13 @@ class DataLoader(Service):
         """Tell how far a fetch is, not more often than a person can read."""
         next_at = time.monotonic()
 
-        def tell(done_bytes: int, total_bytes: int | None) -> None:
+        def publish_progress(done_bytes: int, total_bytes: int | None) -> None:
             nonlocal next_at
             if time.monotonic() >= next_at:
                 next_at = time.monotonic() + NEWS_EVERY_S
-                self.tell(Fetching(task.run_id, task.sample, done_bytes, total_bytes))
+                self.publish_without_confirm(FetchProgress(task.run_id, task.sample, done_bytes, total_bytes))
 
-        return tell
+        return publish_progress
 
     def _read(self, task: ChunkTask) -> Sequence[Message]:
         chunk = task.chunk

@@ -17,8 +17,8 @@ from workers.visualisation.fit_plots import fit_figures
 from workers.visualisation.plots import (
     TOY_TITLE,
     axis_label,
+    histogram_figure,
     is_toy,
-    m4l_figure,
     read_histogram,
     result_release,
 )
@@ -35,7 +35,7 @@ def result_files(result: Mapping[str, Any]) -> dict[str, bytes]:
     """
     files = {"result.json": _json(result)}
     figures: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
-        name: partial(m4l_figure, histogram=name) for name in result["histograms"]
+        name: partial(histogram_figure, histogram=name) for name in result["histograms"]
     }
     for name, draw in (figures | fit_figures(result)).items():
         files |= {f"{name}.{kind}": file for kind, file in rendered(draw(result), "png", "pdf", "svg").items()}

@@ -147,7 +147,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def m4l_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
+def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
     """Draw one histogram of a result document, whose keys DESIGN.md fixes.
 
     Simulation is stacked in the catalogue's order, its statistical uncertainty

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from common import topology
 from common.errors import MessageError, Unavailable
-from common.messages import Fetching, Folder, Message, Progress, Result, RunFailed, RunStarted
+from common.messages import FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted
 from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
@@ -53,7 +53,7 @@ class Visualisation(Service):
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Note the news of a run for the page; draw and write a final result."""
-        if not isinstance(message, RunStarted | Result | Progress | Fetching | RunFailed):
+        if not isinstance(message, RunStarted | Result | Progress | FetchProgress | RunFailed):
             raise MessageError(f"the visualisation has no use for a {message.kind} message")
         if self._live is not None:
             self._live.hear(message)
@@ -65,7 +65,7 @@ class Visualisation(Service):
                 files = result_files(message.result)
         if self._output is not None:
             self._write(files, self._output, message.run_id)
-        return [Folder(message.run_id, files)]
+        return [ResultFiles(message.run_id, files)]
 
     def _drawn_before(self, result: Result) -> dict[str, bytes] | None:
         """The files of the result's folder, where it stands: a result that comes again is not drawn again."""

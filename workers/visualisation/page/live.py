@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.messages import Fetching, Message, Progress, Result, RunFailed, RunStarted, Stage
+from common.messages import FetchProgress, Message, Progress, Result, RunFailed, RunStarted, Stage
 from common.settings import RunSettings
 from workers.visualisation.page.journal import Journal, Kept
 from workers.visualisation.page.pace import Pace
@@ -51,7 +51,7 @@ class LiveRun:
     is_drawing: bool
     settings: RunSettings | None
     plan: Mapping[str, int]
-    fetching: tuple[Fetching, ...]
+    fetching: tuple[FetchProgress, ...]
     stages: tuple[StageState, ...]
     result: Mapping[str, Any] | None
     result_version: int
@@ -173,7 +173,7 @@ class _Run:
         self.kept = kept
         self.version = 0
         self.heard = time.monotonic()
-        self.fetching: dict[str, Fetching] = {}
+        self.fetching: dict[str, FetchProgress] = {}
         self.paces = {stage: Pace(kept.done.setdefault(stage, {})) for stage in STAGES}
         self.result: Mapping[str, Any] | None = None
         self.result_version = 0
@@ -189,7 +189,7 @@ class _Run:
                 self.fetching.pop(chunk.sample, None)
             case Progress(stage=stage, chunk=chunk):
                 return self.paces[stage].add(chunk)
-            case Fetching(sample=sample) if sample in self.fetching or len(self.fetching) < 20:
+            case FetchProgress(sample=sample) if sample in self.fetching or len(self.fetching) < 20:
                 if sample not in self.kept.plan:
                     self.fetching[sample] = message
                 return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from workers.visualisation.drawing import ONE_AT_A_TIME
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.plots import m4l_figure
+from workers.visualisation.plots import histogram_figure
 from workers.visualisation.rendering import rendered
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Painter:
         png = b""
         try:
             with ONE_AT_A_TIME:
-                png = rendered(m4l_figure(run.result or {}), "png", dpi=DPI)["png"]
+                png = rendered(histogram_figure(run.result or {}), "png", dpi=DPI)["png"]
         except Exception as error:  # whatever is in it: the page goes on without this picture
             log.warning("the partial result of run %s cannot be drawn: %s", run.run_id, error)
         finally:
