@@ -16,11 +16,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 
-from common import catalogue, settings, topology
+from common import settings, topology
 from common.display import Bars, letters_table
 from common.errors import PipelineError, SettingsError
 from common.result_folder import write_folder
@@ -28,6 +28,7 @@ from common.service import configure_logging
 from common.settings import VARIABLES, Settings
 from common.submission import Outcome, follow, new_run_id, submit
 from common.transport import Transport
+from physics import RELEASES
 
 COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
 #: How long a broker that does not answer is waited for.
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dead_letters(arguments[1:], console)
         flags = _parser().parse_args(arguments)
         read = settings.read(os.environ, vars(flags))
+        read = replace(read, run=RELEASES.resolve(read.run))
         configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
         run_id = new_run_id(read.run.release)
         run = _distributed if flags.broker else _embedded
@@ -107,7 +109,7 @@ def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Ou
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
-    check_directory(catalogue.release(read.run.release), read.run)
+    check_directory(RELEASES[read.run.release], read.run)
     with EmbeddedServices(read) as services:
         return _submit_and_follow(services.transport, read, run_id, console, services.is_alive)
 
@@ -120,7 +122,7 @@ def _submit_and_follow(
         submit(session, run_id, read.run)
         console.print(f"run {run_id}")
         with Bars(console, len(read.run.samples)) as bars:
-            return follow(session, run_id, bars, is_alive)
+            return follow(session, run_id, RELEASES, bars, is_alive)
     finally:
         session.close()
 

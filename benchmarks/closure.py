@@ -33,10 +33,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from common import catalogue, settings
-from common.catalogue import Release, Sample
+from common import settings
 from common.messages import Chunk, RunPlan, SamplePlan
+from common.releases import Release, Sample
 from common.settings import RunSettings
+from physics import RELEASES
 from workers.analysis.fit import Profile
 from workers.analysis.histograms import M4L_SCALE, fill
 from workers.analysis.likelihood import FitError, Likelihood
@@ -107,7 +108,7 @@ class Laboratory:
     """Makes pseudo-experiments: the plentiful simulation once, everything else anew for each."""
 
     def __init__(self, cache: Path) -> None:
-        self.release = catalogue.release("demo")
+        self.release = RELEASES["demo"]
         self.run = RunSettings(release=self.release.name)
         self._kept = {
             sample.name: self._of_file(sample, cache)

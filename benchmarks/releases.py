@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import catalogue
+from physics import RELEASES
 from workers.data_loader.demo import demo_file
 
-DEMO = catalogue.release("demo")
+DEMO = RELEASES["demo"]
 #: The simulated events of the 2020 release's 4lep files, by the catalogue.
 FULL_SIZE = sum(sample.entries for sample in DEMO.samples if not sample.is_data)
 

@@ -20,6 +20,7 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -143,7 +144,7 @@ def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
         session.publish_and_acknowledge(delivery)
         if delivery.kind not in (Result.kind, RunFailed.kind):
             continue
-        message = messages.decode(delivery.kind, delivery.body)
+        message = messages.decode(delivery.kind, delivery.body, RELEASES)
         if isinstance(message, RunFailed) and message.run_id == run_id:
             raise BenchmarkError(f"run {run_id} failed: {message.problem}")
         if isinstance(message, Result) and message.run_id == run_id and message.final:

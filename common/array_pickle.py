@@ -92,10 +92,26 @@ _shown.maxlist, _shown.maxstring, _shown.maxother = 20, 60, 60
 
 @dataclass(frozen=True)
 class Column:
-    """One declared field: its dtype and, for a field with several values an event, how many."""
+    """One declared field: its dtype, how many values an event has where that is not one, and which values are legal.
+
+    Floats may be restricted to numbers (``allow_nan``) and finite numbers
+    (``allow_infinite``), integers to the range from 0 up to, not including, ``below``.
+    """
 
     dtype: npt.DTypeLike
     size: int | None = None
+    allow_nan: bool = True
+    allow_infinite: bool = True
+    below: int | None = None
+
+    def check(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Raise MessageError, naming the field, where one of ``values`` is not legal."""
+        if self.below is not None and len(values) and not (values.min() >= 0 and values.max() < self.below):
+            raise MessageError(f"field {name!r} has a value outside 0 to {self.below - 1}")
+        if not self.allow_nan and np.isnan(values).any():
+            raise MessageError(f"field {name!r} has a value that is not a number")
+        if not self.allow_infinite and np.isinf(values).any():
+            raise MessageError(f"field {name!r} has an infinite value")
 
     def shape(self, length: int) -> tuple[int, ...]:
         """Shape of the field's values for ``length`` events."""
@@ -214,6 +230,7 @@ def _columns(parts: _ArrayParts, schema: Schema) -> dict[str, npt.NDArray[Any]]:
         if len(buffer) != math.prod(shape) * dtype.itemsize:
             raise MessageError(f"field {name!r} has {len(buffer)} bytes for {_shown.repr(length)} events")
         columns[name] = np.frombuffer(buffer, dtype).reshape(shape)
+        column.check(name, columns[name])
     if len(parts.container) != len(columns):
         raise MessageError(f"the array has {len(parts.container)} buffers for {len(columns)} fields")
     return columns

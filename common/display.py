@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from common import catalogue
 from common.dead_letters import Letter
 from common.messages import Stage
 
@@ -85,14 +84,14 @@ class Bars:
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """The cutflow of each sample, and the yields of each category, as tables."""
-    release = catalogue.release(result["release"])
     settings = result["settings"]
+    steps = list(next(iter(result["samples"].values()))["cutflow"])
     lumi_ifb = settings["lumi"] * settings["fraction"]
-    cutflow = _table(f"Cutflow, events ({release.title}, {lumi_ifb:g} fb⁻¹)", "sample")
-    for column in (*(step.replace("_", " ") for step in release.steps), "yield", "±"):
+    cutflow = _table(f"Cutflow, events ({result['title']}, {lumi_ifb:g} fb⁻¹)", "sample")
+    for column in (*(step.replace("_", " ") for step in steps), "yield", "±"):
         cutflow.add_column(column.replace("four leptons", "4ℓ"), justify="right", no_wrap=True)
     for name, sample in result["samples"].items():
-        counts = [f"{sample['cutflow'][step]:,}" for step in release.steps]
+        counts = [f"{sample['cutflow'][step]:,}" for step in steps]
         cutflow.add_row(name, *counts, *_yield(sample))
     yields = _table("Yields", "category")
     for column in ("selected", "yield", "±"):

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import awkward as ak
 import msgspec
-import numpy as np
 
-from common import array_pickle, catalogue, topology
-from common.array_pickle import Column, Schema
+from common import array_pickle, topology
+from common.array_pickle import Schema
 from common.errors import MessageError, SettingsError
 from common.names import MAX_NAME, NAME
+from common.releases import Release, Releases
 from common.settings import RunSettings
 
 #: RabbitMQ 4 refuses 16 MiB; half of that leaves room for headers and growth.
@@ -65,9 +65,19 @@ class Message:
         return _of_legal_size(msgspec.json.encode(self), self.kind)
 
     @classmethod
-    def decode(cls, body: bytes) -> Self:
-        """Read a body; raises MessageError where it does not hold what the kind declares."""
-        return _json(body, cls)
+    def decode(cls, body: bytes, releases: Releases) -> Self:
+        """Read a body; raises MessageError where it does not hold what the kind declares.
+
+        Run settings are checked against ``releases``.
+        """
+        message = _json(body, cls)
+        settings = getattr(message, "settings", None)
+        if not isinstance(settings, RunSettings):
+            return message
+        try:
+            return replace(message, **{"settings": releases.resolve(settings)})
+        except SettingsError as error:
+            raise MessageError(f"{cls.kind}: {error}") from None
 
     @property
     def headers(self) -> dict[str, str | int]:
@@ -93,11 +103,11 @@ class RunRequest(Message):
     settings: RunSettings
 
     @classmethod
-    def decode(cls, body: bytes, defaults: RunSettings | None = None) -> RunRequest:
+    def decode(cls, body: bytes, releases: Releases, defaults: RunSettings | None = None) -> RunRequest:
         """Read a body; what its settings leave out is taken from ``defaults``."""
         raw = _json(body, _RawRequest)
         try:
-            settings = RunSettings.from_json(raw.settings, defaults)
+            settings = releases.resolve(RunSettings.from_json(raw.settings, defaults))
         except SettingsError as error:
             raise MessageError(f"run {raw.run_id}: {error}") from None
         return cls(raw.run_id, raw.submitted, settings)
@@ -198,8 +208,8 @@ class ArrayMessage(Message):
     events: ak.Array
 
     @classmethod
-    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
-        """The fields of ``events``, for a sample of a release."""
+    def schema(cls, release: Release) -> Schema:
+        """The columns of ``events`` that a release declares for this kind."""
         raise NotImplementedError
 
     def encode(self) -> bytes:
@@ -209,83 +219,50 @@ class ArrayMessage(Message):
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
     @classmethod
-    def decode(cls, body: bytes) -> Self:
-        """Read a body; raises MessageError where the header or an event is not as declared."""
+    def decode(cls, body: bytes, releases: Releases) -> Self:
+        """Read a body; raises MessageError where the header or an event is not as its release declares."""
         unpickled = array_pickle.loads(body)
         try:
             header = msgspec.convert(unpickled.header, _ArrayHeader)
-            release = catalogue.release(header.release)
-            schema = cls.schema(release, release.sample(header.chunk.sample))
+            release = releases[header.release]
+            release.sample(header.chunk.sample)
         except (msgspec.ValidationError, SettingsError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None
         if math.isinf(header.lumi_ifb):
             raise MessageError(f"{cls.kind}: {header.chunk} has an infinite luminosity")
         if not header.cutflow.keys() <= set(release.steps):
             raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {release.name} has not")
-        events = unpickled.array(schema)
+        try:
+            events = unpickled.array(cls.schema(release))
+        except MessageError as error:
+            raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
         return cls(header.chunk, header.release, header.lumi_ifb, header.cutflow, events)
 
 
 @dataclass(frozen=True)
 class Events(ArrayMessage):
-    """The events of a chunk that pass the loader's steps.
-
-    Each has its four leading leptons as the file holds them (float32, the
-    file's own energy unit, so that not a bit is lost on the way), and its
-    weight, which is 1 for data.
-    """
+    """The events of a chunk that pass the loader's steps."""
 
     kind: ClassVar[str] = "events"
     route: ClassVar[str] = topology.EVENTS.name
 
     @classmethod
-    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
-        """The fields of ``events``: the class says what each is."""
-        return {
-            "lep_pt": Column("float32", 4),
-            "lep_eta": Column("float32", 4),
-            "lep_phi": Column("float32", 4),
-            "lep_energy": Column("float32", 4),
-            "lep_charge": Column("int8", 4),
-            "lep_type": Column("int8", 4),
-            "weight": Column("float32"),
-        }
+    def schema(cls, release: Release) -> Schema:
+        """The columns that the release declares for ``events``."""
+        return release.events
 
 
 @dataclass(frozen=True)
 class Selected(ArrayMessage):
-    """The selected events of a chunk.
-
-    ``m4l``, ``m_z1``, ``m_z2`` and ``lead_pt`` (the leading lepton's pT) in GeV, NaN where a pair of
-    leptons makes no Z candidate; ``channel`` counts the release's channels in their order.
-    """
+    """The selected events of a chunk, with their observables."""
 
     kind: ClassVar[str] = "selected"
     route: ClassVar[str] = topology.SELECTED.name
 
     @classmethod
-    def schema(cls, release: catalogue.Release, sample: catalogue.Sample) -> Schema:
-        """The fields of ``events``: the class says what each is."""
-        return {
-            "m4l": Column("float64"),
-            "channel": Column("int8"),
-            "weight": Column("float32"),
-            "m_z1": Column("float32"),
-            "m_z2": Column("float32"),
-            "lead_pt": Column("float32"),
-        }
-
-    @classmethod
-    def decode(cls, body: bytes) -> Self:
-        """Read a body; raises MessageError also for a channel, weight or mass that cannot be."""
-        message = super().decode(body)
-        channel = ak.to_numpy(message.events.channel)
-        known = len(catalogue.release(message.release).channels)
-        if len(channel) and not (channel.min() >= 0 and channel.max() < known):
-            raise MessageError(f"selected: {message.chunk} has a channel outside 0 to {known - 1}")
-        if not np.isfinite(ak.to_numpy(message.events.weight)).all() or np.isnan(ak.to_numpy(message.events.m4l)).any():
-            raise MessageError(f"selected: {message.chunk} has a weight or a mass that is not a number")
-        return message
+    def schema(cls, release: Release) -> Schema:
+        """The columns that the release declares for ``selected``."""
+        return release.selected
 
 
 @dataclass(frozen=True)
@@ -435,13 +412,16 @@ KINDS: Mapping[str, type[Message]] = {
 }  # fmt: skip
 
 
-def decode(kind: str, body: bytes) -> Message:
-    """Read a message of the given kind; raises MessageError where it is not one."""
+def decode(kind: str, body: bytes, releases: Releases) -> Message:
+    """Read a message of the given kind; raises MessageError where it is not one.
+
+    Samples, columns and run settings are checked against ``releases``.
+    """
     if kind not in KINDS:
         raise MessageError(f"no message kind is called {kind!r}")
     if not body:
         raise MessageError(f"{kind}: the message is empty")
-    return KINDS[kind].decode(_of_legal_size(body, kind))
+    return KINDS[kind].decode(_of_legal_size(body, kind), releases)
 
 
 def _of_legal_size(body: bytes, what: str) -> bytes:

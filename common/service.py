@@ -21,6 +21,7 @@ from common.errors import BrokerError, MessageError, SettingsError, Unavailable,
 from common.health import ServiceMetrics, listen
 from common.memory import keep_freed_memory
 from common.messages import Message
+from common.releases import Releases
 from common.settings import Settings
 from common.topology import Queue
 from common.transport import Delivery, Session
@@ -42,6 +43,8 @@ class Service(ABC):
     name: ClassVar[str]
     consumes: ClassVar[Sequence[Queue]]
     prefetch: ClassVar[int] = 2
+    #: What messages are checked against; a service that reads events declares its own.
+    releases: ClassVar[Releases] = Releases()
 
     #: Publishes news at once, in the middle of a message; set by the loop.
     publish_without_confirm: Callable[[Message], None] = staticmethod(lambda message: None)
@@ -62,7 +65,7 @@ class Service(ABC):
 
     def decode(self, delivery: Delivery) -> Message:
         """Read a delivery; raises MessageError where it is not what it says."""
-        return messages.decode(delivery.kind, delivery.body)
+        return messages.decode(delivery.kind, delivery.body, self.releases)
 
     def poll(self) -> None:  # noqa: B027  not every service has something to do unasked
         """Do what is due though no message asks for it: called between deliveries, twice a second, and on ``wake``.

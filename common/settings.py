@@ -18,13 +18,13 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from common import catalogue
 from common.errors import SettingsError
 
 T = TypeVar("T")
 
 #: Demo events of all simulated samples together.
 DEMO_EVENTS = 200_000
+MAX_DEMO_EVENTS = 1_000_000_000
 #: Entries of one chunk. A chunk's message holds at most 92 bytes an entry, so
 #: that this many stay below the 8 MiB a message may have.
 CHUNK_ENTRIES = 50_000
@@ -40,7 +40,9 @@ class RunSettings:
 
     ``data`` is a directory or the address of one, None for the release's own
     addresses; ``lumi_ifb`` in fb⁻¹; ``pt_cuts_gev`` in GeV, for the leading
-    leptons in order. Raises SettingsError where a value cannot be used.
+    leptons in order. Raises SettingsError where a value cannot be used. Whether
+    the release and the samples exist is checked by ``Releases.resolve``, which also
+    fills in the samples where none is named.
     """
 
     release: str = "2020e-13tev"
@@ -53,18 +55,7 @@ class RunSettings:
     chunk_entries: int = CHUNK_ENTRIES
 
     def __post_init__(self) -> None:
-        try:
-            release = catalogue.release(self.release)
-        except SettingsError as error:
-            raise SettingsError(f"RELEASE={self.release!r}: {error}") from None
-        try:
-            chosen = release.in_order(self.samples or release.sample_names)
-        except SettingsError as error:
-            raise SettingsError(f"SAMPLES={','.join(self.samples)!r}: {error}") from None
-        object.__setattr__(self, "samples", tuple(sample.name for sample in chosen))
         object.__setattr__(self, "data", _checked_location(self.data))
-        if release.toy:  # made on this machine: a data location, meant for another release, does not count
-            object.__setattr__(self, "data", None)
         if not (math.isfinite(self.lumi_ifb) and self.lumi_ifb > 0):
             raise SettingsError(
                 f"LUMI={self.lumi_ifb:g}: a luminosity is a positive number of fb⁻¹; write for example LUMI=10"
@@ -85,10 +76,6 @@ class RunSettings:
                     f"PT_CUTS={_comma(self.pt_cuts_gev)!r}: {cut:g} is not a pT in GeV; "
                     "write for example PT_CUTS=20,15,10"
                 )
-        if not len(release.samples) <= self.demo_events <= 1_000_000_000:
-            raise SettingsError(
-                f"DEMO_EVENTS={self.demo_events}: choose from {len(release.samples)} to 1000000000 events"
-            )
         if not 1 <= self.chunk_entries <= MAX_CHUNK_ENTRIES:
             raise SettingsError(
                 f"CHUNK_ENTRIES={self.chunk_entries}: choose from 1 to {MAX_CHUNK_ENTRIES}, "
@@ -99,8 +86,8 @@ class RunSettings:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
         return int(Fraction(str(self.fraction)) * entries_in_file)
 
-    def to_result(self) -> dict[str, Any]:
-        """The ``settings`` of result.json."""
+    def to_result(self, *, toy: bool) -> dict[str, Any]:
+        """The ``settings`` of result.json; the number of demo events belongs to a toy release alone."""
         return {
             "lumi": self.lumi_ifb,
             "fraction": self.fraction,
@@ -108,7 +95,7 @@ class RunSettings:
             "data": self.data,
             "samples": list(self.samples),
             "chunk_entries": self.chunk_entries,
-            **({"demo_events": self.demo_events} if catalogue.release(self.release).toy else {}),
+            **({"demo_events": self.demo_events} if toy else {}),
         }
 
     @classmethod

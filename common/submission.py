@@ -23,6 +23,7 @@ from common.messages import (
     RunRequest,
     StatusRequest,
 )
+from common.releases import Releases
 from common.settings import RunSettings
 from common.transport import Delivery, Session
 
@@ -110,7 +111,9 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
     session.publish([RunRequest(run_id, time.time(), settings)])
 
 
-def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[], bool]) -> Outcome:
+def follow(
+    session: Session, run_id: str, releases: Releases, display: Display, is_alive: Callable[[], bool]
+) -> Outcome:
     """Follow a run until its result folder is there, or until it is known that none will come.
 
     The display has the final result as soon as it is there, and in any case
@@ -134,7 +137,7 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
                 last = time.monotonic()
             continue
         session.publish_and_acknowledge(delivery)
-        message = _read(delivery)
+        message = _read(delivery, releases)
         if message is None or _run_of(message) != run_id:
             continue
         last = time.monotonic()
@@ -159,12 +162,12 @@ def follow(session: Session, run_id: str, display: Display, is_alive: Callable[[
     return Outcome(None, {}, "it was stopped before its result was there")
 
 
-def _read(delivery: Delivery) -> Message | None:
+def _read(delivery: Delivery, releases: Releases) -> Message | None:
     """What was delivered; None, and a warning, where it must not or cannot be read."""
     try:
         if delivery.rejection_reason is not None:
             raise MessageError(delivery.rejection_reason)
-        return messages.decode(delivery.kind, delivery.body)
+        return messages.decode(delivery.kind, delivery.body, releases)
     except MessageError as error:
         log.warning("a %s message is passed over: %s", delivery.kind, error)
         return None

@@ -28,9 +28,11 @@ from common import messages, settings, topology
 from common.errors import MessageError, WorkerLost
 from common.memory import keep_freed_memory
 from common.messages import Events, Message
+from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
+from physics import RELEASES
 from workers.data_loader.reading import decompress_in_line
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
@@ -58,6 +60,7 @@ class Lane(Service):
 
     name: ClassVar[str] = "data-loader"
     consumes: ClassVar[Sequence[Queue]] = (topology.CHUNKS,)
+    releases: ClassVar[Releases] = RELEASES
 
     def __init__(self, settings: Settings) -> None:
         ours, theirs = socket.socketpair()
@@ -131,7 +134,7 @@ class _Worker:
             except EOFError:
                 return
             try:
-                outcome = self._loader.handle(messages.decode(kind, body))
+                outcome = self._loader.handle(messages.decode(kind, body, RELEASES))
             except MessageError as error:
                 self._answer("refused", str(error).encode())
                 continue

@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 
 from benchmarks.processes import cpu_seconds
-from common import catalogue
-from common.catalogue import Release, Sample
+from common.releases import Release, Sample
 from common.settings import RunSettings
+from physics import RELEASES
 from workers.data_loader.sources import locate
 
 #: The bins of m4l, in GeV.
@@ -37,7 +37,7 @@ class Found:
 
 def files(run: RunSettings, cache: Path) -> dict[str, tuple[Path, Sample]]:
     """The run's files and samples, by the samples' names."""
-    samples = catalogue.release(run.release).in_order(run.samples)
+    samples = RELEASES[run.release].in_order(run.samples)
     return {sample.name: (locate(sample, run, cache), sample) for sample in samples}
 
 

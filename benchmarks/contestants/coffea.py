@@ -16,8 +16,8 @@ from coffea.nanoevents import BaseSchema
 
 from benchmarks.contestants import EDGES, Found, branches, files, main
 from benchmarks.contestants.notebook import select
-from common import catalogue
 from common.settings import RunSettings
+from physics import RELEASES
 
 
 class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no types
@@ -28,7 +28,7 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
 
     def process(self, events: Any) -> dict[str, Any]:
         """One chunk."""
-        release = catalogue.release(self.run.release)
+        release = RELEASES[self.run.release]
         sample = release.sample(events.metadata["dataset"])
         columns = ak.zip({name: events[name] for name in branches(release, sample)}, depth_limit=1)
         m4l, weight = select(columns, release, sample, self.run)

@@ -18,14 +18,14 @@ import uproot
 import vector
 
 from benchmarks.contestants import EDGES, Found, branches, files, main
-from common import catalogue
-from common.catalogue import Release, Sample
+from common.releases import Release, Sample
 from common.settings import RunSettings
+from physics import RELEASES
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """One file after the other, batch by batch."""
-    release = catalogue.release(run.release)
+    release = RELEASES[run.release]
     found = {}
     for name, (path, sample) in files(run, cache).items():
         selected, total, values = 0, 0.0, np.zeros(len(EDGES) - 1)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import EDGES, Found, files, main
-from common import catalogue
-from common.catalogue import Release, Sample
+from common.releases import Release, Sample
 from common.settings import RunSettings
+from physics import RELEASES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the packages of ROOT on PyPI are an alpha, and say so
@@ -31,7 +31,7 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """All files in one event loop each, run at the same time."""
     ROOT.EnableImplicitMT()
     ROOT.gInterpreter.Declare(_MASS)
-    release = catalogue.release(run.release)
+    release = RELEASES[run.release]
     booked = {name: _book(str(path), release, sample, run) for name, (path, sample) in files(run, cache).items()}
     ROOT.RDF.RunGraphs([result for results in booked.values() for result in results])
     return {name: _found(*results) for name, results in booked.items()}

@@ -16,6 +16,7 @@ from common.service import Service, serve
 from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
 
@@ -78,7 +79,7 @@ def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost
         def all_arrived() -> bool:
             delivery = receiver.receive(0.5)
             if delivery is not None:
-                message = messages.decode(delivery.kind, delivery.body)
+                message = messages.decode(delivery.kind, delivery.body, RELEASES)
                 assert isinstance(message, ChunkFailed)
                 arrived.add(message.chunk.start)
                 receiver.publish_and_acknowledge(delivery)

@@ -17,6 +17,7 @@ from common.errors import MessageError, WorkerLost
 from common.messages import Chunk, Message, Progress
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
+from physics import RELEASES
 from tests.integration.test_crashes import events
 from tests.support.runs import Quiet, in_time, numbers, run_embedded
 from tests.support.waiting import wait_until
@@ -53,7 +54,7 @@ def run_in_lanes(
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
         is_in_time = in_time()
-        outcome = follow(session, "run", Quiet(on_progress), lambda: is_in_time() and services.is_alive())
+        outcome = follow(session, "run", RELEASES, Quiet(on_progress), lambda: is_in_time() and services.is_alive())
     assert lanes() == []
     return outcome
 
@@ -86,7 +87,7 @@ def test_a_run_that_takes_longer_gets_its_lanes_by_itself(
         submit(session, "run", DEMO)
         wait_until(lanes, "a lane was started")
         is_in_time = in_time()
-        outcome = follow(session, "run", Quiet(), lambda: is_in_time() and services.is_alive())
+        outcome = follow(session, "run", RELEASES, Quiet(), lambda: is_in_time() and services.is_alive())
     assert numbers(outcome) == undisturbed
 
 

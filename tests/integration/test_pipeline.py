@@ -16,6 +16,7 @@ from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
 from common.transport import Delivery, Session
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.support.broker import Broker
 from tests.support.real_data import real_data
 from tests.support.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
@@ -91,7 +92,7 @@ def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_work
     for session, run_id in zip(sessions, runs, strict=True):
         submit(session, run_id, DEMO)
     for session, run_id in zip(sessions, runs, strict=True):
-        assert numbers(follow(session, run_id, Quiet(), in_time())) == undisturbed
+        assert numbers(follow(session, run_id, RELEASES, Quiet(), in_time())) == undisturbed
         session.close()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
 
@@ -108,7 +109,7 @@ def test_a_broker_killed_in_the_moment_a_run_is_submitted_holds_no_run_up(
     broker.kill()
     broker.start()
     submit(follower, "run", DEMO)
-    assert numbers(follow(follower, "run", Quiet(), in_time())) == undisturbed
+    assert numbers(follow(follower, "run", RELEASES, Quiet(), in_time())) == undisturbed
     for session in (follower, bystander):
         session.close()
 
@@ -210,8 +211,8 @@ def test_the_first_news_of_a_run_is_what_it_is(tmp_path: Path) -> None:
         while not (news and isinstance(news[-1], Result) and news[-1].final):
             delivery = wait_until(lambda: session.receive(0.5), "news came")
             session.publish_and_acknowledge(delivery)
-            news.append(messages.decode(delivery.kind, delivery.body))
-    assert news[0] == RunStarted("run", DEMO)
+            news.append(messages.decode(delivery.kind, delivery.body, RELEASES))
+    assert news[0] == RunStarted("run", RELEASES.resolve(DEMO))
 
 
 def take(session: Session) -> Delivery:
@@ -235,7 +236,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     thief.dead_letter(take(thief), "made unreadable by a test")
     thief.close()
     demo_workers.start(consumer)
-    outcome = follow(follower, "run", Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
@@ -255,7 +256,7 @@ def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_u
     thief.dead_letter(take(thief), "made unreadable by a test")
     thief.close()
     demo_workers.start("data_processor")
-    outcome = follow(follower, "run", Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
@@ -303,7 +304,7 @@ def test_a_request_that_cannot_be_understood_ends_with_the_reason(demo_workers: 
     demo_workers.start_all()
     session = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30).open([topology.follower("wrong")])
     session.publish([Wrong("wrong", 1.0, DEMO)])
-    outcome = follow(session, "wrong", Quiet(), in_time())
+    outcome = follow(session, "wrong", RELEASES, Quiet(), in_time())
     session.close()
     assert outcome.problem is not None
     assert "LUMI=-5" in outcome.problem

@@ -21,6 +21,7 @@ from common.submission import follow, submit
 from common.transport import Delivery
 from common.transport.amqp import parameters
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.integration.test_pipeline import Quiet, in_time
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
@@ -33,7 +34,7 @@ Poison = Callable[[bytes, type[Events] | type[Selected]], bytes]
 
 def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An honest message's header and columns, to be changed and put together again."""
-    message = kind.decode(body)
+    message = kind.decode(body, RELEASES)
     header = {
         "chunk": dataclasses.asdict(message.chunk),
         "release": message.release,
@@ -135,7 +136,7 @@ def test_every_poison_is_a_reason_of_its_run_and_the_worker_goes_on(
     thief.close()
     (process,) = workers.start(consumer)
 
-    outcome = follow(follower, "run", Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
 
     assert outcome.result is not None
@@ -191,7 +192,7 @@ def test_json_that_is_none_of_the_kind_is_dead_lettered_and_the_next_run_is_whol
                 channel.basic_publish("", queue, body, pika.BasicProperties(type=kind, headers={"run_id": "../../x"}))
     follower = RabbitMQTransport(workers.settings, connect_timeout_s=30).open([topology.follower("run")], prefetch=100)
     submit(follower, "run", RUN)
-    outcome = follow(follower, "run", Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
     assert outcome.result is not None
     assert outcome.result["complete"]

@@ -21,6 +21,7 @@ from common.topology import Queue
 from common.transport import Delivery, Session, amqp
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.support.broker import Broker
 from tests.support.waiting import free_port, wait_until
 
@@ -68,7 +69,7 @@ class Running:
 
     def answer(self) -> str:
         delivery = wait_until(lambda: self.session.receive(0.5), "an answer came", 20)
-        message = messages.decode(delivery.kind, delivery.body)
+        message = messages.decode(delivery.kind, delivery.body, RELEASES)
         assert isinstance(message, RunFailed)
         return message.problem
 
@@ -120,7 +121,7 @@ def test_a_message_that_cannot_be_handled_is_kept_with_its_reason_and_the_next_o
     graveyard = running.transport.open([topology.dead_letter_queue("plans")])
     letter = wait_until(lambda: graveyard.receive(0.5), "the dead letter is there", 10)
     assert reason in letter.headers["problem"]
-    assert messages.decode(letter.kind, letter.body) == failed("bad")
+    assert messages.decode(letter.kind, letter.body, RELEASES) == failed("bad")
 
 
 def test_an_unreadable_notice_of_a_dead_letter_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:

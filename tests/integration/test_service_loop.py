@@ -18,6 +18,7 @@ from common.topology import Queue
 from common.transport import Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -58,7 +59,7 @@ def test_what_a_service_publishes_in_its_turn_arrives_though_something_was_away(
     loop.start()
     try:
         delivery = wait_until(lambda: listener.receive(0.5), "the news came", 20)
-        assert messages.decode(delivery.kind, delivery.body) == RunFailed("run", "nobody asked")
+        assert messages.decode(delivery.kind, delivery.body, RELEASES) == RunFailed("run", "nobody asked")
         assert service.confirmed.wait(20)
     finally:
         stop.set()
@@ -93,7 +94,7 @@ def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_ag
             serve(service, session, stop)
     successor = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     delivery = wait_until(lambda: successor.receive(0.5), "the message came again", 20)
-    assert messages.decode(delivery.kind, delivery.body) == sent
+    assert messages.decode(delivery.kind, delivery.body, RELEASES) == sent
     assert direct.receive(0.5) is None
     for opened in (direct, successor):
         opened.close()

@@ -20,6 +20,7 @@ from common.topology import Queue
 from common.transport import Delivery, dead_letter_headers
 from common.transport.amqp import parameters
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from physics import RELEASES
 from tests.integration.test_command import run
 from tests.integration.test_pipeline import DEMO, Quiet, in_time, numbers, run_embedded
 from tests.support.waiting import wait_until
@@ -173,7 +174,7 @@ def test_signed_workers_give_the_same_bits_refuse_strangers_and_shrug_at_a_repla
             connection.channel().basic_publish("", copied.queue, copied.body, properties)
     keyed_workers.start("analysis")
 
-    outcome = follow(follower, "signed", Quiet(), in_time())
+    outcome = follow(follower, "signed", RELEASES, Quiet(), in_time())
 
     assert numbers(outcome) == numbers(run_embedded(DEMO, tmp_path / "cache"))
     refused = {(letter.queue, letter.kind): letter.problem for letter in dead_letters(vhost)}
@@ -203,5 +204,5 @@ def test_a_follower_passes_over_a_forged_result(
     follower = open_session(keyed, topology.follower("run"))
     open_session(vhost).publish([ResultFiles("run", {"result.json": b'{"forged": true}'})])
     open_session(keyed).publish([ResultFiles("run", {"result.json": b'{"forged": false}'})])
-    outcome: Outcome = follow(follower, "run", Quiet(), in_time())
+    outcome: Outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     assert outcome.result == {"forged": False}

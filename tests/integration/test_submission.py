@@ -20,6 +20,7 @@ from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.integration.test_pipeline import in_time
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
@@ -65,7 +66,7 @@ def services(transport: Transport) -> Iterator[Session]:
 def following(transport: Transport, services: Session) -> Iterator[Callable[[Shown], Any]]:
     """Follows the run in a thread of its own; gives the future outcome."""
     with ThreadPoolExecutor(1) as thread, closing(transport.open([topology.follower(RUN)])) as session:
-        yield lambda display: thread.submit(follow, session, RUN, display, in_time())
+        yield lambda display: thread.submit(follow, session, RUN, RELEASES, display, in_time())
 
 
 def test_the_result_is_shown_before_its_folder_is_there(services: Session, following: Callable[[Shown], Any]) -> None:
@@ -116,11 +117,11 @@ def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
     transport, result = RabbitMQTransport(vhost, connect_timeout_s=20), fitted()
     outcome: Future[Outcome]
     with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
-        outcome = thread.submit(follow, session, RUN, Shown(), in_time())
+        outcome = thread.submit(follow, session, RUN, RELEASES, Shown(), in_time())
         wait_until(lambda: broker.cut_connections(vhost), "the follower lost its connection", 30)
         with closing(transport.open([topology.PLANS])) as analysis:
             asked = wait_until(lambda: analysis.receive(0.5), "the follower asked", 20)
-            assert messages.decode(asked.kind, asked.body) == StatusRequest(RUN)
+            assert messages.decode(asked.kind, asked.body, RELEASES) == StatusRequest(RUN)
             analysis.publish_and_acknowledge(asked, [folder(result)])
         assert outcome.result(20).result == result
 

@@ -22,6 +22,7 @@ from common.transport import Delivery, Session, Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.publishing import Publisher
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from physics import RELEASES
 from tests.chaos.proxy import Proxy
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
@@ -59,7 +60,7 @@ def take(session: Session) -> Delivery:
 
 
 def read(delivery: Delivery) -> Message:
-    return messages.decode(delivery.kind, delivery.body)
+    return messages.decode(delivery.kind, delivery.body, RELEASES)
 
 
 def test_whoever_waits_for_a_message_is_woken_from_another_thread(open_session: Callable[..., Session]) -> None:

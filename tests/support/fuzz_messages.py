@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from common import messages
 from common.errors import MessageError
 from common.messages import Message
+from physics import RELEASES
 from tests.unit.test_array_pickle import BODY, bombs, calls, forms, mutated
 from tests.unit.test_messages import JSON_MESSAGES
 
@@ -104,7 +105,7 @@ def fuzz(seconds: float, seed: int) -> Tally:
         started = time.perf_counter()
         _decoding = True
         try:
-            messages.decode(kind, body)
+            messages.decode(kind, body, RELEASES)
             tally["sound"] += 1
         except MessageError:
             tally["refused"] += 1
@@ -131,8 +132,8 @@ def main() -> int:
     for encoding in ("ascii", "latin-1", "raw-unicode-escape", "utf-8"):
         codecs.lookup(encoding)
     for message in JSON_MESSAGES:
-        messages.decode(message.kind, message.encode())
-    messages.decode("events", BODY)
+        messages.decode(message.kind, message.encode(), RELEASES)
+    messages.decode("events", BODY, RELEASES)
     sys.addaudithook(watch)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pytest
 import uproot
 
-from common import catalogue
 from common.messages import Chunk, Events, SamplePlan, Selected
+from common.releases import Sample
 from common.settings import RunSettings
+from physics import RELEASES
 from workers.data_loader import reading
 from workers.data_processor import selection
 
-RELEASE = catalogue.release("2020e-13tev")
+RELEASE = RELEASES["2020e-13tev"]
 DATA = RELEASE.sample("data_A")
 SIMULATION = RELEASE.sample("ttbar_lep")
 NO_CUTS = RunSettings(pt_cuts_gev=())
@@ -96,7 +97,7 @@ def write_file(
     return path
 
 
-def random_events(rng: np.random.Generator, n: int, sample: catalogue.Sample = SIMULATION) -> ak.Array:
+def random_events(rng: np.random.Generator, n: int, sample: Sample = SIMULATION) -> ak.Array:
     """What a loader hands on: n events of four random leptons, many of them neutral and of known channels."""
     pt = -np.sort(-rng.uniform(5e3, 1.2e5, (n, 4)), axis=1)
     eta = rng.uniform(-2.7, 2.7, (n, 4))
@@ -140,7 +141,7 @@ class Processed:
     messages: tuple[Selected, ...]
 
 
-def process(run_id: str, path: Path, sample: catalogue.Sample, settings: RunSettings) -> Processed:
+def process(run_id: str, path: Path, sample: Sample, settings: RunSettings) -> Processed:
     """Run the loader's and the processor's functions over a file, chunk by chunk, through the messages' bytes."""
     plan = reading.plan(path, RELEASE, sample, settings)
     planned = SamplePlan(run_id, sample.name, plan.entries, plan.bounds)
@@ -148,8 +149,8 @@ def process(run_id: str, path: Path, sample: catalogue.Sample, settings: RunSett
     for chunk in planned.chunks:
         arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
         events, cutflow = reading.select(arrays, RELEASE, sample, settings)
-        sent = Events.decode(Events(chunk, RELEASE.name, settings.lumi_ifb, cutflow, events).encode())
+        sent = Events.decode(Events(chunk, RELEASE.name, settings.lumi_ifb, cutflow, events).encode(), RELEASES)
         chosen, further = selection.select(sent.events, RELEASE)
         message = Selected(chunk, RELEASE.name, settings.lumi_ifb, {**cutflow, **further}, chosen)
-        messages.append(Selected.decode(message.encode()))
+        messages.append(Selected.decode(message.encode(), RELEASES))
     return Processed(planned, tuple(messages))

@@ -12,6 +12,7 @@ from common import settings, topology
 from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from workers.embedded import EmbeddedServices
 
 DEADLINE_S = 90
@@ -44,7 +45,7 @@ def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
     with EmbeddedServices(read, **replicas) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
-        return follow(session, "run", Quiet(), services.is_alive)
+        return follow(session, "run", RELEASES, Quiet(), services.is_alive)
 
 
 def run_on_broker(
@@ -59,7 +60,7 @@ def run_on_broker(
     session = RabbitMQTransport(settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
-        return follow(session, run_id, display or Quiet(), is_alive or in_time())
+        return follow(session, run_id, RELEASES, display or Quiet(), is_alive or in_time())
     finally:
         session.close()
 

@@ -9,14 +9,14 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from common import catalogue
 from common.messages import Chunk, Message, RunPlan, SamplePlan, Selected
 from common.settings import RunSettings
+from physics import RELEASES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.store import Partial, Store
 
-RELEASE = catalogue.release("demo")
+RELEASE = RELEASES["demo"]
 SAMPLES = ("data_A", "Zee", "llll", "ggH125_ZZ4lep")
 #: Expected events, and simulated ones.
 YIELDS = {"Zee": (70.0, 400), "llll": (240.0, 20_000), "ggH125_ZZ4lep": (15.0, 8_000)}

@@ -16,6 +16,7 @@ from common.messages import Chunk, Progress, Result, RunFailed
 from common.settings import RunSettings
 from common.submission import follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
+from physics import RELEASES
 from tests.support.runs import Quiet
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -119,7 +120,7 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
     assert tab.evaluate("document.querySelector('#partial-plot').decode().then(() => true)")
     assert tab.title().startswith("TOY – ")
 
-    outcome = follow(session, run_id, Quiet(), in_time(300))
+    outcome = follow(session, run_id, RELEASES, Quiet(), in_time(300))
     session.close()
     assert outcome.result is not None
     tab.wait_for_selector("h1 .badge.complete")  # without a reload

@@ -28,6 +28,7 @@ from common import array_pickle, messages
 from common.array_pickle import Column
 from common.errors import MessageError
 from common.messages import Chunk, Events
+from physics import RELEASES
 
 SCHEMA = {"pt": Column("float32", 2), "charge": Column("int8")}
 HEADER = {"text": "H→ZZ*", "number": 1.5, "cutflow": {"read": 3}}
@@ -406,12 +407,12 @@ def events_body() -> bytes:
 BODY = events_body()
 OPCODE_STARTS = [position for _, _, position in pickletools.genops(BODY)]
 UNFRAMED = BODY[:2] + BODY[11:]
-TYPE = str(messages.decode("events", BODY).events.type.content)
+TYPE = str(messages.decode("events", BODY, RELEASES).events.type.content)
 
 
 def refused_or_sound(body: bytes) -> None:
     try:
-        message = messages.decode("events", body)
+        message = messages.decode("events", body, RELEASES)
     except MessageError:
         return
     assert isinstance(message, Events)

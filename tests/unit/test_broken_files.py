@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import uproot
 
-from common import catalogue
 from common.messages import ChunkFailed, ChunkTask, Events, FileTask, Message, SamplePlan
 from common.settings import RunSettings, read
+from physics import RELEASES
 from tests.support.real_data import real_data
 from workers.data_loader.service import DataLoader
 
-RELEASE = catalogue.release("2020e-13tev")
+RELEASE = RELEASES["2020e-13tev"]
 BROKEN, WHOLE = RELEASE.sample("WH125_ZZ4lep"), RELEASE.sample("data_A")
 
 Break = Callable[[Path], None]

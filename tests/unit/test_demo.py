@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pytest
 import uproot
 
-from common.catalogue import Release, Sample, release
 from common.errors import SettingsError
+from common.releases import Release, Sample
+from physics import RELEASES
 from workers.data_loader import demo
 from workers.data_loader.demo.processes import PROCESSES
 
 EVENTS = 60_000
-DEMO = release("demo")
+DEMO = RELEASES["demo"]
 SIMULATED = [sample for sample in DEMO.samples if not sample.is_data]
 DATA = [sample for sample in DEMO.samples if sample.is_data]
 

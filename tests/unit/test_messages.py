@@ -32,10 +32,10 @@ from common.messages import (
     SamplePlan,
     Selected,
     StatusRequest,
-    decode,
 )
 from common.names import is_name
 from common.settings import MAX_CHUNK_ENTRIES, RunSettings
+from physics import RELEASES
 
 RUN = "20260131-235959-demo-1f3a"
 CHUNK = Chunk(RUN, "Zee", 100, 200)
@@ -59,6 +59,10 @@ JSON_MESSAGES: list[Message] = [
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     RequeueNotice(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]
+
+
+def decode(kind: str, body: bytes) -> Message:
+    return messages.decode(kind, body, RELEASES)
 
 
 def events(count: int) -> ak.Array:
@@ -137,7 +141,7 @@ def test_selected_events_survive_bit_for_bit(count: int) -> None:
 def test_a_run_request_takes_what_it_leaves_out_from_the_data_loaders_settings() -> None:
     body = json.dumps({"run_id": "mine", "submitted": 0, "settings": {"samples": ["llll", "Zee"]}}).encode()
     assert decode("run-request", body) == RunRequest("mine", 0.0, RunSettings(samples=("Zee", "llll")))
-    assert RunRequest.decode(body, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
+    assert RunRequest.decode(body, RELEASES, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
 
 
 def test_a_sample_plans_chunks_lie_between_its_bounds() -> None:
@@ -309,10 +313,10 @@ def test_an_array_of_other_fields_or_types_is_refused(array: ak.Array, words: st
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"channel": np.array([0, 3], np.int8)}, "channel outside 0 to 2"),
-        ({"channel": np.array([-1, 0], np.int8)}, "channel outside 0 to 2"),
+        ({"channel": np.array([0, 3], np.int8)}, "field 'channel' has a value outside 0 to 2"),
+        ({"channel": np.array([-1, 0], np.int8)}, "field 'channel' has a value outside 0 to 2"),
         ({"weight": np.array([1, np.nan], np.float32)}, "not a number"),
-        ({"weight": np.array([1, np.inf], np.float32)}, "not a number"),
+        ({"weight": np.array([1, np.inf], np.float32)}, "infinite"),
         ({"m4l": np.array([np.nan, 125.0])}, "not a number"),
         ({"m4l": np.array([91.2, 125.0], np.float32)}, "'m4l' is .*float32.* not a plain float64"),
         ({"weight": np.array([0.5, 0.5])}, "'weight' is .*float64"),

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import requests
 
-from common import catalogue, settings
+from common import settings
 from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted
 from common.settings import RunSettings
+from physics import RELEASES
 from tests.support.waiting import wait_until
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
@@ -38,7 +39,7 @@ def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> d
     made = result(**changes)
     if not channels:
         made["histograms"] = {"m4l": made["histograms"]["m4l"]}
-    release = catalogue.release(made["release"])
+    release = RELEASES[made["release"]]
     made["samples"] = {
         sample.name: {
             "category": sample.category, "events_read": int(sample.entries * share), "events_selected": 12,

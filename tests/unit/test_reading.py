@@ -16,8 +16,8 @@ import uproot
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.catalogue import Sample
 from common.errors import DataError
+from common.releases import Sample
 from common.settings import RunSettings
 from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
 from workers.data_loader import reading

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import catalogue
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
+from physics import RELEASES
 from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import axes, empty, fill, split
 from workers.analysis.result import result_of
@@ -174,4 +174,4 @@ def test_a_demo_s_result_says_that_it_is_a_toy() -> None:
 
     assert (result["toy"], result["release"]) == (True, "demo")
     assert result["settings"]["demo_events"] == RunSettings(release="demo").demo_events
-    assert catalogue.release(result["release"]).toy
+    assert RELEASES[result["release"]].toy

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
+from common import settings as settings_module
 from common.errors import SettingsError
-from common.settings import VARIABLES, BrokerSettings, RunSettings, read
+from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings
+from physics import RELEASES
 
 ALL_SAMPLES = (
     "data_A", "data_B", "data_C", "data_D", "Zee", "Zmumu", "ttbar_lep", "llll",
     "ggH125_ZZ4lep", "VBFH125_ZZ4lep", "WH125_ZZ4lep", "ZH125_ZZ4lep",
 )  # fmt: skip
+
+
+def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
+    """Read settings as the command does: checked against the releases."""
+    found = settings_module.read(environment, flags)
+    return replace(found, run=RELEASES.resolve(found.run))
 
 
 def test_nothing_set_gives_the_defaults_of_the_design() -> None:
@@ -220,7 +230,7 @@ def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_sett
     assert RunSettings.from_json({"fraction": 1, "pt_cuts_gev": [25, 20]}, ours) == RunSettings(
         release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000, pt_cuts_gev=(25.0, 20.0)
     )
-    other_release = RunSettings.from_json({"release": "2020e-13tev"}, ours)
+    other_release = RELEASES.resolve(RunSettings.from_json({"release": "2020e-13tev"}, ours))
     assert other_release.samples == ALL_SAMPLES, "our samples were chosen for another release"
 
 
@@ -249,7 +259,7 @@ def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_sett
 )
 def test_a_wrong_setting_in_json_is_refused_in_words(values: dict[Any, Any], words: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        RunSettings.from_json(values)
+        RELEASES.resolve(RunSettings.from_json(values))
     assert words in str(refused.value)
 
 

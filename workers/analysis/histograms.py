@@ -11,8 +11,8 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from common.catalogue import Release
 from common.columns import Array, columns_of
+from common.releases import Release
 
 FloatArray = npt.NDArray[np.float64]
 Bins = npt.NDArray[np.intp]

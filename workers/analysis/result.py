@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common import catalogue
-from common.catalogue import Release, Sample
+from common.releases import Release, Sample
+from physics import RELEASES
 from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes, empty, split
 from workers.analysis.store import Partial, Run, Store
 from workers.analysis.workspace import NoFit, workspace_of
@@ -33,7 +33,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     The document has no ``fit`` yet. Where there can be one, ``workspace`` is the
     model and data to fit; else it is None and ``fit_problem`` says why in words.
     """
-    release = catalogue.release(run.settings.release)
+    release = RELEASES[run.settings.release]
     samples = release.in_order(run.settings.samples)
     documents, sums = {}, {}
     for sample in samples:
@@ -60,10 +60,11 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     result = {
         "run_id": run.run_id,
         "release": release.name,
+        "title": release.title,
         "toy": release.toy,
         "complete": final and not problems,
         "problems": problems,
-        "settings": run.settings.to_result(),
+        "settings": run.settings.to_result(toy=release.toy),
         "samples": documents,
         "categories": {
             category: {

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import awkward as ak
 import numpy as np
 
-from common import catalogue, topology
-from common.catalogue import Release
+from common import topology
 from common.errors import MessageError
 from common.messages import (
     ChunkFailed,
@@ -32,10 +31,12 @@ from common.messages import (
     Selected,
     StatusRequest,
 )
+from common.releases import Release, Releases
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
 from common.transport import Delivery
+from physics import RELEASES
 from workers.analysis.fits import Fits
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
@@ -57,6 +58,7 @@ class Analysis(Service):
     """Keeps every chunk's partial histograms, and publishes a run's result when the last one is there."""
 
     name: ClassVar[str] = "analysis"
+    releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.SELECTED, topology.DEAD_NOTICES)
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: Fits | None = None) -> None:
@@ -163,7 +165,7 @@ class Analysis(Service):
         return [*planned, *(Progress("analysis", chunk) for chunk in self._store.done(run_id))]
 
     def _add(self, message: Selected) -> Sequence[Message]:
-        release = catalogue.release(message.release)
+        release = RELEASES[message.release]
         _check_cutflow(message, release)
         sample = release.sample(message.chunk.sample)
         weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common import catalogue
 from common.errors import PipelineError
+from physics import RELEASES
 from workers.analysis.histograms import M4L
 
 FloatArray = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
     - a bin in which no background is expected makes a likelihood of nothing: no fit.
     """
     found = result["histograms"][REGION]
-    simulated = [category.name for category in catalogue.release(result["release"]).categories if category.name != DATA]
+    simulated = [category.name for category in RELEASES[result["release"]].categories if category.name != DATA]
     present = [name for name in simulated if name in found]
     if SIGNAL not in found:
         raise NoFit("the run has no signal sample")

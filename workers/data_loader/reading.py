@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 
-from common.catalogue import Release, Sample
 from common.columns import records
 from common.errors import DataError
-from common.messages import Events
+from common.releases import Release, Sample
 from common.settings import RunSettings
 
 Array = npt.NDArray[Any]
@@ -107,7 +106,7 @@ def read(path: Path, release: Release, sample: Sample, start: int, stop: int) ->
 def leading_leptons(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> dict[str, Array]:
     """The four leading leptons of every event that has four of them, and its weight.
 
-    Returns columns of n events as ``Events.schema`` declares them: shape (n, 4),
+    Returns columns of n events as ``release.events`` declares them: shape (n, 4),
     the kinematics in the file's energy unit; (n,) for the weight. The release
     sorts leptons by falling pT, so the leading ones are the first ones.
     """
@@ -124,7 +123,7 @@ def leading_leptons(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb
         for name, (own, content) in jagged.items()
     }
     columns["weight"] = np.compress(four, weights(arrays, release, sample, lumi_ifb))
-    schema = Events.schema(release, sample)
+    schema = release.events
     return {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
 
 

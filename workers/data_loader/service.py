@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from common import catalogue, topology
+from common import topology
 from common.errors import DataError, MessageError
 from common.messages import (
     Chunk,
@@ -22,10 +22,12 @@ from common.messages import (
     RunStarted,
     SamplePlan,
 )
+from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
 from common.transport import Delivery
+from physics import RELEASES
 from workers.data_loader import reading
 from workers.data_loader.sources import locate
 
@@ -36,16 +38,17 @@ class DataLoader(Service):
     """Turns a run request into file tasks, a file task into chunk tasks, and a chunk task into events."""
 
     name: ClassVar[str] = "data-loader"
+    releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.RUNS, topology.CHUNKS)
 
     def __init__(self, settings: Settings) -> None:
-        self._defaults = settings.run
+        self._defaults = RELEASES.resolve(settings.run)
         self._cache = settings.cache
 
     def decode(self, delivery: Delivery) -> Message:
         """Read a delivery; what a run request leaves open is taken from this service's own settings."""
         if delivery.kind == RunRequest.kind:
-            return RunRequest.decode(delivery.body, self._defaults)
+            return RunRequest.decode(delivery.body, self.releases, self._defaults)
         return super().decode(delivery)
 
     def handle(self, message: Message) -> Sequence[Message]:
@@ -65,7 +68,7 @@ class DataLoader(Service):
         return [RunStarted(run_id, settings), RunPlan(run_id, request.submitted, settings), *tasks]
 
     def _plan(self, task: FileTask) -> Sequence[Message]:
-        release = catalogue.release(task.settings.release)
+        release = RELEASES[task.settings.release]
         sample = release.sample(task.sample)
         try:
             path = locate(sample, task.settings, self._cache, self._news_of_fetching(task))
@@ -93,7 +96,7 @@ class DataLoader(Service):
 
     def _read(self, task: ChunkTask) -> Sequence[Message]:
         chunk = task.chunk
-        release = catalogue.release(task.settings.release)
+        release = RELEASES[task.settings.release]
         sample = release.sample(chunk.sample)
         try:
             path = locate(sample, task.settings, self._cache)

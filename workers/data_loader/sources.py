@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import catalogue
-from common.catalogue import Release, Sample
 from common.errors import DataError, SettingsError
+from common.releases import Release, Sample
 from common.settings import RunSettings, is_url
+from physics import RELEASES
 from workers.data_loader.demo import demo_file
 from workers.data_loader.fetch import Progress, fetch_first
 
@@ -19,7 +19,7 @@ def locate(sample: Sample, settings: RunSettings, cache: Path, fetched: Progress
     how many there will be. Raises DataError (FetchError for a remote file) that
     names the file and the way out.
     """
-    release = catalogue.release(settings.release)
+    release = RELEASES[settings.release]
     if release.toy:
         try:
             return demo_file(sample, release, settings.demo_events, cache / release.name)
@@ -43,7 +43,7 @@ def check_directory(release: Release, settings: RunSettings) -> None:
     directory = Path(settings.data)
     if not directory.is_dir():
         raise SettingsError(f"DATA={settings.data!r}: no such directory; give the one that holds Data/ and MC/")
-    samples = release.in_order(settings.samples)
+    samples = release.in_order(settings.samples or release.sample_names)
     if not any(_in_directory(sample, directory) for sample in samples):
         raise SettingsError(
             f"DATA={settings.data!r}: none of the run's files is there, for example {samples[0].file}; "

@@ -11,8 +11,8 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from common.catalogue import Release
 from common.columns import columns_of, records
+from common.releases import Release
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from common import catalogue, topology
+from common import topology
 from common.errors import MessageError
 from common.messages import Events, Message, Progress, Selected
+from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
+from physics import RELEASES
 from workers.data_processor.selection import select
 
 
@@ -18,6 +20,7 @@ class DataProcessor(Service):
     """Applies the charge and flavour cuts, and computes masses and channels."""
 
     name: ClassVar[str] = "data-processor"
+    releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
 
     def __init__(self, settings: Settings) -> None:
@@ -27,7 +30,7 @@ class DataProcessor(Service):
         """Turn a chunk's events into its selected events."""
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
-        release = catalogue.release(message.release)
+        release = RELEASES[message.release]
         selected, cutflow = select(message.events, release)
         return [
             Selected(message.chunk, message.release, message.lumi_ifb, {**message.cutflow, **cutflow}, selected),

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from common.catalogue import Category, Release, release
 from common.errors import MessageError
+from common.releases import Category, Release
+from physics import RELEASES
 from workers.visualisation.ticks import draw_ticks
 
 Array = NDArray[np.float64]
@@ -56,7 +57,7 @@ class Contents:
 
 def result_release(result: Mapping[str, Any]) -> Release:
     """The catalogue's entry of the result; raises SettingsError where there is none."""
-    return release(result["release"])
+    return RELEASES[result["release"]]
 
 
 def is_toy(result: Mapping[str, Any]) -> bool:

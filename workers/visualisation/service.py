@@ -11,10 +11,12 @@ from typing import ClassVar
 from common import topology
 from common.errors import MessageError, Unavailable
 from common.messages import FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted
+from common.releases import Releases
 from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
+from physics import RELEASES
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.drawing import ONE_AT_A_TIME
 from workers.visualisation.folder import result_files
@@ -32,6 +34,7 @@ class Visualisation(Service):
     """Makes a result folder of every final result; ``keep`` False only publishes it, and has no page."""
 
     name: ClassVar[str] = "visualisation"
+    releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.VISUALISATION,)
 
     def __init__(self, settings: Settings, *, keep: bool = True) -> None:

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import uproot
 from filelock import FileLock
 
-from common.catalogue import Release, Sample
 from common.errors import SettingsError
+from common.releases import Release, Sample
 from common.settings import DEMO_EVENTS
 from workers.data_loader.demo.columns import further_columns, further_types
 from workers.data_loader.demo.events import Indices, Leptons, concatenated, rows_of

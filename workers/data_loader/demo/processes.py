@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from common.catalogue import Sample
 from common.errors import SettingsError
+from common.releases import Sample
 from workers.data_loader.demo.events import (
     ELECTRON,
     HIGGS_MASS_GEV,

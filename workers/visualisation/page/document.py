@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from common import catalogue
-from common.catalogue import Release
 from common.errors import SettingsError
+from common.releases import Release
+from physics import RELEASES
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page.live import LiveRun
 
@@ -73,7 +73,7 @@ class Document(msgspec.Struct):
     def catalogued(self) -> Release | None:
         """The catalogue's entry of the release, if it knows it."""
         try:
-            return catalogue.release(self.release)
+            return RELEASES[self.release]
         except SettingsError:
             return None
 
@@ -110,7 +110,8 @@ def of_live(run: LiveRun) -> Document:
     document = of_result(run.result or {})
     if document.release or run.settings is None:
         return document
-    return msgspec.structs.replace(document, release=run.settings.release, settings=run.settings.to_result())
+    release = RELEASES[run.settings.release]
+    return msgspec.structs.replace(document, release=release.name, settings=run.settings.to_result(toy=release.toy))
 
 
 class Documents:

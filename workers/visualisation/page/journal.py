@@ -13,6 +13,7 @@ import msgspec
 from common.errors import MessageError, SettingsError
 from common.messages import Name, Progress, Stage
 from common.settings import RunSettings
+from physics import RELEASES
 from workers.visualisation.page.pace import Done, Pace
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Journal:
             first, *chunks = self._path.read_bytes().splitlines()
             kept = {one.run_id: one for one in msgspec.json.decode(first, type=list[Kept])}
             for line in chunks:
-                progress = Progress.decode(line)
+                progress = Progress.decode(line, RELEASES)
                 done = kept[progress.chunk.run_id].done.setdefault(progress.stage, {})
                 Pace(done).add(progress.chunk)
         except FileNotFoundError:

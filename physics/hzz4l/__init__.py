@@ -1,0 +1,1 @@
+"""H→ZZ*→4ℓ: one module for each release."""
