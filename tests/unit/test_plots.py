@@ -52,7 +52,8 @@ def result(**changes: Any) -> dict[str, Any]:
             histograms[name][category] = {part: numbers.tolist() for part, numbers in contents.items()}
     samples = {"data_A": "data", "Zee": "z_ttbar", "llll": "zz", "ggH125_ZZ4lep": "signal"}
     document = {
-        "run_id": "run1", "release": "2020e-13tev", "title": "ATLAS Open Data", "toy": False, "complete": True, "problems": [],
+        "run_id": "run1", "release": "2020e-13tev", "title": "ATLAS Open Data", "toy": False,
+        "complete": True, "problems": [],
         "settings": {"lumi": 10.0, "fraction": 1.0, "pt_cuts": [20.0, 15.0, 10.0]},
         "samples": {name: {"category": category} for name, category in samples.items()},
         "histograms": histograms,
