@@ -6,7 +6,6 @@ decoded has been checked: fields, types, lengths, names and ranges.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -193,7 +192,6 @@ class ChunkFailed(Message):
 class _ArrayHeader:
     chunk: Chunk
     release: Name
-    lumi_ifb: Annotated[float, msgspec.Meta(gt=0)]
     cutflow: dict[str, Count]
 
 
@@ -203,7 +201,6 @@ class ArrayMessage(Message):
 
     chunk: Chunk
     release: str
-    lumi_ifb: float
     cutflow: dict[str, int]
     events: ak.Array
 
@@ -214,7 +211,7 @@ class ArrayMessage(Message):
 
     def encode(self) -> bytes:
         """Pickle the header and the events; raises MessageError where a message cannot hold them."""
-        header = _ArrayHeader(self.chunk, self.release, self.lumi_ifb, self.cutflow)
+        header = _ArrayHeader(self.chunk, self.release, self.cutflow)
         body = array_pickle.dumps(asdict(header), self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
@@ -228,15 +225,13 @@ class ArrayMessage(Message):
             release.sample(header.chunk.sample)
         except (msgspec.ValidationError, SettingsError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None
-        if math.isinf(header.lumi_ifb):
-            raise MessageError(f"{cls.kind}: {header.chunk} has an infinite luminosity")
         if not header.cutflow.keys() <= set(release.steps):
             raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {release.name} has not")
         try:
             events = unpickled.array(cls.schema(release))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
-        return cls(header.chunk, header.release, header.lumi_ifb, header.cutflow, events)
+        return cls(header.chunk, header.release, header.cutflow, events)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,6 @@ class Release:
     title: str
     toy: bool
     sqrt_s_tev: int
-    lumi_ifb: float
     tree: str
     per_gev: float
     branches: Branches

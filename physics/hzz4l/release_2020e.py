@@ -44,7 +44,6 @@ RELEASE = Release(
     title="ATLAS Open Data",
     toy=False,
     sqrt_s_tev=13,
-    lumi_ifb=10.0,
     tree="mini",
     per_gev=1000.0,
     branches=Branches(

@@ -39,7 +39,7 @@ def events(sample: str, start: int) -> Events:
     columns |= dict.fromkeys(("lep_charge", "lep_type"), np.ones((3, 4), np.int8))
     array = ak.Array({**columns, "weight": np.ones(3, np.float32)})
     cutflow = {"read": 10, "four_leptons": 3, "pt_cuts": 3}
-    return Events(Chunk("run", sample, start, start + 10), "2020e-13tev", 10.0, cutflow, array)
+    return Events(Chunk("run", sample, start, start + 10), "2020e-13tev", cutflow, array)
 
 
 def open_session(vhost: BrokerSettings, *queues: Queue, prefetch: int = 50) -> RabbitMQSession:

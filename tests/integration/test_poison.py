@@ -38,7 +38,6 @@ def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, A
     header = {
         "chunk": dataclasses.asdict(message.chunk),
         "release": message.release,
-        "lumi_ifb": message.lumi_ifb,
         "cutflow": message.cutflow,
     }
     return header, {name: ak.to_numpy(message.events[name]) for name in message.events.fields}

@@ -130,7 +130,7 @@ def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
 def selected(chunk: Chunk, events: ak.Array) -> Selected:
     """A processor's message: all events of the chunk are read, these are selected."""
     cutflow = dict.fromkeys(RELEASE.steps, len(events)) | {"read": chunk.stop - chunk.start}
-    return Selected(chunk, RELEASE.name, 10.0, cutflow, events)
+    return Selected(chunk, RELEASE.name, cutflow, events)
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def process(run_id: str, path: Path, sample: Sample, settings: RunSettings) -> P
     for chunk in planned.chunks:
         arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
         events, cutflow = reading.select(arrays, RELEASE, sample, settings)
-        sent = Events.decode(Events(chunk, RELEASE.name, settings.lumi_ifb, cutflow, events).encode(), RELEASES)
+        sent = Events.decode(Events(chunk, RELEASE.name, cutflow, events).encode(), RELEASES)
         chosen, further = selection.select(sent.events, RELEASE)
-        message = Selected(chunk, RELEASE.name, settings.lumi_ifb, {**cutflow, **further}, chosen)
+        message = Selected(chunk, RELEASE.name, {**cutflow, **further}, chosen)
         messages.append(Selected.decode(message.encode(), RELEASES))
     return Processed(planned, tuple(messages))

@@ -63,7 +63,7 @@ def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int 
         events = drawn(sample, seed)
         cutflow = dict.fromkeys(RELEASE.steps, len(events))
         found.append(SamplePlan(run_id, sample, len(events), (0, len(events))))
-        found.append(Selected(Chunk(run_id, sample, 0, len(events)), RELEASE.name, 10.0, cutflow, events))
+        found.append(Selected(Chunk(run_id, sample, 0, len(events)), RELEASE.name, cutflow, events))
     return found
 
 

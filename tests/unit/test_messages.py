@@ -79,7 +79,7 @@ def events(count: int) -> ak.Array:
 
 def events_message(count: int, sample: str = "Zee") -> Events:
     cutflow = {"read": count, "four_leptons": count, "pt_cuts": count}
-    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", 10.0, cutflow, events(count))
+    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", cutflow, events(count))
 
 
 def selected(**changed: Any) -> ak.Array:
@@ -96,7 +96,7 @@ def selected(**changed: Any) -> ak.Array:
 
 def selected_message(array: ak.Array | None = None) -> Selected:
     cutflow = {"read": 9, "four_leptons": 8, "pt_cuts": 5, "charge": 3, "flavour": 2}
-    return Selected(CHUNK, "demo", 10.0, cutflow, selected() if array is None else array)
+    return Selected(CHUNK, "demo", cutflow, selected() if array is None else array)
 
 
 def bits(array: ak.Array) -> dict[str, tuple[str, bytes]]:
@@ -258,18 +258,13 @@ def test_a_body_that_no_broker_takes_is_refused_where_it_is_written() -> None:
 def with_header(**changes: Any) -> bytes:
     message = events_message(2)
     chunk = {"run_id": RUN, "sample": "Zee", "start": 0, "stop": 2}
-    header = {"chunk": chunk, "release": message.release, "lumi_ifb": message.lumi_ifb, "cutflow": message.cutflow}
+    header = {"chunk": chunk, "release": message.release, "cutflow": message.cutflow}
     return array_pickle.dumps(header | changes, message.events)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lumi_ifb": float("nan")}, "lumi_ifb"),
-        ({"lumi_ifb": float("inf")}, "infinite luminosity"),
-        ({"lumi_ifb": -10.0}, "lumi_ifb"),
-        ({"lumi_ifb": 0.0}, "lumi_ifb"),
-        ({"lumi_ifb": "10"}, "lumi_ifb"),
         ({"cutflow": {"read": -1}}, "cutflow"),
         ({"cutflow": {"read": 1.5}}, "cutflow"),
         ({"cutflow": {"no_such_step": 1}}, "steps that 2020e-13tev has not"),

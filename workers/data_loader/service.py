@@ -105,6 +105,6 @@ class DataLoader(Service):
         except DataError as error:
             return [ChunkFailed(chunk, str(error))]
         return [
-            Events(chunk, release.name, task.settings.lumi_ifb, cutflow, events),
+            Events(chunk, release.name, cutflow, events),
             Progress("data-loader", chunk),
         ]

@@ -33,6 +33,6 @@ class DataProcessor(Service):
         release = RELEASES[message.release]
         selected, cutflow = select(message.events, release)
         return [
-            Selected(message.chunk, message.release, message.lumi_ifb, {**message.cutflow, **cutflow}, selected),
+            Selected(message.chunk, message.release, {**message.cutflow, **cutflow}, selected),
             Progress("data-processor", message.chunk),
         ]
