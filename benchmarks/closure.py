@@ -38,13 +38,13 @@ from common.messages import Chunk, RunPlan, SamplePlan
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES
-from workers.analysis.fit import Profile
 from workers.analysis.histograms import M4L_SCALE, fill
-from workers.analysis.likelihood import FitError, Likelihood
-from workers.analysis.mass import mass_of
 from workers.analysis.result import result_of
+from workers.analysis.statistics.fit import Profile
+from workers.analysis.statistics.likelihood import FitError, Likelihood
+from workers.analysis.statistics.mass import mass_of
+from workers.analysis.statistics.workspace import NoFit
 from workers.analysis.store import Partial, Store
-from workers.analysis.workspace import NoFit
 from workers.data_loader import demo, reading
 from workers.data_processor import selection
 

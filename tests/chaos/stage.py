@@ -32,7 +32,7 @@ from tests.support.workers import Workers
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 #: What names the analysis' process for fits.
-FITTER = "workers.analysis.fit"
+FITTER = "workers.analysis.statistics.fit"
 #: The longest a run may take, with all that is done to it.
 RUN_DEADLINE_S = 480.0
 START_DEADLINE_S = 60.0

@@ -20,11 +20,11 @@ import pytest
 import uproot
 
 from tests.support.toy_run import SAMPLES, document
-from workers.analysis.fit import Limits, Profile, fit_of
 from workers.analysis.fits import Fits
-from workers.analysis.likelihood import Likelihood
-from workers.analysis.mass import SCANNED_MASSES_GEV, MassFit
-from workers.analysis.workspace import NoFit, workspace_of
+from workers.analysis.statistics.fit import Limits, Profile, fit_of
+from workers.analysis.statistics.likelihood import Likelihood
+from workers.analysis.statistics.mass import SCANNED_MASSES_GEV, MassFit
+from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.visualisation.folder import root_file
 
 ROOT = Path(__file__).parents[2]

@@ -109,7 +109,7 @@ def test_the_folder_has_the_figures_and_the_workspace() -> None:
 
 if __name__ == "__main__":
     from tests.support.toy_run import document
-    from workers.analysis.fit import fit_of
+    from workers.analysis.statistics.fit import fit_of
 
     made = document()
     made["fit"] = fit_of(made)

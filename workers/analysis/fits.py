@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: A fit takes less than a second, on a crowded machine several; one that takes this long will not end.
 TIMEOUT_S = 600.0
-_COMMAND = (sys.executable, "-m", "workers.analysis.fit")
+_COMMAND = (sys.executable, "-m", "workers.analysis.statistics.fit")
 _ROOT = Path(__file__).parents[2]
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from common.releases import Release, Sample
 from physics import RELEASES
 from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes, empty, split
+from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.analysis.store import Partial, Run, Store
-from workers.analysis.workspace import NoFit, workspace_of
 
 #: Where the Higgs boson is looked for, in GeV: three bins around 125.
 WINDOW_GEV = (115.0, 130.0)

@@ -19,8 +19,8 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar, nnls
 
 from workers.analysis.histograms import FINE, M4L, M4L_FINE, M4L_SCALE
-from workers.analysis.likelihood import FitError
-from workers.analysis.workspace import SIGNAL
+from workers.analysis.statistics.likelihood import FitError
+from workers.analysis.statistics.workspace import SIGNAL
 
 FloatArray = npt.NDArray[np.float64]
 

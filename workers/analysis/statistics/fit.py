@@ -1,6 +1,7 @@
 """The fit of a run: signal strength, significance, limits, mass.
 
-Runs in a process of its own: ``python -m workers.analysis.fit`` reads result documents and answers with their fits.
+Runs in a process of its own: ``python -m workers.analysis.statistics.fit`` reads result documents and answers with
+their fits.
 References: [1] G. Cowan, K. Cranmer, E. Gross, O. Vitells, Eur. Phys. J. C 71 (2011) 1554 (asymptotic
 formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
 """
@@ -21,9 +22,9 @@ from scipy.special import ndtr
 from scipy.stats import chi2
 
 from common.memory import keep_freed_memory
-from workers.analysis.likelihood import Fit, FitError, Likelihood
-from workers.analysis.mass import mass_of
-from workers.analysis.workspace import treatment
+from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
+from workers.analysis.statistics.mass import mass_of
+from workers.analysis.statistics.workspace import treatment
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyhf
 
-from workers.analysis.rates import Rates
+from workers.analysis.statistics.rates import Rates
 
 FloatArray = npt.NDArray[np.float64]
 
