@@ -1,7 +1,8 @@
-"""Every setting of the pipeline, read once at the edge into frozen, typed objects.
+"""The settings of the pipeline: frozen, typed objects, and the function that reads them.
 
-A value comes from the command line's flag, else from the environment variable
-of the same name, else from the default. No other module reads the environment.
+A value comes from the command-line flag, else from the environment variable
+of the same name, else from the default. Each default stands once: as the
+default of a field, or in ``VARIABLES``. No other module reads the environment.
 """
 
 from __future__ import annotations
@@ -22,27 +23,23 @@ from common.errors import SettingsError
 
 T = TypeVar("T")
 
-#: Demo events of all simulated samples together.
-DEMO_EVENTS = 200_000
 MAX_DEMO_EVENTS = 1_000_000_000
-#: Entries of one chunk. A chunk's message holds at most 92 bytes an entry, so
-#: that this many stay below the 8 MiB a message may have.
-CHUNK_ENTRIES = 50_000
+#: A message has at most 92 bytes an entry, so that a chunk of this many entries fits into 8 MiB.
 MAX_CHUNK_ENTRIES = 80_000
 AMQP_PORT, AMQPS_PORT = 5672, 5671
-#: As many characters as a random key of 128 bits has in hexadecimal are plenty; half of them are the least.
-MIN_MESSAGE_KEY = 16
+#: The length of a random key of 64 bits in hexadecimal.
+MIN_MESSAGE_KEY_LENGTH = 16
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What decides the numbers of a run.
+    """The settings that decide the numbers of a run.
 
     ``data`` is a directory or the address of one, None for the release's own
-    addresses; ``lumi_ifb`` in fb⁻¹; ``pt_cuts_gev`` in GeV, for the leading
-    leptons in order. Raises SettingsError where a value cannot be used. Whether
-    the release and the samples exist is checked by ``Releases.resolve``, which also
-    fills in the samples where none is named.
+    addresses; ``lumi_ifb`` is in fb⁻¹; ``pt_cuts_gev`` are in GeV, for the leading
+    leptons in order; ``demo_events`` counts the simulated events of a toy release.
+    Raises SettingsError where a value cannot be used. ``Releases.resolve`` checks
+    that the release and the samples exist, and fills in the samples where none is named.
     """
 
     release: str = "2020e-13tev"
@@ -51,8 +48,8 @@ class RunSettings:
     lumi_ifb: float = 10.0
     fraction: float = 1.0
     pt_cuts_gev: tuple[float, ...] = (20.0, 15.0, 10.0)
-    demo_events: int = DEMO_EVENTS
-    chunk_entries: int = CHUNK_ENTRIES
+    demo_events: int = 200_000
+    chunk_entries: int = 50_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _checked_location(self.data))
@@ -118,15 +115,15 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """Where RabbitMQ listens, and who we are there. The password and the key stay out of every text.
+    """The address of RabbitMQ and the credentials. No text shows the password or the key.
 
-    With ``tls`` the broker must show a certificate for its host, signed by
-    ``tls_ca`` or, where that is None, by one that this machine trusts.
-    Messages are signed with ``message_key``, if there is one.
+    With ``tls`` the certificate of the broker must name its host and be signed by
+    ``tls_ca`` or, where that is None, by an authority that this machine trusts.
+    Messages are signed with ``message_key`` unless it is empty.
     """
 
     host: str = "rabbitmq"
-    port: int = 5672
+    port: int = AMQP_PORT
     user: str = "atlas"
     password: str = field(default="atlas", repr=False)
     vhost: str = "/"
@@ -139,19 +136,23 @@ class BrokerSettings:
         return f"{scheme}://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
 
     def with_url(self, url: str) -> BrokerSettings:
-        """These settings, with what an amqp:// or amqps:// address gives in place of their own."""
-        # However broken the address: what stands before its '@' may hold the password.
-        shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url
+        """Return these settings with the parts that an amqp:// or amqps:// address gives.
+
+        Raises SettingsError for an unusable address, without the part before its ``@``: it may hold a password.
+        """
+        redacted = f"…@{url.rpartition('@')[2]}" if "@" in url else url
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             raise SettingsError(
-                f"--broker {shown}: write an address like amqp://user:password@host:5672, the port from 1 to 65535, "
+                f"--broker {redacted}: write an address like amqp://user:password@host:5672, the port from 1 to 65535, "
                 "and in the password %2F for '/', %3F for '?', %23 for '#'"
             ) from None
         if port == 0 or parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-            raise SettingsError(f"--broker {shown}: write an address like amqp://user:password@host:5672, or amqps://")
+            raise SettingsError(
+                f"--broker {redacted}: write an address like amqp://user:password@host:5672, or amqps://"
+            )
         tls = parts.scheme == "amqps" or self.tls_ca is not None
         return replace(
             self,
@@ -181,7 +182,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variable:
-    """One environment variable, and the flag of analysis.py that goes before it."""
+    """One environment variable, and the flag of analysis.py that overrides it."""
 
     name: str
     default: str
@@ -190,23 +191,35 @@ class Variable:
     metavar: str | None = None
 
 
+def _comma(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 VARIABLES = (
-    Variable("RELEASE", "2020e-13tev", "release of ATLAS Open Data", "--release", "NAME"),
+    Variable("RELEASE", RunSettings.release, "release of ATLAS Open Data", "--release", "NAME"),
     Variable("DATA", "", "directory with the release's files, or the address of one", "--data", "DIR|URL"),
-    Variable("SAMPLES", "", "samples to analyse, every one by default", "--samples", "A,B,.."),
-    Variable("LUMI", "10", "integrated luminosity in fb⁻¹", "--lumi", "IFB"),
-    Variable("FRACTION", "1.0", "first fraction of each file's events", "--fraction", "F"),
-    Variable("PT_CUTS", "20,15,10", "pT cuts on the leading leptons in GeV; '' cuts nothing", "--pt-cuts", "A,B,.."),
-    Variable("DEMO_EVENTS", str(DEMO_EVENTS), "simulated events of the demo release", "--demo-events", "N"),
-    Variable("CHUNK_ENTRIES", str(CHUNK_ENTRIES), "entries of one chunk", "--chunk-entries", "N"),
+    Variable("SAMPLES", "", "samples to analyse; all of the release by default", "--samples", "A,B,.."),
+    Variable("LUMI", f"{RunSettings.lumi_ifb:g}", "integrated luminosity in fb⁻¹", "--lumi", "IFB"),
+    Variable(
+        "FRACTION", str(RunSettings.fraction), "fraction of each file's events, from the first on", "--fraction", "F"
+    ),
+    Variable(
+        "PT_CUTS",
+        _comma(RunSettings.pt_cuts_gev),
+        "pT cuts on the leading leptons in GeV; '': no cuts",
+        "--pt-cuts",
+        "A,B,..",
+    ),
+    Variable("DEMO_EVENTS", str(RunSettings.demo_events), "simulated events of the demo release", "--demo-events", "N"),
+    Variable("CHUNK_ENTRIES", str(RunSettings.chunk_entries), "entries of one chunk", "--chunk-entries", "N"),
     Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
-    Variable("RABBITMQ_HOST", "rabbitmq", "broker: host"),
-    Variable("RABBITMQ_PORT", "5672", "broker: port; 5671 with TLS"),
-    Variable("RABBITMQ_USER", "atlas", "broker: user"),
-    Variable("RABBITMQ_PASS", "atlas", "broker: password"),
-    Variable("RABBITMQ_VHOST", "/", "broker: virtual host"),
-    Variable("RABBITMQ_TLS_CA", "", "broker: file with the certificate authority to trust; connects with TLS"),
-    Variable("MESSAGE_KEY", "", "secret that messages are signed with, the same everywhere; '': unsigned"),
+    Variable("RABBITMQ_HOST", BrokerSettings.host, "broker: host"),
+    Variable("RABBITMQ_PORT", str(BrokerSettings.port), f"broker: port; {AMQPS_PORT} with TLS"),
+    Variable("RABBITMQ_USER", BrokerSettings.user, "broker: user"),
+    Variable("RABBITMQ_PASS", BrokerSettings.password, "broker: password"),
+    Variable("RABBITMQ_VHOST", BrokerSettings.vhost, "broker: virtual host"),
+    Variable("RABBITMQ_TLS_CA", "", "broker: file with the certificate authority to trust; turns TLS on"),
+    Variable("MESSAGE_KEY", "", "secret that signs messages, the same for every service; '': unsigned"),
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
@@ -217,7 +230,7 @@ VARIABLES = (
 
 
 def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
-    """Read all settings; ``flags`` (by variable name) go before the environment.
+    """Read all settings; ``flags``, by the name of the variable, override the environment.
 
     Raises SettingsError naming the variable, its value and what to write instead.
     """
@@ -227,7 +240,7 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
         given = flags.get(name)
         if given is None:
             given = environment.get(name)
-        # An empty variable is an unset one, but for PT_CUTS, where it means "no cuts".
+        # An empty variable counts as unset, except PT_CUTS, where it means no cuts.
         return default if given is None or (given == "" and name != "PT_CUTS") else given
 
     text = {variable.name: value(variable.name, variable.default) for variable in VARIABLES}
@@ -238,9 +251,9 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     port = _convert("RABBITMQ_PORT", value("RABBITMQ_PORT", str(default_port)), int, "a port", "5672")
     if not 0 < port < 65536:
         raise SettingsError(f"RABBITMQ_PORT={port}: a port lies from 1 to 65535; RabbitMQ's own is 5672")
-    if 0 < len(text["MESSAGE_KEY"]) < MIN_MESSAGE_KEY:
+    if 0 < len(text["MESSAGE_KEY"]) < MIN_MESSAGE_KEY_LENGTH:
         raise SettingsError(
-            f"MESSAGE_KEY: {len(text['MESSAGE_KEY'])} characters; a key has at least {MIN_MESSAGE_KEY}, "
+            f"MESSAGE_KEY: {len(text['MESSAGE_KEY'])} characters; a key has at least {MIN_MESSAGE_KEY_LENGTH}, "
             "for example what 'openssl rand -hex 32' prints"
         )
     results_keep = _convert("RESULTS_KEEP", text["RESULTS_KEEP"], int, "a number of runs", "100")
@@ -285,7 +298,7 @@ def is_url(data: str) -> bool:
 def _port_or_none(name: str, text: str, example: str) -> int:
     port = _convert(name, text, int, "a port", example)
     if not 0 <= port < 65536:
-        raise SettingsError(f"{name}={port}: a port lies from 1 to 65535; 0 listens nowhere")
+        raise SettingsError(f"{name}={port}: a port lies from 1 to 65535; 0 opens no port")
     return port
 
 
@@ -351,7 +364,3 @@ def _convert(name: str, text: str, convert: Callable[[str], T], what: str, examp
         return convert(text)
     except ValueError:
         raise SettingsError(f"{name}={text!r}: not {what}; write for example {name}={example}") from None
-
-
-def _comma(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)

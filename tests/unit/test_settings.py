@@ -127,7 +127,7 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("RABBITMQ_PORT", "70000", "5672"),
         ("RABBITMQ_PORT", "0", "5672"),
         ("RABBITMQ_PORT", "amqp", "5672"),
-        ("METRICS_PORT", "65536", "0 listens nowhere"),
+        ("METRICS_PORT", "65536", "0 opens no port"),
         ("CHUNK_ENTRIES", "0", "1 to 80000"),
         ("CHUNK_ENTRIES", "80001", "1 to 80000"),
         ("CHUNK_ENTRIES", "1e3", "CHUNK_ENTRIES=50000"),

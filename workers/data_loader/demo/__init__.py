@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from common.errors import SettingsError
 from common.releases import Release, Sample
-from common.settings import DEMO_EVENTS
+from common.settings import RunSettings
 from workers.data_loader.demo.columns import further_columns, further_types
 from workers.data_loader.demo.events import Indices, Leptons, concatenated, rows_of
 from workers.data_loader.demo.processes import process, with_fifth
@@ -60,7 +60,7 @@ def shares(release: Release, events: int) -> dict[str, int]:
     if events < len(simulated):
         raise SettingsError(
             f"demo events={events}: release {release.name} has {len(simulated)} simulated samples, "
-            f"each of at least one event; write for example {DEMO_EVENTS}"
+            f"each of at least one event; write for example {RunSettings.demo_events}"
         )
     total = sum(sample.entries for sample in simulated)
     counts = np.array([events * sample.entries // total for sample in simulated])
