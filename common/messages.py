@@ -1,7 +1,7 @@
-"""The messages of the pipeline: frozen dataclasses that encode and decode themselves.
+"""The messages of the pipeline: frozen dataclasses with their own ``encode`` and ``decode``.
 
-Arrays travel as pickled awkward arrays, everything else as JSON. What is
-decoded has been checked: fields, types, lengths, names and ranges.
+Arrays are sent as pickled awkward arrays, everything else as JSON. ``decode``
+checks fields, types, lengths, names and ranges.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from common.names import MAX_NAME, NAME
 from common.releases import Release, Releases
 from common.settings import RunSettings
 
-#: RabbitMQ 4 refuses 16 MiB; half of that leaves room for headers and growth.
+#: RabbitMQ 4 refuses messages above 16 MiB by default.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 #: A run's id, a sample's or a file's name.
 Name = Annotated[str, msgspec.Meta(pattern=NAME, max_length=MAX_NAME)]
-#: A number of events, entries or bytes; the database's integers have 64 bits.
+#: A number of events, entries or bytes; integers in the database have 64 bits.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 #: Seconds since 1970 (UTC), up to the year 9999.
 Timestamp = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
@@ -54,13 +54,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Message:
-    """A message: ``route`` is the queue or exchange it is sent to, ``kind`` says how to decode it."""
+    """A message. ``route`` is the queue or exchange it is sent to; ``kind`` names the class that decodes it."""
 
     kind: ClassVar[str]
     route: ClassVar[str]
 
     def encode(self) -> bytes:
-        """The message's body; raises MessageError where it is larger than a message may be."""
+        """Return the body; raises MessageError where it is larger than a message may be."""
         return _of_legal_size(msgspec.json.encode(self), self.kind)
 
     @classmethod
@@ -80,7 +80,7 @@ class Message:
 
     @property
     def headers(self) -> dict[str, str | int]:
-        """What a dead letter of this message is known by, without decoding it."""
+        """The headers that identify the message as a dead letter, which is not decoded."""
         chunk = getattr(self, "chunk", None)
         if isinstance(chunk, Chunk):
             return asdict(chunk)
@@ -89,9 +89,9 @@ class Message:
 
 @dataclass(frozen=True)
 class RunRequest(Message):
-    """Somebody asks for a run. ``submitted`` is in seconds since 1970 (UTC).
+    """A request to run an analysis. ``submitted`` is in seconds since 1970 (UTC).
 
-    A script may leave out any of the settings; the data-loader's own fill the gaps.
+    Settings that the request leaves out are taken from the data-loader's environment.
     """
 
     kind: ClassVar[str] = "run-request"
@@ -103,7 +103,7 @@ class RunRequest(Message):
 
     @classmethod
     def decode(cls, body: bytes, releases: Releases, defaults: RunSettings | None = None) -> RunRequest:
-        """Read a body; what its settings leave out is taken from ``defaults``."""
+        """Read a body; settings that it leaves out are taken from ``defaults``."""
         raw = _json(body, _RawRequest)
         try:
             settings = releases.resolve(RunSettings.from_json(raw.settings, defaults))
@@ -121,7 +121,7 @@ class _RawRequest:
 
 @dataclass(frozen=True)
 class FileTask(Message):
-    """One sample's file of a run is to be opened and split into chunks."""
+    """The task to open the file of one sample of a run and to split it into chunks."""
 
     kind: ClassVar[str] = "file-task"
     route: ClassVar[str] = topology.CHUNKS.name
@@ -133,7 +133,7 @@ class FileTask(Message):
 
 @dataclass(frozen=True)
 class ChunkTask(Message):
-    """One chunk is to be read."""
+    """The task to read one chunk."""
 
     kind: ClassVar[str] = "chunk-task"
     route: ClassVar[str] = topology.CHUNKS.name
@@ -144,7 +144,7 @@ class ChunkTask(Message):
 
 @dataclass(frozen=True)
 class RunPlan(Message):
-    """A run begins: its settings say which samples make it whole."""
+    """The start of a run, for the analysis: the settings name the samples that make it complete."""
 
     kind: ClassVar[str] = "run-plan"
     route: ClassVar[str] = topology.PLANS.name
@@ -156,7 +156,7 @@ class RunPlan(Message):
 
 @dataclass(frozen=True)
 class SamplePlan(Message):
-    """The chunks that make one sample of a run whole, or the problem with its file."""
+    """The chunks that make one sample of a run complete, or the problem with its file."""
 
     kind: ClassVar[str] = "sample-plan"
     route: ClassVar[str] = topology.PLANS.name
@@ -179,7 +179,7 @@ class SamplePlan(Message):
 
 @dataclass(frozen=True)
 class ChunkFailed(Message):
-    """A chunk cannot be read, and why."""
+    """A chunk that could not be read, and the reason."""
 
     kind: ClassVar[str] = "chunk-failed"
     route: ClassVar[str] = topology.PLANS.name
@@ -197,7 +197,7 @@ class _ArrayHeader:
 
 @dataclass(frozen=True)
 class ArrayMessage(Message):
-    """A chunk's events. ``cutflow`` counts the events left after each step so far."""
+    """The events of a chunk. ``cutflow`` counts the events left after each step so far."""
 
     chunk: Chunk
     release: str
@@ -210,7 +210,7 @@ class ArrayMessage(Message):
         raise NotImplementedError
 
     def encode(self) -> bytes:
-        """Pickle the header and the events; raises MessageError where a message cannot hold them."""
+        """Pickle the header and the events; raises MessageError where they are too large for a message."""
         header = _ArrayHeader(self.chunk, self.release, self.cutflow)
         body = array_pickle.dumps(asdict(header), self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
@@ -262,7 +262,7 @@ class Selected(ArrayMessage):
 
 @dataclass(frozen=True)
 class RunStarted(Message):
-    """A run begins: the news for whoever shows it, before any other of this run."""
+    """The start of a run, for the visualisation and followers: the first message of the run that they receive."""
 
     kind: ClassVar[str] = "run-started"
     route: ClassVar[str] = topology.RESULTS
@@ -273,7 +273,7 @@ class RunStarted(Message):
 
 @dataclass(frozen=True)
 class Progress(Message):
-    """A stage is done with a range of entries; for ``plan`` the range is all that will be read of a sample."""
+    """A stage has finished a range of entries. The range of the stage ``plan`` is all that is read of a sample."""
 
     kind: ClassVar[str] = "progress"
     route: ClassVar[str] = topology.RESULTS
@@ -284,7 +284,7 @@ class Progress(Message):
 
 @dataclass(frozen=True)
 class FetchProgress(Message):
-    """A sample's file is on its way: so many bytes have come, of so many where that is known."""
+    """The progress of a download: bytes received so far, and in total where that is known."""
 
     kind: ClassVar[str] = "fetch-progress"
     route: ClassVar[str] = topology.RESULTS
@@ -297,7 +297,7 @@ class FetchProgress(Message):
 
 @dataclass(frozen=True)
 class Result(Message):
-    """A run's result so far, or in the end (``final``): the document of result.json."""
+    """The document of result.json: a partial one, or the final one of the run (``final``)."""
 
     kind: ClassVar[str] = "result"
     route: ClassVar[str] = topology.RESULTS
@@ -309,7 +309,7 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class StatusRequest(Message):
-    """Who follows a run may have missed how far it is or how it ended, and asks to be told again."""
+    """The request of a follower to publish the progress or the outcome of a run once more."""
 
     kind: ClassVar[str] = "status-request"
     route: ClassVar[str] = topology.PLANS.name
@@ -319,7 +319,7 @@ class StatusRequest(Message):
 
 @dataclass(frozen=True)
 class RunFailed(Message):
-    """A run has come to nothing: there will be no result folder, and why."""
+    """The end of a run without a result folder, and the reason."""
 
     kind: ClassVar[str] = "run-failed"
     route: ClassVar[str] = topology.RESULTS
@@ -330,7 +330,7 @@ class RunFailed(Message):
 
 @dataclass(frozen=True)
 class ResultFiles(Message):
-    """The files of a finished run's result folder, by name."""
+    """The files of the result folder of a finished run, by name."""
 
     kind: ClassVar[str] = "result-files"
     route: ClassVar[str] = topology.RESULT_FILES
@@ -340,16 +340,16 @@ class ResultFiles(Message):
 
     @property
     def result(self) -> dict[str, Any]:
-        """The document of the folder's result.json; raises MessageError where there is none."""
+        """The document of result.json; raises MessageError where there is none."""
         try:
             return msgspec.json.decode(self.files["result.json"], type=dict[str, Any])
         except (KeyError, msgspec.MsgspecError) as error:
-            raise MessageError(f"the folder of run {self.run_id} has no sound result.json: {error}") from None
+            raise MessageError(f"the result files of run {self.run_id} have no valid result.json: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _DeadLetterHeaders(Message):
-    """A message that is known by its headers alone, and the queue it was in."""
+    """The headers of a dead letter, and the queue that it was in."""
 
     queue: str
     run_id: Name | None = None
@@ -359,14 +359,14 @@ class _DeadLetterHeaders(Message):
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk it is about, where the headers name one."""
+        """The chunk that the headers name; None where they name none."""
         if self.run_id is None or self.sample is None or self.start is None or self.stop is None:
             return None
         return Chunk(self.run_id, self.sample, self.start, self.stop)
 
     @classmethod
     def from_headers(cls, queue: str, headers: Mapping[str, object], **said: str) -> Self:
-        """Read a dead letter's headers; raises MessageError where they are not a message's own."""
+        """Read the headers of a dead letter; raises MessageError for values that no message has."""
         names = ("run_id", "sample", "start", "stop")
         known = {name: headers[name] for name in names if headers.get(name) is not None}
         try:
@@ -379,7 +379,7 @@ class _DeadLetterHeaders(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetterNotice(_DeadLetterHeaders):
-    """Notice of a message that could not be handled, and why."""
+    """The notice that a message was dead-lettered, and the reason."""
 
     kind: ClassVar[str] = "dead-letter"
     route: ClassVar[str] = topology.DEAD_NOTICES.name
@@ -389,14 +389,14 @@ class DeadLetterNotice(_DeadLetterHeaders):
 
 @dataclass(frozen=True, kw_only=True)
 class RequeueNotice(_DeadLetterHeaders):
-    """Notice that a dead letter goes back to its queue: what it carried is to be waited for again."""
+    """The notice that a dead letter returns to its queue: its run waits for it again."""
 
     kind: ClassVar[str] = "requeued"
-    # The same queue, so that it never overtakes the notice of the death.
+    # The same queue as DeadLetterNotice, so that the two stay in order.
     route: ClassVar[str] = topology.DEAD_NOTICES.name
 
 
-#: Every message that travels, by its kind.
+#: Every kind of message.
 KINDS: Mapping[str, type[Message]] = {
     message.kind: message
     for message in (
