@@ -20,10 +20,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from monitoring import runs, sources, table
-from monitoring.readings import MonitorError
+from monitoring import run_results as runs
+from monitoring import sources
+from monitoring import tables as table
+from monitoring.recorder import Plan, View, Watch
 from monitoring.recording import Recording, read_recording
-from monitoring.watch import Plan, View, Watch
+from monitoring.sources.base import MonitorError
 
 OK, FAILED = 0, 1
 #: The Compose project of compose.yaml, and the namespace of kubernetes/.
@@ -170,7 +172,8 @@ def _view(flags: argparse.Namespace, command: Sequence[str], console: Console) -
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    from monitoring import comparison, comparison_plot
+    from monitoring.comparison import compare as comparison
+    from monitoring.comparison import plot as comparison_plot
 
     compared = comparison.compare([read_recording(path) for path in flags.files])
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)

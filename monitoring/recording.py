@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-from monitoring.readings import MonitorError, Reading
+from monitoring.sources.base import MonitorError, Reading
 
 #: The columns of a file, in order. ``cores`` is what was used since the life's sample before, per second.
 COLUMNS = (

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from monitoring.readings import HOST, PIPELINE, Reading
 from monitoring.recording import Recording
+from monitoring.sources.base import HOST, PIPELINE, Reading
 
 Floats = NDArray[np.float64]
 

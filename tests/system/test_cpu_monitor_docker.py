@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from monitoring import usage
-from monitoring.cgroup import cgroup_of
 from monitoring.recording import Recording, read_recording
+from monitoring.sources.cgroup import cgroup_of
 from tests.support.burning import BURN, IMAGE
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until

@@ -19,10 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from monitoring import comparability, comparison, comparison_plot, runs, table, usage
-from monitoring.processes import service_of
-from monitoring.readings import PIPELINE, MonitorError, Reading
+from monitoring import run_results as runs
+from monitoring import tables as table
+from monitoring import usage
+from monitoring.comparison import comparability
+from monitoring.comparison import compare as comparison
+from monitoring.comparison import plot as comparison_plot
 from monitoring.recording import Recording, RecordingFile, Sample, Sampler, read_recording
+from monitoring.sources.base import PIPELINE, MonitorError, Reading
+from monitoring.sources.process_source import service_of
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
@@ -634,8 +639,8 @@ def counters(
 def test_what_a_restart_hides_from_the_kubelet_is_found_in_the_pods_own_counter(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
-    from monitoring import kubelet
-    from monitoring.cluster import Cluster as Server
+    from monitoring.sources import kubelet_source as kubelet
+    from monitoring.sources.kubernetes_api import Cluster as Server
 
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(cluster.kubeconfig))
     monkeypatch.setattr(kubelet, "_ASK_S", 0.0)

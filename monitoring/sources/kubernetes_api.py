@@ -15,7 +15,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.utils.quantity import parse_quantity
 
 from kubernetes import client, config, stream
-from monitoring.readings import MonitorError
+from monitoring.sources.base import MonitorError
 
 #: A service is known by the first of these labels that its pod has.
 LABELS = ("app", "app.kubernetes.io/name")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 
-from monitoring.cluster import Pod
-from monitoring.readings import Reading
+from monitoring.sources.base import Reading
+from monitoring.sources.kubernetes_api import Pod
 
 
 class Curve:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monitoring.cluster import Cluster, RefusedError, quantity, seconds
-from monitoring.kubelet import KubeletSource
-from monitoring.pod_counters import PodCounters
-from monitoring.readings import MonitorError, Reading
+from monitoring.sources.base import MonitorError, Reading
+from monitoring.sources.kubelet_source import KubeletSource
+from monitoring.sources.kubernetes_api import Cluster, RefusedError, quantity, seconds
+from monitoring.sources.pod_counters import PodCounters
 
 
 class MetricsSource(KubeletSource):

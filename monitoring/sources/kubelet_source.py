@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from monitoring import runs
-from monitoring.cluster import Cluster, Pod, RefusedError, quantity, seconds
-from monitoring.pod_counters import Curve, PodCounters
-from monitoring.readings import HOST, MonitorError, Reading
+from monitoring import run_results as runs
+from monitoring.sources.base import HOST, MonitorError, Reading
+from monitoring.sources.kubernetes_api import Cluster, Pod, RefusedError, quantity, seconds
+from monitoring.sources.pod_counters import Curve, PodCounters
 
 #: How old the list of pods may be, in seconds.
 _LIST_S = 5.0

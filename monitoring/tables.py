@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 
 from monitoring import usage
-from monitoring.readings import HOST
 from monitoring.recording import Recording, Sample
+from monitoring.sources.base import HOST
 
 #: A counter that has not been read for so long belongs to something that is gone.
 _GONE_S = 60.0

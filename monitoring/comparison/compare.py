@@ -31,9 +31,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from monitoring import usage
-from monitoring.comparability import events_of, known, warnings
-from monitoring.readings import PIPELINE, MonitorError
+from monitoring.comparison.comparability import events_of, known, warnings
 from monitoring.recording import Recording
+from monitoring.sources.base import PIPELINE, MonitorError
 from monitoring.usage import Usage
 
 TOTAL = "all"

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from monitoring import usage
-from monitoring.comparison import TOTAL, Comparison, caption
-from monitoring.readings import HOST
+from monitoring.comparison.compare import TOTAL, Comparison, caption
 from monitoring.recording import Recording
+from monitoring.sources.base import HOST
 
 #: Petroff, "Accessible color sequences for data visualization", arXiv:2107.02270 (six colours).
 _COLOURS = ("#5790fc", "#f89c20", "#e42536", "#964a8b", "#9c9ca1", "#7a21dd")

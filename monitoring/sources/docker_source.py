@@ -24,10 +24,11 @@ import docker
 import requests
 import urllib3
 
-from monitoring import docker_stats, runs
-from monitoring.cgroup import Cgroup, ExitWatch, cgroup_of
-from monitoring.host import host_reading
-from monitoring.readings import MonitorError, Reading
+from monitoring import run_results as runs
+from monitoring.sources import docker_stats
+from monitoring.sources.base import MonitorError, Reading
+from monitoring.sources.cgroup import Cgroup, ExitWatch, cgroup_of
+from monitoring.sources.host import host_reading
 
 _PROJECT = "com.docker.compose.project"
 _SERVICE = "com.docker.compose.service"

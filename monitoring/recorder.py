@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from monitoring import runs
-from monitoring.readings import HOST, PIPELINE, MonitorError, Reading, Source
+from monitoring import run_results as runs
 from monitoring.recording import Recording, RecordingFile, Sample, Sampler
+from monitoring.sources.base import HOST, PIPELINE, MonitorError, Reading, Source
 
 #: How often a counter is looked for that has to be fresh, and a run that has to be done.
 _LOOK_S = 0.05

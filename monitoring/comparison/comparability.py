@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from monitoring import usage
-from monitoring.readings import HOST
 from monitoring.recording import Recording
+from monitoring.sources.base import HOST
 
 #: Recordings whose lengths differ by more hold different amounts of idling.
 _LENGTHS_ALIKE = 1.2

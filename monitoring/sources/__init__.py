@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monitoring.readings import MonitorError, Source
+from monitoring.sources.base import MonitorError, Source
 
 KINDS = ("docker", "kubernetes", "process")
 
@@ -51,7 +51,7 @@ def open_source(kind: str, where: Where, command: Sequence[str]) -> Source:
 
 
 def _docker(where: Where) -> Source:
-    engine = _module("docker_engine", "docker")
+    engine = _module("docker_source", "docker")
     client = engine.connect()
     running = engine.projects(client)
     if where.project not in running and not where.patient:
@@ -62,7 +62,7 @@ def _docker(where: Where) -> Source:
 
 
 def _kubernetes(where: Where) -> Source:
-    metrics_server = _module("metrics_server", "kubernetes")
+    metrics_server = _module("metrics_source", "kubernetes")
     source = metrics_server.open_kubernetes(where.namespace)
     if not source.has_pods() and not where.patient:
         raise MonitorError(f"no pod with an app label runs in the namespace {where.namespace!r}")
@@ -71,7 +71,7 @@ def _kubernetes(where: Where) -> Source:
 
 
 def _processes(where: Where) -> Source:
-    processes = _module("processes", "psutil")
+    processes = _module("process_source", "psutil")
     source = processes.ProcessSource()
     if not source.read() and not where.patient:
         raise MonitorError("no service runs as a process of this machine")
@@ -82,7 +82,7 @@ def _processes(where: Where) -> Source:
 def _module(name: str, package: str) -> Any:
     """A module of ours that needs a package; one line where it is missing (the folder kubernetes/ is no package)."""
     try:
-        return importlib.import_module(f"monitoring.{name}")
+        return importlib.import_module(f"monitoring.sources.{name}")
     except ImportError as error:
         raise MonitorError(
             f"the package {package} is missing ({error}); pip install -r requirements-monitor.txt"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from monitoring.readings import Reading
+from monitoring.sources.base import Reading
 
 
 def reading(first: Reading, stats: Mapping[str, Any]) -> Reading:

@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from monitoring import runs
-from monitoring.host import host_reading
-from monitoring.readings import Reading
+from monitoring import run_results as runs
+from monitoring.sources.base import Reading
+from monitoring.sources.host import host_reading
 
 #: A process may still become another program so long after its birth (fork, then exec).
 _YOUNG_S = 3.0

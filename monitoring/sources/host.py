@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from monitoring.readings import HOST, Reading
+from monitoring.sources.base import HOST, Reading
 
 
 def host_reading() -> Reading:
