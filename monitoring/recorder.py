@@ -1,4 +1,4 @@
-"""Watch a source: for a while, until a run is done, or around a command; and record what it says."""
+"""Recording of a source for a duration, until a run has finished, or while a command runs."""
 
 from __future__ import annotations
 
@@ -9,81 +9,88 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from monitoring import run_results as runs
-from monitoring.recording import Recording, RecordingFile, Sample, Sampler
-from monitoring.sources.base import HOST, PIPELINE, MonitorError, Reading, Source
+from monitoring import run_results
+from monitoring.recording import RateCalculator, Recording, RecordingFile
+from monitoring.sources.base import HOST, PIPELINE_SERVICES, CounterSample, MonitorError, Source
 
-#: How often a counter is looked for that has to be fresh, and a run that has to be done.
-_LOOK_S = 0.05
-_RUN_S = 1.0
-#: How long a source may fail before the recording ends.
-_FAILING_S = 15.0
+#: Seconds between two reads while waiting for counters to be current.
+_POLL_INTERVAL_S = 0.05
+#: Seconds between two searches for the result of a run.
+_RESULT_INTERVAL_S = 1.0
+#: Seconds for which a source may fail before the recording ends.
+_FAILURE_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long to watch, what, and where to write it."""
+class RecordingOptions:
+    """What to record, for how long, and where to write it."""
 
     interval_s: float = 1.0
     duration_s: float = math.inf
+    #: Seconds to continue after the command or the run has ended.
     tail_s: float = 0.0
+    #: Seconds to wait for the first sample.
     wait_s: float = math.inf
     until_run: str | None = None
     command: Sequence[str] = ()
     services: Sequence[str] = ()
     outputs: Sequence[Path] = ()
     label: str | None = None
-    folders: Sequence[Path] = ()
+    result_folders: Sequence[Path] = ()
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether sums matter: they are written, or the cost of a command is asked for."""
+        return bool(self.outputs or self.command)
 
 
-class View(Protocol):
-    """Who is told of samples as they come."""
+class Recorder:
+    """Records one source once.
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """These have come."""
-        ...
+    ``stop`` ends the recording; it is set by SIGINT, SIGTERM, and the end of
+    the command. ``abort`` ends it without waiting for current counters; it is
+    set by a second signal.
+    """
 
-
-class Watch:
-    """One watching of a source. ``stop`` ends it; it is set by Ctrl-C, by the command's end, or from outside."""
-
-    def __init__(self, source: Source, plan: Plan, view: View) -> None:
+    def __init__(
+        self, source: Source, options: RecordingOptions, show: Callable[[Sequence[CounterSample]], None]
+    ) -> None:
         self.source = source
-        self.plan = plan
-        self.view = view
+        self.options = options
         self.stop = threading.Event()
-        self.hurry = threading.Event()
-        self._interrupted = False
+        self.abort = threading.Event()
         self.exit_code = 0
-        self._sampler = Sampler()
-        self._samples: list[Sample] = []
+        self._show = show
+        self._rates = RateCalculator()
+        self._samples: list[CounterSample] = []
+        self._files: list[RecordingFile] = []
         self._problems: list[str] = []
         self._failing_since: float | None = None
+        self._interrupted = False
         self._run: Mapping[str, Any] | None = None
         self._begin = time.time()
-        #: A counter read before this is no beginning of a sum.
-        self._opened = self._begin if plan.outputs or plan.command else 0.0
-        self._files: list[RecordingFile] = []
+        #: A recording's sums must not begin with a counter that was read before it.
+        self._not_before = self._begin if options.is_recorded else 0.0
 
     def run(self) -> Recording:
-        """Watch until the plan is done; returns what was recorded. Raises MonitorError where the source fails."""
-        self._files = [RecordingFile(path, self._header(None)) for path in self.plan.outputs]
+        """Record until the options say to stop; raises MonitorError if the source fails, after writing the files."""
         failure = None
         with self._signals():
+            self._files = [RecordingFile(path, self._header(None)) for path in self.options.outputs]
             try:
-                self._until_fresh(time.time())
+                self._read_until_current(time.time())
                 self._begin = time.time()
                 with self._command():
-                    self._ticks()
+                    self._read_at_intervals()
                 end = time.time()
-                self._until_fresh(end)
+                self._read_until_current(end)
                 if self._run is None:
-                    self._look_for_run()
+                    self._find_run()
             except MonitorError as error:
                 failure, end = error, time.time()
         recording = Recording("this recording", self._header(end), self._samples)
@@ -93,117 +100,117 @@ class Watch:
             raise failure
         return recording
 
-    def missing(self) -> list[str]:
-        """The services that were expected and never appeared."""
-        seen = {sample.reading.service for sample in self._samples}
-        expected = self.plan.services or (PIPELINE if seen & set(PIPELINE) else ())
+    def missing_services(self) -> list[str]:
+        """Return the expected services that have no sample."""
+        seen = {sample.service for sample in self._samples}
+        expected = self.options.services or (PIPELINE_SERVICES if seen & set(PIPELINE_SERVICES) else ())
         return [service for service in expected if service not in seen]
 
-    def _ticks(self) -> None:
-        """Take samples at the interval, until it is time to stop."""
-        first = time.monotonic()
-        tick = 0
-        looked = 0.0
-        ending: float | None = None
-        while not self.hurry.is_set():
+    def _read_at_intervals(self) -> None:
+        begin = time.monotonic()
+        end = begin + self.options.duration_s
+        next_search = begin
+        interval = 0
+        ending = False
+        while not self.abort.is_set():
             now = time.monotonic()
-            if ending is None and (self.stop.is_set() or self._run_is_done(now - looked)):
-                ending = now + self.plan.tail_s
-            if self.plan.until_run and now - looked >= _RUN_S:
-                looked = now
-            remaining = min(ending if ending is not None else math.inf, first + self.plan.duration_s) - now
-            if remaining <= 0 or (now - first > self.plan.wait_s and not self._samples):
+            if self.options.until_run and self._run is None and now >= next_search:
+                next_search = now + _RESULT_INTERVAL_S
+                self._find_run()
+            if not ending and (self.stop.is_set() or (self.options.until_run and self._run is not None)):
+                ending = True
+                end = min(end, now + self.options.tail_s)
+            if now >= end or (now - begin > self.options.wait_s and not self._samples):
                 return
-            tick = max(tick + 1, math.ceil((now - first) / self.plan.interval_s))
-            pause = min(remaining, first + tick * self.plan.interval_s - now)
-            (self.hurry if ending is not None else self.stop).wait(max(0.0, pause))
-            self._take()
+            interval = max(interval + 1, math.ceil((now - begin) / self.options.interval_s))
+            pause = min(end, begin + interval * self.options.interval_s) - now
+            (self.abort if ending else self.stop).wait(max(0.0, pause))
+            self._read()
 
-    def _run_is_done(self, since_last_look_s: float) -> bool:
-        if self.plan.until_run and self._run is None and since_last_look_s >= _RUN_S:
-            self._look_for_run()
-        return self.plan.until_run is not None and self._run is not None
-
-    def _look_for_run(self) -> None:
-        """Find the run's result: in the folders where a command puts it, or with the services."""
-        if not self.plan.outputs and not self.plan.command and not self.plan.until_run:
+    def _find_run(self) -> None:
+        """Find the run's result in the folders of the command, or where the services keep it."""
+        options = self.options
+        if not options.is_recorded and not options.until_run:
             return
-        since = self._begin
-        result = runs.find_result(self.plan.folders, self.plan.until_run, since)
+        result = run_results.find_in_folders(options.result_folders, options.until_run, self._begin)
         if result is None:
             with contextlib.suppress(MonitorError):
-                result = self.source.result(self.plan.until_run, since)
+                result = self.source.find_result(options.until_run, self._begin)
         with contextlib.suppress(KeyError, TypeError, AttributeError):
-            self._run = runs.summary(result) if result is not None else None
+            self._run = run_results.run_summary(result) if result is not None else None
 
-    def _until_fresh(self, since: float) -> None:
-        """Take samples until every counter has been read since then, or the source's own refresh has gone by.
+    def _read_until_current(self, since: float) -> None:
+        """Read until every counter was read at or after ``since``, at most for the source's refresh time.
 
-        The sums begin and end on such counters. A table for the eye begins on
-        the first it gets, and needs none in the end.
+        The sums of a recording begin and end with such counters. A table begins
+        with any counter and ends without waiting.
         """
-        if not self.plan.outputs and not self.plan.command:
+        if not self.options.is_recorded:
             if self._samples:
-                return self._take()
+                return self._read()
             since = 0.0
         deadline = time.monotonic() + self.source.refresh_s
         while True:
-            self._take()
-            if self._failing_since is None and self.source.fresh(since):
-                return self._take()
+            self._read()
+            if self._failing_since is None and self.source.is_current(since):
+                return self._read()
             if time.monotonic() > deadline:
                 self._problems.append(f"not every counter was read again within {self.source.refresh_s:g} s")
                 return None
-            if self.hurry.wait(_LOOK_S) or (self._interrupted and not self._samples):
+            if self.abort.wait(_POLL_INTERVAL_S) or (self._interrupted and not self._samples):
                 return None
 
-    def _take(self) -> None:
+    def _read(self) -> None:
         try:
-            readings = [reading for reading in self.source.read() if self._wanted(reading)]
+            samples = self.source.read()
             self._failing_since = None
         except MonitorError as error:
             now = time.monotonic()
             self._failing_since = self._failing_since or now
             if str(error) not in self._problems:
                 self._problems.append(str(error))
-            if now - self._failing_since > _FAILING_S:
+            if now - self._failing_since > _FAILURE_LIMIT_S:
                 raise
             return
-        samples = [self._sampler.sample(reading) for reading in readings]
-        samples = [s for s in samples if s.reading.time >= self._opened or s.reading.state == "started"]
+        wanted = (*self.options.services, HOST)
+        samples = [
+            self._rates.add_cores(sample)
+            for sample in samples
+            if (not self.options.services or sample.service in wanted)
+            and (sample.time >= self._not_before or sample.state == "started")
+        ]
         self._samples += samples
         for file in self._files:
             file.add(samples)
-        self.view.show(samples)
-
-    def _wanted(self, reading: Reading) -> bool:
-        return not self.plan.services or reading.service in (*self.plan.services, HOST)
+        self._show(samples)
 
     def _header(self, end: float | None) -> dict[str, Any]:
-        about = dict(self.source.about())
-        problems = [*about.pop("problems", ()), *self._problems]
-        about["versions"] = {"monitor": 1, "python": platform.python_version(), **about.get("versions", {})}
+        platform_facts = dict(self.source.describe())
+        problems = [*platform_facts.pop("problems", ()), *self._problems]
+        versions = {"monitor": 1, "python": platform.python_version(), **platform_facts.get("versions", {})}
         return {
-            "label": self.plan.label or about["platform"],
-            **about,
-            "interval_s": self.plan.interval_s,
+            "label": self.options.label or platform_facts["platform"],
+            **platform_facts,
+            "versions": versions,
+            "interval_s": self.options.interval_s,
             "begin": round(self._begin, 6),
             "end": None if end is None else round(end, 6),
-            "command": list(self.plan.command),
+            "command": list(self.options.command),
             "run": self._run,
             "problems": problems,
         }
 
     @contextlib.contextmanager
     def _command(self) -> Iterator[None]:
-        """Run the plan's command meanwhile; its exit code is kept."""
-        if not self.plan.command or self.stop.is_set():
+        """Run the command in the background and keep its exit code; terminate it if the recording ends first."""
+        command = self.options.command
+        if not command or self.stop.is_set():
             yield
             return
         try:
-            process = subprocess.Popen(self.plan.command)  # noqa: S603  it is what the caller asks for
+            process = subprocess.Popen(command)  # noqa: S603  the user's own command
         except OSError as error:
-            raise MonitorError(f"{self.plan.command[0]}: {error.strerror}") from None
+            raise MonitorError(f"{command[0]}: {error.strerror}") from None
 
         def wait() -> None:
             process.wait()
@@ -223,11 +230,11 @@ class Watch:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C ends the recording, and a second one does not wait for fresh counters."""
+        """Stop on the first SIGINT or SIGTERM and abort on the second; signals need the main thread."""
 
         def interrupted(*_: object) -> None:
             if self.stop.is_set():
-                self.hurry.set()
+                self.abort.set()
             self._interrupted = True
             self.stop.set()
 

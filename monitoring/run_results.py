@@ -1,18 +1,21 @@
-"""Which run was recorded: found by its result.json, and told by what decides its numbers."""
+"""The result of the recorded run: where it is found, and what a recording keeps of it."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 
-def find_result(folders: Sequence[Path], run_id: str | None, since: float) -> Mapping[str, Any] | None:
-    """The result.json of a run below one of ``folders``; without ``run_id`` the newest finished after ``since``."""
+def find_in_folders(folders: Iterable[Path], run_id: str | None, since: float) -> Mapping[str, Any] | None:
+    """Return the ``result.json`` of a run below ``folders``, or None.
+
+    With ``run_id`` None, this is the newest result that finished at or after ``since``.
+    """
     found = []
     for folder in folders:
         for path in folder.glob(f"{run_id or '[!.]*'}/result.json"):
@@ -20,16 +23,32 @@ def find_result(folders: Sequence[Path], run_id: str | None, since: float) -> Ma
                 if run_id or path.stat().st_mtime >= since:
                     result = json.loads(path.read_text())
                     if run_id or finished(result) >= since:
-                        found.append((finished(result), result))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+                        found.append(result)
+    return max(found, key=finished, default=None)
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recording's header keeps of a result.
+def find_in_container(
+    execute: Callable[[Sequence[str]], str], output: str, run_id: str | None, since: float
+) -> Mapping[str, Any] | None:
+    """Return the ``result.json`` of a run in the folder ``output`` of a container, or None.
 
-    ``events`` is what was read, of all samples; ``digest`` tells results
-    apart: it is the SHA-256 of the histograms, which are the same to the last
-    bit wherever the same run is done.
+    ``execute`` runs a command in the container and returns its output. With
+    ``run_id`` None, the last folder in the order of names is read: run ids begin with the time of submission.
+    """
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        chosen = run_id or max(execute(["ls", output]).split(), default="")
+        result = json.loads(execute(["cat", f"{output}/{chosen}/result.json"]))
+        if run_id or finished(result) >= since:
+            return dict(result)
+    return None
+
+
+def run_summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recording's header keeps of a result.
+
+    ``events`` is the number of events read, summed over samples. ``digest`` is
+    the beginning of the SHA-256 of the histograms, which are identical to the
+    last bit wherever the same run is done.
     """
     samples = {name: [s["events_read"], s["events_selected"]] for name, s in result["samples"].items()}
     histograms = json.dumps(result.get("histograms"), sort_keys=True)
@@ -48,20 +67,19 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finished(result: Mapping[str, Any]) -> float:
-    """When a result was finished, in seconds since 1970."""
+    """Return when a result was finished, in seconds since 1970."""
     return _seconds(result["timing"]["finished"])
 
 
-def _seconds(moment: str | float) -> float:
-    return datetime.fromisoformat(moment).timestamp() if isinstance(moment, str) else float(moment)
+def _seconds(timestamp: str | float) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if isinstance(timestamp, str) else float(timestamp)
 
 
 def result_folders(command: Sequence[str], output: str) -> list[Path]:
-    """Where a command's result may come to: its ``--output``, else ``output``."""
-    words = list(command)
-    for place, word in enumerate(words):
+    """Return where ``command`` writes its result: its ``--output`` flag, else ``output``."""
+    for index, word in enumerate(command):
         if word.startswith("--output="):
             return [Path(word.partition("=")[2])]
-        if word == "--output" and place + 1 < len(words):
-            return [Path(words[place + 1])]
+        if word == "--output" and index + 1 < len(command):
+            return [Path(command[index + 1])]
     return [Path(output)]

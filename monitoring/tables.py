@@ -1,4 +1,4 @@
-"""What a person sees: the live table with replicas folded, and the summary in the end."""
+"""Output in the terminal: current usage as a live table or JSON, and the summary of a recording."""
 
 from __future__ import annotations
 
@@ -13,57 +13,56 @@ from rich.live import Live
 from rich.table import Table
 
 from monitoring import usage
-from monitoring.recording import Recording, Sample
-from monitoring.sources.base import HOST
+from monitoring.recording import Recording
+from monitoring.sources.base import HOST, CounterSample
 
-#: A counter that has not been read for so long belongs to something that is gone.
-_GONE_S = 60.0
+#: A container without a new sample for this many seconds no longer runs.
+_STALE_S = 60.0
 
 
-class Now:
-    """The latest sample of every life, and what each has used since the beginning."""
+class CurrentUsage:
+    """The latest sample of every container, and the CPU time each has used since its first."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, float], float] = {}
-        self._latest: dict[tuple[str, float], Sample] = {}
+        self._latest: dict[tuple[str, float], CounterSample] = {}
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Take in new samples."""
+    def show(self, samples: Sequence[CounterSample]) -> None:
+        """Add new samples."""
         for sample in samples:
-            self._first.setdefault(sample.reading.life, sample.reading.cpu_seconds)
-            self._latest[sample.reading.life] = sample
+            self._first.setdefault(sample.lifetime, sample.cpu_seconds)
+            self._latest[sample.lifetime] = sample
 
     def services(self) -> list[dict[str, Any]]:
-        """One entry per service, replicas folded: cores and memory of those that live, CPU seconds of all."""
-        found: dict[str, list[Sample]] = {}
+        """Return one entry per service: cores and memory of running replicas, CPU seconds of all."""
+        found: dict[str, list[CounterSample]] = {}
         for sample in self._latest.values():
-            found.setdefault(sample.reading.service, []).append(sample)
-        return [self._folded(service, found[service]) for service in usage.in_order(found)]
+            found.setdefault(sample.service, []).append(sample)
+        return [self._entry(service, found[service]) for service in usage.sort_services(found)]
 
-    def _folded(self, service: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _entry(self, service: str, samples: Sequence[CounterSample]) -> dict[str, Any]:
         now = time.time()
-        alive = [s for s in samples if s.reading.state != "final" and now - s.reading.time < _GONE_S]
-        containers = {sample.reading.container for sample in samples}
+        running = [sample for sample in samples if sample.state != "final" and now - sample.time < _STALE_S]
 
-        def sum_of(name: str) -> int | None:
-            values = [value for s in alive if (value := getattr(s.reading, name)) is not None]
+        def total(name: str) -> int | None:
+            values = [value for sample in running if (value := getattr(sample, name)) is not None]
             return sum(values) if values else None
 
         return {
             "service": service,
-            "replicas": len({sample.reading.container for sample in alive}),
-            "cores": round(sum(sample.cores or 0.0 for sample in alive), 4),
-            "cpu_seconds": round(sum(s.reading.cpu_seconds - self._first[s.reading.life] for s in samples), 6),
-            "counter_seconds": round(sum(sample.reading.cpu_seconds for sample in alive), 6),
-            "memory_bytes": sum_of("memory_bytes"),
-            "network_rx_bytes": sum_of("network_rx_bytes"),
-            "network_tx_bytes": sum_of("network_tx_bytes"),
-            "restarts": len(samples) - len(containers),
+            "replicas": len({sample.container for sample in running}),
+            "cores": round(sum(sample.cores or 0.0 for sample in running), 4),
+            "cpu_seconds": round(sum(sample.cpu_seconds - self._first[sample.lifetime] for sample in samples), 6),
+            "counter_seconds": round(sum(sample.cpu_seconds for sample in running), 6),
+            "memory_bytes": total("memory_bytes"),
+            "network_rx_bytes": total("network_rx_bytes"),
+            "network_tx_bytes": total("network_tx_bytes"),
+            "restarts": len(samples) - len({sample.container for sample in samples}),
         }
 
 
-class LiveTable(Now):
-    """A table in the terminal that follows; a context manager."""
+class LiveTable(CurrentUsage):
+    """A table in the terminal that is updated with every sample; a context manager."""
 
     def __init__(self, console: Console, title: str) -> None:
         super().__init__()
@@ -77,61 +76,66 @@ class LiveTable(Now):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Take in new samples and draw."""
+    def show(self, samples: Sequence[CounterSample]) -> None:
+        """Add new samples and redraw the table."""
         super().show(samples)
         if samples:
-            self._live.update(now_table(self.services(), self._title), refresh=True)
+            self._live.update(current_table(self.services(), self._title), refresh=True)
 
 
-class JsonLines(Now):
-    """One line of JSON on standard output for every sampling."""
+class JsonLines(CurrentUsage):
+    """One line of JSON on standard output per set of samples."""
 
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Take in new samples and print the services."""
+    def show(self, samples: Sequence[CounterSample]) -> None:
+        """Add new samples and print the services."""
         super().show(samples)
         if samples:
             print(json.dumps({"time": time.time(), "services": self.services()}), flush=True)
 
 
-def now_table(services: Sequence[Mapping[str, Any]], title: str, seconds: str = "cpu_seconds") -> Table:
-    """The services as they are now; ``seconds`` is the entry that the column of CPU seconds shows."""
-    restarted = any(row["restarts"] for row in services)
-    columns = ("replicas", "cores", "CPU s", "memory", "net in", "net out", *(["restarts"] if restarted else []))
-    table = _table(title, columns)
-    for row in services:
-        if row["service"] == HOST:
-            table.add_section()
-        table.add_row(
-            row["service"],
+def current_table(services: Sequence[Mapping[str, Any]], title: str, seconds: str = "cpu_seconds") -> Table:
+    """Return a table of ``CurrentUsage.services``; ``seconds`` names the entry in the column of CPU seconds."""
+    rows = [
+        (
+            row,
             str(row["replicas"]),
             f"{row['cores']:.3f}",
             f"{row[seconds]:.2f}",
-            size(row["memory_bytes"]),
-            size(row["network_rx_bytes"]),
-            size(row["network_tx_bytes"]),
-            *([str(row["restarts"])] if restarted else []),
+            megabytes(row["memory_bytes"]),
+            megabytes(row["network_rx_bytes"]),
+            megabytes(row["network_tx_bytes"]),
         )
-    return table
+        for row in services
+    ]
+    return _table(title, ("replicas", "cores", "CPU s", "memory", "net in", "net out"), rows)
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
+    """Return a table of services; a row begins with the service's entry, followed by the cells.
+
+    Restarts are shown if there are any. The host and a total are set apart.
+    """
+    restarted = any(entry["restarts"] for entry, *_ in rows)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("service", no_wrap=True)
-    for column in columns:
+    for column in (*columns, *(["restarts"] if restarted else [])):
         table.add_column(column, justify="right", no_wrap=True)
+    for entry, *cells in rows:
+        if entry["service"] == HOST or "of" in entry:
+            table.add_section()
+        table.add_row(entry["service"], *cells, *([str(entry["restarts"])] if restarted else []))
     return table
 
 
-def summary(recording: Recording) -> dict[str, Any]:
-    """A recording in numbers: per service, and all of the pipeline together."""
-    used = usage.usages(recording)
-    window_s = usage.resolution_s(recording)
+def summarize(recording: Recording) -> dict[str, Any]:
+    """Return a recording's figures per service and for all services of the pipeline together."""
+    by_service = usage.usage_by_service(recording)
+    window_s = usage.sampling_period_s(recording)
     events = (recording.header.get("run") or {}).get("events") or None
-    seconds = usage.seconds_recorded(used)
-    counted = usage.counted(used)
+    seconds = usage.duration_s(by_service)
+    in_total = usage.services_in_total(by_service)
 
-    def figures(one: usage.Usage) -> dict[str, Any]:
+    def figures(one: usage.ServiceUsage) -> dict[str, Any]:
         return {
             "service": one.service,
             "replicas": one.replicas,
@@ -147,39 +151,35 @@ def summary(recording: Recording) -> dict[str, Any]:
         "seconds": round(seconds, 6),
         "peak_over_seconds": round(window_s, 3),
         "run": recording.header.get("run"),
-        "services": [figures(one) for one in used.values()],
-        "total": {**figures(usage.together(used)), "of": counted} if counted else None,
+        "services": [figures(one) for one in by_service.values()],
+        "total": {**figures(usage.total_usage(by_service)), "of": in_total} if in_total else None,
         "problems": recording.header.get("problems") or [],
     }
 
 
-def summary_table(numbers: Mapping[str, Any]) -> Table:
-    """A recording's summary for the eye."""
-    run = numbers["run"]
-    title = f"{numbers['seconds']:.1f} s recorded, peaks over {numbers['peak_over_seconds']:g} s"
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Return the result of ``summarize`` as a table."""
+    run, total = summary["run"], summary["total"]
+    title = f"{summary['seconds']:.1f} s recorded, peaks over {summary['peak_over_seconds']:g} s"
     if run:
         title += f"; run {run['run_id']}, {run['events']:,} events"
-    restarted = any(row["restarts"] for row in numbers["services"])
-    columns = ("replicas", "CPU s", "per 10⁶ ev.", "cores", "peak cores", "peak mem.")
-    table = _table(title, (*columns, *(["restarts"] if restarted else [])))
-    total = numbers["total"]
-    for row in [*numbers["services"], *([total] if total else [])]:
-        if row["service"] == HOST or row is total:
-            table.add_section()
+    rows = []
+    for row in [*summary["services"], *([total] if total else [])]:
         per_million = row["cpu_seconds_per_million_events"]
-        table.add_row(
-            row["service"],
-            str(row["replicas"]),
-            f"{row['cpu_seconds']:.2f}",
-            "–" if per_million is None else f"{per_million:.2f}",
-            "–" if row["mean_cores"] is None else f"{row['mean_cores']:.3f}",
-            f"{row['peak_cores']:.2f}",
-            size(row["peak_memory_bytes"]),
-            *([str(row["restarts"])] if restarted else []),
+        rows.append(
+            (
+                row,
+                str(row["replicas"]),
+                f"{row['cpu_seconds']:.2f}",
+                "–" if per_million is None else f"{per_million:.2f}",
+                "–" if row["mean_cores"] is None else f"{row['mean_cores']:.3f}",
+                f"{row['peak_cores']:.2f}",
+                megabytes(row["peak_memory_bytes"]),
+            )
         )
-    return table
+    return _table(title, ("replicas", "CPU s", "per 10⁶ ev.", "cores", "peak cores", "peak mem."), rows)
 
 
-def size(count: int | None) -> str:
-    """A number of bytes in MB, where it is known."""
+def megabytes(count: int | None) -> str:
+    """Format a number of bytes in MB; a dash if it is not known."""
     return "–" if count is None else f"{count / 1e6:.{0 if count >= 1e9 else 1}f} MB"

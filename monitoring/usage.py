@@ -1,4 +1,4 @@
-"""From a recording's counters to what each service used: pure functions, no source in sight."""
+"""CPU time and memory per service, calculated from a recording's counters."""
 
 from __future__ import annotations
 
@@ -10,138 +10,136 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitoring.recording import Recording
-from monitoring.sources.base import HOST, PIPELINE, Reading
+from monitoring.sources.base import HOST, PIPELINE_SERVICES, CounterSample
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Life:
-    """One container between one start and one end: its counter at some times, both rising.
+class ContainerLifetime:
+    """The samples of a container between one start and its end, ordered by time.
 
-    ``used`` is what it used since the recording began: since its birth, where
-    that was recorded (a ``started`` row), else since its first reading.
+    CPU time counts from the first sample. If the recording saw the container
+    start, that is a sample of state ``started`` with a counter of 0.
     """
 
-    readings: Sequence[Reading]
+    samples: Sequence[CounterSample]
 
     @cached_property
     def times(self) -> Floats:
-        """When the counter was read, in seconds since 1970."""
-        return np.array([reading.time for reading in self.readings])
+        """Times of the samples in seconds since 1970."""
+        return np.array([sample.time for sample in self.samples])
 
     @cached_property
     def used(self) -> Floats:
-        """CPU seconds used until then; a counter never falls within a life, and is held where it seems to."""
-        counter = np.array([reading.cpu_seconds for reading in self.readings])
+        """CPU seconds used until each sample; a decrease within a lifetime is a measurement error and is ignored."""
+        counter = np.array([sample.cpu_seconds for sample in self.samples])
         return np.maximum.accumulate(counter - counter[0])
 
-    def at(self, times: Floats) -> Floats:
-        """CPU seconds used until each of ``times``: straight lines between readings, flat before and after."""
+    def used_at(self, times: Floats) -> Floats:
+        """Return CPU seconds used until each of ``times``: linear between samples, constant before and after."""
         used: Floats = np.interp(times, self.times, self.used)
         return used
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What one service used, over all its replicas and their lives."""
+class ServiceUsage:
+    """What one service used, summed over its replicas and their lifetimes."""
 
     service: str
-    lives: Sequence[Life]
+    lifetimes: Sequence[ContainerLifetime]
 
     @property
     def cpu_seconds(self) -> float:
-        """All CPU seconds: the sum of each life's last counter minus its first."""
-        return float(sum(life.used[-1] for life in self.lives))
+        """CPU seconds: the sum over lifetimes of the last counter minus the first."""
+        return float(sum(lifetime.used[-1] for lifetime in self.lifetimes))
 
     @property
     def replicas(self) -> int:
-        """How many containers there were, restarted ones once."""
-        return len({life.readings[0].container for life in self.lives})
+        """Number of containers; a restarted container counts once."""
+        return len({lifetime.samples[0].container for lifetime in self.lifetimes})
 
     @property
     def restarts(self) -> int:
-        """How many lives began in a container that had lived before."""
-        return len(self.lives) - self.replicas
+        """Number of lifetimes after the first, summed over containers."""
+        return len(self.lifetimes) - self.replicas
 
-    def at(self, times: Floats) -> Floats:
-        """CPU seconds that all together have used until each of ``times``."""
-        used: Floats = np.sum([life.at(times) for life in self.lives], axis=0)
+    def used_at(self, times: Floats) -> Floats:
+        """Return the CPU seconds that all lifetimes together used until each of ``times``."""
+        used: Floats = np.sum([lifetime.used_at(times) for lifetime in self.lifetimes], axis=0)
         return used
 
     def peak_cores(self, window_s: float) -> float:
-        """The most cores used over any stretch of ``window_s`` seconds.
+        """Return the largest mean of cores used over any ``window_s`` seconds.
 
-        What was used is a straight line between readings, so that the steepest
-        stretch begins or ends at a reading. A recording shorter than the
-        stretch gives its mean. Peaks compare only at the same stretch: the
-        kubelet's ten seconds hide what an engine's one second shows.
+        Usage is linear between samples, so the maximum begins or ends at a
+        sample. A recording shorter than ``window_s`` gives its mean. Peaks are
+        comparable for equal windows only: the kubelet samples about every ten
+        seconds, a Docker engine every second.
         """
-        knots = np.concatenate([life.times for life in self.lives])
-        window_s = min(window_s, float(np.ptp(knots)))
+        times = np.concatenate([lifetime.times for lifetime in self.lifetimes])
+        window_s = min(window_s, float(np.ptp(times)))
         if window_s <= 0:
             return 0.0
-        starts = np.concatenate([knots, knots - window_s])
-        return float(np.max(self.at(starts + window_s) - self.at(starts)) / window_s)
+        starts = np.concatenate([times, times - window_s])
+        return float(np.max(self.used_at(starts + window_s) - self.used_at(starts)) / window_s)
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most working set of all replicas together, each counted from its first reading to its last."""
+        """The largest sum of the working sets of containers that ran at the same time."""
         changes = []
-        for life in self.lives:
-            living = [reading for reading in life.readings if reading.state != "final"]
-            known = [(reading.time, reading.memory_bytes) for reading in living if reading.memory_bytes]
+        for lifetime in self.lifetimes:
+            running = [sample for sample in lifetime.samples if sample.state != "final"]
+            known = [(sample.time, sample.memory_bytes) for sample in running if sample.memory_bytes]
             before = 0
             for time_s, memory in known:
                 changes.append((time_s, memory - before))
                 before = memory
-            if known and life.readings[-1].state == "final":
-                changes.append((life.readings[-1].time, -before))
+            if known and lifetime.samples[-1].state == "final":
+                changes.append((lifetime.samples[-1].time, -before))
         changes.sort(key=lambda change: (change[0], -change[1]))
         return int(max(np.cumsum([change for _, change in changes]), default=0))
 
 
-def usages(recording: Recording) -> dict[str, Usage]:
-    """Each service's usage: the pipeline's in its order, then others, the host last."""
-    lives: dict[tuple[str, float], list[Reading]] = {}
+def usage_by_service(recording: Recording) -> dict[str, ServiceUsage]:
+    """Return the usage of each service, ordered as ``sort_services`` does."""
+    by_lifetime: dict[tuple[str, float], list[CounterSample]] = {}
     for sample in recording.samples:
-        lives.setdefault(sample.reading.life, []).append(sample.reading)
-    by_service: dict[str, list[Life]] = {}
-    for readings in lives.values():
-        ordered = sorted(readings, key=lambda reading: reading.time)
-        by_service.setdefault(ordered[0].service, []).append(Life(ordered))
-    return {service: Usage(service, by_service[service]) for service in in_order(by_service)}
+        by_lifetime.setdefault(sample.lifetime, []).append(sample)
+    by_service: dict[str, list[ContainerLifetime]] = {}
+    for samples in by_lifetime.values():
+        lifetime = ContainerLifetime(sorted(samples, key=lambda sample: sample.time))
+        by_service.setdefault(samples[0].service, []).append(lifetime)
+    return {service: ServiceUsage(service, by_service[service]) for service in sort_services(by_service)}
 
 
-def in_order(services: Iterable[str]) -> list[str]:
-    """The pipeline's services in its order, then others by name, the host last."""
-    return sorted(services, key=lambda name: (name == HOST, _place(name), name))
+def sort_services(services: Iterable[str]) -> list[str]:
+    """Sort service names: those of the pipeline in its order, then others by name, the host last."""
+    order = {name: index for index, name in enumerate(PIPELINE_SERVICES)}
+    return sorted(services, key=lambda name: (name == HOST, order.get(name, len(order)), name))
 
 
-def _place(service: str) -> int:
-    return PIPELINE.index(service) if service in PIPELINE else len(PIPELINE)
+def services_in_total(services: Iterable[str]) -> list[str]:
+    """Return the services that a total includes: the pipeline's, or if there are none, all except the host."""
+    others = [service for service in sort_services(services) if service != HOST]
+    return [service for service in others if service in PIPELINE_SERVICES] or others
 
 
-def counted(services: Iterable[str]) -> list[str]:
-    """The services that a total adds up: the pipeline's, or all but the host where there are none of those."""
-    known = [service for service in in_order(services) if service != HOST]
-    return [service for service in known if service in PIPELINE] or known
+def total_usage(usage: Mapping[str, ServiceUsage]) -> ServiceUsage:
+    """Return the usage of all services that a total includes."""
+    return ServiceUsage("all", [lifetime for name in services_in_total(usage) for lifetime in usage[name].lifetimes])
 
 
-def together(used: Mapping[str, Usage]) -> Usage:
-    """The services of ``counted`` as one."""
-    return Usage("all", [life for service in counted(used) for life in used[service].lives])
-
-
-def seconds_recorded(used: Mapping[str, Usage]) -> float:
-    """From the first reading to the last, over all services."""
-    times = np.concatenate([life.times for usage in used.values() for life in usage.lives])
+def duration_s(usage: Mapping[str, ServiceUsage]) -> float:
+    """Return the seconds between the first and the last sample of any service."""
+    times = np.concatenate([lifetime.times for one in usage.values() for lifetime in one.lifetimes])
     return float(np.ptp(times))
 
 
-def resolution_s(recording: Recording) -> float:
-    """Seconds between a container's readings, as a rule: the median, not below the interval asked for."""
-    steps = [np.diff(life.times) for name, usage in usages(recording).items() if name != HOST for life in usage.lives]
+def sampling_period_s(recording: Recording) -> float:
+    """Return the median of the seconds between a container's samples, at least the requested interval."""
+    usage = usage_by_service(recording)
+    steps = [np.diff(lifetime.times) for name in usage if name != HOST for lifetime in usage[name].lifetimes]
     gaps = np.concatenate(steps) if steps else np.array([])
     interval_s = float(recording.header.get("interval_s") or 0.0)
     return max(interval_s, float(np.median(gaps)) if gaps.size else 0.0)

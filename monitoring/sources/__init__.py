@@ -1,92 +1,88 @@
-"""Find the services: in a Compose project, in a namespace, or among this machine's processes."""
+"""Selection of a source: a Compose project, a Kubernetes namespace, or the processes of this machine."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from monitoring.sources.base import MonitorError, Source
 
-KINDS = ("docker", "kubernetes", "process")
+SOURCES = ("docker", "kubernetes", "process")
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where to look, and whether the services may come later (``patient``)."""
+class SourceOptions:
+    """Where to look for services. With ``wait_for_services``, a source without services is accepted."""
 
     project: str
     namespace: str
     interval_s: float
-    patient: bool
+    wait_for_services: bool
 
 
-def open_source(kind: str, where: Where, command: Sequence[str]) -> Source:
-    """The source of that kind, or for ``auto`` the first that has the services.
+def open_source(kind: str, options: SourceOptions, command: Sequence[str]) -> Source:
+    """Open the source ``kind``; for ``auto``, the first that has services.
 
-    Where ``auto`` finds none and the services may come later, the command's
-    name decides, then what answers. Raises MonitorError in one line.
+    If ``auto`` finds no services and they may start later, the name of
+    ``command`` decides (docker…, kube…, local…), then the first source that can
+    be opened. Raises MonitorError if there is none.
     """
     if kind != "auto":
-        return _OPEN[kind](where)
-    hint = Path(command[0]).name if command else ""
-    for start, hinted in (("docker", "docker"), ("kube", "kubernetes"), ("local", "process")):
-        if hint.startswith(start):
-            return _OPEN[hinted](where)
-    reasons = []
-    strict = Where(where.project, where.namespace, where.interval_s, patient=False)
-    for candidate in KINDS:
-        try:
-            return _OPEN[candidate](strict)
-        except MonitorError as error:
-            reasons.append(str(error))
-    for candidate in KINDS if where.patient else ():
-        try:
-            return _OPEN[candidate](where)
-        except MonitorError:
-            continue
+        return _OPEN[kind](options)
+    name = Path(command[0]).name if command else ""
+    for prefix, candidate in (("docker", "docker"), ("kube", "kubernetes"), ("local", "process")):
+        if name.startswith(prefix):
+            return _OPEN[candidate](options)
+    attempts = [replace(options, wait_for_services=False), *([options] if options.wait_for_services else [])]
+    reasons: dict[str, None] = {}
+    for attempt in attempts:
+        for candidate in SOURCES:
+            try:
+                return _OPEN[candidate](attempt)
+            except MonitorError as error:
+                reasons[str(error)] = None
     raise MonitorError("; ".join(reasons))
 
 
-def _docker(where: Where) -> Source:
-    engine = _module("docker_source", "docker")
-    client = engine.connect()
-    running = engine.projects(client)
-    if where.project not in running and not where.patient:
-        others = f"; there are {', '.join(running)}" if running else ""
-        raise MonitorError(f"no containers run in a Compose project {where.project!r}{others}")
-    source: Source = engine.DockerSource(client, where.project, where.interval_s)
+def _docker(options: SourceOptions) -> Source:
+    module = _import("docker_source", "docker")
+    client = module.connect()
+    running = module.projects(client)
+    if options.project not in running and not options.wait_for_services:
+        others = f"; running projects: {', '.join(running)}" if running else ""
+        raise MonitorError(f"no containers run in the Compose project {options.project!r}{others}")
+    source: Source = module.DockerSource(client, options.project, options.interval_s)
     return source
 
 
-def _kubernetes(where: Where) -> Source:
-    metrics_server = _module("metrics_source", "kubernetes")
-    source = metrics_server.open_kubernetes(where.namespace)
-    if not source.has_pods() and not where.patient:
-        raise MonitorError(f"no pod with an app label runs in the namespace {where.namespace!r}")
+def _kubernetes(options: SourceOptions) -> Source:
+    source = _import("metrics_source", "kubernetes").open_kubernetes(options.namespace)
+    if not source.has_pods() and not options.wait_for_services:
+        raise MonitorError(f"no pod with an app label runs in the namespace {options.namespace!r}")
     opened: Source = source
     return opened
 
 
-def _processes(where: Where) -> Source:
-    processes = _module("process_source", "psutil")
-    source = processes.ProcessSource()
-    if not source.read() and not where.patient:
+def _process(options: SourceOptions) -> Source:
+    source: Source = _import("process_source", "psutil").ProcessSource()
+    if not source.read() and not options.wait_for_services:
         raise MonitorError("no service runs as a process of this machine")
-    fresh: Source = processes.ProcessSource()
-    return fresh
+    return source
 
 
-def _module(name: str, package: str) -> Any:
-    """A module of ours that needs a package; one line where it is missing (the folder kubernetes/ is no package)."""
+def _import(module: str, package: str) -> Any:
+    """Import a source's module, which needs an optional package."""
     try:
-        return importlib.import_module(f"monitoring.sources.{name}")
+        return importlib.import_module(f"monitoring.sources.{module}")
     except ImportError as error:
-        raise MonitorError(
-            f"the package {package} is missing ({error}); pip install -r requirements-monitor.txt"
-        ) from None
+        raise MonitorError(f"the package {package} is missing ({error}); run: pip install {package}") from None
 
 
-_OPEN: dict[str, Callable[[Where], Source]] = {"docker": _docker, "kubernetes": _kubernetes, "process": _processes}
+_OPEN: dict[str, Callable[[SourceOptions], Source]] = {
+    "docker": _docker,
+    "kubernetes": _kubernetes,
+    "process": _process,
+}

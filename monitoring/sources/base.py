@@ -1,4 +1,4 @@
-"""One reading of one container's cumulative CPU counter, and the sources that give readings."""
+"""Samples of cumulative counters, and the interface of the sources that provide them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,41 @@ from typing import Any, Literal, Protocol
 
 from common.errors import PipelineError
 
-#: The services of the pipeline, in the order events go through them.
-PIPELINE = ("data-loader", "data-processor", "analysis", "visualisation", "rabbitmq")
-#: The name under which the machine itself is recorded; it belongs to no sum.
+#: The services of the pipeline, in the order in which events pass through them.
+PIPELINE_SERVICES = ("data-loader", "data-processor", "analysis", "visualisation", "rabbitmq")
+#: The service name under which the whole machine is recorded. No total includes it.
 HOST = "host"
 
-#: ``started``: the counter is 0, the container is born; ``final``: it has ended, and this is all it used.
+#: ``started``: the container has just started, its counter is 0; ``final``: the container has ended.
 State = Literal["started", "running", "final"]
 
 
 class MonitorError(PipelineError):
-    """Nothing can be measured, or a recording cannot be read (exit code 1)."""
+    """Nothing can be measured, or a recording cannot be read or written (exit code 1)."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One reading of a counter.
+class CounterSample:
+    """The counters of one container at one time.
 
-    ``time`` is when the counter had this value, not when we asked, and
-    ``started`` when this life of the container began, both in seconds since
-    1970 (UTC); a restarted container begins another life, whose counter starts
-    from zero. ``cpu_seconds`` is user and system time of all threads since
-    then. ``memory_bytes`` is the working set: what is in use without the
-    inactive part of the page cache. None is what the source does not have.
-    ``rate_cores`` is the source's own figure for the first reading, when there
-    is no earlier one to subtract.
+    Parameters
+    ----------
+    time
+        When the counters had these values, in seconds since 1970 (UTC).
+    service, replica, container
+        Names of the service, of the replica within it, and of the container.
+    started
+        When this lifetime of the container began, in seconds since 1970 (UTC).
+        A restart begins a new lifetime, whose counters start from zero.
+    cpu_seconds
+        User and system CPU time of all threads since ``started``.
+    memory_bytes
+        The working set: memory in use without inactive page cache.
+    cores
+        CPU seconds per second since the previous sample of the same lifetime.
+        For the first sample it is the source's own figure, or None.
+
+    None stands for values that the source does not provide.
     """
 
     time: float
@@ -41,48 +51,47 @@ class Reading:
     container: str
     started: float
     cpu_seconds: float
-    state: State = "running"
-    restarts: int = 0
+    cores: float | None = None
     memory_bytes: int | None = None
     network_rx_bytes: int | None = None
     network_tx_bytes: int | None = None
     disk_read_bytes: int | None = None
     disk_write_bytes: int | None = None
     throttled_seconds: float | None = None
-    rate_cores: float | None = None
+    restarts: int = 0
+    state: State = "running"
 
     @property
-    def life(self) -> tuple[str, float]:
-        """What the counter belongs to: a container between one start and one end."""
+    def lifetime(self) -> tuple[str, float]:
+        """The key of the container's lifetime: its name and start time."""
         return self.container, self.started
 
 
 class Source(Protocol):
-    """Where readings come from: a Docker engine, a cluster, or this machine's processes."""
+    """A provider of counter samples: a Docker engine, a Kubernetes cluster, or the processes of this machine."""
 
-    #: How long ``fresh`` may take to become true.
+    #: Seconds within which every counter is read again.
     refresh_s: float
 
-    def read(self) -> Sequence[Reading]:
-        """The readings that are new since the last call, in order of time for each container."""
+    def read(self) -> Sequence[CounterSample]:
+        """Return the samples taken since the last call, ordered by time within each container."""
         ...
 
-    def fresh(self, since: float) -> bool:
-        """Whether the counter of everything that runs has been read at or after ``since``."""
+    def is_current(self, since: float) -> bool:
+        """Return whether the counters of all running containers were read at or after ``since``."""
         ...
 
-    def about(self) -> Mapping[str, Any]:
-        """What a recording's header says of the platform; see ``recording.Header``."""
+    def describe(self) -> Mapping[str, Any]:
+        """Return what a recording's header says about the platform, including its ``problems``."""
         ...
 
-    def result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
-        """The result.json of a run that the services have kept.
+    def find_result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
+        """Return the ``result.json`` of a run that the services keep, or None if there is none yet.
 
-        With ``run_id`` None it is the newest that was finished after ``since``.
-        None where there is none yet.
+        With ``run_id`` None, this is the newest result that finished at or after ``since``.
         """
         ...
 
     def close(self) -> None:
-        """Stop reading."""
+        """Release connections, threads and files."""
         ...

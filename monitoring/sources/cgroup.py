@@ -1,10 +1,10 @@
-"""The CPU counter of a container of this machine, down to its very last value.
+"""CPU counters of local containers, read from the kernel's cgroup files up to the last value.
 
-The engine forgets a container's counter when the container ends: what it used
-since the last reading would be lost. The kernel tells the end of a process
-through a pidfd; the end of a container's first process means that all others
-have gone, and its cgroup stands for some ten milliseconds more, until the
-runtime removes it. In that time the final counter is read.
+The Docker engine discards a container's counter when the container ends, and
+with it the CPU time used since the last sample. A pidfd reports the exit of a
+container's first process. At that time all its other processes have exited, and
+the cgroup exists for about ten milliseconds more until the container runtime
+removes it. The final counter is read in that time.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-#: Between two glances at the counters of what may end any time, in seconds.
-GLANCE_S = 0.05
+#: Seconds between two samples of the counters of containers that may end at any time.
+SAMPLE_INTERVAL_S = 0.05
 
 
 class Cgroup:
-    """The CPU counter of one cgroup, v1 (``cpuacct.usage``) or v2 (``cpu.stat``); kept open."""
+    """The CPU counter of one cgroup, version 1 (``cpuacct.usage``) or 2 (``cpu.stat``). Its file is kept open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._unified = path.name == "cpu.stat"
+        self._is_v2 = path.name == "cpu.stat"
         self._file = os.open(path, os.O_RDONLY)
 
     def cpu_seconds(self) -> float:
-        """User and system seconds of everything that ran in it; raises OSError once it is removed."""
+        """Return user and system CPU seconds of all processes; raises OSError if the cgroup was removed."""
         text = os.pread(self._file, 128, 0)
-        if self._unified:  # usage_usec 123456\n...
+        if self._is_v2:  # usage_usec 123456\n...
             return int(text.split(None, 2)[1]) / 1e6
         return int(text) / 1e9
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         os.close(self._file)
 
 
 def cgroup_of(pid: int, container_id: str) -> Cgroup | None:
-    """The cgroup of a container's first process; None where this is not the machine it runs on.
+    """Return the cgroup of a container's first process, or None if the container does not run on this machine.
 
-    ``container_id`` has to stand in the cgroup's path, so that a process of
-    ours that happens to have the number is not taken for the engine's.
+    The cgroup's path must contain ``container_id``: on a remote engine, ``pid``
+    may be the number of an unrelated local process.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
@@ -60,7 +60,7 @@ def cgroup_of(pid: int, container_id: str) -> Cgroup | None:
 
 
 def _mounts() -> list[tuple[str, str]]:
-    """Where the CPU controller is mounted, and the name of its counter there."""
+    """Return the mount points of the CPU controller, each with the name of its counter file."""
     mounts = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -69,18 +69,20 @@ def _mounts() -> list[tuple[str, str]]:
             mounts.append((before.split()[4], "cpuacct.usage"))
         elif kind == "cgroup2":
             mounts.append((before.split()[4], "cpu.stat"))
-    return sorted(mounts, key=lambda mount: mount[1], reverse=True)  # v1 first: on a hybrid v2 has no CPU
+    # Version 1 first: on a hybrid system, version 2 has no CPU controller.
+    return sorted(mounts, key=lambda mount: mount[1], reverse=True)
 
 
-class ExitWatch:
-    """Calls back at the moment a process ends.
+class ExitWatcher:
+    """A thread that calls back when a process exits.
 
-    ``glance`` is called every GLANCE_S while anything is watched: on a machine
-    so busy that the moment is missed, no more than that is lost.
+    It also calls ``sample`` every SAMPLE_INTERVAL_S while it watches any
+    process, which bounds the loss if a busy machine delays the callback until
+    the cgroup is gone.
     """
 
-    def __init__(self, glance: Callable[[], None]) -> None:
-        self._glance = glance
+    def __init__(self, sample: Callable[[], None]) -> None:
+        self._sample = sample
         self._poll = select.poll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._wake_out, self._wake_in = os.pipe()
@@ -89,7 +91,7 @@ class ExitWatch:
         self._thread.start()
 
     def watch(self, pid: int, callback: Callable[[], None]) -> bool:
-        """Call back, from another thread, when ``pid`` ends; False where the kernel cannot tell."""
+        """Call ``callback`` from the thread when ``pid`` exits; returns False if the kernel has no pidfd for it."""
         try:
             descriptor = os.pidfd_open(pid)
         except (AttributeError, OSError):
@@ -100,13 +102,13 @@ class ExitWatch:
         return True
 
     def _run(self) -> None:
-        # Few milliseconds count here, and it sleeps all the time: where we may, go before others.
+        # The callback has milliseconds, and the thread is nearly always asleep: raise its priority if permitted.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
         while True:
-            events = self._poll.poll(GLANCE_S * 1000 if self._callbacks else None)
+            events = self._poll.poll(SAMPLE_INTERVAL_S * 1000 if self._callbacks else None)
             if not events:
-                self._glance()
+                self._sample()
             for descriptor, _ in events:
                 if descriptor != self._wake_out:
                     self._poll.unregister(descriptor)
@@ -116,7 +118,7 @@ class ExitWatch:
                     return
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop the thread and close all descriptors."""
         os.write(self._wake_in, b".")
         self._thread.join()
         for descriptor in (*self._callbacks, self._wake_in, self._wake_out):

@@ -1,22 +1,18 @@
-"""CPU counters of a Compose project's containers, from the Docker Engine API.
+"""Counters of a Compose project's containers, from the Docker Engine API.
 
-The engine reads each container's counters once a second and sends them, with
-the time it read them, down one stream per container; its events tell which
-containers come and go. Where the engine runs on this machine, the last value
-of a counter, and values at intervals below a second, are read from the same
-cgroup files that the engine reads.
+The engine reads the counters of each container once a second and streams them
+with the time of reading. Its events report containers that start and end. If
+the engine runs on this machine, the last value of a counter, and values at
+intervals below a second, come from the cgroup files that the engine reads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import re
-import tarfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,56 +20,65 @@ import docker
 import requests
 import urllib3
 
-from monitoring import run_results as runs
+from monitoring import run_results
 from monitoring.sources import docker_stats
-from monitoring.sources.base import MonitorError, Reading
-from monitoring.sources.cgroup import Cgroup, ExitWatch, cgroup_of
-from monitoring.sources.host import host_reading
+from monitoring.sources.base import CounterSample, MonitorError
+from monitoring.sources.cgroup import Cgroup, ExitWatcher, cgroup_of
+from monitoring.sources.host import host_sample
 
 _PROJECT = "com.docker.compose.project"
 _SERVICE = "com.docker.compose.service"
 _NUMBER = "com.docker.compose.container-number"
-#: The engine's own pace; below it, counters are read from the cgroup files.
-ENGINE_REFRESH_S = 1.0
-#: What a container may live on after its last reading without a word about it.
-_UNSEEN_S = 0.1
-#: What an engine that goes away raises in the middle of a stream.
-_GONE = (docker.errors.DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError)
+#: Seconds between the engine's own samples. At shorter intervals, cgroup files are read.
+_ENGINE_INTERVAL_S = 1.0
+#: Seconds between the last sample of a container and its end that are not reported as a problem.
+_UNSAMPLED_LIMIT_S = 0.1
+#: What the libraries raise when the engine stops, also in the middle of a stream.
+_ENGINE_ERRORS = (
+    docker.errors.DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+    ValueError,
+)
 
 
 def connect() -> docker.DockerClient:
-    """The engine that DOCKER_HOST or the default socket names; raises MonitorError where none answers."""
+    """Connect to the engine at DOCKER_HOST or the default socket; raises MonitorError if there is none."""
     try:
         client = docker.from_env(timeout=20)
         client.ping()
-    except _GONE as error:
-        raise MonitorError(f"no Docker engine answers: {_innermost(error)}; start it, or set DOCKER_HOST") from None
+    except _ENGINE_ERRORS as error:
+        raise MonitorError(f"no Docker engine answers: {error}; start it, or set DOCKER_HOST") from None
     return client
 
 
 def projects(client: docker.DockerClient) -> list[str]:
-    """The Compose projects that have running containers."""
+    """Return the Compose projects with running containers."""
     labels = (container["Labels"] for container in client.api.containers(filters={"label": _PROJECT}))
     return sorted({label[_PROJECT] for label in labels})
 
 
 @dataclass
-class _Life:
-    """A container between one start and one end."""
+class _Container:
+    """A container between one start and its end."""
 
     id: str
-    first: Reading
+    #: The sample at its start, with a counter of 0.
+    first: CounterSample
     details: Mapping[str, Any]
-    born: bool
+    #: Whether it started after the source was opened.
+    is_new: bool
     cgroup: Cgroup | None = None
-    latest: Reading | None = None
-    glanced: tuple[float, float] | None = None
-    given: float = 0.0
-    ended: bool = False
+    latest: CounterSample | None = None
+    #: Time and CPU seconds of the latest sample of the cgroup file.
+    cgroup_sample: tuple[float, float] | None = None
+    returned_until: float = 0.0
+    has_ended: bool = False
 
 
 class DockerSource:
-    """Readings of one Compose project."""
+    """Samples of one Compose project."""
 
     refresh_s = 5.0
 
@@ -83,12 +88,13 @@ class DockerSource:
         self._interval_s = interval_s
         self._begin = time.time()
         self._lock = threading.Lock()
-        self._lives: dict[tuple[str, float], _Life] = {}
-        self._news: list[Reading] = []
+        self._containers: dict[tuple[str, float], _Container] = {}
+        #: Samples of starts and ends since the last call of ``read``.
+        self._pending: list[CounterSample] = []
         self._problems: list[str] = []
         self._closed = threading.Event()
-        self._exits = ExitWatch(self._glance)
-        self._local = bool(re.match(r"(unix|http\+docker|npipe)://", client.api.base_url))
+        self._exits = ExitWatcher(self._sample_cgroups)
+        self._is_local = bool(re.match(r"(unix|http\+docker|npipe)://", client.api.base_url))
         label = f"{_PROJECT}={project}"
         self._events = client.events(
             since=int(self._begin),
@@ -97,38 +103,38 @@ class DockerSource:
         )
         threading.Thread(target=self._follow_events, name="events", daemon=True).start()
         for container in client.api.containers(filters={"label": label}):
-            self._attach(container["Id"])
+            self._add(container["Id"])
 
-    def read(self) -> Sequence[Reading]:
-        """The readings since the last call."""
+    def read(self) -> Sequence[CounterSample]:
+        """Return the samples since the last call."""
         with self._lock:
-            readings, self._news = self._news, []
-            for life in self._lives.values():
-                reading = self._now(life)
-                if reading is not None and reading.time > life.given:
-                    life.given = reading.time
-                    readings.append(reading)
-        if readings and self._local:
-            readings.append(host_reading())
-        return readings
+            samples, self._pending = self._pending, []
+            for container in self._containers.values():
+                sample = self._current(container)
+                if sample is not None and sample.time > container.returned_until:
+                    container.returned_until = sample.time
+                    samples.append(sample)
+        if samples and self._is_local:
+            samples.append(host_sample())
+        return samples
 
-    def fresh(self, since: float) -> bool:
-        """Whether the engine has read every running container's counter at or after ``since``."""
+    def is_current(self, since: float) -> bool:
+        """Return whether the engine has read the counters of all running containers at or after ``since``."""
         with self._lock:
-            running = [life for life in self._lives.values() if not life.ended]
-            return all(life.latest is not None and life.latest.time >= since for life in running)
+            running = [container for container in self._containers.values() if not container.has_ended]
+            return all(container.latest is not None and container.latest.time >= since for container in running)
 
-    def about(self) -> Mapping[str, Any]:
-        """Engine, cores, and each service's image and limits."""
+    def describe(self) -> Mapping[str, Any]:
+        """Return versions, cores, and the image and limits of each service."""
         with self._lock:
-            lives = list(self._lives.values())
+            containers = list(self._containers.values())
             problems = list(self._problems)
         try:
             version, info = self._client.version(), self._client.info()
-        except _GONE as error:
-            problems.append(f"the engine went away: {_innermost(error)}")
+        except _ENGINE_ERRORS as error:
+            problems.append(f"the engine stopped answering: {error}")
             version, info = {}, {}
-        exact = bool(lives) and all(life.cgroup is not None for life in lives)
+        exact = bool(containers) and all(container.cgroup is not None for container in containers)
         return {
             "platform": "compose",
             "source": "Docker Engine API, the containers' cumulative counters each second; "
@@ -142,64 +148,64 @@ class DockerSource:
             },
             "cores": info.get("NCPU"),
             "memory_bytes": info.get("MemTotal"),
-            "limits": {life.first.service: docker_stats.limits(life.details["HostConfig"]) for life in lives},
-            "images": {life.first.service: docker_stats.image(life.details) for life in lives},
+            "limits": {one.first.service: docker_stats.limits(one.details["HostConfig"]) for one in containers},
+            "images": {one.first.service: docker_stats.image(one.details) for one in containers},
             "problems": problems,
         }
 
-    def result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
-        """The result.json that the visualisation has kept."""
+    def find_result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
+        """Return the ``result.json`` in a visualisation container."""
         with self._lock:
-            lives = [life for life in self._lives.values() if life.first.service == "visualisation" and not life.ended]
-        for life in lives:
-            variables = dict(pair.partition("=")[::2] for pair in life.details["Config"]["Env"] or [])
-            output = variables.get("OUTPUT", "results")
-            with contextlib.suppress(*_GONE, KeyError, TypeError, tarfile.TarError):
-                chosen = run_id or self._newest(life.id, output)
-                stream, _ = self._client.api.get_archive(life.id, f"{output}/{chosen}/result.json")
-                with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-                    content = archive.extractfile("result.json")
-                    result = json.loads(content.read()) if content else None
-                if result and (run_id or runs.finished(result) >= since):
-                    return dict(result)
+            running = [container for container in self._containers.values() if not container.has_ended]
+        for container in running:
+            if container.first.service != "visualisation":
+                continue
+            variables = dict(pair.partition("=")[::2] for pair in container.details["Config"]["Env"] or [])
+
+            def execute(command: Sequence[str], container_id: str = container.id) -> str:
+                execution = self._client.api.exec_create(container_id, list(command), stderr=False)
+                return str(self._client.api.exec_start(execution["Id"]).decode())
+
+            with contextlib.suppress(*_ENGINE_ERRORS):
+                result = run_results.find_in_container(execute, variables.get("OUTPUT", "results"), run_id, since)
+                if result is not None:
+                    return result
         return None
 
     def close(self) -> None:
-        """Leave the streams."""
+        """Close the streams and the cgroup files."""
         self._closed.set()
-        with contextlib.suppress(*_GONE):
+        with contextlib.suppress(*_ENGINE_ERRORS):
             self._events.close()
         self._exits.close()
-        for life in self._lives.values():
-            if life.cgroup is not None:
-                life.cgroup.close()
+        for container in self._containers.values():
+            if container.cgroup is not None:
+                container.cgroup.close()
 
-    def _newest(self, container_id: str, output: str) -> str:
-        command = self._client.api.exec_create(container_id, ["ls", output])["Id"]
-        return max(str(self._client.api.exec_start(command).decode()).split(), default="")
-
-    def _now(self, life: _Life) -> Reading | None:
-        """The latest reading of a running life; at short intervals straight from the counter."""
-        if life.ended or life.latest is None or life.cgroup is None or self._interval_s >= ENGINE_REFRESH_S:
-            return None if life.ended else life.latest
+    def _current(self, container: _Container) -> CounterSample | None:
+        """Return the latest sample of a running container; at short intervals, read its cgroup file now."""
+        if container.has_ended or container.latest is None:
+            return None
+        if container.cgroup is None or self._interval_s >= _ENGINE_INTERVAL_S:
+            return container.latest
         try:
-            return replace(life.latest, cpu_seconds=life.cgroup.cpu_seconds(), time=time.time())
+            return replace(container.latest, cpu_seconds=container.cgroup.cpu_seconds(), time=time.time())
         except OSError:
             return None
 
     def _follow_events(self) -> None:
-        with contextlib.suppress(*_GONE):
+        with contextlib.suppress(*_ENGINE_ERRORS):
             for event in self._events:
                 if self._closed.is_set():
                     return
                 at = event["timeNano"] / 1e9
                 if event["Action"] == "start":
-                    self._attach(event["id"], at)
+                    self._add(event["id"], at)
                 else:
-                    self._detach(event["id"], at)
+                    self._end_by_event(event["id"], at)
 
-    def _attach(self, container_id: str, event_time: float | None = None) -> None:
-        """Begin to read a container that runs; one that is gone again leaves a word in the header."""
+    def _add(self, container_id: str, event_time: float | None = None) -> None:
+        """Begin to sample a running container; report one that was removed or restarted before it was sampled."""
         try:
             details = self._client.api.inspect_container(container_id)
         except docker.errors.NotFound:
@@ -210,7 +216,7 @@ class DockerSource:
         if event_time is not None and started > event_time:
             self._problems.append(f"{name} ended and started again before its counter could be read")
         labels = details["Config"]["Labels"]
-        first = Reading(
+        first = CounterSample(
             time=started,
             service=labels[_SERVICE],
             replica=labels.get(_NUMBER, "1"),
@@ -221,73 +227,62 @@ class DockerSource:
             restarts=details["RestartCount"],
         )
         with self._lock:
-            if (container_id, started) in self._lives:
+            if (container_id, started) in self._containers:
                 return
-            life = _Life(container_id, first, details, born=started >= self._begin)
-            self._lives[container_id, started] = life
-            if life.born:
-                self._news.append(first)
+            container = _Container(container_id, first, details, is_new=started >= self._begin)
+            self._containers[container_id, started] = container
+            if container.is_new:
+                self._pending.append(first)
         pid = details["State"]["Pid"]
-        life.cgroup = cgroup_of(pid, container_id) if pid else None
-        if life.cgroup is not None:
-            self._exits.watch(pid, lambda: self._last_counter(life))
-        threading.Thread(target=self._follow_stats, args=[life], name=f"stats {name}", daemon=True).start()
+        container.cgroup = cgroup_of(pid, container_id) if pid else None
+        if container.cgroup is not None:
+            self._exits.watch(pid, lambda: self._end_by_exit(container))
+        threading.Thread(target=self._follow_stats, args=[container], name=f"stats {name}", daemon=True).start()
 
-    def _follow_stats(self, life: _Life) -> None:
-        with contextlib.suppress(*_GONE):
-            for stats in self._client.api.stats(life.id, stream=True, decode=True):
-                if self._closed.is_set() or life.ended:
+    def _follow_stats(self, container: _Container) -> None:
+        with contextlib.suppress(*_ENGINE_ERRORS):
+            for stats in self._client.api.stats(container.id, stream=True, decode=True):
+                if self._closed.is_set() or container.has_ended:
                     return
                 if not stats["cpu_stats"]["cpu_usage"]["total_usage"]:
-                    continue  # what the engine sends of a container that does not run
+                    continue  # the engine sends zeros for a container that does not run
                 with self._lock:
-                    if not life.ended:
-                        life.latest = docker_stats.reading(life.first, stats)
+                    if not container.has_ended:
+                        container.latest = docker_stats.sample(container.first, stats)
 
-    def _glance(self) -> None:
-        for life in list(self._lives.values()):
-            if life.cgroup is not None and not life.ended:
+    def _sample_cgroups(self) -> None:
+        for container in list(self._containers.values()):
+            if container.cgroup is not None and not container.has_ended:
                 with contextlib.suppress(OSError):
-                    life.glanced = time.time(), life.cgroup.cpu_seconds()
+                    container.cgroup_sample = time.time(), container.cgroup.cpu_seconds()
 
-    def _last_counter(self, life: _Life) -> None:
-        """The container's first process has just ended: its counter is final."""
-        assert life.cgroup is not None
+    def _end_by_exit(self, container: _Container) -> None:
+        """End a container whose first process has just exited: its cgroup counter is final."""
+        assert container.cgroup is not None
         with contextlib.suppress(OSError):
-            used = life.cgroup.cpu_seconds()
+            used = container.cgroup.cpu_seconds()
             with self._lock:
-                if not life.ended:
-                    final = replace(life.latest or life.first, time=time.time(), cpu_seconds=used, state="final")
-                    self._end(life, final)
+                if not container.has_ended:
+                    last = container.latest or container.first
+                    self._end(container, replace(last, time=time.time(), cpu_seconds=used, state="final"))
 
-    def _detach(self, container_id: str, at: float) -> None:
-        """The engine says that a container has ended: what is not known by now is lost."""
+    def _end_by_event(self, container_id: str, at: float) -> None:
+        """End a container at the engine's event, with its last sample, and report a gap between the two."""
         with self._lock:
-            for life in self._lives.values():
-                if life.id == container_id and not life.ended and life.first.started < at:
-                    last = life.latest or (life.first if life.born else None)
-                    if life.glanced is not None and (last is None or life.glanced[0] > last.time):
-                        last = replace(last or life.first, time=life.glanced[0], cpu_seconds=life.glanced[1])
-                    if last is not None and at - last.time > _UNSEEN_S:
-                        name = life.first.container
-                        self._problems.append(f"{name} ended {at - last.time:.2f} s after its last counter")
-                    self._end(life, None if last is None else replace(last, state="final"))
+            for container in self._containers.values():
+                if container.id != container_id or container.has_ended or container.first.started >= at:
+                    continue
+                last = container.latest or (container.first if container.is_new else None)
+                if container.cgroup_sample is not None and (last is None or container.cgroup_sample[0] > last.time):
+                    time_s, used = container.cgroup_sample
+                    last = replace(last or container.first, time=time_s, cpu_seconds=used)
+                if last is not None and at - last.time > _UNSAMPLED_LIMIT_S:
+                    self._problems.append(f"{last.container} ended {at - last.time:.2f} s after its last sample")
+                self._end(container, None if last is None else replace(last, state="final"))
 
-    def _end(self, life: _Life, final: Reading | None) -> None:
-        life.ended = True
-        if life.latest is not None and life.latest.time > life.given:
-            self._news.append(life.latest)
+    def _end(self, container: _Container, final: CounterSample | None) -> None:
+        container.has_ended = True
+        if container.latest is not None and container.latest.time > container.returned_until:
+            self._pending.append(container.latest)
         if final is not None:
-            self._news.append(final)
-
-
-def _innermost(error: BaseException) -> str:
-    """The reason at the bottom of a chain of wrapped errors, in one line."""
-    *_, last = _chain(error)
-    return " ".join(str(last).split()) or type(last).__name__
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+            self._pending.append(final)

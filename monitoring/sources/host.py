@@ -1,4 +1,4 @@
-"""The CPU time of the whole machine, for what the services share it with."""
+"""The CPU time of the whole machine, for comparison with the sum of the services."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import time
 
 import psutil
 
-from monitoring.sources.base import HOST, Reading
+from monitoring.sources.base import HOST, CounterSample
 
 
-def host_reading() -> Reading:
-    """The machine's busy CPU seconds since it was started, and the memory in use.
+def host_sample() -> CounterSample:
+    """Return the machine's busy CPU seconds since boot and the memory in use.
 
-    Guest time is a part of user time and is not added again; time that was
-    idle, waited for a disk or was stolen by other machines is not busy.
+    Idle, I/O wait and stolen time are not busy time. Guest time is part of user
+    time and is not added again.
     """
     times = psutil.cpu_times()
-    busy = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
     memory = psutil.virtual_memory()
-    return Reading(
+    return CounterSample(
         time=time.time(),
         service=HOST,
         replica="1",
         container=platform.node(),
         started=psutil.boot_time(),
-        cpu_seconds=busy,
+        cpu_seconds=sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")),
         memory_bytes=memory.total - memory.available,
     )

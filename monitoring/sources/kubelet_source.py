@@ -1,91 +1,99 @@
-"""CPU counters of a namespace's pods, from the kubelets' summaries.
+"""Counters of a namespace's pods, from the summaries of the kubelets.
 
-The kubelet reads each container's cumulative counters every ten seconds or so
-and says when it did; asking more often gives the same reading again, which is
-recorded once. What a container used between its last reading and a restart is
-not in any later counter of it, but in that of its pod, which goes on.
+The kubelet reads the cumulative counters of each container about every ten
+seconds and reports the time of reading. Requests in between return the same
+values, which are recorded once. CPU time that a container used between its last
+sample and a restart is in no later sample of the container, but in the counter
+of its pod, from which it is recovered.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from monitoring import run_results as runs
-from monitoring.sources.base import HOST, MonitorError, Reading
-from monitoring.sources.kubernetes_api import Cluster, Pod, RefusedError, quantity, seconds
-from monitoring.sources.pod_counters import Curve, PodCounters
+from monitoring import run_results
+from monitoring.sources.base import HOST, CounterSample, MonitorError
+from monitoring.sources.kubernetes_api import KubernetesApi, Pod, RefusedError, quantity, seconds
+from monitoring.sources.pod_counters import CounterSeries, PodCounters
 
-#: How old the list of pods may be, in seconds.
-_LIST_S = 5.0
-#: Never ask a kubelet more often than this, however short the interval: it has nothing new to say.
-_ASK_S = 2.0
-#: How old the list of pods may be where it matters that none is missing.
-_LATE_LIST_S = 1.0
+#: Maximum age of the list of pods, in seconds.
+_LIST_AGE_S = 5.0
+#: Maximum age of the list of pods in ``is_current``, where a missing pod would be a missing counter.
+_CURRENT_LIST_AGE_S = 1.0
+#: Minimum seconds between two requests to a kubelet, whatever the interval: its values change more slowly.
+MIN_REQUEST_INTERVAL_S = 2.0
 
 
 class KubeletSource:
-    """Readings of one namespace from ``/api/v1/nodes/NODE/proxy/stats/summary``."""
+    """Samples of one namespace from ``/api/v1/nodes/NODE/proxy/stats/summary``."""
 
     refresh_s = 40.0
 
-    def __init__(self, cluster: Cluster, problems: Sequence[str] = ()) -> None:
-        self._cluster = cluster
+    def __init__(
+        self,
+        api: KubernetesApi,
+        problems: Sequence[str] = (),
+        min_request_interval_s: float = MIN_REQUEST_INTERVAL_S,
+    ) -> None:
+        self._api = api
+        self._problems = list(problems)
+        self._min_request_interval_s = min_request_interval_s
         self._begin = time.time()
+        #: Pods in the latest list, and all pods ever listed, by uid.
         self._pods: dict[str, Pod] = {}
         self._known: dict[str, Pod] = {}
         self._counters: dict[str, PodCounters] = {}
-        self._given: dict[tuple[str, float], float] = {}
-        self._listed = self._listed_at = self._asked = 0.0
-        self._problems = list(problems)
-        self._list()
+        self._returned_until: dict[tuple[str, float], float] = {}
+        self._listed_at = 0.0
+        self._requested_at = -math.inf
+        self._list_pods()
 
-    def read(self) -> Sequence[Reading]:
-        """The readings since the last call."""
+    def read(self) -> Sequence[CounterSample]:
+        """Return the samples since the last call."""
         now = time.monotonic()
-        if now - self._asked < _ASK_S:
+        if now - self._requested_at < self._min_request_interval_s:
             return []
-        self._asked = now
-        if now - self._listed > _LIST_S:
-            self._list()
-        return list(self._readings())
+        self._requested_at = now
+        if time.time() - self._listed_at > _LIST_AGE_S:
+            self._list_pods()
+        return list(self._samples())
 
-    def fresh(self, since: float) -> bool:
-        """Whether the kubelets have read every running container's counter at or after ``since``."""
-        if self._listed_at < since or time.time() - self._listed_at > _LATE_LIST_S:
-            self._list()
+    def is_current(self, since: float) -> bool:
+        """Return whether the kubelets have read the counters of all running containers at or after ``since``."""
+        if self._listed_at < since or time.time() - self._listed_at > _CURRENT_LIST_AGE_S:
+            self._list_pods()
         for pod in self._pods.values():
             counters = self._counters.get(pod.uid)
             for name in pod.running:
                 latest = counters.latest.get(f"{pod.name}/{name}") if counters else None
                 if latest is None or latest.time < since:
                     return False
-            if counters and counters.hidden:
+            if counters and counters.missed:
                 return False
         return True
 
-    def about(self) -> Mapping[str, Any]:
-        """Cluster, nodes, and each service's image and limits."""
+    def describe(self) -> Mapping[str, Any]:
+        """Return versions, nodes, and the image and limits of each service."""
         nodes = {}
         for name in sorted({pod.node for pod in self._known.values()}):
             with contextlib.suppress(MonitorError):
-                nodes[name] = self._cluster.get(f"/api/v1/nodes/{name}")["status"]
-        facts: Mapping[str, Any] = next((status["nodeInfo"] for status in nodes.values()), {})
+                nodes[name] = self._api.get(f"/api/v1/nodes/{name}")["status"]
+        info: Mapping[str, Any] = next((status["nodeInfo"] for status in nodes.values()), {})
         pods = self._known.values()
         return {
             "platform": "kubernetes",
             "source": "the kubelets' summary, the containers' cumulative counters about every ten seconds",
-            "namespace": self._cluster.namespace,
+            "namespace": self._api.namespace,
             "versions": {
-                "kubernetes": self._cluster.version.get("gitVersion"),
-                "kubelet": facts.get("kubeletVersion"),
-                "runtime": facts.get("containerRuntimeVersion"),
-                "kernel": facts.get("kernelVersion"),
+                "kubernetes": self._api.version.get("gitVersion"),
+                "kubelet": info.get("kubeletVersion"),
+                "runtime": info.get("containerRuntimeVersion"),
+                "kernel": info.get("kernelVersion"),
             },
             "cores": sum(int(status["capacity"]["cpu"]) for status in nodes.values()) or None,
             "memory_bytes": sum(int(quantity(status["capacity"]["memory"]) or 0) for status in nodes.values()) or None,
@@ -94,129 +102,127 @@ class KubeletSource:
             "problems": list(self._problems),
         }
 
-    def result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
-        """The result.json that the visualisation has kept; it needs the right to create pods/exec."""
+    def find_result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
+        """Return the ``result.json`` in a visualisation pod, which needs the right to create pods/exec."""
         for pod in self._pods.values():
             if pod.service != "visualisation" or not pod.running:
                 continue
             container = pod.spec["containers"][0]
-            output = {v["name"]: v.get("value") for v in container.get("env") or []}.get("OUTPUT", "results")
-            with contextlib.suppress(MonitorError, ValueError, KeyError, TypeError):
-                run = run_id or max(self._cluster.run(pod.name, container["name"], ["ls", output]).split(), default="")
-                text = self._cluster.run(pod.name, container["name"], ["cat", f"{output}/{run}/result.json"])
-                result = json.loads(text)
-                if run_id or runs.finished(result) >= since:
-                    return dict(result)
+            output = {v["name"]: v.get("value") for v in container.get("env") or []}.get("OUTPUT") or "results"
+
+            def execute(command: Sequence[str], pod: str = pod.name, container: str = container["name"]) -> str:
+                return self._api.execute(pod, container, command)
+
+            with contextlib.suppress(MonitorError):
+                result = run_results.find_in_container(execute, output, run_id, since)
+                if result is not None:
+                    return result
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
     def has_pods(self) -> bool:
-        """Whether any service has a pod."""
+        """Return whether any service has a pod."""
         return bool(self._pods)
 
-    def _list(self) -> None:
-        listed_at = time.time()
-        self._pods = {pod.uid: pod for pod in self._cluster.pods()}
-        self._listed = time.monotonic()
-        self._listed_at = listed_at
-        for uid, pod in self._pods.items():
-            self._known[uid] = pod
-            if uid in self._counters:
-                self._counters[uid].pod = pod
+    def _list_pods(self) -> None:
+        requested_at = time.time()
+        self._pods = {pod.uid: pod for pod in self._api.pods()}
+        self._listed_at = requested_at
+        self._known |= self._pods
+        for uid, counters in self._counters.items():
+            counters.pod = self._known[uid]
 
-    def _readings(self) -> Iterator[Reading]:
+    def _samples(self) -> Iterator[CounterSample]:
         for node in sorted({pod.node for pod in self._pods.values()}):
-            summary = self._summary(node)
-            mine = [pod for pod in summary["pods"] if pod["podRef"]["namespace"] == self._cluster.namespace]
-            if any(pod["podRef"]["uid"] not in self._known for pod in mine):
-                self._list()
-            for stats in mine:
-                pod = self._known.get(stats["podRef"]["uid"])
-                if pod is not None:
-                    yield from self._of_pod(pod, stats)
-            yield from self._of_node(node, summary["node"])
+            try:
+                summary = self._api.get(f"/api/v1/nodes/{node}/proxy/stats/summary")
+            except RefusedError as error:
+                raise RefusedError(error.status, f"the kubelet's summary is refused: {error}") from None
+            pods = [pod for pod in summary["pods"] if pod["podRef"]["namespace"] == self._api.namespace]
+            if any(pod["podRef"]["uid"] not in self._known for pod in pods):
+                self._list_pods()
+            for stats in pods:
+                if stats["podRef"]["uid"] in self._known:
+                    yield from self._pod_samples(stats)
+            yield from self._node_samples(node, summary["node"])
 
-    def _summary(self, node: str) -> Any:
-        try:
-            return self._cluster.get(f"/api/v1/nodes/{node}/proxy/stats/summary")
-        except RefusedError as error:
-            raise RefusedError(error.status, f"the kubelet's summary is refused: {error}") from None
-
-    def _of_pod(self, pod: Pod, stats: Mapping[str, Any]) -> Iterator[Reading]:
-        starts = [seconds(container["startTime"]) for container in stats.get("containers") or []]
-        if max(starts, default=0.0) >= math.floor(self._listed_at):  # its restarts have not been counted yet
-            self._list()
-            pod = self._known[pod.uid]
-        born = pod.started is not None and pod.started >= math.floor(self._begin)
-        counters = self._counters.setdefault(pod.uid, PodCounters(pod, born))
+    def _pod_samples(self, stats: Mapping[str, Any]) -> Iterator[CounterSample]:
+        uid = stats["podRef"]["uid"]
+        containers = stats.get("containers") or []
+        starts = [seconds(container["startTime"]) for container in containers]
+        if max(starts, default=0.0) >= math.floor(self._listed_at):  # the list does not count this restart yet
+            self._list_pods()
+        pod = self._known[uid]
+        is_new = pod.started is not None and pod.started >= math.floor(self._begin)
+        counters = self._counters.setdefault(uid, PodCounters(pod, is_new))
         if cpu := _cpu(stats):
-            if counters.whole is None:
-                counters.whole = Curve(*cpu)
-            counters.whole.add(*cpu)
+            if counters.total is None:
+                counters.total = CounterSeries(*cpu)
+            counters.total.add(*cpu)
         network = stats.get("network") or {}
-        for container in stats.get("containers") or []:
+        for container in containers:
             if cpu := _cpu(container):
-                yield from self._of_container(counters, container, cpu, network)
-        for hidden in list(counters.hidden):
-            final = counters.tail(*hidden)
+                yield from self._container_samples(counters, container, cpu, network)
+        for missed in list(counters.missed):
+            final = counters.recover(*missed)
             if final is not None:
-                counters.hidden.remove(hidden)
+                counters.missed.remove(missed)
                 yield final
 
-    def _of_container(
+    def _container_samples(
         self, counters: PodCounters, stats: Mapping[str, Any], cpu: tuple[float, float], network: Mapping[str, Any]
-    ) -> Iterator[Reading]:
+    ) -> Iterator[CounterSample]:
         pod = counters.pod
         started = seconds(stats["startTime"])
-        reading = Reading(
+        sample = CounterSample(
             time=cpu[0],
             service=pod.service,
             replica=pod.name,
             container=f"{pod.name}/{stats['name']}",
             started=started,
             cpu_seconds=cpu[1],
-            restarts=pod.restarts.get(stats["name"], 0),
+            cores=stats["cpu"].get("usageNanoCores", 0) / 1e9,
             memory_bytes=(stats.get("memory") or {}).get("workingSetBytes"),
             network_rx_bytes=network.get("rxBytes"),
             network_tx_bytes=network.get("txBytes"),
-            rate_cores=stats["cpu"].get("usageNanoCores", 0) / 1e9,
+            restarts=pod.restarts.get(stats["name"], 0),
         )
-        before = counters.latest.get(reading.container)
-        if reading.time <= self._given.get(reading.life, 0.0) or (before is not None and before.started > started):
+        before = counters.latest.get(sample.container)
+        if sample.time <= self._returned_until.get(sample.lifetime, 0.0) or (before and before.started > started):
             return
-        first = replace(reading, time=started, cpu_seconds=0.0, state="started", memory_bytes=None, rate_cores=None)
-        if reading.life not in counters.lives:
-            # The kubelet cuts fractions of a second off; what comes after another life is born in any case.
-            born = started >= math.floor(self._begin) or before is not None
-            counters.lives[reading.life] = Curve(*((started, 0.0) if born else cpu))
+        if sample.lifetime not in counters.lifetimes:
+            zero = replace(sample, time=started, cpu_seconds=0.0, cores=None, memory_bytes=None, state="started")
+            # The kubelet truncates start times to seconds. A lifetime after another one is always new.
+            is_new = started >= math.floor(self._begin) or before is not None
+            counters.lifetimes[sample.lifetime] = CounterSeries(*((started, 0.0) if is_new else cpu))
             if before is not None:
-                counters.hidden.append((before, started))
-            elif reading.restarts and counters.whole is not None and pod.started == counters.whole.times[0]:
-                # Earlier lives went by before the kubelet ever read them; they began with the pod.
-                unseen = replace(first, time=pod.started, started=pod.started, restarts=0)
-                counters.hidden.append((unseen, started))
-                yield unseen
-            if born:
-                yield first
-        counters.lives[reading.life].add(*cpu)
-        counters.latest[reading.container] = reading
-        self._given[reading.life] = reading.time
-        yield reading
+                counters.missed.append((before, started))
+            elif sample.restarts and counters.total is not None and pod.started == counters.total.times[0]:
+                # Earlier lifetimes ended before the kubelet sampled them. The first began with the pod.
+                unsampled = replace(zero, time=pod.started, started=pod.started, restarts=0)
+                counters.missed.append((unsampled, started))
+                yield unsampled
+            if is_new:
+                yield zero
+        counters.lifetimes[sample.lifetime].add(*cpu)
+        counters.latest[sample.container] = sample
+        self._returned_until[sample.lifetime] = sample.time
+        yield sample
 
-    def _of_node(self, node: str, stats: Mapping[str, Any]) -> Iterator[Reading]:
+    def _node_samples(self, node: str, stats: Mapping[str, Any]) -> Iterator[CounterSample]:
         cpu = _cpu(stats)
         started = seconds(stats["startTime"])
-        if cpu and cpu[0] > self._given.get((node, started), 0.0):
-            self._given[node, started] = cpu[0]
+        if cpu and cpu[0] > self._returned_until.get((node, started), 0.0):
+            self._returned_until[node, started] = cpu[0]
             memory = (stats.get("memory") or {}).get("workingSetBytes")
-            rate = stats["cpu"].get("usageNanoCores", 0) / 1e9
-            yield Reading(cpu[0], HOST, node, node, started, cpu[1], memory_bytes=memory, rate_cores=rate)
+            cores = stats["cpu"].get("usageNanoCores", 0) / 1e9
+            yield CounterSample(cpu[0], HOST, node, node, started, cpu[1], cores=cores, memory_bytes=memory)
 
 
 def _cpu(stats: Mapping[str, Any]) -> tuple[float, float] | None:
-    """When a counter was read, and its CPU seconds."""
+    """Return when a CPU counter was read, and its seconds; None if the kubelet has not read it yet."""
     cpu = stats.get("cpu") or {}
     if "usageCoreNanoSeconds" not in cpu:
         return None
@@ -224,8 +230,8 @@ def _cpu(stats: Mapping[str, Any]) -> tuple[float, float] | None:
 
 
 def _limits(pod: Pod) -> dict[str, float | None]:
-    limits = [(container.get("resources") or {}).get("limits") or {} for container in pod.spec["containers"]]
-    return {"cores": quantity(limits[0].get("cpu")), "memory_bytes": quantity(limits[0].get("memory"))}
+    limits = (pod.spec["containers"][0].get("resources") or {}).get("limits") or {}
+    return {"cores": quantity(limits.get("cpu")), "memory_bytes": quantity(limits.get("memory"))}
 
 
 def _image(pod: Pod) -> dict[str, str]:

@@ -1,9 +1,14 @@
-"""A Kubernetes API server as the monitor asks it: plain JSON, and refusals in one line."""
+"""The requests that the monitor sends to a Kubernetes API server, with refusals as one-line errors.
+
+Documents are read as plain JSON: the kubelet's summary has no typed client, and
+typed pods would fail on fields that a newer server adds.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,13 +22,13 @@ from kubernetes.utils.quantity import parse_quantity
 from kubernetes import client, config, stream
 from monitoring.sources.base import MonitorError
 
-#: A service is known by the first of these labels that its pod has.
-LABELS = ("app", "app.kubernetes.io/name")
+#: The first of these labels that a pod has names its service.
+SERVICE_LABELS = ("app", "app.kubernetes.io/name")
 _TIMEOUT_S = 10.0
 
 
 class RefusedError(MonitorError):
-    """The API server says no: ``status`` is 403 where a right is missing, 404 where there is no such thing."""
+    """The API server refused a request; ``status`` is 403 for a missing right, 404 for a missing object."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -32,7 +37,7 @@ class RefusedError(MonitorError):
 
 @dataclass(frozen=True)
 class Pod:
-    """What the monitor needs to know of a pod; ``running`` holds the names of the containers that run."""
+    """A pod of a service. ``running`` holds the names of running containers, times are seconds since 1970."""
 
     uid: str
     name: str
@@ -46,13 +51,13 @@ class Pod:
     images: Mapping[str, str]
 
 
-class Cluster:
-    """One namespace of a cluster; raises MonitorError where no API server answers, or there is no such namespace."""
+class KubernetesApi:
+    """One namespace of a cluster; raises MonitorError if no API server answers or the namespace does not exist."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         try:
-            config.load_kube_config()
+            config.load_kube_config(os.environ.get("KUBECONFIG"))
         except (ConfigException, OSError) as error:
             try:
                 config.load_incluster_config()
@@ -61,7 +66,7 @@ class Cluster:
                 raise MonitorError(f"no Kubernetes cluster: {reason}; set KUBECONFIG, or run inside a pod") from None
         configuration = client.Configuration.get_default_copy()
         configuration.retries = False
-        self._api = client.ApiClient(configuration)
+        self._client = client.ApiClient(configuration)
         self.version: Mapping[str, Any] = self.get("/version")
         try:
             self.get(f"/api/v1/namespaces/{namespace}")
@@ -72,14 +77,14 @@ class Cluster:
                 ) from None
 
     def get(self, path: str) -> Any:
-        """GET a path as JSON; raises RefusedError with the server's own words, MonitorError where none answers."""
-        request = self._api.param_serialize("GET", path, auth_settings=["BearerToken"])
+        """GET a path as JSON; raises RefusedError with the server's message, MonitorError if it does not answer."""
+        request = self._client.param_serialize("GET", path, auth_settings=["BearerToken"])
         try:
-            response = self._api.call_api(*request, _request_timeout=_TIMEOUT_S)
+            response = self._client.call_api(*request, _request_timeout=_TIMEOUT_S)
             body = response.read()
         except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
             reason = str(getattr(error, "reason", None) or error)
-            host = self._api.configuration.host
+            host = self._client.configuration.host
             raise MonitorError(f"no Kubernetes API server answers at {host}: {reason}") from None
         if response.status != 200:
             message = body.decode(errors="replace").strip()
@@ -89,18 +94,18 @@ class Cluster:
         return json.loads(body)
 
     def pods(self) -> Sequence[Pod]:
-        """The namespace's pods that are known as services and have a node."""
+        """Return the namespace's pods that have a service label and run on a node."""
         try:
             items = self.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]
         except RefusedError as error:
             raise RefusedError(error.status, f"the right to list pods is missing: {error}") from None
         return [pod for item in items if (pod := _pod(item)) is not None]
 
-    def run(self, pod: str, container: str, command: Sequence[str]) -> str:
-        """What a command prints inside a container; raises MonitorError where that is refused."""
+    def execute(self, pod: str, container: str, command: Sequence[str]) -> str:
+        """Return the output of a command in a container; raises MonitorError if the server refuses to run it."""
         try:
-            text: str = stream.stream(
-                client.CoreV1Api(client.ApiClient(self._api.configuration)).connect_get_namespaced_pod_exec,
+            execution: Any = stream.stream(
+                client.CoreV1Api(client.ApiClient(self._client.configuration)).connect_get_namespaced_pod_exec,
                 pod,
                 self.namespace,
                 container=container,
@@ -112,9 +117,8 @@ class Cluster:
                 _preload_content=False,
                 _request_timeout=_TIMEOUT_S,
             )
-            answer: Any = text
-            answer.run_forever(timeout=_TIMEOUT_S)
-            return str(answer.read_stdout(timeout=0))
+            execution.run_forever(timeout=_TIMEOUT_S)
+            return str(execution.read_stdout(timeout=0))
         except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
             raise MonitorError(f"the right to create pods/exec is missing: {error}") from None
 
@@ -122,15 +126,15 @@ class Cluster:
 def _pod(item: Mapping[str, Any]) -> Pod | None:
     metadata, spec, status = item["metadata"], item["spec"], item["status"]
     labels = metadata.get("labels") or {}
-    service = next((labels[label] for label in LABELS if label in labels), None)
+    service = next((labels[label] for label in SERVICE_LABELS if label in labels), None)
     if service is None or not spec.get("nodeName"):
         return None
     states = status.get("containerStatuses") or []
     finished = {}
     for state in states:
-        ended = {**(state.get("lastState") or {}), **(state.get("state") or {})}.get("terminated")
-        if ended and ended.get("finishedAt"):
-            finished[state["name"]] = seconds(ended["finishedAt"])
+        terminated = {**(state.get("lastState") or {}), **(state.get("state") or {})}.get("terminated")
+        if terminated and terminated.get("finishedAt"):
+            finished[state["name"]] = seconds(terminated["finishedAt"])
     return Pod(
         uid=metadata["uid"],
         name=metadata["name"],
@@ -146,10 +150,10 @@ def _pod(item: Mapping[str, Any]) -> Pod | None:
 
 
 def seconds(text: str) -> float:
-    """Seconds since 1970 of a time as the API server writes it."""
+    """Return an ISO 8601 time as seconds since 1970."""
     return datetime.fromisoformat(text).timestamp()
 
 
 def quantity(text: str | None) -> float | None:
-    """A quantity such as ``500m`` or ``1Gi`` as a number."""
+    """Return a Kubernetes quantity such as ``500m`` or ``1Gi`` as a number."""
     return None if text is None else float(parse_quantity(text))

@@ -1,64 +1,62 @@
-"""A pod's counter beside those of its containers: what a restart hides in these, that one still holds."""
+"""The counters of a pod and its containers, and the CPU time that a container's own counter misses at a restart."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import replace
 
-from monitoring.sources.base import Reading
+import numpy as np
+
+from monitoring.sources.base import CounterSample
 from monitoring.sources.kubernetes_api import Pod
 
 
-class Curve:
-    """A counter over time: straight lines between its readings, flat before and after."""
+class CounterSeries:
+    """A counter over time: linear between its samples, constant before and after."""
 
     def __init__(self, time_s: float, value: float) -> None:
         self.times = [time_s]
         self.values = [value]
 
     def add(self, time_s: float, value: float) -> None:
-        """A later reading."""
+        """Add a sample, unless it is not later than the last."""
         if time_s > self.times[-1]:
             self.times.append(time_s)
             self.values.append(value)
 
-    def at(self, time_s: float) -> float:
-        """The counter at a time."""
-        after = bisect_right(self.times, time_s)
-        if after == 0:
-            return self.values[0]
-        if after == len(self.times):
-            return self.values[-1]
-        (t0, t1), (v0, v1) = self.times[after - 1 : after + 1], self.values[after - 1 : after + 1]
-        return v0 + (v1 - v0) * (time_s - t0) / (t1 - t0)
+    def increase(self, start: float, end: float) -> float:
+        """Return the increase of the counter between two times."""
+        before, after = np.interp((start, end), self.times, self.values)
+        return float(after - before)
 
 
 class PodCounters:
-    """A pod's own counter and those of its containers' lives, to find what a restart has hidden."""
+    """The counter of a pod and those of its containers' lifetimes."""
 
-    def __init__(self, pod: Pod, born: bool) -> None:
+    def __init__(self, pod: Pod, is_new: bool) -> None:
         self.pod = pod
-        self.whole = Curve(pod.started, 0.0) if born and pod.started is not None else None
-        self.lives: dict[tuple[str, float], Curve] = {}
-        self.latest: dict[str, Reading] = {}
-        self.hidden: list[tuple[Reading, float]] = []
+        #: The pod's own counter, which continues when a container restarts.
+        self.total = CounterSeries(pod.started, 0.0) if is_new and pod.started is not None else None
+        self.lifetimes: dict[tuple[str, float], CounterSeries] = {}
+        self.latest: dict[str, CounterSample] = {}
+        #: Lifetimes whose end was not sampled: the last sample, and when the next lifetime started.
+        self.missed: list[tuple[CounterSample, float]] = []
 
-    def tail(self, last: Reading, next_start: float) -> Reading | None:
-        """The final reading of a life that a restart has ended; None until the counters reach past the restart.
+    def recover(self, last: CounterSample, next_start: float) -> CounterSample | None:
+        """Return the final sample of a lifetime that ended in a restart at or before ``next_start``.
 
-        final = last + (the pod's counter - all its containers' counters, each
-        over the time from the last reading until now), at least ``last``.
+        None until the counters of pod and container have been read after it.
+        The final counter is that of ``last``, plus the increase of the pod's
+        counter since then that no counter of a container accounts for.
         """
-        if self.whole is None or self.whole.times[-1] <= next_start:
+        if self.total is None:
             return None
-        now = self.whole.times[-1]
-        newest = self.lives[self.latest[last.container].life]
-        if newest.times[-1] < now:
-            now = next((t for t in reversed(self.whole.times) if next_start < t <= newest.times[-1]), 0.0)
-            if not now:
-                return None
-        since = last.time
-        used = self.whole.at(now) - self.whole.at(since)
-        seen = sum(curve.at(now) - curve.at(since) for curve in self.lives.values())
-        ended = min(max(self.pod.finished.get(last.container.rpartition("/")[2], next_start), since), next_start)
-        return replace(last, time=ended, cpu_seconds=last.cpu_seconds + max(0.0, used - seen), state="final")
+        newest = self.lifetimes[self.latest[last.container].lifetime]
+        common = [time_s for time_s in self.total.times if next_start < time_s <= newest.times[-1]]
+        if not common:
+            return None
+        now = common[-1]
+        accounted = sum(series.increase(last.time, now) for series in self.lifetimes.values())
+        missed = max(0.0, self.total.increase(last.time, now) - accounted)
+        finished = self.pod.finished.get(last.container.rpartition("/")[2], next_start)
+        ended = min(max(finished, last.time), next_start)
+        return replace(last, time=ended, cpu_seconds=last.cpu_seconds + missed, state="final")

@@ -1,4 +1,4 @@
-"""The CPU monitor on a real Docker engine: what a container burns, measured inside it, is what is reported."""
+"""The CPU monitor on a Docker engine: containers report their own CPU time, and the monitor must agree."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import secrets
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ import pytest
 from monitoring import usage
 from monitoring.recording import Recording, read_recording
 from monitoring.sources.cgroup import cgroup_of
-from tests.support.burning import BURN, IMAGE
+from tests.support.cpu_load import CPU_LOAD, IMAGE
+from tests.support.cpu_recordings import SCRIPT
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
-#: Says how much it has used; then it stays, or ends at once with nothing left to do.
-PROGRAM = f"""{BURN}
+#: Prints the CPU seconds that it used, stays idle for its second argument in seconds, and exits at once.
+PROGRAM = f"""{CPU_LOAD}
 print(used(), flush=True)
 time.sleep(float(sys.argv[2]))
 os._exit(0)
@@ -32,7 +32,7 @@ def docker(*words: str) -> str:
     return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
-def engine_answers() -> bool:
+def has_image() -> bool:
     try:
         docker("image", "inspect", IMAGE)
     except (OSError, subprocess.CalledProcessError):
@@ -42,38 +42,35 @@ def engine_answers() -> bool:
 
 pytestmark = [
     pytest.mark.docker,
-    pytest.mark.skipif(not engine_answers(), reason=f"no Docker engine answers here, or it has no image {IMAGE}"),
+    pytest.mark.skipif(not has_image(), reason=f"no Docker engine answers here, or it has no image {IMAGE}"),
 ]
 
 
+def run_monitor(flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SCRIPT, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
 class Project:
-    """A Compose project of this test's own, as far as labels make one."""
+    """Containers with the labels of a Compose project of this test."""
 
     def __init__(self, folder: Path) -> None:
         self.name = f"cpu-monitor-{secrets.token_hex(4)}"
         self.output = folder / "recording.csv"
 
-    def make(self, service: str, cpu_seconds: float, stay_s: float = 0.0, number: int = 1) -> str:
-        """A container that waits to be started; returns its id."""
+    def create(self, service: str, cpu_seconds: float, stay_s: float = 0.0, number: int = 1) -> str:
+        """Create a container without starting it; returns its id."""
         labels = {"project": self.name, "service": service, "container-number": str(number)}
         flags = [f"--label=com.docker.compose.{name}={value}" for name, value in labels.items()]
         return docker("create", *flags, IMAGE, "python", "-c", PROGRAM, str(cpu_seconds), str(stay_s))
 
     def flags(self, interval: str) -> list[str]:
-        place = ["--source", "docker", "--project", self.name, "--interval", interval]
-        return [sys.executable, "common/cpu_monitor.py", "record", *place, "--output", str(self.output)]
+        source = ["--source", "docker", "--project", self.name, "--interval", interval]
+        return ["record", *source, "--output", str(self.output)]
 
     def record(self, interval: str, command: str) -> Recording:
-        """Record around a shell command."""
-        told = subprocess.run(
-            [*self.flags(interval), "--", "sh", "-c", command],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert told.returncode == 0, told.stderr
+        """Record while a shell command runs."""
+        finished = run_monitor([*self.flags(interval), "--", "sh", "-c", command])
+        assert finished.returncode == 0, finished.stderr
         return read_recording(self.output)
 
 
@@ -86,51 +83,51 @@ def project(tmp_path: Path) -> Iterator[Project]:
         docker("rm", "--force", *containers)
 
 
-def burned(container: str) -> float:
-    """What a container's process says of itself, over all its lives."""
+def reported(container: str) -> float:
+    """The CPU seconds that a container's process printed, summed over restarts."""
     return sum(float(line) for line in docker("logs", container).split())
 
 
-def used(recording: Recording, service: str = "burner") -> usage.Usage:
-    return usage.usages(recording)[service]
+def used(recording: Recording, service: str = "worker") -> usage.ServiceUsage:
+    return usage.usage_by_service(recording)[service]
 
 
 @pytest.mark.parametrize("interval", ["0.2", "1", "5"])
-def test_what_a_container_burns_is_reported_within_one_percent(project: Project, interval: str) -> None:
-    container = project.make("burner", 3.0)
+def test_a_containers_cpu_time_is_recorded_within_one_percent(project: Project, interval: str) -> None:
+    container = project.create("worker", 3.0)
     recording = project.record(interval, f"docker start -a {container}")
-    assert used(recording).cpu_seconds == pytest.approx(burned(container), rel=0.01)
+    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01)
 
 
-def test_a_container_that_lives_for_less_than_an_interval_is_reported_within_one_percent(project: Project) -> None:
-    container = project.make("burner", 1.5)
+def test_a_container_shorter_than_the_interval_is_recorded(project: Project) -> None:
+    container = project.create("worker", 1.5)
     recording = project.record("60", f"docker start -a {container}")
-    assert used(recording).cpu_seconds == pytest.approx(burned(container), rel=0.01, abs=0.02)
-    states = [s.reading.state for s in recording.samples if s.reading.service == "burner"]
+    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01, abs=0.02)
+    states = [sample.state for sample in recording.samples if sample.service == "worker"]
     assert (states[0], states[-1]) == ("started", "final")
 
 
 @pytest.mark.parametrize("interval", ["0.2", "1", "5"])
-def test_a_restart_loses_nothing_and_is_counted(project: Project, interval: str) -> None:
-    container = project.make("burner", 1.5)
+def test_a_restart_loses_no_cpu_time_and_is_counted(project: Project, interval: str) -> None:
+    container = project.create("worker", 1.5)
     recording = project.record(interval, f"docker start -a {container}; docker start -a {container}")
-    assert burned(container) > 3.0
-    assert used(recording).cpu_seconds == pytest.approx(burned(container), rel=0.01, abs=0.02)
+    assert reported(container) > 3.0
+    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01, abs=0.02)
     assert (used(recording).replicas, used(recording).restarts) == (1, 1)
 
 
 @pytest.mark.parametrize("interval", ["0.2", "1", "5"])
-def test_two_replicas_are_kept_apart_and_add_up(project: Project, interval: str) -> None:
-    both = [project.make("burner", seconds, number=n) for n, seconds in ((1, 1.5), (2, 2.5))]
+def test_the_replicas_of_a_service_are_recorded_separately(project: Project, interval: str) -> None:
+    both = [project.create("worker", seconds, number=n) for n, seconds in ((1, 1.5), (2, 2.5))]
     recording = project.record(interval, f"docker start {' '.join(both)}; docker wait {' '.join(both)}")
-    assert used(recording).cpu_seconds == pytest.approx(sum(map(burned, both)), rel=0.01, abs=0.02)
-    by_replica = {life.readings[0].replica: life.used[-1] for life in used(recording).lives}
+    assert used(recording).cpu_seconds == pytest.approx(sum(map(reported, both)), rel=0.01, abs=0.02)
+    by_replica = {lifetime.samples[0].replica: lifetime.used[-1] for lifetime in used(recording).lifetimes}
     for number, container in enumerate(both, 1):
-        assert by_replica[str(number)] == pytest.approx(burned(container), rel=0.01, abs=0.02)
+        assert by_replica[str(number)] == pytest.approx(reported(container), rel=0.01, abs=0.02)
 
 
-def test_the_counter_agrees_with_the_hosts_cgroup_file(project: Project) -> None:
-    container = project.make("burner", 2.0, stay_s=600)
+def test_the_recorded_cpu_time_agrees_with_the_cgroup_file(project: Project) -> None:
+    container = project.create("worker", 2.0, stay_s=600)
     recording = project.record(
         "1", f"docker start {container}; until docker logs {container} | grep -q .; do sleep 0.2; done"
     )
@@ -141,89 +138,97 @@ def test_the_counter_agrees_with_the_hosts_cgroup_file(project: Project) -> None
     counter = cgroup.cpu_seconds()
     cgroup.close()
     assert used(recording).cpu_seconds == pytest.approx(counter, rel=0.01)
-    assert burned(container) == pytest.approx(counter, rel=0.01)
-    last = [s.reading for s in recording.samples if s.reading.service == "burner"][-1]
+    assert reported(container) == pytest.approx(counter, rel=0.01)
+    last = [sample for sample in recording.samples if sample.service == "worker"][-1]
     assert last.time >= recording.header["end"]
 
 
-def test_a_recording_that_begins_late_holds_only_what_is_used_from_then_on(project: Project) -> None:
-    container = project.make("burner", 2.0, stay_s=600)
+def test_cpu_time_used_before_the_recording_is_not_counted(project: Project) -> None:
+    container = project.create("worker", 2.0, stay_s=600)
     docker("start", container)
-    wait_until(lambda: docker("logs", container), "the container has burned", 180)
+    wait_until(lambda: docker("logs", container), "the container has used its CPU time", 180)
     recording = project.record("0.2", "true")
     assert used(recording).cpu_seconds < 0.05
-    last = [s.reading for s in recording.samples if s.reading.service == "burner"][-1]
-    assert last.cpu_seconds == pytest.approx(burned(container), rel=0.01)
+    last = [sample for sample in recording.samples if sample.service == "worker"][-1]
+    assert last.cpu_seconds == pytest.approx(reported(container), rel=0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_a_whole_file(project: Project, number: signal.Signals) -> None:
-    container = project.make("burner", 1.0, stay_s=600)
+def test_an_interrupted_recording_leaves_a_complete_file(project: Project, number: signal.Signals) -> None:
+    container = project.create("worker", 1.0, stay_s=600)
     docker("start", container)
-    recording = subprocess.Popen(project.flags("0.2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_until(lambda: project.output.exists() and project.output.read_text().count("burner") > 5, "samples came", 180)
+    command = [*SCRIPT, *project.flags("0.2")]
+    recording = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(
+        lambda: project.output.exists() and project.output.read_text().count("worker") > 5, "samples arrived", 180
+    )
     recording.send_signal(number)
     assert recording.wait(180) == 0
     recording.communicate()
-    lines = project.output.read_text().splitlines()
-    body = [line for line in lines if not line.startswith("#")]
-    rows = list(csv.DictReader(body))
-    assert all(None not in row and None not in row.values() for row in rows)
+    lines = [line for line in project.output.read_text().splitlines() if not line.startswith("#")]
+    assert all(None not in row and None not in row.values() for row in csv.DictReader(lines))
     header = read_recording(project.output).header
     assert header["end"] > header["begin"]
-    for key in ("platform", "versions", "cores", "limits", "source", "run"):
-        assert key in header
+    assert {"platform", "versions", "cores", "limits", "source", "run"} <= header.keys()
 
 
-def test_one_look_as_json_gives_the_services(project: Project) -> None:
-    containers = [project.make("burner", 0.5, stay_s=600, number=n) for n in (1, 2)]
+def test_once_with_json_prints_the_services(project: Project) -> None:
+    containers = [project.create("worker", 0.5, stay_s=600, number=n) for n in (1, 2)]
     docker("start", *containers)
-    wait_until(lambda: all(docker("logs", one) for one in containers), "both have burned", 180)
-    flags = ["--source", "docker", "--project", project.name, "--once", "--json"]
-    told = subprocess.run(
-        [sys.executable, "-m", "common.cpu_monitor", *flags], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    (burner,) = [one for one in json.loads(told.stdout)["services"] if one["service"] == "burner"]
-    assert burner["replicas"] == 2
-    assert burner["counter_seconds"] == pytest.approx(sum(map(burned, containers)), rel=0.05)
-    assert burner["memory_bytes"] > 1_000_000
+    wait_until(lambda: all(docker("logs", one) for one in containers), "both have used their CPU time", 180)
+    finished = run_monitor(["--source", "docker", "--project", project.name, "--once", "--json"])
+    assert finished.returncode == 0, finished.stderr
+    (worker,) = [one for one in json.loads(finished.stdout)["services"] if one["service"] == "worker"]
+    assert worker["replicas"] == 2
+    assert worker["counter_seconds"] == pytest.approx(sum(map(reported, containers)), rel=0.05)
+    assert worker["memory_bytes"] > 1_000_000
+
+
+def test_the_result_in_a_visualisation_container_is_found(project: Project) -> None:
+    """Only the container has the folder of results."""
+    result = {
+        "run_id": "20260101-run",
+        "release": "demo",
+        "samples": {"Zee": {"events_read": 5, "events_selected": 1}},
+        "timing": {"submitted": 1.0, "finished": 4e9},
+    }
+    program = """
+import os, sys, time
+os.makedirs("/r/20260101-run")
+open("/r/20260101-run/result.json", "w").write(sys.argv[1])
+print("ready", flush=True)
+time.sleep(600)
+"""
+    labels = [f"--label=com.docker.compose.{key}" for key in (f"project={project.name}", "service=visualisation")]
+    container = docker("run", "-d", *labels, "-e", "OUTPUT=/r", IMAGE, "python", "-c", program, json.dumps(result))
+    wait_until(lambda: docker("logs", container), "the result was written", 180)
+    finished = run_monitor([*project.flags("1"), "--services", "visualisation", "--", "true"])
+    assert finished.returncode == 0, finished.stderr
+    assert read_recording(project.output).header["run"]["run_id"] == "20260101-run"
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--project", "no-such-project"], "no containers run in a Compose project 'no-such-project'"),
+        ([], "no containers run in the Compose project 'no-such-project'"),
         (
-            ["record", "--project", "no-such-project", "--output", "/dev/stdout", "--", "true"],
-            "no service ever appeared in the Compose project 'no-such-project'",
+            ["record", "--output", "/dev/stdout", "--", "true"],
+            "no service appeared in the Compose project 'no-such-project'",
         ),
     ],
 )
-def test_a_project_that_is_not_there_is_one_line(flags: list[str], line: str) -> None:
-    told = subprocess.run(
-        [sys.executable, "common/cpu_monitor.py", flags[0], "--source", "docker", *flags[1:]]
-        if flags[0] == "record"
-        else [sys.executable, "common/cpu_monitor.py", "--source", "docker", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 1
-    assert told.stderr.startswith(f"cpu_monitor.py: {line}")
-    assert len(told.stderr.splitlines()) == 1
+def test_a_missing_project_is_reported_in_one_line(flags: list[str], line: str) -> None:
+    source = ["--source", "docker", "--project", "no-such-project"]
+    finished = run_monitor([*flags[:1], *source, *flags[1:]])
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(f"cpu_monitor.py: {line}")
+    assert len(finished.stderr.splitlines()) == 1
 
 
-def test_a_service_that_never_appears_is_named_and_the_others_are_recorded(project: Project) -> None:
-    container = project.make("analysis", 0.5)
-    told = subprocess.run(
-        [*project.flags("1"), "--services", "analysis,visualisation", "--", "docker", "start", "-a", container],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert told.returncode == 1
-    assert told.stderr.splitlines()[-1] == "cpu_monitor.py: the service visualisation never appeared"
-    recorded: Callable[[str], usage.Usage] = usage.usages(read_recording(project.output)).__getitem__
-    assert recorded("analysis").cpu_seconds >= 0.5
+def test_a_missing_service_is_named_and_the_others_are_recorded(project: Project) -> None:
+    container = project.create("analysis", 0.5)
+    services = ["--services", "analysis,visualisation"]
+    finished = run_monitor([*project.flags("1"), *services, "--", "docker", "start", "-a", container])
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1] == "cpu_monitor.py: the service visualisation did not appear"
+    assert used(read_recording(project.output), "analysis").cpu_seconds >= 0.5

@@ -1,4 +1,4 @@
-"""The CPU monitor on a real cluster: what pods burn, measured inside them, within the kubelet's own refresh."""
+"""The CPU monitor on a Kubernetes cluster: pods report their own CPU time, and the monitor must agree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,21 @@ import pytest
 
 from monitoring import usage
 from monitoring.recording import Recording, read_recording
-from tests.support.burning import BURN, IMAGE
+from tests.support.cpu_load import CPU_LOAD, IMAGE
+from tests.support.cpu_recordings import SCRIPT
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
-#: Says how much it has used. With a file to remember by, the first life ends then.
-PROGRAM = f"""{BURN}
-with open("/memory/burned", "a+") as memory:
-    print(used(), file=memory)
-    memory.seek(0)
-    lives = memory.read().split()
-if len(lives) < int(sys.argv[2]):
+#: Prints the CPU seconds that it used, summed over restarts; its second argument is the number of starts.
+PROGRAM = f"""{CPU_LOAD}
+with open("/state/used", "a+") as state:
+    print(used(), file=state)
+    state.seek(0)
+    starts = state.read().split()
+if len(starts) < int(sys.argv[2]):
     time.sleep(30)  # the kubelet reads a counter every ten seconds or so
     os._exit(1)
-print("burned", sum(map(float, lives)), flush=True)
+print("used", sum(map(float, starts)), flush=True)
 time.sleep(3600)
 """
 
@@ -53,9 +53,9 @@ pytestmark = [
 ]
 
 
-def monitor(*flags: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_monitor(*flags: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "common/cpu_monitor.py", *flags],
+        [*SCRIPT, *flags],
         cwd=ROOT,
         env=os.environ | ({"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}),
         capture_output=True,
@@ -66,30 +66,30 @@ def monitor(*flags: str, kubeconfig: Path | None = None) -> subprocess.Completed
 
 
 class Namespace:
-    """A namespace of this test's own."""
+    """A namespace of this test."""
 
     def __init__(self, folder: Path) -> None:
         self.name = f"cpu-monitor-{secrets.token_hex(4)}"
         self.folder = folder
         kubectl("create", "namespace", self.name)
 
-    def pods(self, names: Sequence[str], cpu_seconds: float, lives: int = 1) -> Path:
-        """A file of pods that burn, as replicas of one service."""
+    def pods(self, names: Sequence[str], cpu_seconds: float, starts: int = 1) -> Path:
+        """Write a manifest of pods that use CPU time, as replicas of one service."""
         items = [
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": name, "labels": {"app": "burner"}},
+                "metadata": {"name": name, "labels": {"app": "worker"}},
                 "spec": {
                     "terminationGracePeriodSeconds": 0,
-                    "volumes": [{"name": "memory", "emptyDir": {}}],
+                    "volumes": [{"name": "state", "emptyDir": {}}],
                     "containers": [
                         {
-                            "name": "burner",
+                            "name": "worker",
                             "image": IMAGE,
                             "imagePullPolicy": "IfNotPresent",
-                            "command": ["python", "-c", PROGRAM, str(cpu_seconds), str(lives)],
-                            "volumeMounts": [{"name": "memory", "mountPath": "/memory"}],
+                            "command": ["python", "-c", PROGRAM, str(cpu_seconds), str(starts)],
+                            "volumeMounts": [{"name": "state", "mountPath": "/state"}],
                         }
                     ],
                 },
@@ -100,20 +100,21 @@ class Namespace:
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         return path
 
-    def burned(self, pod: str) -> float:
-        """What a pod says of itself, over all its lives."""
+    def reported(self, pod: str) -> float:
+        """The CPU seconds that a pod printed, summed over restarts; 0 before it has."""
         words = kubectl("-n", self.name, "logs", pod).split()
-        return float(words[1]) if words[:1] == ["burned"] else 0.0
+        return float(words[1]) if words[:1] == ["used"] else 0.0
 
     def record(self, pods: Path, names: Sequence[str], interval: str = "1") -> Recording:
-        """Record around the making of pods until all have burned."""
-        said = " && ".join(
-            f"until kubectl -n {self.name} logs {name} 2>&1 | grep -q burned; do sleep 1; done" for name in names
+        """Create pods and record until all have used their CPU time."""
+        until_used = " && ".join(
+            f"until kubectl -n {self.name} logs {name} 2>&1 | grep -q used; do sleep 1; done" for name in names
         )
         output = self.folder / "recording.csv"
-        place = ["--source", "kubernetes", "--namespace", self.name, "--interval", interval, "--output", str(output)]
-        told = monitor("record", *place, "--", "sh", "-c", f"kubectl -n {self.name} apply -f {pods} && {said}")
-        assert told.returncode == 0, told.stderr
+        source = ["--source", "kubernetes", "--namespace", self.name, "--interval", interval, "--output", str(output)]
+        command = f"kubectl -n {self.name} apply -f {pods} && {until_used}"
+        finished = run_monitor("record", *source, "--", "sh", "-c", command)
+        assert finished.returncode == 0, finished.stderr
         return read_recording(output)
 
 
@@ -124,42 +125,39 @@ def namespace(tmp_path: Path) -> Iterator[Namespace]:
     kubectl("delete", "namespace", made.name, "--wait=false")
 
 
-def burner(recording: Recording) -> usage.Usage:
-    return usage.usages(recording)["burner"]
+def worker(recording: Recording) -> usage.ServiceUsage:
+    return usage.usage_by_service(recording)["worker"]
 
 
 @pytest.mark.parametrize("interval", ["0.2", "1", "5"])
-def test_what_a_pod_burns_is_reported_within_one_percent_once_the_kubelet_has_read_it(
-    namespace: Namespace, interval: str
-) -> None:
+def test_a_pods_cpu_time_is_recorded_within_one_percent(namespace: Namespace, interval: str) -> None:
     recording = namespace.record(namespace.pods(["one"], 4.0), ["one"], interval)
-    assert burner(recording).cpu_seconds == pytest.approx(namespace.burned("one"), rel=0.01)
-    last = [sample.reading for sample in recording.samples if sample.reading.service == "burner"][-1]
-    assert last.time >= recording.header["end"]
+    assert worker(recording).cpu_seconds == pytest.approx(namespace.reported("one"), rel=0.01)
+    samples = [sample for sample in recording.samples if sample.service == "worker"]
+    assert samples[-1].time >= recording.header["end"]
     assert recording.header["problems"] == []
-    burners = (sample.reading for sample in recording.samples if sample.reading.service == "burner")
-    times = [reading.time for reading in burners if reading.state != "started"]
+    times = [sample.time for sample in samples if sample.state != "started"]
     assert len(times) == len(set(times))
 
 
-def test_two_replicas_are_kept_apart_and_add_up(namespace: Namespace) -> None:
+def test_the_replicas_of_a_service_are_recorded_separately(namespace: Namespace) -> None:
     recording = namespace.record(namespace.pods(["one", "two"], 3.0), ["one", "two"])
-    by_replica = {life.readings[0].replica: life.used[-1] for life in burner(recording).lives}
-    assert by_replica == {name: pytest.approx(namespace.burned(name), rel=0.01) for name in ("one", "two")}
-    assert burner(recording).replicas == 2
+    by_replica = {one.samples[0].replica: one.used[-1] for one in worker(recording).lifetimes}
+    assert by_replica == {name: pytest.approx(namespace.reported(name), rel=0.01) for name in ("one", "two")}
+    assert worker(recording).replicas == 2
 
 
-def test_a_restart_loses_nothing(namespace: Namespace) -> None:
-    recording = namespace.record(namespace.pods(["one"], 3.0, lives=2), ["one"])
-    burned = namespace.burned("one")
-    assert burned >= 6.0
-    assert burner(recording).restarts + burner(recording).replicas >= 2
-    # The pod's counter also holds its sandbox and the runtime's start of two containers.
-    assert burner(recording).cpu_seconds == pytest.approx(burned, rel=0.01, abs=0.1)
+def test_a_restart_loses_no_cpu_time(namespace: Namespace) -> None:
+    recording = namespace.record(namespace.pods(["one"], 3.0, starts=2), ["one"])
+    reported = namespace.reported("one")
+    assert reported >= 6.0
+    assert worker(recording).restarts + worker(recording).replicas >= 2
+    # The pod's counter includes its sandbox and the start of two containers by the runtime.
+    assert worker(recording).cpu_seconds == pytest.approx(reported, rel=0.01, abs=0.1)
 
 
 def reader(namespace: Namespace, role: bool) -> Path:
-    """The kubeconfig of a service account, with the Role of kubernetes/ or with the right to list pods only."""
+    """Create a service account and return its kubeconfig. Without ``role``, it may only list pods."""
     name = namespace.name
     if role:
         text = (ROOT / "kubernetes/cpu-monitor-role.yaml").read_text()
@@ -188,36 +186,36 @@ def reader(namespace: Namespace, role: bool) -> Path:
     return path
 
 
-def test_without_the_right_to_the_kubelet_it_is_named_in_one_line(namespace: Namespace) -> None:
+def test_a_missing_right_to_read_kubelets_is_named_in_one_line(namespace: Namespace) -> None:
     kubectl("-n", namespace.name, "apply", "-f", str(namespace.pods(["one"], 0.1)))
-    wait_until(lambda: namespace.burned("one"), "the pod runs")
+    wait_until(lambda: namespace.reported("one"), "the pod runs")
     kubeconfig = reader(namespace, role=False)
-    told = monitor("--once", "--source", "kubernetes", "--namespace", namespace.name, kubeconfig=kubeconfig)
-    assert told.returncode == 1
-    assert len(told.stderr.splitlines()) == 1
-    assert 'cannot get resource "nodes/proxy"' in told.stderr
+    finished = run_monitor("--once", "--source", "kubernetes", "--namespace", namespace.name, kubeconfig=kubeconfig)
+    assert finished.returncode == 1
+    assert len(finished.stderr.splitlines()) == 1
+    assert 'cannot get resource "nodes/proxy"' in finished.stderr
 
 
-def test_the_role_of_the_repository_is_enough(namespace: Namespace) -> None:
+def test_the_role_in_kubernetes_grants_all_rights_that_are_needed(namespace: Namespace) -> None:
     kubectl("-n", namespace.name, "apply", "-f", str(namespace.pods(["one"], 0.1)))
-    wait_until(lambda: namespace.burned("one"), "the pod runs")
+    wait_until(lambda: namespace.reported("one"), "the pod runs")
     try:
         kubeconfig = reader(namespace, role=True)
         flags = ["--once", "--json", "--source", "kubernetes", "--namespace", namespace.name]
 
-        def look() -> Any:
-            told = monitor(*flags, kubeconfig=kubeconfig)
-            assert told.returncode == 0, told.stderr
-            return [one for one in json.loads(told.stdout)["services"] if one["service"] == "burner"]
+        def workers() -> Any:
+            finished = run_monitor(*flags, kubeconfig=kubeconfig)
+            assert finished.returncode == 0, finished.stderr
+            return [one for one in json.loads(finished.stdout)["services"] if one["service"] == "worker"]
 
-        (service,) = wait_until(look, "the kubelet has read the pod")
+        (service,) = wait_until(workers, "the kubelet has read the pod")
         assert service["counter_seconds"] > 0
     finally:
         kubectl("delete", "clusterrole,clusterrolebinding", namespace.name, "--ignore-not-found")
 
 
-def test_a_namespace_that_is_not_there_is_one_line() -> None:
-    told = monitor("--source", "kubernetes", "--namespace", "no-such-namespace")
-    assert told.returncode == 1
+def test_a_missing_namespace_is_reported_in_one_line() -> None:
+    finished = run_monitor("--source", "kubernetes", "--namespace", "no-such-namespace")
+    assert finished.returncode == 1
     line = "cpu_monitor.py: there is no namespace 'no-such-namespace' in the cluster; name one with --namespace"
-    assert told.stderr.splitlines() == [line]
+    assert finished.stderr.splitlines() == [line]

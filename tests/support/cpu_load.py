@@ -2,8 +2,8 @@
 
 IMAGE = "python:3.13-slim"
 
-#: Uses so many CPU seconds; ``used()`` says how many those were, by getrusage. What comes then is appended.
-BURN = """
+#: Uses as many CPU seconds as its first argument says. ``used()`` returns the exact number, from getrusage.
+CPU_LOAD = """
 import os, resource, sys, time
 def used():
     r = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,0 +1,95 @@
+"""The command line of the CPU monitor."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from monitoring.sources import SOURCES
+
+#: The Compose project of compose.yaml and the namespace of kubernetes/.
+PROJECT, NAMESPACE = "atlas-open-data", "atlas"
+
+_DESCRIPTION = "CPU time and memory of each service, under Docker Compose, on Kubernetes or as plain processes."
+_EXAMPLES = """
+cpu_monitor.py                                    live table, like docker stats
+cpu_monitor.py --once [--json]                    current values, after one interval
+cpu_monitor.py record --output FILE [-- COMMAND]  record; with a command, for as long as it runs
+cpu_monitor.py compare FILE FILE [..]             compare recordings: table, comparison.png, .pdf and .md
+"""
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
+    """Return the flags, with ``action`` None, ``record`` or ``compare``, and the command after ``--``."""
+    if words[:1] == ["compare"]:
+        return _compare_parser().parse_args(words[1:], argparse.Namespace(action="compare")), ()
+    separator = list(words).index("--") if "--" in words else len(words)
+    return _record_parser().parse_args(words[:separator]), words[separator + 1 :]
+
+
+def _record_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cpu_monitor.py",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("action", nargs="?", choices=["record"], help="record to a file; default: show a live table")
+    add("--source", choices=["auto", *SOURCES], default="auto", help="default: auto")
+    add(
+        "--project",
+        default=os.environ.get("COMPOSE_PROJECT_NAME") or PROJECT,
+        help=f"Compose project (COMPOSE_PROJECT_NAME, default: {PROJECT})",
+    )
+    add(
+        "--namespace",
+        default=os.environ.get("NAMESPACE") or NAMESPACE,
+        help=f"Kubernetes namespace (NAMESPACE, default: {NAMESPACE})",
+    )
+    add("--services", type=_names, default=(), metavar="A,B,..", help="only these services; all of them must appear")
+    add("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between samples (default: 1)")
+    add("--duration", type=_seconds, default=math.inf, metavar="S", help="stop after this many seconds")
+    add("--until-run", metavar="RUN_ID", help="stop when this run has finished")
+    add("--tail", type=_seconds, default=0.0, metavar="S", help="continue for S seconds after the run or command")
+    add("--wait", type=_seconds, default=0.0, metavar="S", help="wait up to S seconds for services to start")
+    add("--output", type=Path, action="append", default=[], metavar="FILE", help="record to FILE: .csv or .jsonl")
+    add(
+        "--results",
+        default=os.environ.get("OUTPUT") or "results",
+        metavar="DIR",
+        help="folder of the runs' results (OUTPUT, default: results)",
+    )
+    add("--label", help="name of this recording in compare (default: its platform)")
+    add("--once", action="store_true", help="show current values after one interval and exit")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cpu_monitor.py compare", allow_abbrev=False)
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="recordings; those with equal labels are repetitions"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="folder for comparison.png, .pdf and .md"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds; write for example 0.5")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
