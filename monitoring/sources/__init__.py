@@ -48,13 +48,13 @@ def open_source(kind: str, options: SourceOptions, command: Sequence[str]) -> So
 
 
 def _docker(options: SourceOptions) -> Source:
-    module = _import("docker_source", "docker")
-    client = module.connect()
-    running = module.projects(client)
+    api = _import("docker_api", "docker")
+    client = api.connect()
+    running = api.projects(client)
     if options.project not in running and not options.wait_for_services:
         others = f"; running projects: {', '.join(running)}" if running else ""
         raise MonitorError(f"no containers run in the Compose project {options.project!r}{others}")
-    source: Source = module.DockerSource(client, options.project, options.interval_s)
+    source: Source = _import("docker_source", "docker").DockerSource(client, options.project, options.interval_s)
     return source
 
 

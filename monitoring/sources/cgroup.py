@@ -11,13 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import threading
-from collections.abc import Callable
 from pathlib import Path
-
-#: Seconds between two samples of the counters of containers that may end at any time.
-SAMPLE_INTERVAL_S = 0.05
 
 
 class Cgroup:
@@ -71,56 +65,3 @@ def _mounts() -> list[tuple[str, str]]:
             mounts.append((before.split()[4], "cpu.stat"))
     # Version 1 first: on a hybrid system, version 2 has no CPU controller.
     return sorted(mounts, key=lambda mount: mount[1], reverse=True)
-
-
-class ExitWatcher:
-    """A thread that calls back when a process exits.
-
-    It also calls ``sample`` every SAMPLE_INTERVAL_S while it watches any
-    process, which bounds the loss if a busy machine delays the callback until
-    the cgroup is gone.
-    """
-
-    def __init__(self, sample: Callable[[], None]) -> None:
-        self._sample = sample
-        self._poll = select.poll()
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._wake_out, self._wake_in = os.pipe()
-        self._poll.register(self._wake_out, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name="exits", daemon=True)
-        self._thread.start()
-
-    def watch(self, pid: int, callback: Callable[[], None]) -> bool:
-        """Call ``callback`` from the thread when ``pid`` exits; returns False if the kernel has no pidfd for it."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except (AttributeError, OSError):
-            return False
-        self._callbacks[descriptor] = callback
-        self._poll.register(descriptor, select.POLLIN)
-        os.write(self._wake_in, b"+")
-        return True
-
-    def _run(self) -> None:
-        # The callback has milliseconds, and the thread is nearly always asleep: raise its priority if permitted.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
-        while True:
-            events = self._poll.poll(SAMPLE_INTERVAL_S * 1000 if self._callbacks else None)
-            if not events:
-                self._sample()
-            for descriptor, _ in events:
-                if descriptor != self._wake_out:
-                    self._poll.unregister(descriptor)
-                    self._callbacks.pop(descriptor)()
-                    os.close(descriptor)
-                elif os.read(descriptor, 64).endswith(b"."):
-                    return
-
-    def close(self) -> None:
-        """Stop the thread and close all descriptors."""
-        os.write(self._wake_in, b".")
-        self._thread.join()
-        for descriptor in (*self._callbacks, self._wake_in, self._wake_out):
-            os.close(descriptor)
-        self._callbacks.clear()

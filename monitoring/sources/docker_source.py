@@ -9,54 +9,28 @@ intervals below a second, come from the cgroup files that the engine reads.
 from __future__ import annotations
 
 import contextlib
-import re
+import os
+import select
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import docker
-import requests
-import urllib3
 
 from monitoring import run_results
-from monitoring.sources import docker_stats
-from monitoring.sources.base import CounterSample, MonitorError
-from monitoring.sources.cgroup import Cgroup, ExitWatcher, cgroup_of
+from monitoring.sources import docker_api
+from monitoring.sources.base import CounterSample
+from monitoring.sources.cgroup import Cgroup, cgroup_of
 from monitoring.sources.host import host_sample
 
-_PROJECT = "com.docker.compose.project"
-_SERVICE = "com.docker.compose.service"
-_NUMBER = "com.docker.compose.container-number"
 #: Seconds between the engine's own samples. At shorter intervals, cgroup files are read.
 _ENGINE_INTERVAL_S = 1.0
+#: Seconds between samples of cgroup files. They limit the loss if a busy machine reads a last one too late.
+_CGROUP_INTERVAL_S = 0.05
 #: Seconds between the last sample of a container and its end that are not reported as a problem.
 _UNSAMPLED_LIMIT_S = 0.1
-#: What the libraries raise when the engine stops, also in the middle of a stream.
-_ENGINE_ERRORS = (
-    docker.errors.DockerException,
-    requests.RequestException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-    ValueError,
-)
-
-
-def connect() -> docker.DockerClient:
-    """Connect to the engine at DOCKER_HOST or the default socket; raises MonitorError if there is none."""
-    try:
-        client = docker.from_env(timeout=20)
-        client.ping()
-    except _ENGINE_ERRORS as error:
-        raise MonitorError(f"no Docker engine answers: {error}; start it, or set DOCKER_HOST") from None
-    return client
-
-
-def projects(client: docker.DockerClient) -> list[str]:
-    """Return the Compose projects with running containers."""
-    labels = (container["Labels"] for container in client.api.containers(filters={"label": _PROJECT}))
-    return sorted({label[_PROJECT] for label in labels})
 
 
 @dataclass
@@ -70,6 +44,8 @@ class _Container:
     #: Whether it started after the source was opened.
     is_new: bool
     cgroup: Cgroup | None = None
+    #: Readable when the first process has exited.
+    pidfd: int | None = None
     latest: CounterSample | None = None
     #: Time and CPU seconds of the latest sample of the cgroup file.
     cgroup_sample: tuple[float, float] | None = None
@@ -93,15 +69,16 @@ class DockerSource:
         self._pending: list[CounterSample] = []
         self._problems: list[str] = []
         self._closed = threading.Event()
-        self._exits = ExitWatcher(self._sample_cgroups)
-        self._is_local = bool(re.match(r"(unix|http\+docker|npipe)://", client.api.base_url))
-        label = f"{_PROJECT}={project}"
+        self._exits = select.poll()
+        self._is_local = (os.environ.get("DOCKER_HOST") or "unix:").startswith(("unix:", "npipe:"))
+        label = f"{docker_api.PROJECT_LABEL}={project}"
         self._events = client.events(
             since=int(self._begin),
             filters={"type": "container", "label": label, "event": ["start", "die"]},
             decode=True,
         )
-        threading.Thread(target=self._follow_events, name="events", daemon=True).start()
+        _start_thread(self._follow_events)
+        self._cgroup_thread = _start_thread(self._follow_cgroups)
         for container in client.api.containers(filters={"label": label}):
             self._add(container["Id"])
 
@@ -131,7 +108,7 @@ class DockerSource:
             problems = list(self._problems)
         try:
             version, info = self._client.version(), self._client.info()
-        except _ENGINE_ERRORS as error:
+        except docker_api.ENGINE_ERRORS as error:
             problems.append(f"the engine stopped answering: {error}")
             version, info = {}, {}
         exact = bool(containers) and all(container.cgroup is not None for container in containers)
@@ -148,8 +125,8 @@ class DockerSource:
             },
             "cores": info.get("NCPU"),
             "memory_bytes": info.get("MemTotal"),
-            "limits": {one.first.service: docker_stats.limits(one.details["HostConfig"]) for one in containers},
-            "images": {one.first.service: docker_stats.image(one.details) for one in containers},
+            "limits": {one.first.service: docker_api.limits(one.details["HostConfig"]) for one in containers},
+            "images": {one.first.service: docker_api.image(one.details) for one in containers},
             "problems": problems,
         }
 
@@ -166,7 +143,7 @@ class DockerSource:
                 execution = self._client.api.exec_create(container_id, list(command), stderr=False)
                 return str(self._client.api.exec_start(execution["Id"]).decode())
 
-            with contextlib.suppress(*_ENGINE_ERRORS):
+            with contextlib.suppress(*docker_api.ENGINE_ERRORS):
                 result = run_results.find_in_container(execute, variables.get("OUTPUT", "results"), run_id, since)
                 if result is not None:
                     return result
@@ -175,12 +152,14 @@ class DockerSource:
     def close(self) -> None:
         """Close the streams and the cgroup files."""
         self._closed.set()
-        with contextlib.suppress(*_ENGINE_ERRORS):
+        with contextlib.suppress(*docker_api.ENGINE_ERRORS):
             self._events.close()
-        self._exits.close()
+        self._cgroup_thread.join()
         for container in self._containers.values():
             if container.cgroup is not None:
                 container.cgroup.close()
+            if container.pidfd is not None:
+                os.close(container.pidfd)
 
     def _current(self, container: _Container) -> CounterSample | None:
         """Return the latest sample of a running container; at short intervals, read its cgroup file now."""
@@ -194,7 +173,7 @@ class DockerSource:
             return None
 
     def _follow_events(self) -> None:
-        with contextlib.suppress(*_ENGINE_ERRORS):
+        with contextlib.suppress(*docker_api.ENGINE_ERRORS):
             for event in self._events:
                 if self._closed.is_set():
                     return
@@ -211,36 +190,26 @@ class DockerSource:
         except docker.errors.NotFound:
             self._problems.append(f"container {container_id[:12]} was removed before its counter could be read")
             return
-        started = docker_stats.seconds(details["State"]["StartedAt"])
-        name = details["Name"].lstrip("/")
-        if event_time is not None and started > event_time:
-            self._problems.append(f"{name} ended and started again before its counter could be read")
-        labels = details["Config"]["Labels"]
-        first = CounterSample(
-            time=started,
-            service=labels[_SERVICE],
-            replica=labels.get(_NUMBER, "1"),
-            container=name,
-            started=started,
-            cpu_seconds=0.0,
-            state="started",
-            restarts=details["RestartCount"],
-        )
+        first = docker_api.first_sample(details)
+        if event_time is not None and first.started > event_time:
+            self._problems.append(f"{first.container} ended and started again before its counter could be read")
         with self._lock:
-            if (container_id, started) in self._containers:
+            if (container_id, first.started) in self._containers:
                 return
-            container = _Container(container_id, first, details, is_new=started >= self._begin)
-            self._containers[container_id, started] = container
+            container = _Container(container_id, first, details, is_new=first.started >= self._begin)
+            self._containers[container_id, first.started] = container
             if container.is_new:
                 self._pending.append(first)
         pid = details["State"]["Pid"]
         container.cgroup = cgroup_of(pid, container_id) if pid else None
         if container.cgroup is not None:
-            self._exits.watch(pid, lambda: self._end_by_exit(container))
-        threading.Thread(target=self._follow_stats, args=[container], name=f"stats {name}", daemon=True).start()
+            with contextlib.suppress(OSError):
+                container.pidfd = os.pidfd_open(pid)
+                self._exits.register(container.pidfd, select.POLLIN)
+        _start_thread(self._follow_stats, container)
 
     def _follow_stats(self, container: _Container) -> None:
-        with contextlib.suppress(*_ENGINE_ERRORS):
+        with contextlib.suppress(*docker_api.ENGINE_ERRORS):
             for stats in self._client.api.stats(container.id, stream=True, decode=True):
                 if self._closed.is_set() or container.has_ended:
                     return
@@ -248,41 +217,51 @@ class DockerSource:
                     continue  # the engine sends zeros for a container that does not run
                 with self._lock:
                     if not container.has_ended:
-                        container.latest = docker_stats.sample(container.first, stats)
+                        container.latest = docker_api.sample(container.first, stats)
 
-    def _sample_cgroups(self) -> None:
-        for container in list(self._containers.values()):
-            if container.cgroup is not None and not container.has_ended:
+    def _follow_cgroups(self) -> None:
+        """Sample the cgroup files periodically, and when a container's first process exits: then it is final."""
+        with contextlib.suppress(OSError, AttributeError):
+            # The last sample must be taken within milliseconds: raise the thread's priority if permitted.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
+        while not self._closed.is_set():
+            exited = [descriptor for descriptor, _ in self._exits.poll(_CGROUP_INTERVAL_S * 1000)]
+            for descriptor in exited:
+                self._exits.unregister(descriptor)
+            for container in list(self._containers.values()):
+                if container.cgroup is None or container.has_ended:
+                    continue
                 with contextlib.suppress(OSError):
                     container.cgroup_sample = time.time(), container.cgroup.cpu_seconds()
-
-    def _end_by_exit(self, container: _Container) -> None:
-        """End a container whose first process has just exited: its cgroup counter is final."""
-        assert container.cgroup is not None
-        with contextlib.suppress(OSError):
-            used = container.cgroup.cpu_seconds()
-            with self._lock:
-                if not container.has_ended:
-                    last = container.latest or container.first
-                    self._end(container, replace(last, time=time.time(), cpu_seconds=used, state="final"))
+                    if container.pidfd in exited:
+                        self._end(container)
 
     def _end_by_event(self, container_id: str, at: float) -> None:
-        """End a container at the engine's event, with its last sample, and report a gap between the two."""
-        with self._lock:
-            for container in self._containers.values():
-                if container.id != container_id or container.has_ended or container.first.started >= at:
-                    continue
-                last = container.latest or (container.first if container.is_new else None)
-                if container.cgroup_sample is not None and (last is None or container.cgroup_sample[0] > last.time):
-                    time_s, used = container.cgroup_sample
-                    last = replace(last or container.first, time=time_s, cpu_seconds=used)
-                if last is not None and at - last.time > _UNSAMPLED_LIMIT_S:
-                    self._problems.append(f"{last.container} ended {at - last.time:.2f} s after its last sample")
-                self._end(container, None if last is None else replace(last, state="final"))
+        """End a container at the engine's event, with the last sample of its cgroup file if it is the latest."""
+        for container in list(self._containers.values()):
+            if container.id == container_id and container.first.started < at:
+                self._end(container, at)
 
-    def _end(self, container: _Container, final: CounterSample | None) -> None:
-        container.has_ended = True
-        if container.latest is not None and container.latest.time > container.returned_until:
-            self._pending.append(container.latest)
-        if final is not None:
-            self._pending.append(final)
+    def _end(self, container: _Container, ended_at: float | None = None) -> None:
+        """Add the final sample of a container, unless it has one, and report a gap before its end."""
+        with self._lock:
+            if container.has_ended:
+                return
+            container.has_ended = True
+            last = container.latest or (container.first if container.is_new else None)
+            if last is not None and last.time > container.returned_until and last.state == "running":
+                self._pending.append(last)
+            if container.cgroup_sample is not None and (last is None or container.cgroup_sample[0] > last.time):
+                time_s, used = container.cgroup_sample
+                last = replace(last or container.first, time=time_s, cpu_seconds=used)
+            if last is None:
+                return
+            if ended_at is not None and ended_at - last.time > _UNSAMPLED_LIMIT_S:
+                self._problems.append(f"{last.container} ended {ended_at - last.time:.2f} s after its last sample")
+            self._pending.append(replace(last, state="final"))
+
+
+def _start_thread(target: Callable[..., None], *args: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread

@@ -1,4 +1,4 @@
-"""Conversion of the Docker Engine API's documents to the monitor's types."""
+"""The Docker Engine API: connection, and conversion of its documents to the monitor's types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,55 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from monitoring.sources.base import CounterSample
+import docker
+import requests
+import urllib3
+
+from monitoring.sources.base import CounterSample, MonitorError
+
+PROJECT_LABEL = "com.docker.compose.project"
+_SERVICE_LABEL = "com.docker.compose.service"
+_NUMBER_LABEL = "com.docker.compose.container-number"
+#: What the libraries raise when the engine stops, also in the middle of a stream.
+ENGINE_ERRORS = (
+    docker.errors.DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+    ValueError,
+)
+
+
+def connect() -> docker.DockerClient:
+    """Connect to the engine at DOCKER_HOST or the default socket; raises MonitorError if there is none."""
+    try:
+        client = docker.from_env(timeout=20)
+        client.ping()
+    except ENGINE_ERRORS as error:
+        raise MonitorError(f"no Docker engine answers: {error}; start it, or set DOCKER_HOST") from None
+    return client
+
+
+def projects(client: docker.DockerClient) -> list[str]:
+    """Return the Compose projects with running containers."""
+    containers = client.api.containers(filters={"label": PROJECT_LABEL})
+    return sorted({container["Labels"][PROJECT_LABEL] for container in containers})
+
+
+def first_sample(details: Mapping[str, Any]) -> CounterSample:
+    """Return the sample of a container at its start, from the document of ``inspect``."""
+    labels = details["Config"]["Labels"]
+    started = seconds(details["State"]["StartedAt"])
+    return CounterSample(
+        time=started,
+        service=labels[_SERVICE_LABEL],
+        replica=labels.get(_NUMBER_LABEL, "1"),
+        container=details["Name"].lstrip("/"),
+        started=started,
+        cpu_seconds=0.0,
+        state="started",
+        restarts=details["RestartCount"],
+    )
 
 
 def sample(first: CounterSample, stats: Mapping[str, Any]) -> CounterSample:
