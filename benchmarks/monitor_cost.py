@@ -1,11 +1,10 @@
-"""What the monitor itself costs: CPU seconds of ``cpu_monitor.py record`` per second, as a part of one core.
+"""Measure the CPU time of ``cpu_monitor.py record``, as a fraction of one core.
 
     python benchmarks/monitor_cost.py [--seconds 60] [--interval 1] [flags of cpu_monitor.py]
 
-The process is measured by the kernel (``wait4``'s rusage) in two recordings,
-one twice as long as the other: their difference is the cost of recording
-without that of starting Python and of the summary, which come once. Exit code
-1 where it is above the 2 % that the monitor may cost at an interval of 1 s.
+The CPU time comes from ``wait4``. Of two recordings, one is twice as long as the
+other: their difference is the cost of recording without the start of Python and
+the summary. The exit code is 1 if the cost is 2 % or more.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ LIMIT = 0.02
 
 
 def cpu_seconds(duration_s: float, flags: list[str], output: Path) -> float:
-    """User and system seconds of one recording, its children included."""
-    monitor = subprocess.Popen(  # noqa: S603  our own command
+    """Return user and system seconds of one recording, including child processes."""
+    process = subprocess.Popen(  # noqa: S603  a fixed command
         [
             sys.executable,
             "common/cpu_monitor.py",
@@ -37,10 +36,10 @@ def cpu_seconds(duration_s: float, flags: list[str], output: Path) -> float:
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
-    _, status, used = os.wait4(monitor.pid, 0)
-    monitor.returncode = os.waitstatus_to_exitcode(status)
-    if monitor.returncode:
-        raise SystemExit(f"monitor_cost.py: the monitor ended with exit code {monitor.returncode}")
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"monitor_cost.py: the monitor ended with exit code {process.returncode}")
     return used.ru_utime + used.ru_stime
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The CPU monitor's command: ``python common/cpu_monitor.py``, or ``python -m common.cpu_monitor``; see monitoring/."""
+"""Run the CPU monitor of monitoring/: ``python common/cpu_monitor.py`` or ``python -m common.cpu_monitor``."""
 
 import sys
 from pathlib import Path

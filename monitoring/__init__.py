@@ -1,1 +1,1 @@
-"""What each service spends: sources of CPU counters, recordings of them, and their comparison."""
+"""The CPU monitor: sources of CPU counters, recordings of them, and their comparison."""
