@@ -179,6 +179,8 @@ class Recorder:
             if (not self.options.services or sample.service in wanted)
             and (sample.time >= self._not_before or sample.state == "started")
         ]
+        if not self._samples and all(sample.service == HOST for sample in samples):
+            return  # other services run here, but none of those that are wanted
         self._samples += samples
         for file in self._files:
             file.add(samples)

@@ -70,6 +70,7 @@ class RecordingFile:
         except OSError as error:
             raise MonitorError(f"--output {path}: {error.strerror}") from None
         self._write_header(self._file, header)
+        self._file.flush()
 
     def add(self, samples: Sequence[CounterSample]) -> None:
         """Write samples and flush them to the file."""

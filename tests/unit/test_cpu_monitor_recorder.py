@@ -1,0 +1,89 @@
+"""When a recording of the CPU monitor ends, and what it reports."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitoring.recorder import Recorder, RecordingOptions
+from monitoring.recording import read_recording
+from monitoring.sources.base import CounterSample, MonitorError
+from tests.support.cpu_recordings import T0, sample
+
+RESULT = {
+    "run_id": "20260101-run",
+    "release": "demo",
+    "samples": {"Zee": {"events_read": 5, "events_selected": 1}},
+    "timing": {"submitted": T0, "finished": T0 + 9},
+}
+
+
+class CountingSource:
+    """One container and the host, whose counters increase by 1 s with every reading."""
+
+    refresh_s = 5.0
+
+    def __init__(self) -> None:
+        self.readings = itertools.count()
+        self.result: Mapping[str, Any] | None = None
+
+    def read(self) -> Sequence[CounterSample]:
+        number = float(next(self.readings))
+        if number > 5:
+            self.result = RESULT
+        return [sample(number, number), sample(number, number, "host")]
+
+    def is_current(self, since: float) -> bool:
+        return True
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"platform": "stub", "problems": ["a problem of the source"]}
+
+    def find_result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
+        return self.result
+
+    def close(self) -> None: ...
+
+
+def recorder(**options: Any) -> Recorder:
+    return Recorder(CountingSource(), RecordingOptions(interval_s=0.01, **options), lambda _: None)
+
+
+def test_a_recording_ends_with_its_command_and_keeps_the_exit_code(tmp_path: Path) -> None:
+    running = recorder(command=["sh", "-c", "exit 3"], outputs=[tmp_path / "a.csv"])
+    recording = running.run()
+    assert running.exit_code == 3
+    assert recording.header["command"] == ["sh", "-c", "exit 3"]
+    assert recording.header["problems"] == ["a problem of the source"]
+    assert len(read_recording(tmp_path / "a.csv").samples) == len(recording.samples) > 1
+
+
+def test_a_command_that_outlasts_the_recording_is_ended() -> None:
+    running = recorder(command=["sleep", "600"], duration_s=0.1)
+    running.run()
+    assert running.exit_code == -2
+
+
+def test_a_recording_ends_when_the_named_run_has_finished() -> None:
+    recording = recorder(until_run="20260101-run", tail_s=0.05).run()
+    assert recording.header["run"]["run_id"] == "20260101-run"
+    assert recording.header["run"]["events"] == 5
+
+
+def test_a_service_without_samples_is_missing() -> None:
+    running = recorder(services=["analysis", "visualisation"], duration_s=0.05)
+    running.run()
+    assert running.missing_services() == ["visualisation"]
+
+
+def test_the_host_is_not_recorded_without_a_service() -> None:
+    assert recorder(services=["no-such-service"], duration_s=0.05).run().samples == []
+
+
+def test_a_command_that_does_not_exist_is_named() -> None:
+    with pytest.raises(MonitorError, match="no-such-command: No such file"):
+        recorder(command=["no-such-command"]).run()
