@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -221,9 +222,10 @@ class DockerSource:
 
     def _follow_cgroups(self) -> None:
         """Sample the cgroup files periodically, and when a container's first process exits: then it is final."""
-        with contextlib.suppress(OSError, AttributeError):
-            # The last sample must be taken within milliseconds: raise the thread's priority if permitted.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
+        with contextlib.suppress(PermissionError):
+            # The last sample must be taken within milliseconds. Only Linux has priorities of threads.
+            if sys.platform == "linux":
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
         while not self._closed.is_set():
             exited = [descriptor for descriptor, _ in self._exits.poll(_CGROUP_INTERVAL_S * 1000)]
             for descriptor in exited:
