@@ -157,8 +157,8 @@ class Laboratory:
 
     def _of_file(self, sample: Sample, cache: Path) -> Partial:
         path = demo.demo_file(sample, self.release, self.run.demo_events, cache / "demo")
-        plan = reading.plan(path, self.release, sample, self.run)
-        arrays = reading.read(path, self.release, sample, 0, plan.entries)
+        entries = reading.chunk_bounds(path, self.release, sample, self.run)[-1]
+        arrays = reading.read(path, self.release, sample, 0, entries)
         return _partial(arrays, self.release, sample, self.run)
 
 

@@ -33,7 +33,6 @@ from common.service import Service
 from common.settings import Settings
 from common.topology import Queue
 from physics import RELEASES
-from workers.data_loader.reading import decompress_in_line
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
 
@@ -122,7 +121,7 @@ class _Worker:
 
     def __init__(self, line: Connection, read: Settings) -> None:
         self._line = line
-        self._loader, self._processor = DataLoader(read), DataProcessor(read)
+        self._loader, self._processor = DataLoader(read, decompression_threads=0), DataProcessor(read)
         self._loader.publish_without_confirm = lambda news: self._send("news", news)
 
     def work(self) -> None:
@@ -165,7 +164,6 @@ class _Worker:
 def main() -> None:
     """Do the tasks that come through the socket of the first argument; the second is the cache."""
     keep_freed_memory()
-    decompress_in_line()
     with Connection(int(sys.argv[1])) as line, suppress(ConnectionError):  # nobody waits for the answer any more
         _Worker(line, settings.read({"CACHE": sys.argv[2]})).work()
 

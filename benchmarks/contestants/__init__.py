@@ -21,6 +21,7 @@ from benchmarks.processes import cpu_seconds
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES
+from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import locate
 
 #: The bins of m4l, in GeV.
@@ -38,7 +39,8 @@ class Found:
 def files(run: RunSettings, cache: Path) -> dict[str, tuple[Path, Sample]]:
     """The run's files and samples, by the samples' names."""
     samples = RELEASES[run.release].in_order(run.samples)
-    return {sample.name: (locate(sample, run, cache), sample) for sample in samples}
+    fetcher = Fetcher(cache)
+    return {sample.name: (locate(sample, run, fetcher), sample) for sample in samples}
 
 
 def branches(release: Release, sample: Sample) -> list[str]:

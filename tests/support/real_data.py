@@ -1,4 +1,4 @@
-"""Events, files and runs that several tests are about."""
+"""Events and files of the 2020 release, made for tests or real, and their way through loader and processor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LEPTON_BRANCHES = {
 
 
 def real_data() -> Path:
-    """The directory with the real files (ATLAS_TEST_DATA); skips the test where there is none."""
+    """Return the directory with the real files (ATLAS_TEST_DATA); skips the test if there is none."""
     given = os.environ.get("ATLAS_TEST_DATA")
     directory = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
     if not (directory / "reference.json").is_file():
@@ -46,14 +46,14 @@ def real_data() -> Path:
 
 
 def lepton(pt: float, charge: int = 1, flavour: int = 11, eta: float = 0.5, phi: float = 0.1) -> dict[str, Any]:
-    """A lepton as the release has it, in MeV; without a mass."""
+    """Return a massless lepton with the release's branches, in MeV."""
     with np.errstate(all="ignore"):
         energy = pt * np.cosh(eta)
     return {"lep_pt": pt, "lep_eta": eta, "lep_phi": phi, "lep_E": energy, "lep_charge": charge, "lep_type": flavour}
 
 
 def four_leptons(*pts: float) -> list[dict[str, Any]]:
-    """A 4e event of total charge 0, with these pT in MeV."""
+    """Return a 4e event of total charge 0 with these pT in MeV."""
     return [
         lepton(pt, charge, phi=phi) for pt, charge, phi in zip(pts, (1, -1, 1, -1), (0.0, 3.0, 1.5, -1.5), strict=True)
     ]
@@ -71,10 +71,10 @@ def write_file(
     basket: int | None = None,
     change: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write events as the release's tree: jagged branches, and weights of 1 where no others are given.
+    """Write events as the release's tree: jagged branches, and weights of 1 by default.
 
-    ``basket`` is the number of events in each; ``change`` puts other arrays in
-    place of branches, or leaves out those that are None.
+    ``basket`` is the number of events in a basket; ``change`` replaces branches by other
+    arrays, or leaves out those that are None.
     """
     branches: dict[str, ak.Array] = {}
     for name, dtype in LEPTON_BRANCHES.items():
@@ -89,7 +89,7 @@ def write_file(
         branches[name] = ak.Array(values) if values is not None else None
     kept = {name: values for name, values in branches.items() if values is not None}
     with uproot.recreate(path) as file:
-        # One counter each, so that branches of one event may disagree.
+        # Each branch has its own counter, so that branches of an event may differ in length.
         file.mktree(tree, {name: values.type.content for name, values in kept.items()})
         for start in range(0, len(events), basket or max(1, len(events))):
             stop = start + (basket or len(events))
@@ -98,7 +98,7 @@ def write_file(
 
 
 def random_events(rng: np.random.Generator, n: int, sample: Sample = SIMULATION) -> ak.Array:
-    """What a loader hands on: n events of four random leptons, many of them neutral and of known channels."""
+    """Return n events as a data-loader sends them: four random leptons, many of charge 0 and of known channels."""
     pt = -np.sort(-rng.uniform(5e3, 1.2e5, (n, 4)), axis=1)
     eta = rng.uniform(-2.7, 2.7, (n, 4))
     columns: dict[str, npt.NDArray[Any]] = {
@@ -114,7 +114,7 @@ def random_events(rng: np.random.Generator, n: int, sample: Sample = SIMULATION)
 
 
 def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
-    """What a processor hands on: n events with masses inside and outside of the histograms."""
+    """Return n events as a data-processor sends them, with masses inside and outside of the histograms."""
     return ak.Array(
         {
             "m4l": rng.uniform(60, 300, n),
@@ -128,29 +128,29 @@ def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
 
 
 def selected(chunk: Chunk, events: ak.Array) -> Selected:
-    """A processor's message: all events of the chunk are read, these are selected."""
+    """Return a data-processor's message in which all events of the chunk are read and these are selected."""
     cutflow = dict.fromkeys(RELEASE.steps, len(events)) | {"read": chunk.stop - chunk.start}
     return Selected(chunk, RELEASE.name, cutflow, events)
 
 
 @dataclass(frozen=True)
 class Processed:
-    """What loader and processor make of a file."""
+    """The plan of a file and the messages of the data-processor for its chunks."""
 
     plan: SamplePlan
     messages: tuple[Selected, ...]
 
 
 def process(run_id: str, path: Path, sample: Sample, settings: RunSettings) -> Processed:
-    """Run the loader's and the processor's functions over a file, chunk by chunk, through the messages' bytes."""
-    plan = reading.plan(path, RELEASE, sample, settings)
-    planned = SamplePlan(run_id, sample.name, plan.entries, plan.bounds)
+    """Apply the functions of loader and processor to a file, chunk by chunk, with encoded messages in between."""
+    bounds = reading.chunk_bounds(path, RELEASE, sample, settings)
+    plan = SamplePlan(run_id, sample.name, bounds[-1], bounds)
     messages = []
-    for chunk in planned.chunks:
+    for chunk in plan.chunks:
         arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
         events, cutflow = reading.select(arrays, RELEASE, sample, settings)
         sent = Events.decode(Events(chunk, RELEASE.name, cutflow, events).encode(), RELEASES)
         chosen, further = selection.select(sent.events, RELEASE)
         message = Selected(chunk, RELEASE.name, {**cutflow, **further}, chosen)
         messages.append(Selected.decode(message.encode(), RELEASES))
-    return Processed(planned, tuple(messages))
+    return Processed(plan, tuple(messages))

@@ -1,4 +1,4 @@
-"""A broken file among good ones: the error names it, the others are whole, and no number is quietly too small."""
+"""A run with a broken file: the error names the file, and the events of the other files are complete."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _cut(tenths: int) -> Break:
     return cut
 
 
-def _flip(place: Callable[[Path], tuple[int, int]]) -> Break:
-    """Invert every byte between two places."""
+def _flip(byte_range: Callable[[Path], tuple[int, int]]) -> Break:
+    """Invert every byte of a range."""
 
     def flip(path: Path) -> None:
-        start, stop = place(path)
+        start, stop = byte_range(path)
         content = bytearray(path.read_bytes())
         content[start:stop] = bytes(byte ^ 0xFF for byte in content[start:stop])
         path.write_bytes(content)
@@ -43,7 +43,7 @@ def _flip(place: Callable[[Path], tuple[int, int]]) -> Break:
 
 
 def _basket(path: Path) -> tuple[int, int]:
-    """Where the compressed block of the first basket of lep_pt lies, its key left out."""
+    """Return the byte range of the compressed data of the first basket of lep_pt, without its key."""
     with uproot.open(path) as file:
         basket = file[RELEASE.tree]["lep_pt"].basket(0)
         start = int(file[RELEASE.tree]["lep_pt"].member("fBasketSeek")[0])
@@ -90,7 +90,7 @@ BREAKS: dict[str, Break] = {
 
 
 def read_all(loader: DataLoader, sample: str, settings: RunSettings) -> list[Message]:
-    """Whatever the loader makes of a sample's file and its chunks, but for the tasks."""
+    """Return all messages of the loader for a sample's file and its chunks, except the tasks."""
     planned = list(loader.handle(FileTask("run", sample, settings)))
     tasks = [message for message in planned if isinstance(message, ChunkTask)]
     return [message for message in planned if message not in tasks] + [
@@ -99,7 +99,7 @@ def read_all(loader: DataLoader, sample: str, settings: RunSettings) -> list[Mes
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_file_is_named_with_the_cause_and_the_other_is_whole(what: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_and_the_other_file_is_complete(what: str, tmp_path: Path) -> None:
     data = tmp_path / "4lep"
     for sample in (BROKEN, WHOLE):
         target = data / sample.file

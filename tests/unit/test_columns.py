@@ -1,4 +1,4 @@
-"""Between records and columns: what awkward itself would make of them."""
+"""Conversions between records and columns give the same as awkward's own functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.columns import columns_of, records
 
 @pytest.mark.parametrize("events", [0, 1, 7])
 @pytest.mark.parametrize("factors", [0, 5])
-def test_records_are_those_of_awkward_to_the_last_byte_of_their_pickle(events: int, factors: int) -> None:
+def test_records_have_the_same_pickle_as_an_awkward_array_of_the_columns(events: int, factors: int) -> None:
     columns = {
         "lep_pt": np.arange(4 * events, dtype=np.float32).reshape(events, 4),
         "channel": np.arange(events, dtype=np.int8),
@@ -25,7 +25,7 @@ def test_records_are_those_of_awkward_to_the_last_byte_of_their_pickle(events: i
 
 
 @pytest.mark.parametrize("cut", [slice(None), slice(2, 5), slice(0, 0), np.arange(7) % 2 == 0])
-def test_columns_are_those_of_to_numpy_also_of_a_part_of_the_records(cut: object) -> None:
+def test_columns_equal_those_of_to_numpy_also_for_sliced_records(cut: object) -> None:
     whole = records({"m4l": np.linspace(80, 250, 7), "lep_pt": np.arange(28, dtype=np.float32).reshape(7, 4)})
     part = whole[cut]
     found = columns_of(part)

@@ -1,4 +1,4 @@
-"""A remote file comes whole into the cache, once, or a clear error says why not."""
+"""A remote file is downloaded completely and once into the cache, or the error says why not."""
 
 from __future__ import annotations
 
@@ -17,26 +17,19 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from common.errors import FetchError
-from workers.data_loader.fetch import (
-    CHUNK_BYTES,
-    PATIENT,
-    CacheError,
-    RetryPolicy,
-    cache_path,
-    fetch,
-    fetch_first,
-)
+from workers.data_loader.remote.fetch import DEFAULT_POLICY, CacheError, Fetcher, RetryPolicy, cache_path
+from workers.data_loader.remote.transfer import CHUNK_BYTES, ProgressCallback
 
 SIZE = 3 * CHUNK_BYTES + 1000
 HALF = 2 * CHUNK_BYTES
-QUICK = RetryPolicy(first_delay_s=0.001, connect_s=0.6, read_s=1.0)
+QUICK = RetryPolicy(first_delay_s=0.001, connect_timeout_s=0.6, read_timeout_s=1.0)
 PROJECT = Path(__file__).parents[2]
 
 
@@ -49,8 +42,14 @@ def root_file(seed: int) -> bytes:
 BODY, CHANGED_BODY = root_file(1), root_file(2)
 
 
+def fetch(
+    url: str, cache: Path, *, progress: ProgressCallback | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> Path:
+    return Fetcher(cache, policy).fetch(url, progress)
+
+
 class Request(BaseHTTPRequestHandler):
-    """One request, answered by the next step of the server's script."""
+    """A request that is answered by the next step of the server's script."""
 
     server: ScriptedServer
 
@@ -61,7 +60,7 @@ class Request(BaseHTTPRequestHandler):
         step(self)
 
     def reply(self, status: int, body: bytes, announced: int | None = None, /, **headers: str) -> None:
-        """Send it all; ``announced`` is another Content-Length than the body's, or -1 for none."""
+        """Send a response; ``announced`` replaces the Content-Length of the body, -1 leaves it out."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -71,14 +70,14 @@ class Request(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 Step = Callable[[Request], None]
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """A real HTTP server whose n-th request meets the n-th step; the last step repeats."""
+    """An HTTP server that answers its n-th request by the n-th step; the last step repeats."""
 
     daemon_threads = True
 
@@ -125,12 +124,12 @@ def status(code: int) -> Step:
 
 
 def short(**headers: str) -> Step:
-    """Announces the whole length, sends half of it and closes politely."""
+    """Announce the whole length, send half of it and close the connection."""
     return lambda request: request.reply(200, BODY[:HALF], SIZE, **headers)
 
 
 def dropped(**headers: str) -> Step:
-    """Resets the connection before any byte of the body that was announced."""
+    """Reset the connection before the first byte of the body."""
 
     def step(request: Request) -> None:
         request.reply(200, b"", SIZE, **headers)
@@ -142,7 +141,7 @@ def dropped(**headers: str) -> Step:
 
 
 def ranged(body: bytes = BODY, etag: str = '"v1"') -> Step:
-    """Honours Range and If-Range as RFC 9110 asks."""
+    """Answer Range and If-Range as RFC 9110 requires."""
 
     def step(request: Request) -> None:
         span = re.fullmatch(r"bytes=([0-9]+)-", request.headers.get("Range", ""))
@@ -157,7 +156,7 @@ def ranged(body: bytes = BODY, etag: str = '"v1"') -> Step:
 
 
 def left_in(cache: Path) -> set[str]:
-    """Names of the files in the cache; lock files stay for good and are not counted."""
+    """Return the names of the files in the cache, except for lock files, which are never removed."""
     return {path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
@@ -169,7 +168,7 @@ def refused_url(name: str = "data_A.root") -> str:
 
 @dataclass
 class SilentPort:
-    """A listening port whose queue is full: the kernel drops each further packet."""
+    """A listening port whose queue is full, so that the kernel drops each further packet."""
 
     sockets: list[socket.socket] = field(default_factory=list)
 
@@ -190,10 +189,10 @@ class SilentPort:
             it.close()
 
 
-# Whole files and the cache
+# --- complete files and the cache ---
 
 
-def test_a_whole_file_is_cached_and_nothing_else(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_complete_file_is_cached_and_nothing_else(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [whole()]
     seen: list[tuple[int, int | None]] = []
     path = fetch(server.url(), tmp_path, progress=lambda done, total: seen.append((done, total)))
@@ -210,12 +209,10 @@ def test_a_cached_file_needs_no_server(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
     assert fetch(url, tmp_path) == path
-    assert fetch_first([refused_url(), url], tmp_path) == path
+    assert Fetcher(tmp_path).fetch_first([refused_url(), url]) == path
 
 
-def test_a_file_without_announced_length_is_taken_by_the_length_in_its_header(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
+def test_without_a_content_length_the_length_in_the_root_header_counts(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [
         lambda request: request.reply(200, BODY[:HALF], -1),
         lambda request: request.reply(200, BODY, -1),
@@ -224,17 +221,17 @@ def test_a_file_without_announced_length_is_taken_by_the_length_in_its_header(
     assert len(server.requests) == 2
 
 
-def test_a_compressed_answer_is_unpacked(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_compressed_response_is_decompressed(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [whole(gzip.compress(BODY, 1), Content_Encoding="gzip", ETag='"v1"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
 
 
-def test_the_cache_is_laid_out_as_the_address(tmp_path: Path) -> None:
+def test_the_path_in_the_cache_is_host_and_path_of_the_url(tmp_path: Path) -> None:
     url = "https://opendata.cern.ch/eos/2020-01-22/4lep/MC/mc_345060.ggH125_ZZ4lep.4lep.root"
     assert cache_path(url, tmp_path) == tmp_path / url.removeprefix("https://")
 
 
-def test_addresses_neither_collide_nor_leave_the_cache(tmp_path: Path) -> None:
+def test_urls_never_share_a_path_nor_leave_the_cache(tmp_path: Path) -> None:
     host = "https://a.ch"
     urls = [
         f"{host}/b/c.root", f"{host}/b//c.root", f"{host}/b%2Fc.root", f"{host}/b_c.root", f"{host}/b c.root",
@@ -250,33 +247,33 @@ def test_addresses_neither_collide_nor_leave_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["ftp://a.ch/x.root", "data_A.root", "https://", "https://[a/x.root", "http://a:b/x"])
-def test_an_address_of_no_known_form_is_refused(url: str, tmp_path: Path) -> None:
+def test_a_url_of_another_scheme_or_without_host_is_an_error(url: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="not an address"):
         fetch(url, tmp_path)
 
 
-# Failures that pass
+# --- temporary failures ---
 
 
 @pytest.mark.parametrize("failure", [short(), dropped(), status(503), status(429), status(500)])
-def test_a_failure_that_passes_is_tried_again(failure: Step, server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_temporary_failure_is_retried(failure: Step, server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [failure, failure, whole()]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert len(server.requests) == 3
     assert left_in(tmp_path) == {"data_A.root"}
 
 
-def test_a_server_that_falls_silent_is_tried_again(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_server_that_sends_nothing_is_retried(server: ScriptedServer, tmp_path: Path) -> None:
     def silent(request: Request) -> None:
         request.server.release.wait(10)
 
     server.script = [silent, whole()]
-    policy = RetryPolicy(first_delay_s=0.001, read_s=0.1)
+    policy = RetryPolicy(first_delay_s=0.001, read_timeout_s=0.1)
     assert fetch(server.url(), tmp_path, policy=policy).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("failure", [short(), dropped(), status(503)])
-def test_a_failure_that_stays_is_given_up_after_five_attempts(
+def test_a_permanent_failure_is_given_up_after_five_attempts(
     failure: Step, server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script = [failure]
@@ -287,43 +284,43 @@ def test_a_failure_that_stays_is_given_up_after_five_attempts(
     assert left_in(tmp_path) == set()
 
 
-def test_delays_double_up_to_a_bound() -> None:
-    delays = [PATIENT.delay_s(failures) for failures in range(1, 9)]
+def test_delays_double_up_to_a_maximum() -> None:
+    delays = [DEFAULT_POLICY.delay_s(failures) for failures in range(1, 9)]
     assert all(0.5 * 2**n <= delay <= 2**n for n, delay in enumerate(delays[:4]))
-    assert max(delays) <= PATIENT.max_delay_s
-    assert sum(PATIENT.delay_s(failures) for failures in range(1, PATIENT.attempts)) <= 15
+    assert max(delays) <= DEFAULT_POLICY.max_delay_s
+    assert sum(DEFAULT_POLICY.delay_s(failures) for failures in range(1, DEFAULT_POLICY.attempts)) <= 15
 
 
-# Resuming
+# --- resuming ---
 
 
-def test_a_short_body_is_resumed_where_it_ended(server: ScriptedServer, tmp_path: Path) -> None:
+def test_an_incomplete_body_is_resumed_where_it_ended(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), ranged()]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert server.requests[1]["Range"] == f"bytes={HALF}-"
     assert server.requests[1]["If-Range"] == '"v1"'
 
 
-def test_a_date_serves_where_the_etag_is_weak(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_date_is_the_version_if_the_etag_is_weak(server: ScriptedServer, tmp_path: Path) -> None:
     date = "Wed, 22 Jan 2020 10:00:00 GMT"
     server.script = [short(ETag='W/"v1"', Last_Modified=date), ranged(etag=date)]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert server.requests[1]["If-Range"] == date
 
 
-def test_a_server_that_ignores_ranges_sends_all_again(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_server_that_ignores_ranges_sends_the_whole_file_again(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), whole(ETag='"v1"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert "Range" in server.requests[1]
 
 
-def test_a_file_of_no_known_version_is_not_resumed(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_file_of_unknown_version_is_not_resumed(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(), ranged(CHANGED_BODY)]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
     assert "Range" not in server.requests[1]
 
 
-def test_a_file_that_changed_in_between_is_not_spliced(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_file_that_changed_between_attempts_is_downloaded_whole(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), ranged(CHANGED_BODY, etag='"v2"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
 
@@ -336,7 +333,7 @@ def test_a_file_that_changed_in_between_is_not_spliced(server: ScriptedServer, t
         ("", '"v1"'),
     ],
 )
-def test_a_range_that_does_not_fit_is_thrown_away(
+def test_a_range_that_does_not_continue_the_file_is_discarded(
     content_range: str, etag: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
     def misfit(request: Request) -> None:
@@ -347,12 +344,12 @@ def test_a_range_that_does_not_fit_is_thrown_away(
     assert "Range" not in server.requests[2]
 
 
-def test_a_range_beyond_the_end_begins_afresh(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_range_beyond_the_end_starts_the_download_over(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), status(416), ranged()]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
 
 
-def test_what_was_given_up_is_resumed_by_the_next_call(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_next_call_resumes_a_download_that_was_given_up(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), status(503)]
     with pytest.raises(FetchError, match="HTTP 503"):
         fetch(server.url(), tmp_path, policy=QUICK)
@@ -362,11 +359,11 @@ def test_what_was_given_up_is_resumed_by_the_next_call(server: ScriptedServer, t
     assert left_in(tmp_path) == {"data_A.root"}
 
 
-# Failures that stay
+# --- permanent failures ---
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
-def test_a_refusal_is_final(code: int, server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_client_error_is_not_retried(code: int, server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [status(code)]
     with pytest.raises(FetchError, match=f"HTTP {code} ") as caught:
         fetch(server.url(), tmp_path)
@@ -375,7 +372,7 @@ def test_a_refusal_is_final(code: int, server: ScriptedServer, tmp_path: Path) -
     assert left_in(tmp_path) == set()
 
 
-def test_a_refusal_after_half_a_file_leaves_nothing(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_client_error_after_half_a_file_leaves_no_file(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), status(404)]
     with pytest.raises(FetchError, match="HTTP 404"):
         fetch(server.url(), tmp_path, policy=QUICK)
@@ -386,7 +383,7 @@ def test_a_refusal_after_half_a_file_leaves_nothing(server: ScriptedServer, tmp_
     ("page", "words"),
     [(b"<!DOCTYPE html><p>Sorry", "an HTML page that is not a ROOT file"), (b"", "not a ROOT file")],
 )
-def test_a_page_in_place_of_the_file_is_refused(
+def test_an_html_page_instead_of_the_file_is_an_error(
     page: bytes, words: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script = [whole(page)]
@@ -410,13 +407,13 @@ def test_credentials_never_appear_in_errors(server: ScriptedServer, tmp_path: Pa
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_named_and_ends_the_search(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_no_other_url_is_tried(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [whole()]
     target = cache_path(server.url(), tmp_path)
     target.parent.mkdir(parents=True)
     target.with_name("data_A.root.part").symlink_to("/dev/full")
     with pytest.raises(CacheError, match=re.escape(str(target.parent))) as caught:
-        fetch_first([server.url(), server.url("/other.root")], tmp_path, policy=QUICK)
+        Fetcher(tmp_path, QUICK).fetch_first([server.url(), server.url("/other.root")])
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOSPC
     assert len(server.requests) == 1
@@ -424,10 +421,10 @@ def test_a_full_disk_is_named_and_ends_the_search(server: ScriptedServer, tmp_pa
     assert fetch(server.url(), tmp_path).read_bytes() == BODY
 
 
-# No network
+# --- no network ---
 
 
-def test_a_refused_connection_is_unreachable_at_once(tmp_path: Path) -> None:
+def test_a_refused_connection_is_an_error_within_a_second(tmp_path: Path) -> None:
     began = time.monotonic()
     with pytest.raises(FetchError, match="refused") as caught:
         fetch(refused_url(), tmp_path)
@@ -446,7 +443,7 @@ def test_a_name_that_does_not_resolve_is_unreachable(tmp_path: Path, monkeypatch
     assert caught.value.unreachable
 
 
-def test_a_look_up_of_names_that_hangs_ends_within_the_time_out(
+def test_a_name_look_up_that_hangs_ends_within_the_connect_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
@@ -456,47 +453,49 @@ def test_a_look_up_of_names_that_hangs_ends_within_the_time_out(
         fetch("https://hanging.ch/x.root", tmp_path, policy=QUICK)
     ended.set()
     assert caught.value.unreachable
-    assert time.monotonic() - began < QUICK.connect_s + 0.3
+    assert time.monotonic() - began < QUICK.connect_timeout_s + 0.3
 
 
-def test_dropped_packets_on_all_hosts_end_within_the_time_out_of_each(tmp_path: Path) -> None:
+def test_hosts_that_drop_packets_take_the_connect_timeout_each(tmp_path: Path) -> None:
+    fetcher = Fetcher(tmp_path, QUICK)
     with SilentPort() as first, SilentPort() as second, SilentPort() as third:
         began = time.monotonic()
         with pytest.raises(FetchError, match=r"within 0\.6 s") as caught:
-            fetch_first([first, second, third], tmp_path, policy=QUICK)
+            fetcher.fetch_first([first, second, third])
         assert caught.value.unreachable
-        assert time.monotonic() - began < 3 * QUICK.connect_s + 0.5
-        assert 3 * PATIENT.connect_s < 12
+        assert time.monotonic() - began < 3 * QUICK.connect_timeout_s + 0.5
+        assert 3 * DEFAULT_POLICY.connect_timeout_s < 12
 
         began = time.monotonic()
         with pytest.raises(FetchError, match="within"):
-            fetch(first.replace("data_A", "data_B"), tmp_path)
-        assert time.monotonic() - began < 0.2, "an unreachable host is remembered"
+            fetcher.fetch(first.replace("data_A", "data_B"))
+        assert time.monotonic() - began < 0.2, "the check of an unreachable host is not repeated at once"
 
 
-def test_an_unreachable_server_is_asked_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_not_tried_again_at_once_but_later(tmp_path: Path) -> None:
     url = refused_url()
-    with pytest.raises(FetchError, match="refused"):
-        fetch(url, tmp_path)
+    fetchers = [Fetcher(tmp_path, replace(QUICK, retry_unreachable_after_s=seconds)) for seconds in (30.0, 0.0)]
+    for fetcher in fetchers:
+        with pytest.raises(FetchError, match="refused"):
+            fetcher.fetch(url)
     with serving(port=int(url.split(":")[2].split("/")[0])) as server:
         server.script = [whole()]
         with pytest.raises(FetchError, match="refused"):
-            fetch(url, tmp_path)
-        monkeypatch.setattr("workers.data_loader.reach.UNREACHABLE_S", 0.0)
-        assert fetch(url, tmp_path).read_bytes() == BODY
+            fetchers[0].fetch(url)
+        assert fetchers[1].fetch(url).read_bytes() == BODY
 
 
-def test_the_next_address_serves_where_the_first_does_not(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_next_url_is_used_if_the_first_fails(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [status(404), whole()]
-    path = fetch_first([refused_url(), server.url("/gone.root"), server.url()], tmp_path, policy=QUICK)
+    path = Fetcher(tmp_path, QUICK).fetch_first([refused_url(), server.url("/gone.root"), server.url()])
     assert path.read_bytes() == BODY
 
 
-def test_the_last_error_names_every_address_its_reason_and_the_way_out(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_error_names_every_url_with_its_reason_and_what_to_do(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [status(404), whole(b"<html>")]
     urls = [refused_url(), server.url("/gone.root"), server.url("/page.root")]
     with pytest.raises(FetchError) as caught:
-        fetch_first(urls, tmp_path, policy=QUICK)
+        Fetcher(tmp_path, QUICK).fetch_first(urls)
     message = str(caught.value)
     assert not caught.value.unreachable
     assert [message.index(url) for url in urls] == sorted(message.index(url) for url in urls)
@@ -504,12 +503,12 @@ def test_the_last_error_names_every_address_its_reason_and_the_way_out(server: S
     assert re.search("--data DIR.*--release demo$", message)
 
 
-def test_no_address_at_all_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+def test_no_url_at_all_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"no address is known.*--release demo$"):
-        fetch_first([], tmp_path)
+        Fetcher(tmp_path).fetch_first([])
 
 
-def test_xrootd_without_its_packages_says_what_to_install(
+def test_xrootd_without_its_packages_names_what_to_install(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "fsspec_xrootd", None)
@@ -517,14 +516,14 @@ def test_xrootd_without_its_packages_says_what_to_install(
         fetch(server.url().replace("http:", "root:"), tmp_path)
 
 
-# Replicas
+# --- several processes ---
 
 
 FETCH_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from workers.data_loader.fetch import fetch
-fetch(sys.argv[1], Path(sys.argv[2]), progress=lambda done, total: print(done, flush=True))
+from workers.data_loader.remote.fetch import Fetcher
+Fetcher(Path(sys.argv[2])).fetch(sys.argv[1], progress=lambda done, total: print(done, flush=True))
 print("there", flush=True)
 """
 
@@ -539,7 +538,7 @@ def fetching_process(url: str, cache: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_two_processes_and_two_threads_download_once(server: ScriptedServer, tmp_path: Path) -> None:
+def test_two_processes_and_two_threads_download_a_file_once(server: ScriptedServer, tmp_path: Path) -> None:
     begun = threading.Event()
 
     def held_back(request: Request) -> None:
@@ -560,7 +559,7 @@ def test_two_processes_and_two_threads_download_once(server: ScriptedServer, tmp
     assert len(server.requests) == 1
 
 
-def test_a_killed_process_lets_the_next_one_resume(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_download_of_a_killed_process_is_resumed(server: ScriptedServer, tmp_path: Path) -> None:
     def half_then_nothing(request: Request) -> None:
         request.reply(200, BODY[:HALF], SIZE, ETag='"v1"')
         request.server.release.wait(10)

@@ -1,4 +1,4 @@
-"""A ROOT file is split into chunks and read into four leading leptons, or a DataError says what is wrong with it."""
+"""Reading a ROOT file in chunks, the loader's selection steps, and the errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from common.releases import Sample
 from common.settings import RunSettings
 from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
 from workers.data_loader import reading
+from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import check_directory, locate
 
 GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
@@ -29,18 +30,18 @@ GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
 def read_all(
     path: Path, sample: Sample = SIMULATION, settings: RunSettings = NO_CUTS
 ) -> tuple[ak.Array, dict[str, int]]:
-    plan = reading.plan(path, RELEASE, sample, settings)
-    return reading.select(reading.read(path, RELEASE, sample, 0, plan.entries), RELEASE, sample, settings)
+    entries = reading.chunk_bounds(path, RELEASE, sample, settings)[-1]
+    return reading.select(reading.read(path, RELEASE, sample, 0, entries), RELEASE, sample, settings)
 
 
-def with_lepton(place: int, **change: float) -> list[dict[str, Any]]:
-    return [{**one, **change} if at == place else one for at, one in enumerate(GOOD)]
+def with_lepton(changed: int, **change: float) -> list[dict[str, Any]]:
+    return [{**one, **change} if index == changed else one for index, one in enumerate(GOOD)]
 
 
 # --- what is read -----------------------------------------------------------
 
 
-def test_the_four_leading_leptons_come_out_bit_for_bit_as_the_file_holds_them(tmp_path: Path) -> None:
+def test_the_four_leading_leptons_are_those_of_the_file_bit_for_bit(tmp_path: Path) -> None:
     five = [*four_leptons(51234.567, 40e3, 30e3, 20e3), lepton(7e3, -1, 13)]
     factors = {name: [0.1 * (i + 1), 2.0] for i, name in enumerate(RELEASE.branches.weights)}
 
@@ -58,7 +59,7 @@ def test_the_four_leading_leptons_come_out_bit_for_bit_as_the_file_holds_them(tm
     assert ak.to_numpy(events.weight)[0] == weight
 
 
-def test_the_weight_scales_with_luminosity_and_data_weigh_one(tmp_path: Path) -> None:
+def test_weights_scale_with_the_luminosity_and_data_have_weight_one(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [GOOD] * 3, {"mcWeight": [1.5, -2, 0.25]})
 
     at_10, at_25 = (ak.to_numpy(read_all(path, settings=replace(NO_CUTS, lumi_ifb=one))[0].weight) for one in (10, 25))
@@ -68,7 +69,7 @@ def test_the_weight_scales_with_luminosity_and_data_weigh_one(tmp_path: Path) ->
     assert ak.to_numpy(read_all(path, DATA)[0].weight).tolist() == [1, 1, 1]
 
 
-def test_events_of_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Path) -> None:
+def test_events_with_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Path) -> None:
     events = [GOOD[:n] for n in (0, 1, 2, 3)] + [GOOD, [*GOOD, lepton(5e3)]]
 
     assert read_all(write_file(tmp_path / "f.root", events))[1] == {"read": 6, "four_leptons": 2, "pt_cuts": 2}
@@ -85,7 +86,7 @@ def test_events_of_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Pat
         ("lep_eta", 1000.0),
     ],
 )
-def test_a_badly_measured_lepton_costs_its_event_and_no_other(tmp_path: Path, branch: str, value: float) -> None:
+def test_a_badly_measured_leading_lepton_removes_only_its_event(tmp_path: Path, branch: str, value: float) -> None:
     bad_fifth = [*GOOD, {**lepton(5e3), branch: value}]
     events = [GOOD, with_lepton(0, **{branch: value}), with_lepton(3, **{branch: value}), bad_fifth]
 
@@ -95,7 +96,7 @@ def test_a_badly_measured_lepton_costs_its_event_and_no_other(tmp_path: Path, br
     assert ak.to_numpy(kept.lep_pt).tolist() == [[40e3, 30e3, 20e3, 10e3]] * 2
 
 
-def test_a_weight_that_is_not_a_number_costs_its_event_in_simulation_only(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_removes_its_event_in_simulation_only(tmp_path: Path) -> None:
     weights = {"mcWeight": [1, np.nan, 1, 1], "scaleFactor_LepTRIGGER": [1, 1, np.inf, 1]}
     path = write_file(tmp_path / "f.root", [GOOD] * 4, weights)
 
@@ -103,20 +104,20 @@ def test_a_weight_that_is_not_a_number_costs_its_event_in_simulation_only(tmp_pa
     assert read_all(path, DATA)[1]["four_leptons"] == 4
 
 
-def test_factors_whose_product_is_too_large_for_a_float_cost_their_event(tmp_path: Path) -> None:
+def test_a_product_of_weights_that_overflows_removes_its_event(tmp_path: Path) -> None:
     weights = {"mcWeight": [1, 1e30, 1e30], "scaleFactor_LepTRIGGER": [1, 1e30, 1]}
 
     assert read_all(write_file(tmp_path / "f.root", [GOOD] * 3, weights))[1]["four_leptons"] == 2
 
 
-def test_branches_that_disagree_on_the_number_of_leptons_cost_the_event(tmp_path: Path) -> None:
+def test_branches_with_different_numbers_of_leptons_remove_the_event(tmp_path: Path) -> None:
     energies = ak.Array([[5e4] * 4, [5e4] * 3, [5e4] * 5])
     path = write_file(tmp_path / "f.root", [GOOD] * 3, change={"lep_E": ak.values_astype(energies, np.float32)})
 
     assert read_all(path)[1]["four_leptons"] == 1
 
 
-def test_doubles_are_read_as_floats_and_those_too_large_are_not_finite(tmp_path: Path) -> None:
+def test_doubles_are_read_as_floats_and_an_overflow_removes_the_event(tmp_path: Path) -> None:
     pts = ak.Array([[40e3, 30e3, 20e3, 10e3], [1e300, 30e3, 20e3, 10e3]])
     weights = np.array([1.0, 1.0])
 
@@ -127,10 +128,10 @@ def test_doubles_are_read_as_floats_and_those_too_large_are_not_finite(tmp_path:
     assert ak.to_numpy(events.lep_pt).dtype == np.float32
 
 
-def test_a_tree_without_entries_gives_no_chunk_and_no_error(tmp_path: Path) -> None:
+def test_a_tree_without_entries_has_no_chunks_and_no_error(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [])
 
-    assert reading.plan(path, RELEASE, SIMULATION, NO_CUTS) == reading.Plan(0, (0,))
+    assert reading.chunk_bounds(path, RELEASE, SIMULATION, NO_CUTS) == (0,)
     assert read_all(path)[1] == {"read": 0, "four_leptons": 0, "pt_cuts": 0}
 
 
@@ -193,7 +194,7 @@ def nothing(path: Path) -> None:
         (nothing, "No such file"),
     ],
 )
-def test_a_file_that_is_not_the_release_s_is_named_with_the_cause(tmp_path: Path, make: Any, cause: str) -> None:
+def test_an_unreadable_file_is_named_with_the_cause(tmp_path: Path, make: Any, cause: str) -> None:
     path = tmp_path / "mc.root"
     make(path)
 
@@ -204,7 +205,7 @@ def test_a_file_that_is_not_the_release_s_is_named_with_the_cause(tmp_path: Path
     assert cause in str(caught.value)
 
 
-def test_a_truncated_file_is_an_error_wherever_it_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_wherever_it_is_truncated(tmp_path: Path) -> None:
     whole = write_file(tmp_path / "whole.root", [GOOD] * 500, basket=100).read_bytes()
     path = tmp_path / "cut.root"
     for length in np.linspace(1, len(whole), 25, endpoint=False).astype(int):
@@ -213,8 +214,8 @@ def test_a_truncated_file_is_an_error_wherever_it_was_cut(tmp_path: Path) -> Non
             read_all(path)
 
 
-def test_a_file_that_lacks_nothing_but_its_last_bytes_is_never_read_short(tmp_path: Path) -> None:
-    """Behind the tree lies what ROOT needs for writing only."""
+def test_a_file_without_its_last_bytes_is_never_read_in_part(tmp_path: Path) -> None:
+    """The bytes after the tree are needed for writing only."""
     whole = write_file(tmp_path / "whole.root", [GOOD] * 20).read_bytes()
     path = tmp_path / "cut.root"
     for missing in (1, 10, 100, 1000):
@@ -224,7 +225,7 @@ def test_a_file_that_lacks_nothing_but_its_last_bytes_is_never_read_short(tmp_pa
 
 
 def test_flipped_bits_give_an_error_or_the_same_events(tmp_path: Path) -> None:
-    """The compressed baskets carry checksums; what is not in them must not change what is read."""
+    """The compressed baskets carry checksums; other bits must not change the events."""
     rng = np.random.default_rng(1)
     events = [four_leptons(*np.sort(rng.choice([10e3, 20e3, 30e3], 4))[::-1]) for _ in range(400)]
     body = write_file(tmp_path / "whole.root", events).read_bytes()
@@ -244,14 +245,14 @@ def test_flipped_bits_give_an_error_or_the_same_events(tmp_path: Path) -> None:
     assert errors > 10
 
 
-def test_a_file_that_has_shrunk_since_it_was_planned_is_never_read_short(tmp_path: Path) -> None:
+def test_a_file_with_fewer_entries_than_planned_is_an_error(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [GOOD] * 10)
 
     with pytest.raises(DataError, match=r"f\.root: holds 2 entries between 8 and 12"):
         reading.read(path, RELEASE, SIMULATION, 8, 12)
 
 
-def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [GOOD] * 3)
     assert read_all(path)[1]["read"] == 3
 
@@ -268,13 +269,13 @@ def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
     chunk_entries=st.integers(1, 300),
     part=st.floats(0.001, 1),
 )
-def test_chunks_cover_every_entry_once_in_order_and_end_with_baskets_where_they_can(
+def test_chunks_cover_every_entry_once_and_end_at_baskets_where_possible(
     sizes: list[int], chunk_entries: int, part: float
 ) -> None:
     baskets = np.cumsum([0, *sizes])
     entries = int(part * baskets[-1])
 
-    bounds = reading._bounds(entries, baskets, chunk_entries)
+    bounds = reading.split_at_baskets(entries, baskets, chunk_entries)
 
     assert (bounds[0], bounds[-1]) == (0, entries)
     for start, stop in pairwise(bounds):
@@ -284,11 +285,11 @@ def test_chunks_cover_every_entry_once_in_order_and_end_with_baskets_where_they_
             assert stop == in_second_half[-1]
 
 
-def test_chunks_of_a_real_tree_end_where_its_baskets_end(tmp_path: Path) -> None:
+def test_chunks_of_a_tree_end_where_its_baskets_end(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [GOOD] * 100, basket=30)
 
     def bounds(**settings: Any) -> tuple[int, ...]:
-        return reading.plan(path, RELEASE, SIMULATION, replace(NO_CUTS, **settings)).bounds
+        return reading.chunk_bounds(path, RELEASE, SIMULATION, replace(NO_CUTS, **settings))
 
     assert bounds() == (0, 100)
     assert bounds(chunk_entries=35) == (0, 30, 60, 90, 100)
@@ -304,7 +305,7 @@ def test_a_fraction_reads_the_first_entries_of_each_file(tmp_path: Path) -> None
 
     assert cutflow["read"] == 2
     assert ak.to_numpy(events.lep_pt)[:, 0].tolist() == [40000, 40001]
-    # 0.29 · 100 is 28.999… in binary, 29 in decimal: what the user wrote counts.
+    # 0.29 · 100 is 28.999… in binary; the fraction is taken as the decimal number that the user wrote.
     assert replace(NO_CUTS, fraction=0.29).entries_of(100) == 29
 
 
@@ -326,7 +327,7 @@ JUST_ABOVE_20_GEV = float(np.nextafter(np.float32(20e3), np.float32(np.inf)))
         ((0, 0, 0, 5), 4),
     ],
 )
-def test_each_pt_cut_is_strictly_greater_on_the_lepton_in_its_place(
+def test_pt_cut_i_keeps_events_whose_lepton_i_is_strictly_above_it(
     tmp_path: Path, cuts: tuple[float, ...], passing: int
 ) -> None:
     events = [
@@ -345,16 +346,16 @@ def test_each_pt_cut_is_strictly_greater_on_the_lepton_in_its_place(
 # --- where files are --------------------------------------------------------
 
 
-def test_a_file_is_found_in_the_release_s_layout_or_flat(tmp_path: Path) -> None:
-    settings = replace(NO_CUTS, data=str(tmp_path))
+def test_a_file_is_found_in_the_layout_of_the_release_or_flat(tmp_path: Path) -> None:
+    settings, fetcher = replace(NO_CUTS, data=str(tmp_path)), Fetcher(tmp_path / "cache")
     flat = tmp_path / Path(DATA.file).name
     flat.touch()
-    assert locate(DATA, settings, tmp_path / "cache") == flat
+    assert locate(DATA, settings, fetcher) == flat
 
     (tmp_path / "Data").mkdir()
     (tmp_path / DATA.file).touch()
-    assert locate(DATA, settings, tmp_path / "cache") == tmp_path / DATA.file
+    assert locate(DATA, settings, fetcher) == tmp_path / DATA.file
 
     check_directory(RELEASE, settings)
     with pytest.raises(DataError, match=r"mc_410000.*no such file.*--data"):
-        locate(SIMULATION, settings, tmp_path / "cache")
+        locate(SIMULATION, settings, fetcher)

@@ -1,1 +1,1 @@
-"""Opens files, splits them into chunks, reads the chunks and applies the pT cuts."""
+"""Read the files of a run in chunks and apply the pT cuts."""

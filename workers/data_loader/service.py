@@ -1,9 +1,10 @@
-"""The data-loader: plans runs, reads chunks, applies the pT cuts."""
+"""The data-loader: splits runs into chunks, reads the chunks and applies the pT cuts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 from common import topology
@@ -29,9 +30,10 @@ from common.topology import Queue
 from common.transport import Delivery
 from physics import RELEASES
 from workers.data_loader import reading
+from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import locate
 
-NEWS_EVERY_S = 0.5
+FETCH_PROGRESS_EVERY_S = 0.5
 
 
 class DataLoader(Service):
@@ -41,18 +43,20 @@ class DataLoader(Service):
     releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.RUNS, topology.CHUNKS)
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, decompression_threads: int = 2) -> None:
+        """Decompress baskets in so many threads, which use other cores; 0 for a process that has one core."""
         self._defaults = RELEASES.resolve(settings.run)
-        self._cache = settings.cache
+        self._fetcher = Fetcher(settings.cache)
+        self._decompression = ThreadPoolExecutor(decompression_threads) if decompression_threads else None
 
     def decode(self, delivery: Delivery) -> Message:
-        """Read a delivery; what a run request leaves open is taken from this service's own settings."""
+        """Read a delivery; a setting that a run request does not give is taken from this service's settings."""
         if delivery.kind == RunRequest.kind:
             return RunRequest.decode(delivery.body, self.releases, self._defaults)
         return super().decode(delivery)
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Do a run request, a file task or a chunk task."""
+        """Handle a run request, a file task or a chunk task."""
         match message:
             case RunRequest():
                 return self._begin(message)
@@ -71,25 +75,25 @@ class DataLoader(Service):
         release = RELEASES[task.settings.release]
         sample = release.sample(task.sample)
         try:
-            path = locate(sample, task.settings, self._cache, self._news_of_fetching(task))
-            plan = reading.plan(path, release, sample, task.settings)
+            path = locate(sample, task.settings, self._fetcher, self._fetch_progress(task))
+            bounds = reading.chunk_bounds(path, release, sample, task.settings)
         except DataError as error:
             return [SamplePlan(task.run_id, task.sample, problem=str(error))]
-        planned = SamplePlan(task.run_id, task.sample, plan.entries, plan.bounds)
-        everything = Chunk(task.run_id, task.sample, 0, plan.entries)
-        tasks = [ChunkTask(chunk, task.settings) for chunk in planned.chunks]
-        # The first chunk at once: the other services have something to do while the next files are planned.
-        begun = [message for first in tasks[:1] for message in self._read(first)]
-        return [planned, Progress("plan", everything), *tasks[1:], *begun]
+        plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds)
+        whole_file = Chunk(task.run_id, task.sample, 0, bounds[-1])
+        tasks = [ChunkTask(chunk, task.settings) for chunk in plan.chunks]
+        # Read the first chunk now, so that the other services have work while the next files are planned.
+        first_chunk = [message for first in tasks[:1] for message in self._read(first)]
+        return [plan, Progress("plan", whole_file), *tasks[1:], *first_chunk]
 
-    def _news_of_fetching(self, task: FileTask) -> Callable[[int, int | None], None]:
-        """Tell how far a fetch is, not more often than a person can read."""
+    def _fetch_progress(self, task: FileTask) -> Callable[[int, int | None], None]:
+        """Return a callback that publishes the progress of a download, at most twice a second."""
         next_at = time.monotonic()
 
         def publish_progress(done_bytes: int, total_bytes: int | None) -> None:
             nonlocal next_at
             if time.monotonic() >= next_at:
-                next_at = time.monotonic() + NEWS_EVERY_S
+                next_at = time.monotonic() + FETCH_PROGRESS_EVERY_S
                 self.publish_without_confirm(FetchProgress(task.run_id, task.sample, done_bytes, total_bytes))
 
         return publish_progress
@@ -99,8 +103,8 @@ class DataLoader(Service):
         release = RELEASES[task.settings.release]
         sample = release.sample(chunk.sample)
         try:
-            path = locate(sample, task.settings, self._cache)
-            arrays = reading.read(path, release, sample, chunk.start, chunk.stop)
+            path = locate(sample, task.settings, self._fetcher)
+            arrays = reading.read(path, release, sample, chunk.start, chunk.stop, decompression=self._decompression)
             events, cutflow = reading.select(arrays, release, sample, task.settings)
         except DataError as error:
             return [ChunkFailed(chunk, str(error))]

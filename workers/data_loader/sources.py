@@ -1,4 +1,4 @@
-"""Where the files of a release come from: a directory, an address, the cache, or the demo's generator."""
+"""The local path of a sample's file: in a directory, downloaded into the cache, or generated for the demo."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from common.releases import Release, Sample
 from common.settings import RunSettings, is_url
 from physics import RELEASES
 from workers.data_loader.demo import demo_file
-from workers.data_loader.fetch import Progress, fetch_first
+from workers.data_loader.remote.fetch import Fetcher
+from workers.data_loader.remote.transfer import ProgressCallback
 
 
-def locate(sample: Sample, settings: RunSettings, cache: Path, fetched: Progress | None = None) -> Path:
-    """Return the local path of a sample's file, fetching or generating it where that is needed.
+def locate(sample: Sample, settings: RunSettings, fetcher: Fetcher, progress: ProgressCallback | None = None) -> Path:
+    """Return the local path of a sample's file, downloading or generating it if necessary.
 
-    ``fetched`` is called with the bytes that have come and, where it is known,
-    how many there will be. Raises DataError (FetchError for a remote file) that
-    names the file and the way out.
+    ``progress`` is called with the number of bytes downloaded so far and, if it is known, the
+    size of the file. Raises DataError (FetchError for a remote file), which names the file
+    and what to do.
     """
     release = RELEASES[settings.release]
     if release.toy:
         try:
-            return demo_file(sample, release, settings.demo_events, cache / release.name)
+            return demo_file(sample, release, settings.demo_events, fetcher.cache / release.name)
         except OSError as error:
-            raise DataError(f"the demo release cannot be written in {cache} (CACHE): {error}") from error
+            raise DataError(f"the demo release cannot be written in {fetcher.cache} (CACHE): {error}") from error
     if settings.data is None or is_url(settings.data):
         bases = release.base_urls if settings.data is None else (settings.data,)
-        return fetch_first([base + sample.file for base in bases], cache, progress=fetched)
+        return fetcher.fetch_first([base + sample.file for base in bases], progress)
     path = _in_directory(sample, Path(settings.data))
     if path is None:
         missing = Path(settings.data) / sample.file
         cause = "a directory, not a ROOT file" if missing.is_dir() else "no such file"
-        raise DataError(f"{missing}: {cause}; is DATA (--data) right?")
+        raise DataError(f"{missing}: {cause}; check DATA (--data)")
     return path
 
 
 def check_directory(release: Release, settings: RunSettings) -> None:
-    """Raise SettingsError where ``settings.data`` is a directory that has none of the run's files."""
+    """Raise SettingsError if ``settings.data`` is a directory that has none of the run's files."""
     if settings.data is None or is_url(settings.data):
         return
     directory = Path(settings.data)
@@ -46,13 +47,13 @@ def check_directory(release: Release, settings: RunSettings) -> None:
     samples = release.in_order(settings.samples or release.sample_names)
     if not any(_in_directory(sample, directory) for sample in samples):
         raise SettingsError(
-            f"DATA={settings.data!r}: none of the run's files is there, for example {samples[0].file}; "
+            f"DATA={settings.data!r}: the directory has none of the run's files, for example {samples[0].file}; "
             "give the directory that holds Data/ and MC/"
         )
 
 
 def _in_directory(sample: Sample, directory: Path) -> Path | None:
-    """The sample's file in the release's layout, or flat in the directory as a browser saves it."""
+    """Return the sample's file in the release's layout, or directly in the directory as a browser saves it."""
     for path in (directory / sample.file, directory / Path(sample.file).name):
         if path.is_file():
             return path

@@ -1,0 +1,1 @@
+"""Downloads the files of a release into a local cache."""
