@@ -2,9 +2,9 @@
 
     python -m benchmarks [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
 
-Makes a toy release of the size and the branches of the real one, once. Then every contestant does the same run,
+Makes a toy release of the size and the branches of the real one, once. Then every implementation does the same run,
 one after the other, round by round. Needs RabbitMQ as the tests do; ``pip install -r benchmarks/requirements.txt``
-has what the contestants need.
+has what the implementations need.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contest import Contestant, Round, by_service, check, markdown, table, write
-from benchmarks.releases import FULL_SIZE, toy_release
-from benchmarks.stack import BenchmarkError, Stack, near_broker, warm_stack
+from benchmarks.comparison import Implementation, Round, by_service, check, markdown, table, write
+from benchmarks.stack import FULL_SIZE, BenchmarkError, Stack, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
 
-class Program(Contestant):
-    """One of the contestants in a process of its own."""
+class Program(Implementation):
+    """One of the implementations in a process of its own."""
 
     def __init__(self, name: str, module: str, cache: Path, needs: str = "") -> None:
         super().__init__(name)
         self.missing = needs if needs and importlib.util.find_spec(needs) is None else None
-        self._command = [sys.executable, "-m", f"benchmarks.contestants.{module}"]
+        self._command = [sys.executable, "-m", f"benchmarks.implementations.{module}"]
         self._cache = cache
 
     def round(self, run: RunSettings) -> Round:
@@ -45,7 +44,7 @@ class Program(Contestant):
         return Round(answer["seconds"], {"process": answer["cpu_seconds"]}, answer["samples"])
 
 
-class Distributed(Contestant):
+class Distributed(Implementation):
     """Warm services on a RabbitMQ."""
 
     def __init__(self, name: str, services: Stack) -> None:
@@ -67,7 +66,7 @@ class Distributed(Contestant):
 def main() -> int:
     """Measure, print and write; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of every contestant (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of every implementation (default: 5)")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy release is kept")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
     arguments = parser.parse_args()
@@ -81,7 +80,7 @@ def main() -> int:
             held.enter_context(warm_stack(broker, folder / str(n), data_loaders=n, data_processors=n)) for n in (1, 2)
         )
         distributed = Distributed("RabbitMQ, 1 loader, 1 processor", alone)
-        everyone: list[Contestant] = [
+        everyone: list[Implementation] = [
             Program("notebook", "notebook", cache, needs="vector"),
             Program("embedded", "embedded", cache),
             distributed,
@@ -90,11 +89,11 @@ def main() -> int:
             Program("RDataFrame, a thread a core", "rdataframe", cache, needs="ROOT"),
         ]
         for number in range(1, arguments.rounds + 1):
-            for contestant in (one for one in everyone if one.missing is None):
-                measured = contestant.round(run)
-                rounds.setdefault(contestant.name, []).append(measured)
-                check(contestant.name, measured, rounds["notebook"][0])
-                print(f"round {number}: {contestant.name}: {measured.seconds:.2f} s, CPU {measured.cpu:.2f} s")
+            for implementation in (one for one in everyone if one.missing is None):
+                measured = implementation.round(run)
+                rounds.setdefault(implementation.name, []).append(measured)
+                check(implementation.name, measured, rounds["notebook"][0])
+                print(f"round {number}: {implementation.name}: {measured.seconds:.2f} s, CPU {measured.cpu:.2f} s")
         small = median(distributed.services.run(RunSettings(release="demo")).seconds for _ in range(arguments.rounds))
         sent = distributed.bytes_of(run)
     events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())

@@ -16,9 +16,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.growth import peaks_of
-from benchmarks.releases import DEMO, toy_release
-from benchmarks.stack import Stack, final_result, near_broker
+from benchmarks.scaling import peaks_of
+from benchmarks.stack import DEMO, Stack, final_result, near_broker, toy_release
 from common import topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit

@@ -21,10 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.contest import markdown, write
-from benchmarks.processes import cpu_seconds
-from benchmarks.releases import toy_release
-from benchmarks.stack import Stack, near_broker, wait_for_consumers
+from benchmarks.comparison import markdown, write
+from benchmarks.resource_usage import cpu_seconds
+from benchmarks.stack import Stack, near_broker, toy_release, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
 from tests.support.paths import ROOT
 from tests.support.workers import Workers

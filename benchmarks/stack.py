@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.processes import cpu_seconds, memory_bytes
+from benchmarks.resource_usage import cpu_seconds, memory_bytes
 from common import messages, topology
 from common.messages import Result, ResultFiles, RunFailed
 from common.settings import BrokerSettings, RunSettings
@@ -24,11 +24,17 @@ from physics import RELEASES
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
+from workers.data_loader.demo import demo_file
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
 #: The broker's own statistics come every five seconds.
 STATISTICS_S = 6.0
+
+
+DEMO = RELEASES["demo"]
+#: Number of simulated events in the 4lep files of the 2020 release.
+FULL_SIZE = sum(sample.entries for sample in DEMO.samples if not sample.is_data)
 
 
 class BenchmarkError(Exception):
@@ -89,6 +95,16 @@ class Stack:
         time.sleep(STATISTICS_S)
         connections = self.broker.api("GET", f"vhosts/{self.vhost.vhost}/connections")
         return sum(connection["recv_oct"] for connection in connections)
+
+
+def toy_release(events: int, cache: Path, *, all_branches: bool = False) -> Path:
+    """Make the demo release with so many simulated events where a data-loader with this CACHE finds it.
+
+    Returns its directory.
+    """
+    for sample in DEMO.samples:
+        path = demo_file(sample, DEMO, events, cache / DEMO.name, all_branches=all_branches)
+    return path.parents[1]
 
 
 @contextmanager

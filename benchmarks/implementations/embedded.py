@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.contestants import Found
-from benchmarks.processes import cpu_seconds
+from benchmarks.implementations import Found
+from benchmarks.resource_usage import cpu_seconds
 from benchmarks.stack import final_result, wait_for_folder
 from common import settings, topology
 from common.settings import RunSettings
@@ -27,7 +27,7 @@ from workers.embedded import EmbeddedServices
 
 
 def main() -> int:
-    """Measure the embedded run as ``contestants.main`` does the others; returns the exit code."""
+    """Measure the embedded run as ``implementations.main`` does the others; returns the exit code."""
     run, cache = RunSettings.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
     myself = psutil.Process()
     with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:

@@ -14,8 +14,8 @@ import numpy as np
 from coffea import processor
 from coffea.nanoevents import BaseSchema
 
-from benchmarks.contestants import EDGES, Found, branches, files, main
-from benchmarks.contestants.notebook import select
+from benchmarks.implementations import EDGES, Found, branches, files, main
+from benchmarks.implementations.notebook import select
 from common.settings import RunSettings
 from physics import RELEASES
 

@@ -1,4 +1,4 @@
-"""Contestants, their rounds, and the table of what they took."""
+"""Implementations, their rounds, and the table of what they took."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Round:
         return sum(self.cpu_seconds.values())
 
 
-class Contestant(ABC):
+class Implementation(ABC):
     """One way to do the analysis; ``missing`` names the package it would need."""
 
     missing: str | None = None
@@ -59,7 +59,7 @@ def check(name: str, measured: Round, reference: Round) -> None:
 
 
 def table(rounds: Mapping[str, Sequence[Round]], events: int) -> list[list[str]]:
-    """Rows of the contestants, the first of which is what the others are compared with.
+    """Rows of the implementations, the first of which is what the others are compared with.
 
     Ratios are the medians of the rounds' own ratios: what slows the machine in a round slows all.
     """
@@ -85,7 +85,7 @@ def table(rounds: Mapping[str, Sequence[Round]], events: int) -> list[list[str]]
 
 
 def by_service(rounds: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """Rows of the CPU seconds by service, medians over the rounds, of the contestants that have services."""
+    """Rows of the CPU seconds by service, medians over the rounds, of the implementations that have services."""
     distributed = {name: found for name, found in rounds.items() if len(found[0].cpu_seconds) > 1}
     services = list(next(iter(distributed.values()))[0].cpu_seconds)
     rows = [["CPU s", *services]]

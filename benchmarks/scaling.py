@@ -1,6 +1,6 @@
 """How time and memory grow with the events of a run.
 
-    python -m benchmarks.growth [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
+    python -m benchmarks.scaling [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
 
 Toy releases of these sizes go, one after the other, through warm services on RabbitMQ. Time has to grow as the
 events do, and the memory of each service not at all.
@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.contest import markdown, write
-from benchmarks.releases import toy_release
-from benchmarks.stack import Measured, Stack, near_broker, warm_stack
+from benchmarks.comparison import markdown, write
+from benchmarks.stack import Measured, Stack, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
@@ -78,11 +77,13 @@ def rows_of(measured: Sequence[Grown]) -> list[list[str]]:
 
 def main() -> int:
     """Measure, print and write; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
     parser.add_argument("--rounds", type=int, default=3, help="all sizes so often, each time by new workers")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "growth.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "scaling.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     for events in arguments.events:

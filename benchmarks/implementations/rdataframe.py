@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants import EDGES, Found, files, main
+from benchmarks.implementations import EDGES, Found, files, main
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES

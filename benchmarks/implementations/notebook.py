@@ -17,7 +17,7 @@ import numpy.typing as npt
 import uproot
 import vector
 
-from benchmarks.contestants import EDGES, Found, branches, files, main
+from benchmarks.implementations import EDGES, Found, branches, files, main
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES

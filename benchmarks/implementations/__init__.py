@@ -1,6 +1,6 @@
 """The same analysis in several ways, each a program that says what it found and what it took.
 
-``python -m benchmarks.contestants.NAME RUN CACHE`` does the run whose settings are the JSON text RUN, and prints
+``python -m benchmarks.implementations.NAME RUN CACHE`` does the run whose settings are the JSON text RUN, and prints
 seconds and CPU seconds (children included) from the first file to the last number, imports left out, and of every
 sample the events selected, the sum of weights and the m4l histogram.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.processes import cpu_seconds
+from benchmarks.resource_usage import cpu_seconds
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES
