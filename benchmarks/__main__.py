@@ -1,10 +1,10 @@
-"""How fast the pipeline is, against a notebook and what else the field uses, measured side by side.
+"""Compare the speed of the pipeline with that of a notebook, coffea and RDataFrame.
 
     python -m benchmarks [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
 
-Makes a toy release of the size and the branches of the real one, once. Then every implementation does the same run,
-one after the other, round by round. Needs RabbitMQ as the tests do; ``pip install -r benchmarks/requirements.txt``
-has what the implementations need.
+Makes a toy release with the size and the branches of the real one, once. Then the implementations do the same run
+in turn, in several rounds. Needs RabbitMQ as the tests do; ``pip install -r benchmarks/requirements.txt`` installs
+the packages that the implementations need.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.paths import ROOT
 
 
 class Program(Implementation):
-    """One of the implementations in a process of its own."""
+    """An implementation that runs in a new process for each round."""
 
     def __init__(self, name: str, module: str, cache: Path, needs: str = "") -> None:
         super().__init__(name)
@@ -35,7 +35,7 @@ class Program(Implementation):
         self._cache = cache
 
     def round(self, run: RunSettings) -> Round:
-        """Run the program, and read what it says."""
+        """Run the program and read the measurement that it prints."""
         command = [*self._command, json.dumps({"data": run.data}), str(self._cache)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own
         if ran.returncode:
@@ -45,19 +45,19 @@ class Program(Implementation):
 
 
 class Distributed(Implementation):
-    """Warm services on a RabbitMQ."""
+    """The pipeline with RabbitMQ, whose services run all the time."""
 
     def __init__(self, name: str, services: Stack) -> None:
         super().__init__(name)
         self.services = services
 
     def round(self, run: RunSettings) -> Round:
-        """One run, from its submission to its final result."""
+        """Measure a run from its submission to its final result."""
         measured = self.services.run(run)
         return Round(measured.seconds, measured.cpu_seconds, measured.result["samples"])
 
     def bytes_of(self, run: RunSettings) -> int:
-        """What one run sends through the broker."""
+        """Return the number of bytes that a run sends through the broker."""
         before = self.services.bytes_through_broker()
         self.round(run)
         return self.services.bytes_through_broker() - before
@@ -66,8 +66,8 @@ class Distributed(Implementation):
 def main() -> int:
     """Measure, print and write; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of every implementation (default: 5)")
-    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy release is kept")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: 5)")
+    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy release")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
@@ -102,9 +102,9 @@ def main() -> int:
         [
             "# How long a run of the 2020 release's size takes",
             f"{events:,} toy events with the branches of the real ones; medians of {arguments.rounds} interleaved "
-            "rounds, ratios round by round. The notebook's time is that of selection and histogram; the pipeline's is "
-            "from the submission to the final result, fit included, plots left out. Imports count for nobody. "
-            "RabbitMQ runs in a container and is reached at its own address, as the services of the Compose stack do.",
+            "rounds, ratios by round. The notebook's time is that of selection and histogram; the pipeline's is from "
+            "the submission to the final result, with the fit and without the plots. Imports are never included. "
+            "RabbitMQ runs in a container and is connected to at its own address, as in the Compose stack.",
             markdown(table(rounds, events)),
             markdown(by_service(rounds)),
             f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "

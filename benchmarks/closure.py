@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Does the fit find what is there? Pseudo-experiments with toy data whose truth is known.
+"""Closure test of the fit: pseudo-experiments with toy data of known signal strength and Higgs mass.
 
     python -m benchmarks.closure [--experiments 200] [--seed 1] [--picture docs/closure.png]
 
-Each pseudo-experiment draws new data from the processes of the demo release,
-and new Z and tt̄ simulation, whose few events are the largest uncertainty; the
-plentiful simulation of ZZ* and of the signal is that of the demo release. The
-m4l of all its data is off by a factor of its own, of 1 ± 0.01, as the model's
-m4l scale allows. All of it goes through the selection, the histograms, the model
-and the fit of the services. The truth is a signal strength of 1 and a Higgs
-boson of 125 GeV.
+Each pseudo-experiment draws new data from the toys of the demo release, and new
+Z and tt̄ simulation, whose few events cause the largest uncertainty; the many
+simulated events of ZZ* and of the signal are those of the demo release. The m4l
+of the data is multiplied by a factor drawn from 1 ± 0.01 in each experiment, as
+the model's m4l scale allows. Selection, histograms, model and fit are those of
+the services. The true signal strength is 1 and the true Higgs mass 125 GeV.
 
-Exit code 0: the pull of the signal strength has mean 0 ± 0.15 and width 1 ± 0.15, and the intervals
-of the mass hold 125 GeV, and the statistical ones 125 GeV times the scale, in 68 % of the experiments
-(within two standard deviations of the binomial distribution); 1: not so.
+The exit code is 0 if the pull of the signal strength has mean 0 ± 0.15 and width
+1 ± 0.15, if the mass intervals contain 125 GeV in 68 % of the experiments, and if
+the statistical mass intervals contain 125 GeV times the factor in 68 % of them
+(both within two standard deviations of the binomial distribution); otherwise 1.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ Interval = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one pseudo-experiment measured; masses in GeV, None where the likelihood gives none.
+    """The result of one pseudo-experiment; masses in GeV, None if the likelihood determines none.
 
-    ``m4l_scale`` is the factor by which the m4l of its data was off.
+    ``m4l_scale`` is the factor by which the m4l of its data was multiplied.
     """
 
     mu: float
@@ -81,7 +81,7 @@ class Experiment:
 
     @property
     def mass_pull(self) -> float | None:
-        """(m̂ - 125 GeV) / the interval's length on the side of the truth; None without both."""
+        """(m̂ - 125 GeV) / the length of the interval on the side of the true mass; None if one of them is missing."""
         if self.mass_gev is None:
             return None
         side = self.mass_interval_gev[0 if self.mass_gev > TRUE_MASS_GEV else 1]
@@ -89,12 +89,12 @@ class Experiment:
 
     @property
     def covers_mass(self) -> bool | None:
-        """Whether the interval holds 125 GeV; a side without an end has none. None without a mass."""
+        """Whether the interval contains 125 GeV; an end that is None is unbounded. None if there is no mass."""
         return None if self.mass_gev is None else _holds(self.mass_interval_gev, TRUE_MASS_GEV)
 
     @property
-    def covers_moved_mass(self) -> bool | None:
-        """Whether the statistical interval holds where the m4l scale has put the peak."""
+    def covers_scaled_mass(self) -> bool | None:
+        """Whether the statistical interval contains 125 GeV times the m4l scale. None if there is no mass."""
         truth = TRUE_MASS_GEV * self.m4l_scale
         return None if self.mass_gev is None else _holds(self.statistical_interval_gev, truth)
 
@@ -105,23 +105,23 @@ def _holds(interval: Interval, truth: float) -> bool:
 
 
 class Laboratory:
-    """Makes pseudo-experiments: the plentiful simulation once, everything else anew for each."""
+    """Makes pseudo-experiments with the same ZZ* and signal simulation, and with other events drawn for each."""
 
     def __init__(self, cache: Path) -> None:
         self.release = RELEASES["demo"]
         self.run = RunSettings(release=self.release.name)
-        self._kept = {
+        self._common = {
             sample.name: self._of_file(sample, cache)
             for sample in self.release.samples
             if sample.category not in REDRAWN
         }
 
     def result(self, rng: np.random.Generator, m4l_scale: float) -> dict[str, Any]:
-        """The result document of a pseudo-experiment, up to its fit."""
+        """Return the result document of a pseudo-experiment, without its fit."""
         with closing(Store(None)) as store:
             store.begin(RunPlan("closure", 0.0, self.run))
             for sample in self.release.samples:
-                partial = self._kept.get(sample.name) or self._drawn(rng, sample, m4l_scale)
+                partial = self._common.get(sample.name) or self._drawn(rng, sample, m4l_scale)
                 entries = max(1, partial.cutflow["read"])
                 store.plan(SamplePlan("closure", sample.name, entries, (0, entries)))
                 store.add(Chunk("closure", sample.name, 0, entries), partial)
@@ -130,7 +130,7 @@ class Laboratory:
             return result_of(run, store, 1.0, final=True)
 
     def experiment(self, rng: np.random.Generator) -> Experiment:
-        """Draw a pseudo-experiment and measure; raises NoFit or FitError where that cannot be."""
+        """Draw a pseudo-experiment and fit it; raises NoFit or FitError if it cannot be fitted."""
         scale = float(rng.normal(1.0, M4L_SCALE))
         result = self.result(rng, scale)
         if result["workspace"] is None:
@@ -145,7 +145,7 @@ class Laboratory:
         return Experiment(mu, math.sqrt(variance), math.sqrt(q0), mass["value_gev"], (low, high), (left, right), scale)
 
     def _drawn(self, rng: np.random.Generator, sample: Sample, m4l_scale: float) -> Partial:
-        """As many entries as the demo release has of a simulated sample, by Poisson; or new data."""
+        """Draw a simulated sample, with a Poisson number of entries about that of the demo release, or a data sample."""
         if sample.is_data:
             leptons, count, columns = demo.data_block(rng, sample, self.release)
         else:
@@ -163,7 +163,7 @@ class Laboratory:
 
 
 def _partial(arrays: ak.Array, release: Release, sample: Sample, run: RunSettings, m4l_scale: float = 1.0) -> Partial:
-    """What loader, processor and analysis make of a sample's events, whose m4l is off by a factor."""
+    """Return the partial result of a sample's events, with their m4l multiplied by a factor."""
     events, cutflow = reading.select(arrays, release, sample, run)
     selected, further = selection.select(events, release)
     selected = ak.with_field(selected, selected.m4l * m4l_scale, "m4l")
@@ -173,7 +173,7 @@ def _partial(arrays: ak.Array, release: Release, sample: Sample, run: RunSetting
 
 @dataclass(frozen=True)
 class Summary:
-    """The pseudo-experiments in numbers."""
+    """Means and widths over the pseudo-experiments."""
 
     experiments: int
     pull_mean: float
@@ -181,13 +181,13 @@ class Summary:
     mu_mean: float
     mass_measured: int
     mass_covered: float
-    moved_mass_covered: float
+    scaled_mass_covered: float
     mass_mean_gev: float
     median_significance: float
 
     @classmethod
     def of(cls, experiments: Sequence[Experiment]) -> Summary:
-        """Means and sample standard deviations over the experiments."""
+        """Calculate means and sample standard deviations over the experiments."""
         pulls = np.array([one.pull for one in experiments])
         with_mass = [one for one in experiments if one.mass_gev is not None]
         masses = [one.mass_gev for one in with_mass if one.mass_gev is not None]
@@ -198,26 +198,26 @@ class Summary:
             mu_mean=float(np.mean([one.mu for one in experiments])),
             mass_measured=len(masses),
             mass_covered=float(np.mean([one.covers_mass for one in with_mass])),
-            moved_mass_covered=float(np.mean([one.covers_moved_mass for one in with_mass])),
+            scaled_mass_covered=float(np.mean([one.covers_scaled_mass for one in with_mass])),
             mass_mean_gev=float(np.mean(masses)),
             median_significance=float(np.median([one.significance for one in experiments])),
         )
 
     def problems(self) -> list[str]:
-        """What does not close, in words."""
+        """Return a sentence for each criterion that is not met."""
         found = []
         if abs(self.pull_mean) > TOLERANCE:
             found.append(f"the pull of the signal strength has mean {self.pull_mean:.3f}")
         if abs(self.pull_width - 1) > TOLERANCE:
             found.append(f"the pull of the signal strength has width {self.pull_width:.3f}")
-        for which, covered in (("", self.mass_covered), ("statistical ", self.moved_mass_covered)):
+        for which, covered in (("", self.mass_covered), ("statistical ", self.scaled_mass_covered)):
             if abs(covered - ONE_SIGMA) > 2 * self.coverage_error:
-                found.append(f"{covered:.0%} of the {which}mass intervals hold the truth")
+                found.append(f"{covered:.0%} of the {which}mass intervals contain the true mass")
         return found
 
     @property
     def coverage_error(self) -> float:
-        """Standard deviation of the share of intervals that hold the truth, by the binomial distribution."""
+        """Binomial standard deviation of the fraction of intervals that contain the true mass."""
         return math.sqrt(ONE_SIGMA * (1 - ONE_SIGMA) / max(1, self.mass_measured))
 
     def __str__(self) -> str:
@@ -227,14 +227,14 @@ class Summary:
             f"{self.pull_width:.3f} ± {1 / math.sqrt(2 * n):.3f}; mean μ {self.mu_mean:.3f}; median significance "
             f"{self.median_significance:.2f}\n"
             f"mass: {self.mass_measured} measured, mean {self.mass_mean_gev:.2f} GeV, "
-            f"{self.mass_covered:.1%} of the 68.3 % intervals hold {TRUE_MASS_GEV:g} GeV, "
-            f"{self.moved_mass_covered:.1%} of the statistical ones 125 GeV times the scale, "
+            f"{self.mass_covered:.1%} of the 68.3 % intervals contain {TRUE_MASS_GEV:g} GeV, "
+            f"{self.scaled_mass_covered:.1%} of the statistical ones {TRUE_MASS_GEV:g} GeV times the scale, "
             f"both ± {self.coverage_error:.1%}"
         )
 
 
 def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
-    """The pulls of the signal strength and of the mass, each with the normal distribution."""
+    """Draw the pulls of the signal strength and of the mass, each with the normal distribution."""
     from workers.visualisation.plots import TOY_TITLE, WARNING, style
 
     pulls = [one.pull for one in experiments]
@@ -243,7 +243,7 @@ def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
         r"$(\hat{\mu} - 1)\;/\;\sigma_{\mu}$": pulls,
         r"$(\hat{m}_{H} - 125\ \mathrm{GeV})\;/\;\sigma_{m}$": mass_pulls,
     }
-    words = (
+    annotations = (
         f"mean {summary.pull_mean:+.2f} ± {1 / math.sqrt(len(pulls)):.2f}\n"
         f"width {summary.pull_width:.2f} ± {1 / math.sqrt(2 * len(pulls)):.2f}",
         f"125 GeV is in\n{summary.mass_covered:.0%} ± {summary.coverage_error:.0%} of\nthe 68% intervals",
@@ -253,15 +253,15 @@ def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
     with style():
         figure = Figure(figsize=(11, 5))
         figure.subplots_adjust(left=0.07, right=0.98, bottom=0.14, top=0.9, wspace=0.22)
-        for place, (label, values) in enumerate(panels.items(), 1):
-            axes = figure.add_subplot(1, 2, place)
+        for panel, (label, values) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(1, 2, panel)
             counts, _ = np.histogram(values, edges)
             axes.stairs(counts, edges, fill=True, color="#3fc1e8", label=f"{len(values)} pseudo-experiments")
             expected = len(values) * (edges[1] - edges[0]) * norm.pdf(grid)
             axes.plot(grid, expected, color="black", linewidth=1.6, label="Normal distribution")
             axes.set(xlim=(-4, 4), ylim=(0, 1.6 * max(counts.max(), expected.max())), xlabel=label)
             axes.set_ylabel(f"Pseudo-experiments / {edges[1] - edges[0]:.2g}")
-            axes.annotate(words[place - 1], (0.04, 0.76), xycoords="axes fraction", va="top", size=11)
+            axes.annotate(annotations[panel - 1], (0.04, 0.76), xycoords="axes fraction", va="top", size=11)
             axes.legend(loc="upper right")
             outside = len(values) - int(counts.sum())
             if outside:
@@ -271,7 +271,7 @@ def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
 
 
 def measure(laboratory: Laboratory, experiments: int, seed: int) -> tuple[list[Experiment], int]:
-    """The pseudo-experiments, and how many could not be fitted; experiment n has its own stream of random numbers."""
+    """Return the pseudo-experiments, and how many could not be fitted; each has its own random numbers."""
     done, failed = [], 0
     for number in range(experiments):
         try:
@@ -285,11 +285,11 @@ def measure(laboratory: Laboratory, experiments: int, seed: int) -> tuple[list[E
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the pseudo-experiments, print what they show and draw the picture; returns the exit code."""
+    """Run the pseudo-experiments, print the summary and draw the picture; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--picture", type=Path, help="where to draw the pulls, for example docs/closure.png")
+    parser.add_argument("--picture", type=Path, help="file to draw the pulls into, for example docs/closure.png")
     flags = parser.parse_args(arguments)
     import os
 

@@ -1,4 +1,4 @@
-"""Implementations, their rounds, and the table of what they took."""
+"""The implementations that are compared, their measurements, and the tables and files of the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("uproot", "awkward", "numpy", "pika", "pyhf", "vector", "coffea", "
 
 @dataclass(frozen=True)
 class Round:
-    """One run: seconds, CPU seconds by process, and by sample what was selected and its sum of weights."""
+    """One run: seconds, CPU seconds by process, and for each sample the events selected and their sum of weights."""
 
     seconds: float
     cpu_seconds: Mapping[str, float]
@@ -37,7 +37,7 @@ class Round:
 
 
 class Implementation(ABC):
-    """One way to do the analysis; ``missing`` names the package it would need."""
+    """An implementation of the analysis; ``missing`` names a package that it needs and that is not installed."""
 
     missing: str | None = None
 
@@ -46,11 +46,11 @@ class Implementation(ABC):
 
     @abstractmethod
     def round(self, run: RunSettings) -> Round:
-        """Do the run once."""
+        """Do the run once and measure it."""
 
 
 def check(name: str, measured: Round, reference: Round) -> None:
-    """Raise BenchmarkError unless the same events were selected, with the same weights but for float32's rounding."""
+    """Raise BenchmarkError unless the same events were selected with the same weights, up to float32 rounding."""
     for sample, wanted in reference.samples.items():
         found = measured.samples[sample]
         same = math.isclose(found["sum_of_weights"], wanted["sum_of_weights"], rel_tol=1e-5)
@@ -59,17 +59,17 @@ def check(name: str, measured: Round, reference: Round) -> None:
 
 
 def table(rounds: Mapping[str, Sequence[Round]], events: int) -> list[list[str]]:
-    """Rows of the implementations, the first of which is what the others are compared with.
+    """Return a row for each implementation, compared with the first one.
 
-    Ratios are the medians of the rounds' own ratios: what slows the machine in a round slows all.
+    A ratio is the median of the ratios of each round, because a slow machine slows all implementations of a round.
     """
     reference = next(iter(rounds.values()))
     rows = [["", "wall s", "to notebook", "CPU s", "to notebook", "million events/s"]]
     for name, measured in rounds.items():
         seconds = median(one.seconds for one in measured)
         wall_ratios, cpu_ratios = (
-            [getattr(one, of) / getattr(other, of) for one, other in zip(measured, reference, strict=True)]
-            for of in ("seconds", "cpu")
+            [getattr(one, quantity) / getattr(other, quantity) for one, other in zip(measured, reference, strict=True)]
+            for quantity in ("seconds", "cpu")
         )
         rows.append(
             [
@@ -85,7 +85,7 @@ def table(rounds: Mapping[str, Sequence[Round]], events: int) -> list[list[str]]
 
 
 def by_service(rounds: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """Rows of the CPU seconds by service, medians over the rounds, of the implementations that have services."""
+    """Return the median CPU seconds by service, a row for each implementation that has services."""
     distributed = {name: found for name, found in rounds.items() if len(found[0].cpu_seconds) > 1}
     services = list(next(iter(distributed.values()))[0].cpu_seconds)
     rows = [["CPU s", *services]]
@@ -95,20 +95,20 @@ def by_service(rounds: Mapping[str, Sequence[Round]]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; its first row is the head."""
+    """Return a Markdown table; the first row is its header."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
 def write(output: Path, paragraphs: Sequence[str]) -> None:
-    """Print what was measured and keep it in a file, with what it was measured on."""
+    """Print the paragraphs and a description of the machine, and write them to a file."""
     text = "\n\n".join([*paragraphs, machine()])
     print(text)
     output.write_text(f"{text}\n")
 
 
 def machine() -> str:
-    """What was measured on, and with, in a sentence."""
+    """Return a sentence with the date, the commit, the machine and the versions of packages."""
     packages = []
     for package in _PACKAGES:
         try:
@@ -124,13 +124,14 @@ def machine() -> str:
     ).stdout.strip()
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, {psutil.cpu_count()} cores "
-        f"({_processor()}), {psutil.virtual_memory().total / 2**30:.0f} GiB, Linux {platform.release()}, "
+        f"({_processor()}), {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}, {', '.join(packages)}."
     )
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()

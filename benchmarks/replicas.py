@@ -1,10 +1,10 @@
-"""How a stage scales with its replicas, each held to a part of a core.
+"""Measure how a stage of the pipeline scales with its replicas, each limited to a part of a core.
 
     python -m benchmarks.replicas [--stage data-processor] [--cores 0.25] [--replicas 1 2 4] [--events 2000000]
                                   [--cache DIR] [--output FILE]
 
-The replicas of the stage are containers of its image (IMAGE_TAG) with a limit of CPU; the broker, the other stage
-(two processes of it) and the rest are processes without one.
+The replicas of the stage are containers of its image (IMAGE_TAG) with a CPU limit. The broker, two processes of the
+other stage and the other services are processes without a limit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,19 +22,18 @@ import psutil
 
 from benchmarks.comparison import markdown, write
 from benchmarks.resource_usage import cpu_seconds
-from benchmarks.stack import Stack, near_broker, toy_release, wait_for_consumers
+from benchmarks.stack import empty_stack, toy_release, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
 from tests.support.paths import ROOT
-from tests.support.workers import Workers
 
-#: The stages that can have replicas, and the processes of the other one while a stage is measured.
+#: The stages that can have replicas, and the number of processes of the other one while a stage is measured.
 STAGES = ("data-processor", "data-loader")
 OTHERS = 2
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A run with so many replicas of a stage: seconds, the CPU seconds of the stage and of everything else."""
+    """A run with a number of replicas of a stage: its seconds, and the CPU seconds of the stage and of the others."""
 
     replicas: int
     seconds: float
@@ -45,7 +43,7 @@ class Scaled:
 
 @contextmanager
 def limited(service: str, vhost: BrokerSettings, cores: float, cache: Path) -> Iterator[psutil.Process]:
-    """One container of a service that may use so many cores; gives its first process."""
+    """Run a container of a service that is limited to ``cores``; yields its first process."""
     variables = {
         "RABBITMQ_HOST": vhost.host,
         "RABBITMQ_PORT": vhost.port,
@@ -68,22 +66,16 @@ def limited(service: str, vhost: BrokerSettings, cores: float, cache: Path) -> I
 
 
 def measure(stage: str, replicas: int, cores: float, events: int, cache: Path) -> Scaled:
-    """Do a run with so many replicas of a stage, after a small one that warms them up."""
+    """Measure a run with a number of replicas of a stage, after a small run for warming up."""
     with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "cache").symlink_to(cache)
-        broker = held.enter_context(near_broker(folder))
-        vhost = broker.new_vhost()
-        workers = Workers(vhost, folder)
-        held.callback(workers.stop)
-        workers.start("analysis")
-        workers.start("visualisation")
+        services = held.enter_context(empty_stack(cache))
+        services.workers.start("analysis")
+        services.workers.start("visualisation")
         for other in STAGES:
             if other != stage:
-                workers.start(other.replace("-", "_"), OTHERS)
-        limits = [held.enter_context(limited(stage, vhost, cores, cache)) for _ in range(replicas)]
-        wait_for_consumers(vhost)
-        services = Stack(broker, vhost, workers)
+                services.workers.start(other.replace("-", "_"), OTHERS)
+        limits = [held.enter_context(limited(stage, services.vhost, cores, cache)) for _ in range(replicas)]
+        wait_for_consumers(services.vhost)
         services.run(RunSettings(release="demo"))
         before = sum(map(cpu_seconds, limits))
         measured = services.run(RunSettings(release="demo", demo_events=events))
@@ -92,7 +84,7 @@ def measure(stage: str, replicas: int, cores: float, events: int, cache: Path) -
 
 
 def rows_of(measured: Sequence[Scaled], events: int) -> list[list[str]]:
-    """The table: efficiency is the time of one replica over N times that of N."""
+    """Return the table; the efficiency is the time with one replica divided by N times the time with N."""
     rows = [["replicas", "s", "million events/s", "efficiency", "stage's CPU s", "cores of the others", "of all"]]
     first = measured[0]
     for one in measured:
@@ -111,10 +103,10 @@ def main() -> int:
         prog="python -m benchmarks.replicas", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
-    parser.add_argument("--cores", type=float, nargs="+", default=[0.25], help="what a replica may use")
+    parser.add_argument("--cores", type=float, nargs="+", default=[0.25], help="CPU limit of a replica")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
+    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy releases")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "replicas.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
@@ -122,9 +114,9 @@ def main() -> int:
         toy_release(events, cache)
     paragraphs = [
         "# How a stage scales with its replicas",
-        f"{arguments.events:,} toy events; the replicas of one stage are containers held to a part of a core, "
-        f"everything else are processes that are not, {OTHERS} of the other stage among them. The efficiency of N is "
-        "the time of one over N times that of N, from the submission to the final result.",
+        f"{arguments.events:,} toy events. The replicas of one stage are containers limited to a part of a core; "
+        f"the others are processes without a limit, {OTHERS} of the other stage among them. The efficiency of N "
+        "replicas is the time with one divided by N times the time with N, from the submission to the final result.",
     ]
     for stage in arguments.stage:
         for cores in arguments.cores:
@@ -132,7 +124,7 @@ def main() -> int:
             for replicas in arguments.replicas:
                 measured.append(measure(stage, replicas, cores, arguments.events, cache))
                 print(stage, cores, measured[-1], flush=True)
-            title = f"**{stage}**, each replica held to {cores:g} cores:"
+            title = f"**{stage}**, each replica limited to {cores:g} cores:"
             paragraphs += [title, markdown(rows_of(measured, arguments.events))]
     write(arguments.output, paragraphs)
     return 0

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all below it."""
+"""CPU time and memory of a process and its descendants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def cpu_seconds(root: psutil.Process) -> float:
-    """User and system seconds of a process, of those below it that live, and of those it has waited for."""
+    """Return user and system seconds of a process, its living descendants and those it has waited for."""
     total = 0.0
     for process in _tree(root):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -19,7 +19,7 @@ def cpu_seconds(root: psutil.Process) -> float:
 
 
 def memory_bytes(root: psutil.Process) -> int:
-    """Resident memory of a process and of those below it."""
+    """Return the resident memory of a process and its descendants, in bytes."""
     total = 0
     for process in _tree(root):
         with contextlib.suppress(psutil.NoSuchProcess):

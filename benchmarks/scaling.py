@@ -1,9 +1,9 @@
-"""How time and memory grow with the events of a run.
+"""Measure how time and memory scale with the number of events of a run.
 
     python -m benchmarks.scaling [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
 
-Toy releases of these sizes go, one after the other, through warm services on RabbitMQ. Time has to grow as the
-events do, and the memory of each service not at all.
+Toy releases of these sizes are processed in turn by services with RabbitMQ. The time is expected to be proportional
+to the number of events, and the memory of each service to be constant.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SAMPLE_EVERY_S = 0.2
 
 @contextmanager
 def peaks_of(services: Stack) -> Iterator[dict[str, int]]:
-    """The largest resident memory of each service, in bytes, while the block runs."""
+    """Record the largest resident memory of each service, in bytes, while the block runs."""
     peaks: dict[str, int] = {}
-    over = threading.Event()
+    stop = threading.Event()
 
     def watch() -> None:
-        while not over.wait(SAMPLE_EVERY_S):
+        while not stop.wait(SAMPLE_EVERY_S):
             for name, memory in services.memory_bytes().items():
                 peaks[name] = max(peaks.get(name, 0), memory)
 
@@ -42,21 +42,21 @@ def peaks_of(services: Stack) -> Iterator[dict[str, int]]:
     try:
         yield peaks
     finally:
-        over.set()
+        stop.set()
         watcher.join()
 
 
 @dataclass(frozen=True)
-class Grown:
-    """One run of so many events, and the largest memory of each service in it, in bytes."""
+class SizedRun:
+    """A run with its number of events and the largest memory of each service in bytes."""
 
     events: int
     run: Measured
     peaks: Mapping[str, int]
 
 
-def rows_of(measured: Sequence[Grown]) -> list[list[str]]:
-    """A row a size: medians of the times, and what each service needed at most."""
+def rows_of(measured: Sequence[SizedRun]) -> list[list[str]]:
+    """Return a row for each size: median times, and the largest memory of each service."""
     services = list(measured[0].peaks)
     rows = [["events", "s", "s a million", "CPU s a million", *(f"{name} MiB" for name in services)]]
     for events in dict.fromkeys(one.events for one in measured):
@@ -81,8 +81,8 @@ def main() -> int:
         prog="python -m benchmarks.scaling", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
-    parser.add_argument("--rounds", type=int, default=3, help="all sizes so often, each time by new workers")
-    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="where the toy releases are kept")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all sizes, each with new services")
+    parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy releases")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "scaling.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
@@ -97,17 +97,17 @@ def main() -> int:
             stack.mkdir()
             (stack / "cache").symlink_to(cache)
             with warm_stack(broker, stack) as services:
-                for events in sorted(arguments.events):  # what a larger run has needed is not given back
+                for events in sorted(arguments.events):  # a service keeps the memory of a larger run
                     with peaks_of(services) as peaks:
                         run = services.run(RunSettings(release="demo", demo_events=events))
-                    measured.append(Grown(events, run, peaks))
+                    measured.append(SizedRun(events, run, peaks))
                     print(f"round {number}: {events:,} events: {run.seconds:.1f} s", flush=True)
     write(
         arguments.output,
         [
-            "# How time and memory grow with the events",
+            "# How time and memory scale with the number of events",
             "Toy releases, from the submission to the final result, through one loader and one processor; medians of "
-            f"{arguments.rounds} interleaved rounds. Memory is the largest seen, children included.",
+            f"{arguments.rounds} interleaved rounds. Memory is the largest measured, child processes included.",
             markdown(rows_of(measured)),
         ],
     )

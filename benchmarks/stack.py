@@ -1,9 +1,10 @@
-"""The four services as processes of this machine on a real RabbitMQ, warm, with the CPU time of each."""
+"""The four services as processes of this machine with RabbitMQ, and the CPU time of each in a run."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from workers.data_loader.demo import demo_file
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
-#: The broker's own statistics come every five seconds.
+#: RabbitMQ updates its statistics every five seconds.
 STATISTICS_S = 6.0
 
 
@@ -38,12 +39,12 @@ FULL_SIZE = sum(sample.entries for sample in DEMO.samples if not sample.is_data)
 
 
 class BenchmarkError(Exception):
-    """A measured run did not end as it should."""
+    """A measured run failed, is not complete, or selected other events than the reference."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A run from its submission to its final result; ``cpu_seconds`` by service, ``rabbitmq`` among them."""
+    """A run from its submission to its final result; ``cpu_seconds`` by service, and of ``rabbitmq``."""
 
     seconds: float
     cpu_seconds: Mapping[str, float]
@@ -51,7 +52,7 @@ class Measured:
 
 
 class Stack:
-    """Warm services on a virtual host of a broker."""
+    """Services that run on a virtual host of a broker."""
 
     def __init__(self, broker: Broker, vhost: BrokerSettings, workers: Workers) -> None:
         self.broker = broker
@@ -61,7 +62,7 @@ class Stack:
 
     @property
     def processes(self) -> Mapping[str, list[psutil.Process]]:
-        """The processes of each service that run now, and the broker's."""
+        """Return the running processes of each service and of the broker."""
         running = {
             service.replace("_", "-"): [psutil.Process(process.pid) for process in self.workers.running(service)]
             for service in SERVICES
@@ -69,7 +70,7 @@ class Stack:
         return {**running, "rabbitmq": [self._broker_process]}
 
     def run(self, settings: RunSettings) -> Measured:
-        """Submit a run, measure it up to its final result, that is to say with its fit, and wait for its folder."""
+        """Measure a run from its submission to its final result, fit included; then wait for its result files."""
         run_id = new_run_id(settings.release)
         session = RabbitMQTransport(self.vhost).open([topology.follower(run_id)], prefetch=100)
         try:
@@ -77,21 +78,21 @@ class Stack:
             submit(session, run_id, settings)
             result = final_result(session, run_id)
             seconds, after = time.perf_counter() - started, self.cpu_seconds()
-            wait_for_folder(session)
+            wait_for_result_files(session)
         finally:
             session.close()
         return Measured(seconds, {service: after[service] - before[service] for service in after}, result)
 
     def cpu_seconds(self) -> dict[str, float]:
-        """User and system seconds so far, children included, by service."""
+        """Return user and system seconds so far by service, child processes included."""
         return {name: sum(map(cpu_seconds, found)) for name, found in self.processes.items()}
 
     def memory_bytes(self) -> dict[str, int]:
-        """Resident memory, children included, by service."""
+        """Return the resident memory in bytes by service, child processes included."""
         return {name: sum(map(memory_bytes, found)) for name, found in self.processes.items()}
 
     def bytes_through_broker(self) -> int:
-        """What the services' connections have sent to the broker so far, by the broker's own account."""
+        """Return the bytes that the services have sent to the broker so far, by the broker's statistics."""
         time.sleep(STATISTICS_S)
         connections = self.broker.api("GET", f"vhosts/{self.vhost.vhost}/connections")
         return sum(connection["recv_oct"] for connection in connections)
@@ -109,9 +110,10 @@ def toy_release(events: int, cache: Path, *, all_branches: bool = False) -> Path
 
 @contextmanager
 def near_broker(folder: Path) -> Iterator[Broker]:
-    """A RabbitMQ of our own; on Linux at its container's address, where Compose has its services find it.
+    """Start a RabbitMQ, which on Linux is connected to at the address of its container.
 
-    The proxy behind a published port, which Compose's services do not meet, copies every byte twice more.
+    A published port would lead through Docker's proxy, which copies every byte twice more; the services of
+    the Compose stack do not use it either.
     """
     with running_broker(folder) as broker:
         if broker.control[0] == "docker" and sys.platform == "linux":
@@ -122,8 +124,22 @@ def near_broker(folder: Path) -> Iterator[Broker]:
 
 
 @contextmanager
+def empty_stack(cache: Path) -> Iterator[Stack]:
+    """Start a broker and no service yet; the services started later use ``cache`` and are stopped at the end."""
+    with tempfile.TemporaryDirectory() as name, near_broker(Path(name)) as broker:
+        folder = Path(name)
+        (folder / "cache").symlink_to(cache)
+        vhost = broker.new_vhost()
+        workers = Workers(vhost, folder)
+        try:
+            yield Stack(broker, vhost, workers)
+        finally:
+            workers.stop()
+
+
+@contextmanager
 def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_processors: int = 1) -> Iterator[Stack]:
-    """Start the four services on a virtual host of their own and have them do a small run; stop them in the end."""
+    """Start the four services on a new virtual host and do a small run with them; stop them at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     vhost = broker.new_vhost()
     workers = Workers(vhost, folder)
@@ -138,12 +154,12 @@ def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_proc
 
 
 def wait_for_consumers(vhost: BrokerSettings) -> None:
-    """Wait until every queue of the services has somebody who consumes it."""
+    """Wait until every queue of the services has a consumer."""
     session = RabbitMQTransport(vhost).open([])
     try:
         wait_until(
             lambda: session.is_connected() and session.queues_without_consumer() == [],
-            "every service consumed",
+            "every queue has a consumer",
             READY_DEADLINE_S,
         )
     finally:
@@ -151,7 +167,7 @@ def wait_for_consumers(vhost: BrokerSettings) -> None:
 
 
 def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
-    """Wait for a run's final result; raises BenchmarkError where it fails or is not complete."""
+    """Wait for the final result of a run; raises BenchmarkError if the run fails or is not complete."""
     deadline = time.monotonic() + RUN_DEADLINE_S
     while time.monotonic() < deadline:
         delivery = session.receive(1.0)
@@ -167,11 +183,11 @@ def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
             if not message.result["complete"]:
                 raise BenchmarkError(f"run {run_id} is not complete: {message.result['problems']}")
             return message.result
-    raise BenchmarkError(f"run {run_id} was not done within {RUN_DEADLINE_S:g} s")
+    raise BenchmarkError(f"run {run_id} did not finish within {RUN_DEADLINE_S:g} s")
 
 
-def wait_for_folder(session: Session) -> None:
-    """Wait until a run's folder has come: the services have nothing more to do for it."""
+def wait_for_result_files(session: Session) -> None:
+    """Wait for the result files of a run, after which the services have no more work for it."""
     deadline = time.monotonic() + RUN_DEADLINE_S
     while time.monotonic() < deadline:
         delivery = session.receive(1.0)
@@ -179,11 +195,11 @@ def wait_for_folder(session: Session) -> None:
             session.publish_and_acknowledge(delivery)
             if delivery.kind == ResultFiles.kind:
                 return
-    raise BenchmarkError(f"no result folder came within {RUN_DEADLINE_S:g} s")
+    raise BenchmarkError(f"no result files arrived within {RUN_DEADLINE_S:g} s")
 
 
 def _process_of(broker: Broker) -> psutil.Process:
-    """The broker's first process, as this machine counts processes."""
+    """Return the first process of the broker, seen from this machine."""
     if broker.control[0] == "docker":
         return psutil.Process(int(_inspect(broker, "{{.State.Pid}}")))
     answer = subprocess.check_output([*broker.control, "eval", "os:getpid()."], text=True)  # noqa: S603  our own broker
@@ -191,6 +207,6 @@ def _process_of(broker: Broker) -> psutil.Process:
 
 
 def _inspect(broker: Broker, template: str) -> str:
-    """What Docker says of the broker's container."""
+    """Return what ``docker inspect`` prints for the broker's container."""
     command = ["docker", "inspect", "--format", template, broker.control[2]]
     return subprocess.check_output(command, text=True).strip()  # noqa: S603  our own container

@@ -1,4 +1,4 @@
-"""coffea's way: a processor over chunks, by its executor of local processes, the notebook's cuts inside."""
+"""The analysis with coffea: a processor with the notebook's cuts, run by the executor of local processes."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import numpy as np
 from coffea import processor
 from coffea.nanoevents import BaseSchema
 
-from benchmarks.implementations import EDGES, Found, branches, files, main
+from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
 from benchmarks.implementations.notebook import select
 from common.settings import RunSettings
 from physics import RELEASES
 
 
-class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no types
+class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no type hints
     """Selects a chunk's events and fills m4l, by sample."""
 
     def __init__(self, run: RunSettings) -> None:
         self.run = run
 
     def process(self, events: Any) -> dict[str, Any]:
-        """One chunk."""
+        """Process one chunk."""
         release = RELEASES[self.run.release]
         sample = release.sample(events.metadata["dataset"])
         columns = ak.zip({name: events[name] for name in branches(release, sample)}, depth_limit=1)
         m4l, weight = select(columns, release, sample, self.run)
-        values = np.histogram(m4l, bins=EDGES, weights=weight)[0]
+        values = np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
         total = float(np.sum(weight, dtype=np.float64))
         return {sample.name: {"events": len(m4l), "total": total, "values": values}}
 
     def postprocess(self, accumulator: Any) -> Any:
-        """Nothing is left to do."""
+        """Return the sum of the chunks unchanged."""
         return accumulator
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
-    """All chunks, on every core."""
+    """Process all chunks on all cores."""
     warnings.simplefilter("ignore")
     fileset = {name: {"files": {str(path): "mini"}} for name, (path, _) in files(run, cache).items()}
     runner = processor.Runner(

@@ -1,7 +1,7 @@
-"""The pipeline without a broker: the four services in threads, and processes that take the chunks through two of them.
+"""The pipeline without a broker: the embedded services and their worker processes.
 
-Measured from the request to the final result with its fit. What is imported beforehand counts as little here as for
-the others: the processes are started, and a small run is done, before the measured one.
+Measured from the submission to the final result with its fit. As for the other implementations imports are not
+included: the worker processes are started, and a small run is done, before the measured run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.implementations import Found
 from benchmarks.resource_usage import cpu_seconds
-from benchmarks.stack import final_result, wait_for_folder
+from benchmarks.stack import final_result, wait_for_result_files
 from common import settings, topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
@@ -27,18 +27,18 @@ from workers.embedded import EmbeddedServices
 
 
 def main() -> int:
-    """Measure the embedded run as ``implementations.main`` does the others; returns the exit code."""
+    """Measure an embedded run as ``implementations.main`` does the others; returns the exit code."""
     run, cache = RunSettings.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
-    myself = psutil.Process()
+    process = psutil.Process()
     with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:
         services.prepare()
-        with requested(services, RunSettings(release="demo")) as (session, run_id):
+        with submitted(services, RunSettings(release="demo")) as (session, run_id):
             final_result(session, run_id)
-            wait_for_folder(session)
-        before, started = cpu_seconds(myself), time.perf_counter()
-        with requested(services, run) as (session, run_id):
+            wait_for_result_files(session)
+        before, started = cpu_seconds(process), time.perf_counter()
+        with submitted(services, run) as (session, run_id):
             result = final_result(session, run_id)
-            answer = {"seconds": time.perf_counter() - started, "cpu_seconds": cpu_seconds(myself) - before}
+            answer = {"seconds": time.perf_counter() - started, "cpu_seconds": cpu_seconds(process) - before}
     found = {
         name: asdict(Found(sample["events_selected"], sample["sum_of_weights"]))
         for name, sample in result["samples"].items()
@@ -48,8 +48,8 @@ def main() -> int:
 
 
 @contextmanager
-def requested(services: EmbeddedServices, run: RunSettings) -> Iterator[tuple[Session, str]]:
-    """A run that is on its way, and the session that hears of it."""
+def submitted(services: EmbeddedServices, run: RunSettings) -> Iterator[tuple[Session, str]]:
+    """Submit a run; yields a session that receives its results, and its run id."""
     run_id = new_run_id(run.release)
     session = services.transport.open([topology.follower(run_id)])
     submit(session, run_id, run)

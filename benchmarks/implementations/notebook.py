@@ -1,7 +1,7 @@
-"""The notebook's way: one process, uproot's ``iterate``, awkward masks, vector, and numpy's histogram.
+"""The analysis as in a notebook: one process, uproot's ``iterate``, awkward masks, vector and numpy's histogram.
 
-Written as the ATLAS outreach group's HZZAnalysis notebook goes about it, without a detour: what the pipeline is
-measured against is as fast as such a notebook gets without being written for speed.
+It follows the ATLAS outreach group's HZZAnalysis notebook without its unnecessary work. The pipeline is compared
+with it because it is as fast as such a notebook gets without being optimised for speed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy.typing as npt
 import uproot
 import vector
 
-from benchmarks.implementations import EDGES, Found, branches, files, main
+from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
-    """One file after the other, batch by batch."""
+    """Process the files in turn, batch by batch."""
     release = RELEASES[run.release]
     found = {}
     for name, (path, sample) in files(run, cache).items():
-        selected, total, values = 0, 0.0, np.zeros(len(EDGES) - 1)
+        selected, total, values = 0, 0.0, np.zeros(len(EDGES_GEV) - 1)
         with uproot.open(path) as file:
             for events in file[release.tree].iterate(branches(release, sample), library="ak", step_size="100 MB"):
                 m4l, weight = select(events, release, sample, run)
                 selected += len(m4l)
                 total += float(np.sum(weight, dtype=np.float64))
-                values += np.histogram(m4l, bins=EDGES, weights=weight)[0]
+                values += np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
         found[name] = Found(selected, total)
     return found
 
@@ -42,11 +42,11 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
 def select(
     events: ak.Array, release: Release, sample: Sample, run: RunSettings
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The masses in GeV and weights of the events that pass the cuts, both of shape (selected,)."""
+    """Return m4l in GeV and the weight of the events that pass the cuts, both of shape (events selected,)."""
     name = release.branches.leptons
     events = events[ak.num(events[name["lep_pt"]]) >= 4]
-    for place, cut in enumerate(run.pt_cuts_gev):
-        events = events[events[name["lep_pt"]][:, place] > cut * release.per_gev]
+    for index, cut_gev in enumerate(run.pt_cuts_gev):
+        events = events[events[name["lep_pt"]][:, index] > cut_gev * release.per_gev]
     events = events[ak.sum(events[name["lep_charge"]][:, :4], axis=1) == 0]
     flavours = ak.sum(events[name["lep_type"]][:, :4], axis=1)
     events = events[(flavours == 44) | (flavours == 48) | (flavours == 52)]

@@ -1,4 +1,4 @@
-"""ROOT's way: RDataFrame with implicit multi-threading, compiled just in time."""
+"""The analysis with ROOT: RDataFrame with implicit multi-threading, compiled just in time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.implementations import EDGES, Found, files, main
+from benchmarks.implementations import EDGES_GEV, Found, files, main
 from common.releases import Release, Sample
 from common.settings import RunSettings
 from physics import RELEASES
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # the packages of ROOT on PyPI are an alpha, and say so
+    warnings.simplefilter("ignore")  # ROOT's packages on PyPI warn that they are an alpha version
     import ROOT
 
 _MASS = """
@@ -28,7 +28,7 @@ double mass_of_four(const ROOT::RVecF &pt, const ROOT::RVecF &eta, const ROOT::R
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
-    """All files in one event loop each, run at the same time."""
+    """Run the event loops of all files at the same time."""
     ROOT.EnableImplicitMT()
     ROOT.gInterpreter.Declare(_MASS)
     release = RELEASES[run.release]
@@ -40,8 +40,8 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
 def _book(path: str, release: Release, sample: Sample, run: RunSettings) -> tuple[Any, Any, Any]:
     lep = release.branches.leptons
     frame = ROOT.RDataFrame(release.tree, path).Filter(f"{lep['lep_pt']}.size() >= 4")
-    for place, cut in enumerate(run.pt_cuts_gev):
-        frame = frame.Filter(f"{lep['lep_pt']}[{place}] > {cut * release.per_gev}")
+    for index, cut_gev in enumerate(run.pt_cuts_gev):
+        frame = frame.Filter(f"{lep['lep_pt']}[{index}] > {cut_gev * release.per_gev}")
     charge, kind = lep["lep_charge"], lep["lep_type"]
     frame = frame.Filter(f"{charge}[0] + {charge}[1] + {charge}[2] + {charge}[3] == 0")
     frame = frame.Define("flavours", f"{kind}[0] + {kind}[1] + {kind}[2] + {kind}[3]")
@@ -51,13 +51,13 @@ def _book(path: str, release: Release, sample: Sample, run: RunSettings) -> tupl
     constant = 1.0 if sample.is_data else sample.cross_section_weight(run.lumi_ifb)
     factors = () if sample.is_data else release.branches.weights
     frame = frame.Define("weight", " * ".join([f"double({constant!r})", *factors]))
-    model = ROOT.RDF.TH1DModel("m4l", "", len(EDGES) - 1, EDGES[0], EDGES[-1])
+    model = ROOT.RDF.TH1DModel("m4l", "", len(EDGES_GEV) - 1, EDGES_GEV[0], EDGES_GEV[-1])
     return frame.Count(), frame.Sum("weight"), frame.Histo1D(model, "m4l", "weight")
 
 
 def _found(count: Any, total: Any, histogram: Any) -> Found:
     if not histogram.GetEntries():
-        raise RuntimeError("nothing was filled")
+        raise RuntimeError("the m4l histogram is empty")
     return Found(int(count.GetValue()), float(total.GetValue()))
 
 
