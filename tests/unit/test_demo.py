@@ -17,7 +17,7 @@ from common.errors import SettingsError
 from common.releases import Release, Sample
 from physics import RELEASES
 from workers.data_loader import demo
-from workers.data_loader.demo.processes import PROCESSES
+from workers.data_loader.demo.samples import TOY_SAMPLES
 
 EVENTS = 60_000
 DEMO = RELEASES["demo"]
@@ -119,16 +119,16 @@ def test_the_weights_of_selected_events_add_up_to_the_expected_yield(
 ) -> None:
     events = events_of(sample.name)
     weight = weights(sample, events)[selected(events)]
-    expected = PROCESSES[sample.name].yield_10_ifb
+    expected = TOY_SAMPLES[sample.name].yield_10_ifb
     statistical = math.sqrt(float(np.square(weight).sum()))
     assert abs(weight.sum() - expected) < 3.5 * statistical
     if len(weight) > 5_000:
         assert weight.sum() == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("name", list(PROCESSES))
+@pytest.mark.parametrize("name", list(TOY_SAMPLES))
 def test_the_passing_fraction_that_normalises_the_weights_is_that_of_the_events(name: str) -> None:
-    toy, n = PROCESSES[name], 20_000
+    toy, n = TOY_SAMPLES[name], 20_000
     leptons = toy.draw(np.random.default_rng(1), n)
     flavours = leptons.flavour.sum(axis=1)
     passing = (leptons.charge.sum(axis=1) == 0) & np.isin(flavours, list(DEMO.channels.values()))
@@ -140,7 +140,7 @@ def test_the_expected_sum_of_weights_is_the_same_for_any_number_of_events(events
     for sample in SIMULATED:
         entries = demo.shares(DEMO, events)[sample.name]
         total = entries * demo.mean_weight(sample, entries) * sample.cross_section_weight(10)
-        toy = PROCESSES[sample.name]
+        toy = TOY_SAMPLES[sample.name]
         assert total * toy.passing == pytest.approx(toy.yield_10_ifb)
 
 
@@ -152,7 +152,7 @@ def test_only_the_zz_sample_has_negative_weights_and_few(events_of: Callable[[st
 
 @pytest.mark.parametrize("sample", DATA, ids=lambda sample: sample.name)
 def test_data_hold_as_many_selected_events_as_expected(sample: Sample, events_of: Callable[[str], ak.Array]) -> None:
-    expected = sum(toy.yield_10_ifb for toy in PROCESSES.values()) * (sample.lumi_ifb or 0) / 10
+    expected = sum(toy.yield_10_ifb for toy in TOY_SAMPLES.values()) * (sample.lumi_ifb or 0) / 10
     found = int(selected(events_of(sample.name)).sum())
     assert abs(found - expected) < 3.5 * math.sqrt(expected)
 

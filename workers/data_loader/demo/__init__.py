@@ -1,6 +1,6 @@
 """Writes the ``demo`` release: files of the real 2020 release's names and layout, made from a seed.
 
-The events are toys (see ``events`` and ``processes``). The weights add
+The events are toys (see ``events`` and ``samples``). The weights add
 up to the toy yields whatever the number of simulated events; the "data" are
 drawn from the same distributions, so many as the luminosity of each file gives.
 """
@@ -20,9 +20,9 @@ from filelock import FileLock
 from common.errors import SettingsError
 from common.releases import Release, Sample
 from common.settings import RunSettings
-from workers.data_loader.demo.columns import further_columns, further_types
 from workers.data_loader.demo.events import Indices, Leptons, concatenated, rows_of
-from workers.data_loader.demo.processes import process, with_fifth
+from workers.data_loader.demo.samples import toy_sample, with_fifth
+from workers.data_loader.demo.unread_branches import unread_columns, unread_types
 
 # One of thirty seeds tried, where the few Z and tt̄ events of the default size and the
 # number of data events all lie near their expectations.
@@ -74,7 +74,7 @@ def shares(release: Release, events: int) -> dict[str, int]:
 
 def mean_weight(sample: Sample, entries: int) -> float:
     """Mean mcWeight with which ``entries`` events give the sample's toy yield in the analysis' formula."""
-    toy = process(sample)
+    toy = toy_sample(sample)
     return toy.events_per_ifb / (entries * sample.cross_section_weight(1.0))
 
 
@@ -82,7 +82,7 @@ def simulated_block(
     rng: np.random.Generator, sample: Sample, first: int, n: int, entries: int
 ) -> tuple[Leptons, Indices, Columns]:
     """Leptons (n, 5), their number (n,) and event columns (n,) of n simulated events, numbered from ``first``."""
-    toy = process(sample)
+    toy = toy_sample(sample)
     leptons, count = with_fifth(rng, toy.draw(rng, n), toy.fifth_lepton)
     sign = np.where(rng.random(n) < toy.negative_weights, -1.0, 1.0)
     weight = sign * mean_weight(sample, entries) / (1 - 2 * toy.negative_weights)
@@ -103,7 +103,7 @@ def data_block(rng: np.random.Generator, sample: Sample, release: Release) -> tu
     Each simulated sample gives a Poisson number of events about its expectation
     at the sample's luminosity; all are shuffled. The weights are 0, as in the real files.
     """
-    toys = [process(simulated) for simulated in release.samples if not simulated.is_data]
+    toys = [toy_sample(simulated) for simulated in release.samples if not simulated.is_data]
     numbers = [int(rng.poisson(toy.events_per_ifb * (sample.lumi_ifb or 0.0))) for toy in toys]
     four = concatenated([toy.draw(rng, n) for toy, n in zip(toys, numbers, strict=True)])
     fifth = np.repeat([toy.fifth_lepton for toy in toys], numbers)
@@ -156,13 +156,13 @@ def blocks(sample: Sample, release: Release, events: int, *, all_branches: bool)
         columns = {name: values.astype(BASE_TYPES[name]) for name, values in columns.items()}
         columns |= lepton_columns(leptons, count, release.per_gev)
         if all_branches:
-            columns |= further_columns(np.random.default_rng([DEMO_SEED, index, block, 1]), count)
+            columns |= unread_columns(np.random.default_rng([DEMO_SEED, index, block, 1]), count)
         yield columns
 
 
 def write_file(sample: Sample, release: Release, events: int, path: Path, *, all_branches: bool) -> None:
     """Write the sample's file at ``path``: one tree, ZLIB level 1, one basket of each branch a block."""
-    types = dict(BASE_TYPES) | (further_types() if all_branches else {})
+    types = dict(BASE_TYPES) | (unread_types() if all_branches else {})
     with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
         # lep_pt and its like count by lep_n, the jets' by jet_n, and so on. Counters are int32:
         # uproot writes no std::vector into a TTree, and no other type of counter.

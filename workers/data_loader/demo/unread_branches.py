@@ -93,7 +93,7 @@ _PER_OBJECT: Mapping[str, tuple[float, Mapping[str, tuple[str, float]]]] = {
 }
 
 
-def further_types() -> dict[str, str]:
+def unread_types() -> dict[str, str]:
     """Uproot's type of each further branch; each jagged one comes with the counter of its objects."""
     types = {name: _stored(kind) for name, (kind, _) in _PER_EVENT.items()}
     for objects, (_, branches) in _PER_OBJECT.items():
@@ -101,7 +101,7 @@ def further_types() -> dict[str, str]:
     return types
 
 
-def further_columns(
+def unread_columns(
     rng: np.random.Generator, lepton_count: npt.NDArray[np.int64]
 ) -> dict[str, ak.Array | npt.NDArray[np.generic]]:
     """The further branches of n events: arrays (n,), and jagged ones; ``lepton_count`` (n,) fixes the leptons'."""

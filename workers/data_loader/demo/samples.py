@@ -45,7 +45,7 @@ from workers.data_loader.demo.events import (
 
 
 @dataclass(frozen=True)
-class Process:
+class ToySample:
     """The toy of one simulated sample.
 
     ``yield_10_ifb`` is the expected number of events at 10 fb⁻¹ that pass the
@@ -164,35 +164,35 @@ def same_flavour(fake_muons: float) -> float:
 # Of Z+jets events 27 %, of tt̄ 32 % pass the charge and flavour steps in the real
 # release (243 of 898, 334 of 1031): the opposite-charge fractions follow from it.
 # In tt̄ an even number of muons has probability 1/2 whatever the fakes are.
-PROCESSES: Mapping[str, Process] = MappingProxyType(
+TOY_SAMPLES: Mapping[str, ToySample] = MappingProxyType(
     {
-        "Zee": Process(
+        "Zee": ToySample(
             43.0, 0.53 * same_flavour(0.57), partial(z_jets, flavour=ELECTRON, fake_muons=0.57, opposite=0.53)
         ),
-        "Zmumu": Process(
+        "Zmumu": ToySample(
             30.0, 0.53 * same_flavour(0.57), partial(z_jets, flavour=MUON, fake_muons=0.57, opposite=0.53)
         ),
-        "ttbar_lep": Process(28.0, 0.65 / 2, partial(top_pairs, fake_muons=0.43, opposite=0.65), fifth_lepton=0.015),
-        "llll": Process(310.0, 0.95, partial(diboson, mistaken=0.05), negative_weights=0.015),
-        "ggH125_ZZ4lep": Process(8.7, 0.95, partial(higgs, median_pt_gev=25.0, pt_spread=1.0, mistaken=0.05)),
-        "VBFH125_ZZ4lep": Process(0.9, 0.95, partial(higgs, median_pt_gev=65.0, pt_spread=0.7, mistaken=0.05)),
+        "ttbar_lep": ToySample(28.0, 0.65 / 2, partial(top_pairs, fake_muons=0.43, opposite=0.65), fifth_lepton=0.015),
+        "llll": ToySample(310.0, 0.95, partial(diboson, mistaken=0.05), negative_weights=0.015),
+        "ggH125_ZZ4lep": ToySample(8.7, 0.95, partial(higgs, median_pt_gev=25.0, pt_spread=1.0, mistaken=0.05)),
+        "VBFH125_ZZ4lep": ToySample(0.9, 0.95, partial(higgs, median_pt_gev=65.0, pt_spread=0.7, mistaken=0.05)),
         # With an associated W or Z its leptons are often taken for the Higgs's: 9772 of 15379 pass.
-        "WH125_ZZ4lep": Process(
+        "WH125_ZZ4lep": ToySample(
             0.22, 0.64, partial(higgs, median_pt_gev=78.0, pt_spread=0.7, mistaken=0.36), fifth_lepton=0.07
         ),
-        "ZH125_ZZ4lep": Process(
+        "ZH125_ZZ4lep": ToySample(
             0.02, 0.64, partial(higgs, median_pt_gev=78.0, pt_spread=0.7, mistaken=0.36), fifth_lepton=0.1
         ),
     }
 )
 
 
-def process(sample: Sample) -> Process:
+def toy_sample(sample: Sample) -> ToySample:
     """The toy of a simulated sample; raises SettingsError for a sample that has none."""
     try:
-        return PROCESSES[sample.name]
+        return TOY_SAMPLES[sample.name]
     except KeyError:
-        raise SettingsError(f"sample {sample.name!r} has no toy; the demo simulates {', '.join(PROCESSES)}") from None
+        raise SettingsError(f"sample {sample.name!r} has no toy; the demo simulates {', '.join(TOY_SAMPLES)}") from None
 
 
 def with_fifth(rng: np.random.Generator, four: Leptons, fraction: float | Array) -> tuple[Leptons, Indices]:
