@@ -45,7 +45,8 @@ from workers.analysis.statistics.likelihood import FitError, Likelihood
 from workers.analysis.statistics.mass import mass_of
 from workers.analysis.statistics.workspace import NoFit
 from workers.analysis.store import Partial, Store
-from workers.data_loader import demo, reading
+from workers.data_loader import reading
+from workers.data_loader.demo import files as demo
 from workers.data_processor import selection
 
 FloatArray = npt.NDArray[np.float64]
@@ -145,7 +146,7 @@ class Laboratory:
         return Experiment(mu, math.sqrt(variance), math.sqrt(q0), mass["value_gev"], (low, high), (left, right), scale)
 
     def _drawn(self, rng: np.random.Generator, sample: Sample, m4l_scale: float) -> Partial:
-        """Draw a simulated sample, with a Poisson number of entries about that of the demo release, or a data sample."""
+        """Draw a data sample, or a simulated one with a Poisson number of entries about that of the demo release."""
         if sample.is_data:
             leptons, count, columns = demo.data_block(rng, sample, self.release)
         else:

@@ -25,7 +25,7 @@ from physics import RELEASES
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
-from workers.data_loader.demo import demo_file
+from workers.data_loader.demo.files import demo_file
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0

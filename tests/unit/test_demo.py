@@ -16,7 +16,7 @@ import uproot
 from common.errors import SettingsError
 from common.releases import Release, Sample
 from physics import RELEASES
-from workers.data_loader import demo
+from workers.data_loader.demo import files as demo
 from workers.data_loader.demo.samples import TOY_SAMPLES
 
 EVENTS = 60_000

@@ -8,7 +8,7 @@ from common.errors import DataError, SettingsError
 from common.releases import Release, Sample
 from common.settings import RunSettings, is_url
 from physics import RELEASES
-from workers.data_loader.demo import demo_file
+from workers.data_loader.demo.files import demo_file
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.remote.transfer import ProgressCallback
 

@@ -1,8 +1,8 @@
 """Toy four-lepton events of the ``demo`` release: pure functions from a random generator to arrays.
 
-Nothing here is a prediction. The masses, widths and decay chains are physics;
-the yields, fractions and spectra are toy numbers chosen close to what the real
-2020 release shows, so that a plot of the demo looks like one of the data.
+The events are not a prediction. Masses, widths and decay chains are physical;
+yields, fractions and spectra are toy numbers chosen close to those of the real
+2020 release, so that a plot of the demo looks like one of the real data.
 
 Momenta are arrays of shape (4, n, k): (px, py, pz, E) in GeV of k particles in n events.
 """
@@ -19,13 +19,13 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-# Particle Data Group, Phys. Rev. D 110 (2024) 030001. The demo's Higgs is put at
-# the 125 GeV of the simulated samples; its width is the Standard Model's.
+# Particle Data Group, Phys. Rev. D 110 (2024) 030001. The Higgs mass is that of the
+# simulated samples, 125 GeV; the width is that of the Standard Model.
 Z_MASS_GEV, Z_WIDTH_GEV = 91.1876, 2.4952
 HIGGS_MASS_GEV, HIGGS_WIDTH_GEV = 125.0, 0.0041
 ELECTRON, MUON = 11, 13
 
-# Acceptance: the lepton pT and |η| at which the real release stops, and its single-lepton trigger.
+# Acceptance: limits of lepton pT and |η| in the real release, and the threshold of its single-lepton trigger.
 MIN_PT_GEV, TRIGGER_PT_GEV = 7.0, 25.0
 MAX_ABS_ETA: Mapping[int, float] = MappingProxyType({ELECTRON: 2.47, MUON: 2.7})
 LIGHTEST_PAIR_GEV = 5.0
@@ -42,25 +42,25 @@ class Leptons(NamedTuple):
 
 
 def rows_of(leptons: Leptons, rows: Indices | npt.NDArray[np.bool_]) -> Leptons:
-    """The leptons of some events, in the order of ``rows``."""
+    """Return the leptons of the events ``rows``, in this order."""
     return Leptons._make(column[rows] for column in leptons)
 
 
 def shuffled(rng: np.random.Generator, parts: list[Leptons]) -> Leptons:
-    """The events of all parts, of equally many leptons each, in one random order."""
+    """Return the events of all parts in random order; all have the same number of leptons."""
     together = concatenated(parts)
     return rows_of(together, rng.permutation(len(together.charge)))
 
 
 def concatenated(parts: list[Leptons]) -> Leptons:
-    """The events of all parts, of equally many leptons each, one part after the other."""
+    """Return the events of all parts in sequence; all have the same number of leptons."""
     return Leptons._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 def breit_wigner(rng: np.random.Generator, low_gev: Array, high_gev: Array, mass_gev: float, width_gev: float) -> Array:
-    """Masses [GeV] by the relativistic Breit-Wigner of fixed width, one between each low and high.
+    """Draw masses [GeV] from the relativistic Breit-Wigner of fixed width, one between each low and high.
 
-    Drawn by inversion: with m² = M² + MΓ·tan θ the angle θ is uniform.
+    They are drawn by inversion: with m² = M² + MΓ·tan θ the angle θ is uniform.
     """
     scale = mass_gev * width_gev
     start, stop = (np.arctan((edge**2 - mass_gev**2) / scale) for edge in (low_gev, high_gev))
@@ -69,7 +69,7 @@ def breit_wigner(rng: np.random.Generator, low_gev: Array, high_gev: Array, mass
 
 
 def phase_space(m4l: Array, m12: Array, m34: Array) -> Array:
-    """√λ(1, m12²/m4l², m34²/m4l²), between 0 and 1: twice the pairs' momentum over m4l."""
+    """Return √λ(1, m12²/m4l², m34²/m4l²), between 0 and 1: twice the momentum of the pairs divided by m4l."""
     first, second = (m12 / m4l) ** 2, (m34 / m4l) ** 2
     return np.asarray(np.sqrt(np.maximum((1 - first - second) ** 2 - 4 * first * second, 0.0)))
 
@@ -78,9 +78,9 @@ PairMasses = Callable[[np.random.Generator, Array], tuple[Array, Array, Array]]
 
 
 def higgs_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
-    """H→ZZ*: m12, m34 [GeV] and the probability to keep each, by β(β² + 12·m12²·m34²/m4l⁴).
+    """Draw m12 and m34 [GeV] of H→ZZ*; return them with the acceptance probability β(β² + 12·m12²·m34²/m4l⁴).
 
-    The matrix element summed over polarisations, as in A. Djouadi, Phys. Rept. 457 (2008) 1, eq. 2.29.
+    This is the matrix element summed over polarisations, A. Djouadi, Phys. Rept. 457 (2008) 1, eq. 2.29.
     """
     m12 = breit_wigner(rng, m4l / 2, m4l - LIGHTEST_PAIR_GEV, Z_MASS_GEV, Z_WIDTH_GEV)
     m34 = breit_wigner(rng, np.full_like(m4l, LIGHTEST_PAIR_GEV), m4l - m12, Z_MASS_GEV, Z_WIDTH_GEV)
@@ -89,21 +89,21 @@ def higgs_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Arr
 
 
 def single_z_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
-    """Z→ℓℓ with a γ*→ℓℓ radiated off a lepton: dm34/m34, and m12 the most of what is left."""
+    """Draw Z→ℓℓ with a γ*→ℓℓ radiated off a lepton: m34 from dm34/m34, m12 mostly close to its maximum."""
     m34 = LIGHTEST_PAIR_GEV * (m4l / (2 * LIGHTEST_PAIR_GEV)) ** rng.random(m4l.shape)
     m12 = m34 + (m4l - 2 * m34) * np.sqrt(rng.random(m4l.shape))
     return m12, m34, phase_space(m4l, m12, m34)
 
 
 def z_photon_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
-    """Zγ* below the ZZ threshold: m12 by the Z's Breit-Wigner, dm34/m34."""
+    """Draw Zγ* below the ZZ threshold: m12 from the Breit-Wigner of the Z, m34 from dm34/m34."""
     m12 = breit_wigner(rng, m4l / 2, m4l - LIGHTEST_PAIR_GEV, Z_MASS_GEV, Z_WIDTH_GEV)
     m34 = LIGHTEST_PAIR_GEV * ((m4l - m12) / LIGHTEST_PAIR_GEV) ** rng.random(m4l.shape)
     return m12, m34, phase_space(m4l, m12, m34)
 
 
 def double_z_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, Array]:
-    """ZZ: both masses by the Z's Breit-Wigner, their sum at most m4l."""
+    """Draw ZZ: both masses from the Breit-Wigner of the Z, their sum at most m4l."""
     low = np.full_like(m4l, 40.0)
     m12 = breit_wigner(rng, low, m4l - 40.0, Z_MASS_GEV, Z_WIDTH_GEV)
     m34 = breit_wigner(rng, low, m4l - m12, Z_MASS_GEV, Z_WIDTH_GEV)
@@ -111,7 +111,7 @@ def double_z_pairs(rng: np.random.Generator, m4l: Array) -> tuple[Array, Array, 
 
 
 def boost(momenta: Array, parent: Array, mass_gev: Array) -> Array:
-    """Momenta (4, n, k) from the rest frame of ``parent`` (4, n) of mass (n,) into the frame it is given in."""
+    """Boost momenta (4, n, k) from the rest frame of ``parent`` (4, n), of mass (n,), to the frame of ``parent``."""
     flight, mass = parent[:, :, np.newaxis], mass_gev[:, np.newaxis]
     along = flight[0] * momenta[0] + flight[1] * momenta[1] + flight[2] * momenta[2]
     energy = (flight[3] * momenta[3] + along) / mass
@@ -122,7 +122,7 @@ def boost(momenta: Array, parent: Array, mass_gev: Array) -> Array:
 
 
 def isotropic(rng: np.random.Generator, momentum_gev: Array) -> Array:
-    """Momenta (3, n) of the given sizes [GeV], in directions that fill the sphere evenly."""
+    """Draw momenta (3, n) of the given magnitudes [GeV], with directions uniform on the sphere."""
     cosine = rng.uniform(-1, 1, momentum_gev.shape)
     azimuth = rng.uniform(-np.pi, np.pi, momentum_gev.shape)
     sine = np.sqrt(1 - cosine**2)
@@ -131,14 +131,14 @@ def isotropic(rng: np.random.Generator, momentum_gev: Array) -> Array:
 
 
 def two_leptons(rng: np.random.Generator, mass_gev: Array) -> Array:
-    """Momenta (4, n, 2) of two massless leptons from an isotropic decay, in the parent's rest frame."""
+    """Draw momenta (4, n, 2) of two massless leptons from an isotropic decay, in the rest frame of the parent."""
     one = isotropic(rng, mass_gev / 2)
     energy = mass_gev[np.newaxis] / 2
     return np.stack([np.concatenate([one, energy]), np.concatenate([-one, energy])], axis=-1)
 
 
 def in_flight(rng: np.random.Generator, mass_gev: Array, median_pt_gev: float, pt_spread: float) -> Array:
-    """Momenta (4, n) of produced systems: pT log-normal [GeV], rapidity Gaussian of width 1.2."""
+    """Draw momenta (4, n) [GeV] of produced systems: pT log-normal, rapidity Gaussian of width 1.2."""
     pt = median_pt_gev * np.exp(pt_spread * rng.standard_normal(mass_gev.shape))
     rapidity = 1.2 * rng.standard_normal(mass_gev.shape)
     azimuth = rng.uniform(-np.pi, np.pi, mass_gev.shape)
@@ -154,10 +154,10 @@ def in_flight(rng: np.random.Generator, mass_gev: Array, median_pt_gev: float, p
 
 
 def detected(rng: np.random.Generator, momenta: Array, charge: Indices, flavour: Indices) -> Leptons:
-    """Leptons as a detector measures momenta (4, n, k): pT smeared, angles exact.
+    """Return leptons of momenta (4, n, k) as measured by a detector: pT smeared, angles exact.
 
-    Electrons by 16 %/√pT ⊕ 1.5 %, muons by 2.4 % ⊕ 0.02 %·pT (pT in GeV): toy
-    resolutions that give the m4l peak of a 125 GeV Higgs a width of about 2 GeV.
+    The resolution is 16 %/√pT ⊕ 1.5 % for electrons and 2.4 % ⊕ 0.02 %·pT for muons (pT in GeV):
+    toy numbers for which the m4l peak of a 125 GeV Higgs has a width of about 2 GeV.
     """
     pt = np.hypot(momenta[0], momenta[1])
     spread = np.where(flavour == ELECTRON, np.hypot(0.16 / np.sqrt(pt), 0.015), np.hypot(0.024, 0.0002 * pt))
@@ -166,36 +166,36 @@ def detected(rng: np.random.Generator, momenta: Array, charge: Indices, flavour:
 
 
 def accepted(leptons: Leptons) -> npt.NDArray[np.bool_]:
-    """Events (n,) whose leptons all lie in the acceptance and whose hardest could have fired a trigger."""
+    """Return which events (n,) have all leptons in the acceptance and the leading one above the trigger threshold."""
     limit = np.where(leptons.flavour == ELECTRON, MAX_ABS_ETA[ELECTRON], MAX_ABS_ETA[MUON])
     inside = (leptons.pt_gev > MIN_PT_GEV) & (np.abs(leptons.eta) < limit)
     return np.asarray(inside.all(axis=1) & (leptons.pt_gev.max(axis=1) > TRIGGER_PT_GEV))
 
 
 def until_accepted(n: int, draw: Callable[[Indices], tuple[Indices, Leptons]]) -> Leptons:
-    """N events of four leptons, each drawn again until it is accepted.
+    """Draw n events of four leptons, each repeatedly until it is accepted.
 
-    ``draw`` gets the numbers of the events still wanted, and returns the numbers
-    of those it made (all or some of them) with their leptons.
+    ``draw`` takes the indices of the events that are missing, and returns the indices
+    of those that it has drawn (all or some of them) with their leptons.
     """
     kept = Leptons._make(np.empty((n, 4), dtype) for dtype in (float, float, float, np.int64, np.int64))
-    wanted = np.ones(n, dtype=np.bool_)
-    while wanted.any():
-        numbers, trial = draw(np.flatnonzero(wanted))
+    missing = np.ones(n, dtype=np.bool_)
+    while missing.any():
+        indices, trial = draw(np.flatnonzero(missing))
         good = accepted(trial)
         for column, values in zip(kept, trial, strict=True):
-            column[numbers[good]] = values[good]
-        wanted[numbers[good]] = False
+            column[indices[good]] = values[good]
+        missing[indices[good]] = False
     return kept
 
 
 def four_prompt(
     rng: np.random.Generator, m4l: Array, pairs: PairMasses, median_pt_gev: float, pt_spread: float
 ) -> Leptons:
-    """Four leptons from two pairs for each m4l (n,) [GeV]; 4e : 4μ : 2e2μ are 1 : 1 : 2.
+    """Draw four leptons in two pairs for each m4l (n,) [GeV], with 4e : 4μ : 2e2μ = 1 : 1 : 2.
 
-    m4l and the flavours stay while the rest is drawn again until accepted, so
-    that the acceptance does not bend the spectrum asked for.
+    m4l and the flavours are fixed while the other variables are drawn until the event is
+    accepted, so that the acceptance does not change the m4l spectrum.
     """
     flavour = np.repeat(rng.choice([ELECTRON, MUON], (m4l.size, 2)), 2, axis=1)
     signs = np.array([1, -1, 1, -1])
@@ -217,13 +217,13 @@ def four_prompt(
 
 
 def with_mistakes(rng: np.random.Generator, leptons: Leptons, fraction: float) -> Leptons:
-    """A fraction of events with one lepton's charge or flavour wrong: each of these fails the selection."""
+    """Give one lepton a wrong charge or flavour in a fraction of the events, which then fail the selection."""
     n = len(leptons.charge)
-    struck = np.arange(4) == rng.integers(4, size=n)[:, np.newaxis]
-    struck &= (rng.random(n) < fraction)[:, np.newaxis]
-    # A muon beyond the electrons' |η| cannot pass for one: its charge is mistaken instead.
-    turned = struck & (rng.random(n) < 0.5)[:, np.newaxis] & (np.abs(leptons.eta) < MAX_ABS_ETA[ELECTRON])
+    wrong = np.arange(4) == rng.integers(4, size=n)[:, np.newaxis]
+    wrong &= (rng.random(n) < fraction)[:, np.newaxis]
+    # A muon outside the |η| range of electrons gets a wrong charge, never a wrong flavour.
+    wrong_flavour = wrong & (rng.random(n) < 0.5)[:, np.newaxis] & (np.abs(leptons.eta) < MAX_ABS_ETA[ELECTRON])
     return leptons._replace(
-        charge=np.where(struck & ~turned, -leptons.charge, leptons.charge),
-        flavour=np.where(turned, ELECTRON + MUON - leptons.flavour, leptons.flavour),
+        charge=np.where(wrong & ~wrong_flavour, -leptons.charge, leptons.charge),
+        flavour=np.where(wrong_flavour, ELECTRON + MUON - leptons.flavour, leptons.flavour),
     )

@@ -1,8 +1,8 @@
-"""What each simulated sample of the ``demo`` release holds: toy yields, spectra and lepton multiplicities.
+"""The simulated samples of the ``demo`` release: toy yields, spectra and lepton multiplicities.
 
-The yields are those of the real 2020 release at 10 fb⁻¹ after the charge and
-flavour steps, rounded; they are toy numbers chosen close to it, not predictions.
-So are the spectra: fitted by eye to the real release's Zee, tt̄, WH and data files.
+The yields are the rounded ones of the real 2020 release at 10 fb⁻¹ after the charge
+and flavour steps; the spectra are adjusted by eye to the Zee, tt̄, WH and data files
+of the real release. Both are toy numbers, not predictions.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from workers.data_loader.demo.events import (
 class ToySample:
     """The toy of one simulated sample.
 
-    ``yield_10_ifb`` is the expected number of events at 10 fb⁻¹ that pass the
-    charge and flavour steps, ``passing`` the fraction of events that do, known by
-    construction; ``draw`` makes n accepted events of four leptons.
+    ``yield_10_ifb`` is the expected number of events at 10 fb⁻¹ that pass the charge
+    and flavour steps; ``passing`` is the fraction of events that pass them, known by
+    construction; ``draw`` draws n accepted events of four leptons.
     """
 
     yield_10_ifb: float
@@ -61,26 +61,26 @@ class ToySample:
 
     @property
     def events_per_ifb(self) -> float:
-        """Expected accepted events per fb⁻¹, before the charge and flavour steps."""
+        """Expected number of accepted events per fb⁻¹, before the charge and flavour steps."""
         return self.yield_10_ifb / 10 / self.passing
 
 
 def higgs(rng: np.random.Generator, n: int, median_pt_gev: float, pt_spread: float, mistaken: float) -> Leptons:
-    """N events of H→ZZ*→4ℓ at 125 GeV."""
+    """Draw n events of H→ZZ*→4ℓ with a Higgs mass of 125 GeV."""
     around = np.full(n, HIGGS_MASS_GEV)
     m4l = breit_wigner(rng, around - 1, around + 1, HIGGS_MASS_GEV, HIGGS_WIDTH_GEV)
     return with_mistakes(rng, four_prompt(rng, m4l, higgs_pairs, median_pt_gev, pt_spread), mistaken)
 
 
-# Shares of single Z→4ℓ, Zγ* below the threshold, and ZZ above it.
+# Fractions of Z→4ℓ, of Zγ* below the ZZ threshold and of ZZ above it.
 _DIBOSON_SHARES = (0.255, 0.16, 0.585)
 
 
 def diboson(rng: np.random.Generator, n: int, mistaken: float) -> Leptons:
-    """N events of non-resonant 4ℓ: the Z→4ℓ peak, the Zγ* continuum and ZZ with its threshold at 2·m_Z."""
+    """Draw n events of non-resonant 4ℓ: the Z→4ℓ peak, the Zγ* continuum and ZZ with its threshold at 2·m_Z."""
     single, continuum, double = rng.multinomial(n, _DIBOSON_SHARES)
     z_peak = breit_wigner(rng, np.full(single, 66.0), np.full(single, 116.0), Z_MASS_GEV, Z_WIDTH_GEV)
-    # Flat from the Z to the ZZ threshold, with soft ends; near the Z it decays like one.
+    # Uniform from the Z mass to the ZZ threshold, with smeared ends; near the Z mass it decays like a Z.
     below = np.clip(rng.uniform(90, 180, continuum) + 5 * rng.standard_normal(continuum), 80.0, 200.0)
     like_single = below < 115
     four = shuffled(
@@ -95,14 +95,14 @@ def diboson(rng: np.random.Generator, n: int, mistaken: float) -> Leptons:
 
 
 def zz_masses(rng: np.random.Generator, n: int) -> Array:
-    """m4l (n,) [GeV] of ZZ: two Breit-Wigner Z masses, and above their sum a beta-prime excess of 150 GeV scale."""
+    """Draw m4l (n,) [GeV] of ZZ: the sum of two Breit-Wigner masses plus a beta-prime excess of scale 150 GeV."""
     around = np.full((n, 2), Z_MASS_GEV)
     sums = breit_wigner(rng, around - 15, around + 15, Z_MASS_GEV, Z_WIDTH_GEV).sum(axis=1)
     return np.asarray(sums + 150 * rng.gamma(1.2, size=n) / rng.gamma(3.3, size=n))
 
 
 def fakes(rng: np.random.Generator, n: int, log_median: float, spread: float) -> tuple[Array, Array]:
-    """(pT [GeV], η), each (n, 2), of soft leptons from jets: log-normal above the pT threshold, central."""
+    """Draw pT [GeV] and η, each (n, 2), of soft leptons from jets: log-normal above the pT threshold, central."""
     pt = MIN_PT_GEV + np.exp(log_median + spread * rng.standard_normal((n, 2)))
     return pt, np.clip(1.2 * rng.standard_normal((n, 2)), -2.4, 2.4)
 
@@ -110,7 +110,7 @@ def fakes(rng: np.random.Generator, n: int, log_median: float, spread: float) ->
 def with_fakes(
     rng: np.random.Generator, real: Leptons, fake: tuple[Array, Array], flavour: Indices, opposite: float
 ) -> Leptons:
-    """Two leptons of opposite charge, and two fakes that have opposite charges in the fraction ``opposite``."""
+    """Add two fakes to two leptons; ``opposite`` is the fraction of events whose fakes have opposite charges."""
     n = len(real.charge)
     first = rng.choice([-1, 1], n)
     second = np.where(rng.random(n) < opposite, -first, first)
@@ -124,7 +124,7 @@ def with_fakes(
 
 
 def z_jets(rng: np.random.Generator, n: int, flavour: int, fake_muons: float, opposite: float) -> Leptons:
-    """N events of a Z to two leptons of one flavour and two fakes, each of which is a muon or an electron."""
+    """Draw n events of a Z decaying to two leptons of one flavour, and two fakes, each a muon or an electron."""
     fake_flavour = np.where(rng.random((n, 2)) < fake_muons, MUON, ELECTRON)
 
     def draw(wanted: Indices) -> tuple[Indices, Leptons]:
@@ -138,7 +138,7 @@ def z_jets(rng: np.random.Generator, n: int, flavour: int, fake_muons: float, op
 
 
 def top_pairs(rng: np.random.Generator, n: int, fake_muons: float, opposite: float) -> Leptons:
-    """N events of tt̄ to two leptons of any flavours, with broad pT, and two fakes from the b jets."""
+    """Draw n events of tt̄ decaying to two leptons of any flavours, with broad pT, and two fakes from the b jets."""
     flavour = rng.choice([ELECTRON, MUON], (n, 2))
     fake_flavour = np.where(rng.random((n, 2)) < fake_muons, MUON, ELECTRON)
 
@@ -157,13 +157,13 @@ def top_pairs(rng: np.random.Generator, n: int, fake_muons: float, opposite: flo
 
 
 def same_flavour(fake_muons: float) -> float:
-    """Probability that two fakes, each a muon with this probability, are of one flavour."""
+    """Return the probability that two fakes, each a muon with probability ``fake_muons``, have the same flavour."""
     return fake_muons**2 + (1 - fake_muons) ** 2
 
 
-# Of Z+jets events 27 %, of tt̄ 32 % pass the charge and flavour steps in the real
-# release (243 of 898, 334 of 1031): the opposite-charge fractions follow from it.
-# In tt̄ an even number of muons has probability 1/2 whatever the fakes are.
+# In the real release 27 % of the Z+jets events and 32 % of the tt̄ events pass the charge and
+# flavour steps (243 of 898, 334 of 1031); the opposite-charge fractions follow from this.
+# In tt̄ the number of muons is even with probability 1/2 for any fakes.
 TOY_SAMPLES: Mapping[str, ToySample] = MappingProxyType(
     {
         "Zee": ToySample(
@@ -176,7 +176,7 @@ TOY_SAMPLES: Mapping[str, ToySample] = MappingProxyType(
         "llll": ToySample(310.0, 0.95, partial(diboson, mistaken=0.05), negative_weights=0.015),
         "ggH125_ZZ4lep": ToySample(8.7, 0.95, partial(higgs, median_pt_gev=25.0, pt_spread=1.0, mistaken=0.05)),
         "VBFH125_ZZ4lep": ToySample(0.9, 0.95, partial(higgs, median_pt_gev=65.0, pt_spread=0.7, mistaken=0.05)),
-        # With an associated W or Z its leptons are often taken for the Higgs's: 9772 of 15379 pass.
+        # The leptons of the associated W or Z are often among the four leading ones: 9772 of 15379 pass.
         "WH125_ZZ4lep": ToySample(
             0.22, 0.64, partial(higgs, median_pt_gev=78.0, pt_spread=0.7, mistaken=0.36), fifth_lepton=0.07
         ),
@@ -188,7 +188,7 @@ TOY_SAMPLES: Mapping[str, ToySample] = MappingProxyType(
 
 
 def toy_sample(sample: Sample) -> ToySample:
-    """The toy of a simulated sample; raises SettingsError for a sample that has none."""
+    """Return the toy of a simulated sample; raises SettingsError if it has none."""
     try:
         return TOY_SAMPLES[sample.name]
     except KeyError:
@@ -196,8 +196,9 @@ def toy_sample(sample: Sample) -> ToySample:
 
 
 def with_fifth(rng: np.random.Generator, four: Leptons, fraction: float | Array) -> tuple[Leptons, Indices]:
-    """Leptons (n, 5) by falling pT, and how many of them each event has: 4, or 5 in a fraction, shape () or (n,).
+    """Add a fifth lepton in a ``fraction``, shape () or (n,), of the events.
 
+    Returns leptons (n, 5) sorted by falling pT, and how many of them are valid, 4 or 5, shape (n,).
     The fifth is softer than the fourth, so that it never enters the selection.
     """
     n = len(four.charge)

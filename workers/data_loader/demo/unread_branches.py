@@ -1,6 +1,6 @@
-"""The branches of the real release that the analysis never reads, with plausible contents.
+"""The branches of the real release that the analysis does not read, with plausible contents.
 
-A benchmark needs them: choosing the columns to read only pays where the others are there.
+Benchmarks need them, because reading selected branches saves time only if there are others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-# Per event: branch, kind, and the mean of what it holds (of flags: their probability;
-# of "signed", a float32 about 0: the standard deviation).
+# Branches with one value an event: their kind, and the mean of the values. For "bool" it is the probability
+# of True; for "signed", a float32 with mean 0, the standard deviation.
 _PER_EVENT: Mapping[str, tuple[str, float]] = {
     "scaleFactor_PHOTON": ("float32", 1.0),
     "scaleFactor_TAU": ("float32", 1.0),
@@ -33,7 +33,7 @@ _FOUR_MOMENTUM = {"pt": ("float32", 40e3), "eta": ("signed", 1.0), "phi": ("sign
 _MATCHED = {"truthMatched": ("bool", 0.95), "trigMatched": ("bool", 0.4)}
 _ISOLATION = {"isTightID": ("bool", 0.8), "ptcone30": ("float32", 1.5e3), "etcone20": ("signed", 0.5e3)}
 
-# Per object: the objects' mean number in an event (leptons have theirs), and their branches.
+# Branches with one value an object: the mean number of objects in an event (not used for leptons), and the branches.
 _PER_OBJECT: Mapping[str, tuple[float, Mapping[str, tuple[str, float]]]] = {
     "lep": (
         4.0,
@@ -94,7 +94,7 @@ _PER_OBJECT: Mapping[str, tuple[float, Mapping[str, tuple[str, float]]]] = {
 
 
 def unread_types() -> dict[str, str]:
-    """Uproot's type of each further branch; each jagged one comes with the counter of its objects."""
+    """Return uproot's type of each of these branches; the jagged ones have the counter of their objects."""
     types = {name: _stored(kind) for name, (kind, _) in _PER_EVENT.items()}
     for objects, (_, branches) in _PER_OBJECT.items():
         types |= {f"{objects}_{name}": f"var * {_stored(kind)}" for name, (kind, _) in branches.items()}
@@ -104,7 +104,7 @@ def unread_types() -> dict[str, str]:
 def unread_columns(
     rng: np.random.Generator, lepton_count: npt.NDArray[np.int64]
 ) -> dict[str, ak.Array | npt.NDArray[np.generic]]:
-    """The further branches of n events: arrays (n,), and jagged ones; ``lepton_count`` (n,) fixes the leptons'."""
+    """Draw these branches of n events: arrays (n,) and jagged ones; ``lepton_count`` (n,) is the number of leptons."""
     n = len(lepton_count)
     columns: dict[str, ak.Array | npt.NDArray[np.generic]] = {
         name: _values(rng, kind, mean, n) for name, (kind, mean) in _PER_EVENT.items()
@@ -121,7 +121,7 @@ def _stored(kind: str) -> str:
 
 
 def _values(rng: np.random.Generator, kind: str, mean: float, n: int) -> npt.NDArray[np.generic]:
-    """N values of a kind: full-precision floats, as hard to compress as measured ones."""
+    """Draw n values of a kind; floats have full precision, so that they compress like measured ones."""
     if kind == "bool":
         return rng.random(n) < mean
     if kind == "int32":
