@@ -1,7 +1,7 @@
-"""Between an awkward array of flat records and its columns, both ways without a copy.
+"""Convert between an awkward array of flat records and its columns, without copying them.
 
-``ak.Array`` and ``ak.to_numpy`` first find out what they have been given, which
-takes ten to twenty times as long as this and longer than many a step of the analysis.
+``ak.Array`` and ``ak.to_numpy`` do the same for any input. They take ten to twenty times
+as long, which is longer than many steps of the analysis.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Array = npt.NDArray[Any]
 
 
 def records(columns: Mapping[str, Array]) -> ak.Array:
-    """Records of columns of shape (events,) and (events, k): what ``ak.Array`` makes of the dictionary."""
+    """Return the records of columns of shape (events,) or (events, k), as ``ak.Array`` does for the dictionary."""
     contents = [NumpyArray(values) for values in columns.values()]
     return ak.Array(RecordArray(contents, list(columns), length=len(contents[0])))
 
 
 def columns_of(events: ak.Array) -> dict[str, Array]:
-    """The columns of records, each as ``ak.to_numpy`` gives it."""
+    """Return the columns of records, each as ``ak.to_numpy`` returns it."""
     layout = events.layout
     if not (isinstance(layout, RecordArray) and all(isinstance(content, NumpyArray) for content in layout.contents)):
         return {name: np.asarray(ak.to_numpy(events[name])) for name in events.fields}

@@ -1,23 +1,23 @@
-"""What the C library does with memory that arrays have been in."""
+"""A setting of the C library for processes that allocate and free many arrays."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-#: The parameters of mallopt(3), by glibc's malloc.h.
+#: Parameters of mallopt(3), as in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: The largest threshold that glibc takes: half of an arena's heap.
+#: The largest threshold that glibc accepts: half of the heap of an arena.
 _MMAP_THRESHOLD_BYTES = 32 * 2**20
 _TRIM_THRESHOLD_BYTES = 256 * 2**20
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what it frees for its next arrays, up to 256 MiB, rather than give it back.
+    """Let this process reuse up to 256 MiB of freed memory instead of returning it to the system.
 
-    Every chunk brings arrays and messages of megabytes, of which glibc by itself
-    returns each to the system as soon as it is freed: the kernel then hands out
-    and clears the same pages again and again. Without glibc nothing is done.
+    A chunk needs arrays and messages of several megabytes. By default glibc returns each of them to the system when
+    it is freed, and the kernel allocates and clears the same pages again for the next chunk. Other C libraries than
+    glibc are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What may name a run, a sample or a file of a result: it becomes part of paths, queue names and addresses."""
+"""Valid names of runs, samples and result files, which become parts of paths, queue names and URLs."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ NAME_IS = f"use up to {MAX_NAME} letters, digits, '-', '_' and single dots betwe
 
 
 def is_name(text: str) -> bool:
-    """Whether ``text`` may name something, and leads nowhere else."""
+    """Whether ``text`` is a valid name, which as part of a path does not lead to another directory."""
     return len(text) <= MAX_NAME and re.match(NAME, text) is not None

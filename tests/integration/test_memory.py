@@ -1,7 +1,8 @@
-"""What is freed stays with the process, and is used again."""
+"""A process with ``keep_freed_memory`` reuses the memory that it frees."""
 
 from __future__ import annotations
 
+import mmap
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-#: Prints how many pages the kernel handed out for thirty times eight messages of 1 MiB, in a thread.
+#: Allocates and frees eight messages of 1 MiB thirty times in a thread, and prints the number of page faults.
 PROGRAM = """
 import resource, sys, threading
 from common.memory import keep_freed_memory
@@ -29,10 +30,10 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="says something of glibc")
-def test_messages_that_come_and_go_get_the_same_pages() -> None:
-    pages_at_once = 8 * 2**20 // 4096
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_new_messages_reuse_the_pages_of_freed_ones() -> None:
+    pages_of_eight = 8 * 2**20 // mmap.PAGESIZE
     command = [sys.executable, "-c", PROGRAM]
     kept = int(subprocess.check_output([*command, "kept"], cwd=ROOT))
     given_back = int(subprocess.check_output([*command, "given back"], cwd=ROOT))
-    assert kept < 3 * pages_at_once < 20 * pages_at_once < given_back
+    assert kept < 3 * pages_of_eight < 20 * pages_of_eight < given_back

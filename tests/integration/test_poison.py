@@ -87,7 +87,7 @@ POISONS: Mapping[str, tuple[Poison, str]] = {
     "empty": (lambda body, kind: b"", "the message is empty"),
     "no pickle": (lambda body, kind: b"<html>502 Bad Gateway</html>", "pickle"),
     "cut in the middle": (_cut, "not a pickled array"),
-    "a call of os.system": (lambda body, kind: calls()["os.system"], "posix.system, which no message may"),
+    "a call of os.system": (lambda body, kind: calls()["os.system"], "posix.system, which is not allowed"),
     "without a field": (_without_a_field, "has the fields"),
     "of another type": (_of_another_type, "not a plain"),
     "of another length": (_of_another_length, "bytes for"),

@@ -1,16 +1,15 @@
-"""Hostile messages for minutes in bounded memory: ``python -m tests.support.fuzz_messages --seconds 600 --seed 1``.
+"""Fuzz the decoding of messages: ``python -m tests.support.fuzz_messages --seconds 600 --seed 1``.
 
-Each is an honest message with a few flips, cuts, insertions and splices, or an
-honest pickle put together anew from hostile parts. It must be refused with a
-MessageError or decode to what its kind declares. Nothing else may be raised,
-nothing may run, and memory and time per message stay small.
+Each message is a valid one with a few bytes changed, removed, inserted or copied,
+or a pickle with hostile parts. It has to be rejected with a MessageError or to be
+valid; any other exception is a failure. Decoding must not run code, and needs
+little memory and time.
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
-import os
 import random
 import resource
 import sys
@@ -19,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from common import messages
 from common.errors import MessageError
@@ -32,16 +33,16 @@ SLOWEST_S = 5.0
 
 
 class Tally(NamedTuple):
-    """What came of the messages, the slowest of them in seconds, and how much memory was asked for beyond the start."""
+    """Numbers of rejected and valid messages, the longest time for one of them, and the growth of the memory."""
 
-    refused: int
-    sound: int
+    rejected: int
+    valid: int
     slowest_s: float
-    grown_bytes: int
+    growth_bytes: int
 
 
 class Forbidden(BaseException):
-    """Something tried to run; no ``except Exception`` stops it."""
+    """Decoding a message has tried to run code; a BaseException, so that no ``except Exception`` hides it."""
 
 
 FORBIDDEN_EVENTS = (
@@ -49,51 +50,63 @@ FORBIDDEN_EVENTS = (
 )  # fmt: skip
 
 
-def watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: decoding a message opens, starts, imports and looks up nothing."""
-    if _decoding and event.startswith(FORBIDDEN_EVENTS):
-        raise Forbidden(f"{event} {arguments!r:.200}")
+class Guard:
+    """An audit hook that raises Forbidden if a file is opened, a process started, or a module or class looked up.
+
+    It is ``active`` only while a message is decoded, because Python never removes an audit hook.
+    """
+
+    def __init__(self) -> None:
+        self.active = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.active and event.startswith(FORBIDDEN_EVENTS):
+            raise Forbidden(f"{event} {arguments!r:.200}")
+
+    def decode(self, kind: str, body: bytes) -> None:
+        """Decode a message under the guard."""
+        self.active = True
+        try:
+            messages.decode(kind, body, RELEASES)
+        finally:
+            self.active = False
 
 
-_decoding = False
-
-
-def hostile_json(dice: random.Random) -> tuple[str, bytes]:
-    """A JSON message with a few bytes changed, or its values replaced by what has no business there."""
-    message: Message = dice.choice(JSON_MESSAGES)
+def hostile_json(rng: random.Random) -> tuple[str, bytes]:
+    """Return a JSON message with a few bytes changed, or with unexpected values."""
+    message: Message = rng.choice(JSON_MESSAGES)
     body = bytearray(message.encode())
-    for _ in range(dice.choice((1, 2, 5))):
-        at = dice.randrange(len(body) + 1)
-        match dice.randrange(4):
+    for _ in range(rng.choice((1, 2, 5))):
+        at = rng.randrange(len(body) + 1)
+        match rng.randrange(4):
             case 0:
-                body[at : at + 1] = bytes([dice.randrange(256)])
+                body[at : at + 1] = bytes([rng.randrange(256)])
             case 1:
-                del body[at : at + dice.choice((1, 3, 20))]
+                del body[at : at + rng.choice((1, 3, 20))]
             case 2:
-                body[at:at] = dice.choice((b"null", b"1e999", b'"', b"{", b"[" * 2000, b"-1", b"\\ud800", b"9" * 400))
+                body[at:at] = rng.choice((b"null", b"1e999", b'"', b"{", b"[" * 2000, b"-1", b"\\ud800", b"9" * 400))
             case 3:
-                body[at:at] = dice.randbytes(4)
+                body[at:at] = rng.randbytes(4)
     return message.kind, bytes(body)
 
 
-def hostile_pickle(dice: random.Random) -> tuple[str, bytes]:
-    """A mutated Events or Selected message, or a gadget with a few bytes changed."""
-    kind = dice.choice(("events", "selected"))
-    if dice.random() < 0.8:
-        return kind, mutated(dice.randrange(2**64))
-    body = bytearray(dice.choice(GADGETS))
-    for _ in range(dice.choice((0, 1, 3))):
-        body[dice.randrange(len(body))] = dice.randrange(256)
+def hostile_pickle(rng: random.Random) -> tuple[str, bytes]:
+    """Return a mutated Events or Selected message, or a hostile pickle with a few bytes changed."""
+    kind = rng.choice(("events", "selected"))
+    if rng.random() < 0.8:
+        return kind, mutated(rng.randrange(2**64))
+    body = bytearray(rng.choice(GADGETS))
+    for _ in range(rng.choice((0, 1, 3))):
+        body[rng.randrange(len(body))] = rng.randrange(256)
     return kind, bytes(body)
 
 
 GADGETS = [body for made in (calls(), forms(), bombs()) for body in made.values() if len(body) < 100_000]
 
 
-def fuzz(seconds: float, seed: int) -> Tally:
-    """Decode hostile messages for so long; raises AssertionError for the first that is not dealt with as promised."""
-    global _decoding  # noqa: PLW0603  the audit hook stays for the life of the process, and must know
-    dice = random.Random(seed)
+def fuzz(seconds: float, seed: int, guard: Guard) -> Tally:
+    """Decode hostile messages for ``seconds``; raises AssertionError for the first unexpected exception."""
+    rng = random.Random(seed)
     tally: Counter[str] = Counter()
     slowest_s, end = 0.0, time.monotonic() + seconds
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -101,46 +114,44 @@ def fuzz(seconds: float, seed: int) -> Tally:
     while time.monotonic() < end:
         number += 1
         make: Callable[[random.Random], tuple[str, bytes]] = hostile_pickle if number % 4 else hostile_json
-        kind, body = make(dice)
+        kind, body = make(rng)
         started = time.perf_counter()
-        _decoding = True
         try:
-            messages.decode(kind, body, RELEASES)
-            tally["sound"] += 1
+            guard.decode(kind, body)
+            tally["valid"] += 1
         except MessageError:
-            tally["refused"] += 1
+            tally["rejected"] += 1
         except BaseException as error:
-            _decoding = False
             kept = Path(f"hostile-{seed}-{number}.{kind}")
             kept.write_bytes(body)
             raise AssertionError(f"message {number} of seed {seed}, kept in {kept}: {error!r}") from error
-        finally:
-            _decoding = False
         slowest_s = max(slowest_s, time.perf_counter() - started)
         assert slowest_s < SLOWEST_S, f"message {number} of seed {seed} took {slowest_s:.1f} s"
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return Tally(tally["refused"], tally["sound"], slowest_s, grown)
+    growth_bytes = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return Tally(tally["rejected"], tally["valid"], slowest_s, growth_bytes)
 
 
 def main() -> int:
-    """Fuzz as the flags say, in a process that cannot have more memory than MEMORY_BYTES beyond what it starts with."""
+    """Fuzz with a limit of MEMORY_BYTES on the growth of the process (on Linux only)."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.fuzz_messages", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=1)
     flags = parser.parse_args()
-    # Whatever decoding imports, it has imported now; pickletools reads the arguments of texts of every kind.
+    # Import all modules and codecs that decoding needs before the guard is active.
     for encoding in ("ascii", "latin-1", "raw-unicode-escape", "utf-8"):
         codecs.lookup(encoding)
     for message in JSON_MESSAGES:
         messages.decode(message.kind, message.encode(), RELEASES)
     messages.decode("events", BODY, RELEASES)
-    sys.addaudithook(watch)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))
-    tally = fuzz(flags.seconds, flags.seed)
+    guard = Guard()
+    sys.addaudithook(guard)
+    if sys.platform == "linux":
+        limit = psutil.Process().memory_info().vms + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    tally = fuzz(flags.seconds, flags.seed, guard)
     print(
-        f"{tally.refused + tally.sound} messages: {tally.refused} refused, {tally.sound} sound; slowest "
-        f"{1000 * tally.slowest_s:.0f} ms; memory grew by {tally.grown_bytes / 2**20:.1f} MiB"
+        f"{tally.rejected + tally.valid} messages: {tally.rejected} rejected, {tally.valid} valid; slowest "
+        f"{1000 * tally.slowest_s:.0f} ms; memory grew by {tally.growth_bytes / 2**20:.1f} MiB"
     )
     return 0
 

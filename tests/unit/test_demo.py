@@ -1,4 +1,4 @@
-"""The demo release: reproducible toy files of the real layout, whose yields and shapes are what they claim."""
+"""The demo release: reproducible toy files with the layout of the real ones, and the expected yields and shapes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tree_of(path: Path) -> uproot.TTree:
 
 
 def selected(events: ak.Array) -> npt.NDArray[np.bool_]:
-    """The charge and flavour steps of DESIGN.md, on the four leading leptons."""
+    """Return which events pass the charge and flavour steps, calculated from the four leading leptons."""
     charge = ak.sum(events.lep_charge[:, :4], axis=1)
     flavours = ak.to_numpy(ak.sum(events.lep_type[:, :4], axis=1))
     return np.asarray(ak.to_numpy(charge == 0) & np.isin(flavours, list(DEMO.channels.values())))
@@ -69,22 +69,22 @@ def m4l_gev(events: ak.Array) -> Array:
 
 
 @pytest.mark.parametrize("events", [12, 1_000, 200_000, 942_598, 20_000_000])
-def test_the_shares_of_the_samples_add_up_to_the_events_asked_for(events: int) -> None:
+def test_the_entries_of_the_samples_add_up_to_the_requested_events(events: int) -> None:
     shares = demo.shares(DEMO, events)
     assert sum(shares.values()) == events
     assert min(shares.values()) >= 1
 
 
-def test_as_many_events_as_the_release_has_give_each_sample_its_own_number() -> None:
+def test_the_release_s_number_of_events_gives_each_sample_its_own_number() -> None:
     assert demo.shares(DEMO, 942_598) == {sample.name: sample.entries for sample in SIMULATED}
 
 
-def test_fewer_events_than_samples_are_refused_with_the_way_out() -> None:
+def test_fewer_events_than_samples_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(SettingsError, match=r"events=7: .* 8 simulated samples"):
         demo.shares(DEMO, 7)
 
 
-def test_every_file_has_its_share_of_entries_and_its_release_name(cache: Path) -> None:
+def test_every_file_has_its_number_of_entries_and_the_release_s_name(cache: Path) -> None:
     shares = demo.shares(DEMO, EVENTS)
     for sample in SIMULATED:
         path = demo.demo_file(sample, DEMO, EVENTS, cache)
@@ -127,7 +127,7 @@ def test_the_weights_of_selected_events_add_up_to_the_expected_yield(
 
 
 @pytest.mark.parametrize("name", list(TOY_SAMPLES))
-def test_the_passing_fraction_that_normalises_the_weights_is_that_of_the_events(name: str) -> None:
+def test_the_passing_fraction_that_normalises_weights_is_that_of_the_events(name: str) -> None:
     toy, n = TOY_SAMPLES[name], 20_000
     leptons = toy.draw(np.random.default_rng(1), n)
     flavours = leptons.flavour.sum(axis=1)
@@ -136,7 +136,7 @@ def test_the_passing_fraction_that_normalises_the_weights_is_that_of_the_events(
 
 
 @pytest.mark.parametrize("events", [1_000, 500_000])
-def test_the_expected_sum_of_weights_is_the_same_for_any_number_of_events(events: int) -> None:
+def test_the_expected_sum_of_weights_does_not_depend_on_the_number_of_events(events: int) -> None:
     for sample in SIMULATED:
         entries = demo.shares(DEMO, events)[sample.name]
         total = entries * demo.mean_weight(sample, entries) * sample.cross_section_weight(10)
@@ -144,20 +144,20 @@ def test_the_expected_sum_of_weights_is_the_same_for_any_number_of_events(events
         assert total * toy.passing == pytest.approx(toy.yield_10_ifb)
 
 
-def test_only_the_zz_sample_has_negative_weights_and_few(events_of: Callable[[str], ak.Array]) -> None:
+def test_only_the_zz_sample_has_a_few_negative_weights(events_of: Callable[[str], ak.Array]) -> None:
     for sample in SIMULATED:
         negative = float(np.mean(ak.to_numpy(events_of(sample.name).mcWeight) < 0))
         assert 0.01 < negative < 0.02 if sample.name == "llll" else negative == 0
 
 
 @pytest.mark.parametrize("sample", DATA, ids=lambda sample: sample.name)
-def test_data_hold_as_many_selected_events_as_expected(sample: Sample, events_of: Callable[[str], ak.Array]) -> None:
+def test_data_have_the_expected_number_of_selected_events(sample: Sample, events_of: Callable[[str], ak.Array]) -> None:
     expected = sum(toy.yield_10_ifb for toy in TOY_SAMPLES.values()) * (sample.lumi_ifb or 0) / 10
     found = int(selected(events_of(sample.name)).sum())
     assert abs(found - expected) < 3.5 * math.sqrt(expected)
 
 
-def test_the_higgs_peak_stands_at_125_gev_with_the_width_of_a_detector(
+def test_the_higgs_peak_is_at_125_gev_with_the_detector_resolution(
     events_of: Callable[[str], ak.Array],
 ) -> None:
     events = events_of("ggH125_ZZ4lep")
@@ -166,7 +166,7 @@ def test_the_higgs_peak_stands_at_125_gev_with_the_width_of_a_detector(
     assert 1.5 < mass.std() < 2.5
 
 
-def test_the_higgs_decays_to_4e_4mu_and_2e2mu_as_one_to_one_to_two(events_of: Callable[[str], ak.Array]) -> None:
+def test_the_higgs_decays_to_4e_4mu_and_2e2mu_in_the_ratio_1_to_1_to_2(events_of: Callable[[str], ak.Array]) -> None:
     events = events_of("ggH125_ZZ4lep")
     flavours = ak.to_numpy(ak.sum(events.lep_type[:, :4], axis=1))[selected(events)]
     shares = [np.mean(flavours == DEMO.channels[channel]) for channel in ("4e", "4mu", "2e2mu")]
@@ -186,7 +186,7 @@ def test_zz_has_a_peak_at_the_z_mass_and_a_threshold_at_twice_it(events_of: Call
     assert between(240, 250) < between(185, 215)
 
 
-def test_z_jets_fall_from_where_a_z_and_two_soft_leptons_begin(events_of: Callable[[str], ak.Array]) -> None:
+def test_z_jets_have_a_falling_spectrum_of_low_masses(events_of: Callable[[str], ak.Array]) -> None:
     mass = m4l_gev(events_of("Zee"))
     assert 105 < np.median(mass) < 160
     assert np.mean(mass > 250) < 0.1
@@ -210,7 +210,7 @@ def test_leptons_are_finite_massless_sorted_and_within_acceptance(
     assert flat["lep_E"] == pytest.approx(flat["lep_pt"] * np.cosh(flat["lep_eta"]), rel=1e-5)
 
 
-def test_some_events_have_a_fifth_lepton_most_in_associated_production(
+def test_a_few_events_have_a_fifth_lepton_most_of_all_in_wh(
     events_of: Callable[[str], ak.Array],
 ) -> None:
     assert np.mean(ak.to_numpy(events_of("WH125_ZZ4lep").lep_n) == 5) == pytest.approx(0.07, abs=0.03)
@@ -234,7 +234,7 @@ def test_the_branches_have_the_types_of_the_release(cache: Path) -> None:
     assert tree["lep_type"].typename == "uint32_t[]"
 
 
-def test_a_file_of_all_branches_has_81_and_the_same_events(
+def test_a_file_of_all_branches_has_81_branches_and_the_same_events(
     events_of: Callable[[str], ak.Array], tmp_path: Path
 ) -> None:
     path = demo.demo_file(DEMO.sample("ttbar_lep"), DEMO, EVENTS, tmp_path, all_branches=True)
@@ -245,7 +245,9 @@ def test_a_file_of_all_branches_has_81_and_the_same_events(
     assert ak.array_equal(full[short.fields], short)
 
 
-def test_a_long_sample_is_written_in_blocks_of_its_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_sample_is_written_in_blocks_with_different_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "BLOCK_ENTRIES", 400)
     tree = tree_of(demo.demo_file(DEMO.sample("ggH125_ZZ4lep"), DEMO, 5_000, tmp_path))
     assert tree["lep_pt"].num_baskets == 3
@@ -254,7 +256,7 @@ def test_a_long_sample_is_written_in_blocks_of_its_own_numbers(tmp_path: Path, m
     assert not np.array_equal(ak.to_numpy(pt[:10, 0]), ak.to_numpy(pt[400:410, 0]))
 
 
-def test_a_second_call_finds_the_file_and_leaves_it_alone(tmp_path: Path) -> None:
+def test_a_second_call_returns_the_file_without_writing_it(tmp_path: Path) -> None:
     first = demo.demo_file(DEMO.sample("Zee"), DEMO, 1_000, tmp_path)
     made = first.stat().st_mtime_ns
     assert demo.demo_file(DEMO.sample("Zee"), DEMO, 1_000, tmp_path) == first
@@ -263,7 +265,7 @@ def test_a_second_call_finds_the_file_and_leaves_it_alone(tmp_path: Path) -> Non
 
 
 def _make(directory: Path, start: multiprocessing.synchronize.Barrier, made: multiprocessing.Queue[str]) -> None:
-    """Make a file as soon as the other process is ready too; report whether this process wrote it."""
+    """Make a file at the same time as the other process, and report whether this process wrote it."""
     write = demo.write_file
 
     def noted(sample: Sample, release: Release, events: int, path: Path, *, all_branches: bool) -> None:
@@ -276,7 +278,7 @@ def _make(directory: Path, start: multiprocessing.synchronize.Barrier, made: mul
     made.put(f"found {tree_of(path).num_entries}")
 
 
-def test_two_processes_that_want_a_file_make_it_once(tmp_path: Path) -> None:
+def test_two_processes_that_need_a_file_write_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, made = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_make, args=(tmp_path, start, made)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The selection, masses, channels and weights agree with a slow reference, event by event, and with the publication."""
+"""Selection, masses, channels and weights agree with a slow reference event by event, and with published yields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REAL_SAMPLES = ("data_A", "data_B", "data_C", "Zee", "ttbar_lep", "WH125_ZZ4lep"
 CHANNELS = {44: 0, 48: 1, 52: 2}  # 4e, 2e2μ, 4μ
 
 
-# --- a slow reference -------------------------------------------------------
+# --- slow reference -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Lepton:
 
 
 def invariant_mass(leptons: tuple[Lepton, ...]) -> float:
-    """In GeV, from pT, η, φ, E in MeV; sums that lose no digits."""
+    """Return the mass in GeV from pT, η, φ and E in MeV, with sums that lose no digits."""
     px = math.fsum(one.pt * math.cos(one.phi) for one in leptons)
     py = math.fsum(one.pt * math.sin(one.phi) for one in leptons)
     pz = math.fsum(one.pt * math.sinh(one.eta) for one in leptons)
@@ -50,7 +50,7 @@ def invariant_mass(leptons: tuple[Lepton, ...]) -> float:
 
 
 def z_candidates(leptons: tuple[Lepton, ...]) -> tuple[float, float]:
-    """Of all orders of the leptons that make two pairs, the one with its first pair nearest to the Z."""
+    """Return the masses of the pairs whose first is closest to the Z mass, among all orders of the leptons."""
     found = [
         (invariant_mass((a, b)), invariant_mass((c, d)))
         for a, b, c, d in permutations(leptons)
@@ -60,7 +60,7 @@ def z_candidates(leptons: tuple[Lepton, ...]) -> tuple[float, float]:
 
 
 def reference(events: ak.Array) -> list[dict[str, Any]]:
-    """The selected events, one after the other."""
+    """Select the events one by one."""
     chosen = []
     columns = ("lep_pt", "lep_eta", "lep_phi", "lep_energy", "lep_charge", "lep_type")
     for event in events.to_list():
@@ -92,7 +92,7 @@ def assert_as_reference(events: ak.Array, chosen: ak.Array) -> None:
 
 
 @pytest.mark.parametrize("sample", [SIMULATION, DATA], ids=lambda sample: sample.name)
-def test_random_events_are_selected_weighed_and_measured_as_one_by_one(sample: Any) -> None:
+def test_random_events_are_selected_and_measured_as_by_the_reference(sample: Any) -> None:
     events = random_events(np.random.default_rng(7), 600, sample)
 
     chosen, cutflow = select(events, RELEASE)
@@ -114,7 +114,7 @@ def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
     )
 
 
-def test_two_electrons_and_two_muons_of_equal_charges_are_selected_and_have_no_z_candidates() -> None:
+def test_selected_2e2mu_events_with_like_charged_pairs_have_no_z_candidates() -> None:
     chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), RELEASE)
 
     assert chosen.channel.to_list() == [1]
@@ -136,7 +136,7 @@ def test_two_electrons_and_two_muons_of_equal_charges_are_selected_and_have_no_z
         ((100, 100, 56, 0), (13, 13, 13, 13), {"charge": 0, "flavour": 0}),  # 256 is 0 in eight bits
     ],
 )
-def test_charge_comes_before_flavour_in_the_cutflow(
+def test_the_charge_step_is_applied_before_the_flavour_step(
     charges: tuple[int, ...], types: tuple[int, ...], cutflow: dict[str, int]
 ) -> None:
     assert select(one_event(charges, types), RELEASE)[1] == cutflow
@@ -152,7 +152,7 @@ def test_no_events_give_no_selected_events() -> None:
     assert fill(chosen, RELEASE, SIMULATION.category).sum() == 0
 
 
-def test_a_z_at_rest_has_the_mass_that_its_leptons_were_given() -> None:
+def test_a_z_at_rest_has_the_mass_of_its_leptons() -> None:
     """Two back-to-back pairs of massless leptons of 45.594 and 14 GeV, at η = 0."""
     event = one_event((1, -1, 1, -1), (11, 11, 13, 13))
     pts = np.array([[45594.0, 45594.0, 14000.0, 14000.0]], np.float32)
@@ -175,7 +175,7 @@ def test_a_z_at_rest_has_the_mass_that_its_leptons_were_given() -> None:
 
 
 def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, Any]:
-    """The final result of what the processor has sent."""
+    """Return the final result of the data-processor's messages."""
     store = Store(None)
     service = Analysis(read({}), store)
     service.handle(RunPlan("run", 0.0, settings))
@@ -190,7 +190,7 @@ def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def results() -> dict[int, tuple[dict[str, Any], dict[str, Processed]]]:
-    """The six real files, in chunks of 50000, of 1000 and of 37 entries."""
+    """The results of the six real files, in chunks of 50000, 1000 and 37 entries."""
     directory = real_data()
     found = {}
     for size in (50_000, 1000, 37):
@@ -201,7 +201,7 @@ def results() -> dict[int, tuple[dict[str, Any], dict[str, Processed]]]:
     return found
 
 
-def test_the_published_numbers_come_out_digit_for_digit(results: Any) -> None:
+def test_the_published_yields_are_reproduced_digit_for_digit(results: Any) -> None:
     published = json.loads((real_data() / "reference.json").read_text())["samples"]
     found = results[50_000][0]["samples"]
     assert found.keys() == published.keys()
@@ -214,7 +214,7 @@ def test_the_published_numbers_come_out_digit_for_digit(results: Any) -> None:
     assert {found[name]["yield"] for name in ("data_A", "data_B", "data_C")} == {27, 86, 146}
 
 
-def test_the_size_of_the_chunks_changes_no_bit_of_a_yield(results: Any) -> None:
+def test_the_chunk_size_does_not_change_a_bit_of_the_yields(results: Any) -> None:
     whole = results[50_000][0]
     for result, processed in results.values():
         assert {n: s["yield"].hex() for n, s in result["samples"].items()} == {
@@ -226,7 +226,7 @@ def test_the_size_of_the_chunks_changes_no_bit_of_a_yield(results: Any) -> None:
         assert all(one.plan.entries == whole["samples"][name]["events_read"] for name, one in processed.items())
 
 
-def test_the_histograms_of_many_chunks_are_those_of_all_events_at_once(results: Any) -> None:
+def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -> None:
     for result, processed in results.values():
         for category in ("data", "z_ttbar", "signal"):
             events = ak.concatenate(
@@ -252,8 +252,8 @@ def test_the_histograms_of_many_chunks_are_those_of_all_events_at_once(results: 
                     )
 
 
-def test_real_events_are_selected_and_measured_as_one_by_one(results: Any) -> None:
-    """Of every real file the first entries, read by uproot on its own."""
+def test_real_events_are_selected_and_measured_as_by_the_reference(results: Any) -> None:
+    """The first entries of each real file are read with uproot alone for comparison."""
     names = RELEASE.branches.leptons
     for sample in (RELEASE.sample(name) for name in REAL_SAMPLES):
         tree = uproot.open(real_data() / "4lep" / sample.file)["mini"]
@@ -270,7 +270,7 @@ def test_real_events_are_selected_and_measured_as_one_by_one(results: Any) -> No
             np.testing.assert_allclose(ak.to_numpy(found[name])[: len(m4l)], wanted, rtol=1e-5, atol=1e-2)
 
 
-def test_a_result_of_nothing_but_data_can_be_made_of_the_real_files(results: Any) -> None:
+def test_a_run_of_data_alone_gives_a_result_without_significance(results: Any) -> None:
     processed = {name: one for name, one in results[1000][1].items() if name.startswith("data")}
     result = run_of(replace(NO_CUTS, samples=tuple(processed), chunk_entries=1000), processed)
 

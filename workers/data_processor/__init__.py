@@ -1,1 +1,1 @@
-"""Selects four-lepton events and computes their masses."""
+"""Select four-lepton events and calculate their masses."""

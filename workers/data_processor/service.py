@@ -1,4 +1,4 @@
-"""The data-processor: from a chunk's events to its selected ones."""
+"""The data-processor: selects the events of a chunk and calculates their observables."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from workers.data_processor.selection import select
 
 
 class DataProcessor(Service):
-    """Applies the charge and flavour cuts, and computes masses and channels."""
+    """Applies the charge and flavour cuts, and calculates masses and channels."""
 
     name: ClassVar[str] = "data-processor"
     releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
 
     def __init__(self, settings: Settings) -> None:
-        """A data-processor keeps nothing: all it needs is in the messages and the catalogue."""
+        """Use no settings: the messages and the catalogue say everything."""
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Turn a chunk's events into its selected events."""
+        """Select the events of a chunk."""
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
         release = RELEASES[message.release]
