@@ -151,7 +151,7 @@ def pt_cuts(columns: Columns, release: Release, settings: RunSettings) -> Mask:
     return passed
 
 
-#: The data-loader's selection steps after ``four_leptons``, by their names in the catalogue.
+#: The data-loader's selection steps after ``four_leptons``, by their names in the release.
 STEPS: Mapping[str, Callable[[Columns, Release, RunSettings], Mask]] = {"pt_cuts": pt_cuts}
 
 

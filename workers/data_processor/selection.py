@@ -75,7 +75,7 @@ def flavour(columns: Columns, release: Release) -> Mask:
     return channel(columns, release) >= 0
 
 
-#: The data-processor's selection steps, by their names in the catalogue.
+#: The data-processor's selection steps, by their names in the release.
 STEPS: Mapping[str, Callable[[Columns, Release], Mask]] = {"charge": neutral, "flavour": flavour}
 
 

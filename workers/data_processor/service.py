@@ -24,7 +24,7 @@ class DataProcessor(Service):
     consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
 
     def __init__(self, settings: Settings) -> None:
-        """Use no settings: the messages and the catalogue say everything."""
+        """Use no settings: the messages and the releases say everything."""
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Select the events of a chunk."""

@@ -51,7 +51,7 @@ BASE_TYPES: Mapping[str, str] = {
 
 
 def shares(release: Release, events: int) -> dict[str, int]:
-    """Return the number of entries of each simulated sample, in proportion to the entries in the catalogue.
+    """Return the number of entries of each simulated sample, in proportion to its entries in the release.
 
     They add up to ``events`` (largest remainder method) and are at least 1. Raises
     SettingsError if there are fewer events than simulated samples.
