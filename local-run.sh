@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
-# Run one analysis on this machine: no Docker, no broker.
+# Run an analysis on this machine, without Docker and without RabbitMQ.
 #
-#   ./local-run.sh [the flags of analysis.py]     for example: ./local-run.sh --release demo
+#   ./local-run.sh [flags of analysis.py]     for example: ./local-run.sh --release demo
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
+case ${1:-} in
+    --help | -h)
+        sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"
+        [ ! -x "$here/.venv/bin/python" ] || "$here/.venv/bin/python" "$here/analysis.py" --help
+        exit
+        ;;
+esac
+
 # shellcheck source=venv.sh
 . "$here/venv.sh"
-use_venv "$here" requirements.txt
+use_venv "$here" run -r requirements.txt
 exec python "$here/analysis.py" "$@"
