@@ -1,32 +1,64 @@
 #!/usr/bin/env bash
-# Run the tests, with everything they need set up first.
+# Run the tests, after installing what they need.
 #
-#   ./run-tests.sh [arguments of pytest]     for example: ./run-tests.sh -k selection
+#   ./run-tests.sh [arguments of pytest]     the tests, RabbitMQ included
+#   ./run-tests.sh --fast [..]               only those that need no service and little time
+#   ./run-tests.sh --all [..]                also the slow ones and, with Docker, the Compose stack
 #
-# RabbitMQ comes from a container where a Docker engine answers, else from this
-# machine's rabbitmq-server. That and Chromium, for the tests of the page, are
-# installed with apt where we are root.
+# For example: ./run-tests.sh -k selection. As many tests run at a time as there are
+# cores, at most four; -n0 runs one after the other (for --pdb and -s).
+# RabbitMQ is started in a container, or from the package rabbitmq-server where no Docker
+# engine answers. As root on Debian, that package and Chromium are installed with apt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-install() { # install PACKAGE: with apt where we are root; a server that comes along is not started
+which=default
+case ${1:-} in
+    --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; exit ;;
+    --fast | --all) which=${1#--}; shift ;;
+esac
+
+policy=/usr/sbin/policy-rc.d
+install_packages() { # install_packages NAME..: with apt, without starting a server that is installed
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        echo "$1 is not installed: the tests that need it will be left out" >&2
+        echo "run-tests.sh: not installed: $*; the tests that need it are skipped" >&2
         return
     fi
-    echo "installing $1 (once)" >&2
+    echo "installing $*" >&2
     apt-get update -qq
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-    chmod +x /usr/sbin/policy-rc.d
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1" >/dev/null
-    rm -f /usr/sbin/policy-rc.d
+    (
+        saved=$(mktemp -d)
+        if [ -e "$policy" ]; then cp -p "$policy" "$saved/"; fi
+        trap 'rm -f "$policy"; if [ -e "$saved/policy-rc.d" ]; then mv "$saved/policy-rc.d" "$policy"; fi; rm -rf "$saved"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    )
 }
-
-docker info >/dev/null 2>&1 || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || install rabbitmq-server
-command -v chromium >/dev/null || install chromium
+if [ "$which" != fast ]; then
+    missing=()
+    docker info >/dev/null 2>&1 || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
+    command -v chromium >/dev/null || missing+=(chromium)
+    [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+fi
 
 # shellcheck source=venv.sh
 . "$here/venv.sh"
-use_venv "$here" requirements-test.txt
+use_venv "$here" tests -e '.[lint,test]'
 cd "$here"
-exec python -m pytest "$@"
+case $which in
+    fast)
+        exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' \
+            tests/unit --ignore tests/unit/test_cpu_monitor.py "$@"
+        ;;
+    all) set -- --all-tests "$@" ;;
+esac
+
+# Tests that no other test may run beside come last. Pytest's exit code 5: no test was selected.
+code=0 alone=0
+python -m pytest -n auto --maxprocesses 4 --stage parallel "$@" || code=$?
+python -m pytest --stage alone "$@" || alone=$?
+if [ "$code" = 0 ] || [ "$code" = 5 ]; then
+    [ "$alone" = 5 ] || code=$alone
+fi
+exit "$code"

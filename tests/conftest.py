@@ -1,8 +1,9 @@
-"""Fixtures: a real RabbitMQ, a virtual host a test, both transports, and the services as processes."""
+"""Which tests run by default; fixtures for RabbitMQ, a virtual host per test, both transports and the services."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,20 +16,51 @@ from common.transport.rabbitmq import RabbitMQTransport
 from tests.support.broker import Broker, running_broker
 from tests.support.workers import Workers
 
-# As in the services: of a broker that is away, our own words say enough.
+# As in the services: the transport logs a lost connection itself.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+#: Markers of tests that run only if -m names the marker, or with --all-tests.
+NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")
+#: Markers of tests that other tests would disturb, or that would disturb others.
+ALONE = ("alone", "compose", "docker", "kubernetes")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-tests", action="store_true", help=f"also run the tests marked {', '.join(NOT_BY_DEFAULT)}")
+    parser.addoption(
+        "--stage",
+        choices=["parallel", "alone"],
+        help=f"run only the tests that may run beside others, or only those marked {', '.join(ALONE)}",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that were not asked for; an expression given with -m applies to all others."""
+    named = set(re.findall(r"\w+", config.getoption("-m")))
+    unwanted = [] if config.getoption("--all-tests") else [marker for marker in NOT_BY_DEFAULT if marker not in named]
+    stage = config.getoption("--stage")
+
+    def is_wanted(item: pytest.Item) -> bool:
+        markers = {marker.name for marker in item.iter_markers()}
+        in_stage = stage is None or markers.isdisjoint(ALONE) == (stage == "parallel")
+        return in_stage and markers.isdisjoint(unwanted)
+
+    deselected = [item for item in items if not is_wanted(item)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if is_wanted(item)]
 
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A RabbitMQ of this test session's own."""
+    """A RabbitMQ for this test session; with pytest-xdist, one for each worker process."""
     with running_broker(tmp_path_factory.mktemp("rabbitmq")) as started:
         yield started
 
 
 @pytest.fixture
 def vhost(broker: Broker) -> Iterator[BrokerSettings]:
-    """A virtual host of this test's own."""
+    """A virtual host for this test alone."""
     made = broker.new_vhost()
     yield made
     broker.delete_vhost(made)
@@ -36,7 +68,7 @@ def vhost(broker: Broker) -> Iterator[BrokerSettings]:
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
 def transport(request: pytest.FixtureRequest) -> Transport:
-    """Each transport in turn, with queues of this test's own."""
+    """Each transport in turn, with queues for this test alone."""
     if request.param == "embedded":
         return EmbeddedTransport()
     return RabbitMQTransport(request.getfixturevalue("vhost"), connect_timeout_s=20)
@@ -44,7 +76,7 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 @pytest.fixture
 def workers(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
-    """Starts services on this test's virtual host, and stops them in the end."""
+    """Start services on this test's virtual host; they are stopped after the test."""
     running = Workers(vhost, tmp_path)
     yield running
     running.stop()
