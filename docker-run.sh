@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
-# Run one analysis on the Compose stack: RabbitMQ and the four services in containers.
+# Run an analysis on the Compose stack: RabbitMQ and the four services in containers.
 #
-#   ./docker-run.sh [the flags of analysis.py]    start what is not running, submit the run, follow it
-#   ./docker-run.sh --logs                        follow the services' logs
-#   ./docker-run.sh --down                        stop the stack; its volumes stay
+#   ./docker-run.sh [flags of analysis.py]    build and start the stack, submit a run, follow it
+#   ./docker-run.sh --logs                    follow the logs of the services
+#   ./docker-run.sh --down                    stop the stack; its volumes are kept
 #
-# --data DIR is a directory of this machine; results come to ./results, or to --output DIR.
+# --data DIR is a directory of this machine. The results are written to ./results, or to --output DIR.
+# The flags are in README.md, Configuration.
 set -euo pipefail
 cd "$(dirname "$0")"
 caller=$OLDPWD
 
 fail() { echo "docker-run.sh: $1" >&2; exit "${2:-1}"; }
 
-command -v docker >/dev/null || fail "Docker is not installed; see ./local-run.sh, which needs none"
-docker info >/dev/null 2>&1 || fail "the Docker engine does not answer; start it, or see ./local-run.sh, which needs none"
+case ${1:-} in
+    --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; exit ;;
+esac
+
+command -v docker >/dev/null || fail "Docker is not installed; install it, or use ./local-run.sh, which does not need it"
+docker info >/dev/null 2>&1 || fail "the Docker engine does not answer; start it, or use ./local-run.sh, which does not need it"
 docker compose version >/dev/null 2>&1 || fail "docker compose is missing; install the Compose plugin"
 
 case ${1:-} in
@@ -21,8 +26,8 @@ case ${1:-} in
     --logs) exec docker compose logs --follow ;;
 esac
 
-# from_here PATH: a path the caller gave, made absolute.
-from_here() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$caller/$1" ;; esac; }
+# absolute PATH: a path relative to the caller's directory, made absolute
+absolute() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$caller/$1" ;; esac; }
 
 flags=()
 data=${DATA:-}
@@ -37,13 +42,13 @@ while [ $# -gt 0 ]; do
             if [ "$1" = --data ]; then data=$2; else output=$2; fi
             shift
             ;;
-        --broker | --broker=*) fail "--broker is for analysis.py; this script runs its own broker" 2 ;;
+        --broker | --broker=*) fail "--broker is for analysis.py; this script starts its own broker" 2 ;;
         *) flags+=("$1") ;;
     esac
     shift
 done
 
-# A directory of the host is /data in the loader. Without one, a running loader keeps what it has.
+# A directory of this machine is mounted as /data in the data-loader. Without --data, a running data-loader keeps its mount.
 case $data in
     *://*) flags+=(--data "$data") ;;
     "")
@@ -54,19 +59,19 @@ case $data in
         fi
         ;;
     *)
-        data=$(from_here "$data")
-        [ -d "$data" ] || fail "DATA='$data': no such directory; give the one that holds Data/ and MC/" 2
+        data=$(absolute "$data")
+        [ -d "$data" ] || fail "--data '$data': no such directory; give the directory that holds Data/ and MC/" 2
         DATA_DIR=$(cd "$data" && pwd)
         flags+=(--data /data)
         ;;
 esac
 export DATA_DIR=${DATA_DIR:-no-data}
 
-output=$(from_here "$output")
-mkdir -p "$output" || fail "--output '$output' cannot be made" 2
+output=$(absolute "$output")
+mkdir -p "$output" || fail "--output '$output': this directory cannot be created" 2
 export RESULTS_DIR=$output
 
-# The key that this stack's messages are signed with is made once, and kept where Compose looks for it.
+# The key that signs the messages is generated once and kept in .env, where Compose reads it.
 if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; then
     (
         umask 077
@@ -74,30 +79,30 @@ if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; the
     )
 fi
 
-# With nothing changed this takes a second or two: every layer is there.
+# Takes a second or two if nothing has changed, because every layer is cached.
 ./build-images.sh >&2
 
-# Replicas that somebody has added stay.
+# Keep the number of replicas that are running.
 scale=()
 for service in data-loader data-processor; do
     running=$(docker compose ps --quiet "$service" 2>/dev/null | wc -l)
     [ "$running" -le 1 ] || scale+=(--scale "$service=$running")
 done
 
-# Not every build of Compose says by its exit code that a service is not healthy: look for ourselves.
-docker compose --progress quiet up --detach --wait --wait-timeout 180 "${scale[@]}" || true
+# Some versions of Compose exit with 0 although a service is not healthy, so check the health here.
+docker compose --progress quiet up --detach --wait --wait-timeout 180 ${scale[@]+"${scale[@]}"} || true
 unhealthy=$(docker compose ps --all --format '{{.Service}} {{.Health}}' | grep -v ' healthy$' || true)
 if [ -n "$unhealthy" ]; then
     docker compose logs --tail 20 >&2
-    fail "not healthy: ${unhealthy//$'\n'/, }; the last lines of the logs stand above"
+    fail "not healthy: ${unhealthy//$'\n'/, }; the last log lines are above"
 fi
 
-# The exit code is asked of the container itself: not every build of Compose hands it on.
+# Some versions of Compose do not return the exit code of the container, so read it from the container.
 name=${COMPOSE_PROJECT_NAME:-atlas-open-data}-submit-$$
 trap 'docker rm --force "$name" >/dev/null 2>&1' EXIT
 submit=(docker compose --progress quiet run --name "$name" --no-deps --user "$(id -u):$(id -g)")
 [ -t 0 ] && [ -t 1 ] || submit+=(-T)
-"${submit[@]}" submit "${flags[@]}" || true
+"${submit[@]}" submit ${flags[@]+"${flags[@]}"} || true
 code=$(docker inspect --format '{{.State.ExitCode}}' "$name" 2>/dev/null || echo 1)
-[ "$code" = 2 ] || echo "all runs: http://127.0.0.1:${PAGE_PORT:-8080}/    the broker: http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
+[ "$code" = 2 ] || echo "all runs: http://127.0.0.1:${PAGE_PORT:-8080}/    RabbitMQ: http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
 exit "$code"

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Run one analysis on a Kubernetes cluster: RabbitMQ and the four services as pods.
+# Run an analysis on a Kubernetes cluster: RabbitMQ and the four services as pods.
 #
-#   ./kubernetes-run.sh [the flags of analysis.py]    apply, wait, submit a run, follow it, bring its results here
-#   ./kubernetes-run.sh --logs                        follow the services' logs
-#   ./kubernetes-run.sh --down                        delete what runs; volumes and credentials stay
+#   ./kubernetes-run.sh [flags of analysis.py]    apply the manifests, submit a run, follow it, copy its results
+#   ./kubernetes-run.sh --logs                    follow the logs of the services
+#   ./kubernetes-run.sh --down                    delete the workloads; volumes and credentials are kept
 #
-# --data is an address (http://, https://, root://): the pods do not see this machine's directories.
-# From the environment:
+# --data is an address (http://, https://, root://), because the pods cannot read this machine's directories.
+# Environment variables:
 #
-#   IMAGE_TAG, NAMESPACE           latest, atlas
+#   IMAGE_TAG, NAMESPACE           default: latest, atlas
 #   REGISTRY                       prefix of the image names, for a cluster that pulls them
-#   RABBITMQ_USER, RABBITMQ_PASS   atlas, and a password made once and kept in the Secret rabbitmq
-#   MESSAGE_KEY                    signs the messages; made once and kept there, too
-#   DATA_CLAIM                     a PersistentVolumeClaim to see as /data: then --data may lie there
+#   RABBITMQ_USER, RABBITMQ_PASS   default: atlas, and a random password, kept in the Secret rabbitmq
+#   MESSAGE_KEY                    key that signs the messages; default: random, kept in the same Secret
+#   DATA_CLAIM                     a PersistentVolumeClaim to mount as /data, for --data /data
 #   HIGH_AVAILABILITY=1            three brokers instead of one
-#   AUTOSCALE=hpa|keda             more loaders and processors by CPU, or by the length of their queues
-#   ROLLOUT_TIMEOUT                seconds to wait for the pods, 300
+#   AUTOSCALE=hpa|keda             scale data-loader and data-processor by CPU, or by queue depth
+#   ROLLOUT_TIMEOUT                seconds to wait for the pods, default 300
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "$0")"
@@ -29,27 +29,26 @@ fail() { echo "kubernetes-run.sh: $1" >&2; exit "${2:-1}"; }
 k() { kubectl --namespace "$namespace" "$@"; }
 has_api() { kubectl api-versions | grep -x "$1" >/dev/null; }
 
-# --- what the caller wants ---------------------------------------------------
+# --- arguments ----------------------------------------------------------------
 
 flags=()
 output=${OUTPUT:-results}
 check_data() {
     case $1 in
         "" | *://*) ;;
-        /data | /data/*) [ -n "${DATA_CLAIM:-}" ] || fail "--data $1: nothing is mounted there; name a PersistentVolumeClaim that holds the files in DATA_CLAIM, or give an http:// address" 2 ;;
-        *) fail "--data $1: the pods do not see this machine's directories; give an address (http://, https://, root://), or DATA_CLAIM=<PersistentVolumeClaim> and --data /data" 2 ;;
+        /data | /data/*) [ -n "${DATA_CLAIM:-}" ] || fail "--data $1: nothing is mounted there; set DATA_CLAIM to a PersistentVolumeClaim that holds the files, or give an http:// address" 2 ;;
+        *) fail "--data $1: the pods cannot read this machine's directories; give an address (http://, https://, root://), or DATA_CLAIM=<PersistentVolumeClaim> and --data /data" 2 ;;
     esac
 }
 for variable in RELEASE DATA SAMPLES LUMI FRACTION PT_CUTS DEMO_EVENTS CHUNK_ENTRIES; do
     [ -n "${!variable:-}" ] || { [ "$variable" = PT_CUTS ] && [ -n "${PT_CUTS+set}" ]; } || continue
-    flag=--${variable,,}
-    flags+=("${flag//_/-}=${!variable}")
+    flags+=("--$(printf %s "$variable" | tr A-Z_ a-z-)=${!variable}")
 done
 action=run
 check_data "${DATA:-}"
 while [ $# -gt 0 ]; do
     case $1 in
-        --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p}' "$0"; exit ;;
+        --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; exit ;;
         --down) action=down ;;
         --logs) action=logs ;;
         --data=*) check_data "${1#*=}"; flags+=("$1") ;;
@@ -59,7 +58,7 @@ while [ $# -gt 0 ]; do
             if [ "$1" = --data ]; then check_data "$2"; flags+=("$1=$2"); else output=$2; fi
             shift
             ;;
-        --broker | --broker=*) fail "--broker is for analysis.py; this script runs its own broker" 2 ;;
+        --broker | --broker=*) fail "--broker is for analysis.py; this script starts its own broker" 2 ;;
         *) flags+=("$1") ;;
     esac
     shift
@@ -67,11 +66,11 @@ done
 case ${AUTOSCALE:-} in "" | hpa | keda) ;; *) fail "AUTOSCALE='$AUTOSCALE': choose hpa or keda" 2 ;; esac
 case $output in /*) ;; *) output=$caller/$output ;; esac
 
-# --- what there is ------------------------------------------------------------
+# --- checks -------------------------------------------------------------------
 
-command -v kubectl >/dev/null || fail "kubectl is not installed; see ./docker-run.sh or ./local-run.sh, which do without"
+command -v kubectl >/dev/null || fail "kubectl is not installed; install it, or use ./docker-run.sh or ./local-run.sh, which do not need it"
 kubectl get --raw /version --request-timeout=10s >/dev/null 2>&1 ||
-    fail "no Kubernetes cluster answers; start one or choose one with 'kubectl config use-context', or see ./docker-run.sh"
+    fail "no Kubernetes cluster answers; start one or select one with 'kubectl config use-context', or use ./docker-run.sh"
 
 if [ "$action" = logs ]; then
     exec kubectl --namespace "$namespace" logs --follow --prefix --max-log-requests=50 --selector="$ours"
@@ -80,10 +79,10 @@ fi
 if [ "$action" = down ]; then
     kinds=deployment,statefulset,job,service,configmap,networkpolicy,serviceaccount,role,rolebinding,horizontalpodautoscaler,poddisruptionbudget
     if has_api keda.sh/v1alpha1; then kinds+=,scaledobject,triggerauthentication; fi
-    k delete "$kinds" --selector="$ours" --ignore-not-found || fail "not all could be deleted; see above"
-    k wait --for=delete pod --selector="$ours" --timeout=180s >/dev/null || fail "some pods do not end; see 'kubectl -n $namespace get pods'"
+    k delete "$kinds" --selector="$ours" --ignore-not-found || fail "kubectl delete failed; see above"
+    k wait --for=delete pod --selector="$ours" --timeout=180s >/dev/null || fail "some pods did not terminate within 180 s; see 'kubectl -n $namespace get pods'"
     left=$(k get persistentvolumeclaim --selector="$ours" --output=name | sed 's|.*/||' | paste -sd ' ')
-    echo "left in the namespace $namespace: the Secret rabbitmq${left:+ and the volumes $left}; 'kubectl delete namespace $namespace' deletes them too"
+    echo "kept in the namespace $namespace: the Secret rabbitmq${left:+ and the volumes $left}; 'kubectl delete namespace $namespace' deletes them too"
     exit
 fi
 
@@ -93,7 +92,7 @@ for what in deployments.apps services configmaps secrets persistentvolumeclaims 
 done
 if [ -n "${HIGH_AVAILABILITY:-}" ]; then broker=statefulset/rabbitmq; other=deployment/rabbitmq; else broker=deployment/rabbitmq; other=statefulset/rabbitmq; fi
 [ -z "$(k get "$other" --ignore-not-found --output=name)" ] ||
-    fail "the namespace $namespace has a broker of the other kind ($other); ./kubernetes-run.sh --down first, or set another NAMESPACE"
+    fail "the namespace $namespace has another kind of broker ($other); run ./kubernetes-run.sh --down first, or set another NAMESPACE"
 case ${AUTOSCALE:-} in
     hpa) has_api autoscaling/v2 || fail "this cluster has no autoscaling/v2, which AUTOSCALE=hpa needs; use Kubernetes 1.23 or later, or scale by hand: kubectl -n $namespace scale deployment data-processor --replicas=4" ;;
     keda) has_api keda.sh/v1alpha1 || fail "this cluster has no keda.sh/v1alpha1, which AUTOSCALE=keda needs; install KEDA (https://keda.sh), or use AUTOSCALE=hpa" ;;
@@ -112,7 +111,7 @@ if [ -z "${REGISTRY:-}" ] && docker info >/dev/null 2>&1; then
         *) load=() ;;
     esac
     if [ ${#load[@]} -gt 0 ]; then
-        command -v "${load[0]}" >/dev/null || fail "the cluster is ${load[0]}'s ($context), but ${load[0]} is not installed to load the images"
+        command -v "${load[0]}" >/dev/null || fail "${load[0]} is needed to load the images into the cluster $context, and is not installed"
         echo "loading the images into $context"
         "${load[@]}" "${images[@]}" || fail "the images could not be loaded into $context"
     fi
@@ -122,16 +121,16 @@ fi
 
 kubectl get namespace "$namespace" >/dev/null 2>&1 ||
     sed "s/^  name: .*/  name: $namespace/" kubernetes/namespace.yaml | kubectl create --filename=- ||
-    fail "there is no namespace $namespace, and you may not make it; ask the cluster's administrator, or set NAMESPACE"
+    fail "the namespace $namespace does not exist and you may not create it; ask the cluster's administrator, or set NAMESPACE"
 
-percent_encoded() { # for a URL
+percent_encoded() { # percent_encoded TEXT: print it encoded for a URL
     local LC_ALL=C i c
     for ((i = 0; i < ${#1}; i++)); do
         c=${1:i:1}
         case $c in [A-Za-z0-9._~-]) printf %s "$c" ;; *) printf '%%%02X' "'$c" ;; esac
     done
 }
-json() { # json TEXT: as a JSON string
+json() { # json TEXT: print it as a JSON string
     local text=$1
     text=${text//\\/\\\\} text=${text//\"/\\\"} text=${text//$'\n'/\\n} text=${text//$'\t'/\\t}
     printf '"%s"' "$text"
@@ -148,13 +147,13 @@ if [ -z "$kept" ]; then
         "AMQP_URI=amqp://$(percent_encoded "$user"):$(percent_encoded "$password")@rabbitmq.$namespace.svc:5672/" |
         k create secret generic rabbitmq --from-env-file=/dev/stdin
 else
-    if [ -z "$(secret MESSAGE_KEY)" ]; then  # made before messages were signed
+    if [ -z "$(secret MESSAGE_KEY)" ]; then  # the Secret was created by a version that did not sign messages
         printf '{"stringData": {"MESSAGE_KEY": %s}}' "$(json "${MESSAGE_KEY:-$(random)$(random)}")" |
             k patch secret rabbitmq --type=merge --patch-file=/dev/stdin
     fi
     for variable in RABBITMQ_USER RABBITMQ_PASS MESSAGE_KEY; do
         [ -z "${!variable:-}" ] || [ "${!variable}" = "$(secret "$variable")" ] ||
-            fail "$variable is not the one that the broker in the namespace $namespace was made with; unset it, or 'kubectl delete namespace $namespace' first"
+            fail "$variable differs from the one that the broker in the namespace $namespace was created with; unset it, or run 'kubectl delete namespace $namespace' first"
     done
 fi
 
@@ -189,7 +188,7 @@ trap 'rm -rf "$overlay"' EXIT
 
 apply() { # apply SELECTOR
     k apply --kustomize="$overlay" --selector="$1" >"$overlay/applied" ||
-        fail "the cluster does not take the manifests; its words stand above"
+        fail "the cluster rejected the manifests; its messages are above"
     grep -v ' unchanged$' "$overlay/applied" || true
 }
 apply "app.kubernetes.io/component!=submission"
@@ -197,12 +196,12 @@ apply "app.kubernetes.io/component!=submission"
 if [ -n "${AUTOSCALE:-}" ]; then k apply --filename="kubernetes/autoscaling/$AUTOSCALE"; fi
 if [ -n "${AUTOSCALE:-}${HIGH_AVAILABILITY:-}" ]; then
     if has_api policy/v1; then k apply --filename=kubernetes/autoscaling/disruption
-    else echo "this cluster has no policy/v1: no PodDisruptionBudget"; fi
+    else echo "this cluster has no policy/v1; PodDisruptionBudgets are not applied"; fi
 fi
 
 # --- wait -------------------------------------------------------------------------
 
-explain() { # explain SELECTOR: events and last log lines of the pods that are not ready
+show_pods() { # show_pods SELECTOR: print events and last log lines of the pods that are not ready
     local pod
     {
         k get pods --selector="$1"
@@ -216,26 +215,26 @@ explain() { # explain SELECTOR: events and last log lines of the pods that are n
             k get events --field-selector=type=Warning --sort-by=.lastTimestamp | tail -n 8
     } >&2 2>&1
 }
-stuck_pod() { # stuck_pod SELECTOR: the first pod that will not start by waiting, and why
+stuck_pod() { # stuck_pod SELECTOR: print the first pod that cannot start, and the reason
     k get pods --selector="$1" --output='jsonpath={range .items[*]}{.metadata.deletionTimestamp}{"|"}{.metadata.name}{range .status.initContainerStatuses[*]}{" "}{.state.waiting.reason}{end}{range .status.containerStatuses[*]}{" "}{.state.waiting.reason}{end}{"\n"}{end}' |
         grep -E '^\|.* (ImagePullBackOff|ErrImageNeverPull|InvalidImageName|CreateContainerConfigError|CreateContainerError|CrashLoopBackOff)' | tr -s '| ' ' ' | head -n 1 || true
 }
-give_up() { # give_up SELECTOR WHAT
-    explain "$1"
-    case $2 in *Image*) fail "$2: is the image where the cluster looks for it? ./build-images.sh builds it, REGISTRY says where to pull it" ;; esac
-    fail "$2; events and last log lines stand above"
+give_up() { # give_up SELECTOR PROBLEM: show the pods and exit
+    show_pods "$1"
+    case $2 in *Image*) fail "$2: the cluster has no such image; build it with ./build-images.sh, or set REGISTRY to where it can be pulled" ;; esac
+    fail "$2; events and last log lines are above"
 }
 wait_for() { # wait_for WORKLOAD
-    local said='' says name=${1#*/} stuck='' seen=0
+    local shown='' status name=${1#*/} stuck='' seen=0
     local selector=app.kubernetes.io/name=$name
     while :; do
-        says=$(k rollout status "$1" --watch=false 2>&1) || true
-        case $says in
+        status=$(k rollout status "$1" --watch=false 2>&1) || true
+        case $status in
             *"successfully rolled out"* | *"roll out complete"* | *"rolling update complete"*) echo "$name is ready"; return ;;
-            *"progress deadline"*) give_up "$selector" "$name did not come up" ;;
+            *"progress deadline"*) give_up "$selector" "$name did not become ready" ;;
         esac
-        [ "$says" = "$said" ] || echo "$name: ${says%%$'\n'*}"
-        said=$says
+        [ "$status" = "$shown" ] || echo "$name: ${status%%$'\n'*}"
+        shown=$status
         stuck=$(stuck_pod "$selector")
         if [ -n "$stuck" ]; then seen=$((seen + 1)); else seen=0; fi
         [ "$seen" -lt 5 ] || give_up "$selector" "$name does not start:$stuck"
@@ -250,7 +249,7 @@ for workload in "$broker" "${services[@]/#/deployment/}"; do wait_for "$workload
 
 apply "app.kubernetes.io/component=submission"
 pod_of_job() { k get pods --selector="job-name=$job" --output="jsonpath={.items[0]$1}" 2>/dev/null || true; }
-trap 'echo; fail "the run goes on in the cluster: kubectl -n $namespace logs -f job/$job"' INT
+trap 'echo; fail "interrupted; the run continues in the cluster: kubectl -n $namespace logs -f job/$job"' INT
 deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
 seen=0
 until phase=$(pod_of_job .status.phase) && [ "${phase:-Pending}" != Pending ]; do
@@ -263,7 +262,7 @@ done
 k logs --follow "job/$job" || true
 until code=$(pod_of_job '.status.containerStatuses[0].state.terminated.exitCode') && [ -n "$code" ]; do
     if pods=$(k get pods --selector="job-name=$job" --output=name) && [ -z "$pods" ]; then
-        fail "the submission's pod is gone; the run goes on without it, and its results will be on the page"
+        fail "the pod of the submission was deleted; the run continues, and its results will be on the page"
     fi
     k logs --follow --since=1s "job/$job" || sleep 1
 done
@@ -272,13 +271,13 @@ log=$(k logs "job/$job" | tr -d '\r')
 run_id=$(sed -n 's/^run \([A-Za-z0-9._-]*\)$/\1/p' <<<"$log")
 
 fetch() {
-    # GNU tar as root would keep the pod's owner.
+    # Without --no-same-owner, GNU tar as root would keep the pod's owner.
     k exec deployment/visualisation -- tar -C /results -cf - "$run_id" 2>/dev/null | tar -C "$overlay" --no-same-owner -xf - 2>/dev/null
 }
 if [[ $log == *"results in "* ]]; then
     deadline=$((SECONDS + 60))
     until fetch; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "results/$run_id could not be copied; they are on the volume 'results' of the namespace $namespace"
+        [ "$SECONDS" -lt "$deadline" ] || fail "the results of $run_id could not be copied; they are on the volume 'results' of the namespace $namespace"
         sleep 1
     done
     mkdir -p "$output"

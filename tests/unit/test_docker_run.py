@@ -1,4 +1,4 @@
-"""docker-run.sh on a machine where docker is a stand-in: the key of the stack's messages."""
+"""The message key that docker-run.sh generates; with a stub of docker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = re.compile(r"^MESSAGE_KEY=([0-9a-f]{64})$", re.MULTILINE)
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The script in a folder of its own, with a docker that only notes how it was called."""
+    """A folder with the script and a stub of docker that logs its arguments."""
     folder = tmp_path / "project"
     (folder / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "docker-run.sh", folder)
@@ -39,7 +39,7 @@ def run(project: Path, **environment: str) -> None:
     )
 
 
-def test_a_key_is_made_once_for_its_owner_alone_and_given_to_no_command(project: Path) -> None:
+def test_a_key_is_generated_once_readable_by_its_owner_only(project: Path) -> None:
     run(project)
     (key,) = KEY.findall((project / ".env").read_text())
     assert (project / ".env").stat().st_mode & 0o077 == 0
@@ -48,7 +48,7 @@ def test_a_key_is_made_once_for_its_owner_alone_and_given_to_no_command(project:
     assert key not in (project / "calls").read_text()
 
 
-def test_what_stands_in_the_file_already_stays(project: Path) -> None:
+def test_existing_lines_of_the_env_file_are_kept(project: Path) -> None:
     (project / ".env").write_text("LUMI=5")
     run(project)
     text = (project / ".env").read_text()
@@ -57,7 +57,7 @@ def test_what_stands_in_the_file_already_stays(project: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
-def test_a_key_that_is_given_is_taken(project: Path, where: str) -> None:
+def test_a_given_key_is_used(project: Path, where: str) -> None:
     if where == "file":
         (project / ".env").write_text("MESSAGE_KEY=my own key of the stack\n")
         run(project)

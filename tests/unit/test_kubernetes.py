@@ -1,4 +1,4 @@
-"""The Kubernetes manifests and kubernetes-run.sh, as far as they can be checked without a cluster."""
+"""The Kubernetes manifests and kubernetes-run.sh, checked without a cluster."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import yaml
 
 from common import topology
 from common.settings import VARIABLES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "kubernetes"
 RELEASES = kubernetes_validate.utils.all_versions()[-3:]
 SERVICES = {"data-loader", "data-processor", "analysis", "visualisation"}
-#: What a cluster has only where something is installed.
+#: APIs that are not part of Kubernetes.
 FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")
 
 Manifest = dict[str, Any]
@@ -32,7 +32,7 @@ def read(*paths: Path) -> list[Manifest]:
 
 
 def files() -> list[Path]:
-    return sorted(MANIFESTS.rglob("*.yaml"))
+    return sorted(path for path in MANIFESTS.rglob("*.yaml") if path.name != "worker-patch.yaml")
 
 
 def name_of(path: Path) -> str:
@@ -40,7 +40,7 @@ def name_of(path: Path) -> str:
 
 
 def build(folder: Path, *components: str) -> list[Manifest]:
-    """What kubectl makes of kubernetes/ with these components."""
+    """Render kubernetes/ with these components."""
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl")
     overlay = {
@@ -63,7 +63,7 @@ def by_name(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The pod templates, by the name of what makes them."""
+    """The pod templates, by kind and name of their workload."""
     return {
         f"{m['kind']}/{m['metadata']['name']}": m["spec"]["template"]
         for m in manifests
@@ -83,24 +83,24 @@ def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 @pytest.fixture(params=[("submission",), ("submission", "high-availability")], ids=["one broker", "three brokers"])
 def whole(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
-    """The pipeline as it is applied."""
+    """The rendered manifests of the pipeline and a submission."""
     return build(tmp_path, *request.param)
 
 
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("path", files(), ids=name_of)
-def test_every_manifest_has_the_schema_of_current_releases(path: Path, release: str) -> None:
+def test_every_manifest_matches_the_schema_of_current_releases(path: Path, release: str) -> None:
     for manifest in read(path):
         if not manifest["apiVersion"].startswith(FOREIGN):
             kubernetes_validate.validate(manifest, release, strict=True)
 
 
-def test_what_is_applied_has_the_schema_of_the_latest_release(whole: list[Manifest]) -> None:
+def test_rendered_manifests_match_the_schema_of_the_latest_release(whole: list[Manifest]) -> None:
     for manifest in whole:
         kubernetes_validate.validate(manifest, RELEASES[-1], strict=True)
 
 
-def test_what_is_applied_has_one_broker_or_three(tmp_path: Path) -> None:
+def test_rendered_manifests_have_one_broker_or_three(tmp_path: Path) -> None:
     for number, components in enumerate(((), ("high-availability",))):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -109,7 +109,7 @@ def test_what_is_applied_has_one_broker_or_three(tmp_path: Path) -> None:
         assert set(made) == {broker} | {f"Deployment/{service}" for service in SERVICES}
 
 
-def test_every_pod_keeps_to_the_restricted_security_standard(whole: list[Manifest]) -> None:
+def test_every_pod_follows_the_restricted_security_standard(whole: list[Manifest]) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
     for name, pod in pods(whole).items():
         spec = pod["spec"]
@@ -126,14 +126,14 @@ def test_every_pod_keeps_to_the_restricted_security_standard(whole: list[Manifes
             assert context["capabilities"] == {"drop": ["ALL"]}, name
 
 
-def test_every_container_asks_for_what_it_needs_and_is_limited(whole: list[Manifest]) -> None:
+def test_every_container_has_resource_requests_and_limits(whole: list[Manifest]) -> None:
     for name, pod in pods(whole).items():
         for container in containers(pod):
             for kind in ("requests", "limits"):
                 assert container["resources"][kind].keys() == {"cpu", "memory"}, name
 
 
-def test_every_service_is_probed_and_the_workers_are_given_no_token(whole: list[Manifest]) -> None:
+def test_every_service_has_probes_and_no_worker_has_a_token(whole: list[Manifest]) -> None:
     for name, pod in pods(whole).items():
         (main,) = pod["spec"]["containers"]
         if name != "Job/submit":
@@ -143,7 +143,7 @@ def test_every_service_is_probed_and_the_workers_are_given_no_token(whole: list[
         assert pod["spec"]["automountServiceAccountToken"] is (name == "StatefulSet/rabbitmq"), name
 
 
-def test_a_pod_that_writes_a_volume_alone_is_replaced_and_not_doubled(whole: list[Manifest]) -> None:
+def test_a_deployment_with_a_volume_never_has_two_pods(whole: list[Manifest]) -> None:
     for name, deployment in by_name(whole, "Deployment").items():
         claims = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v]
         if claims:
@@ -154,7 +154,7 @@ def test_a_pod_that_writes_a_volume_alone_is_replaced_and_not_doubled(whole: lis
             assert "replicas" not in deployment["spec"], f"{name}: the next apply would undo 'kubectl scale'"
 
 
-def test_everything_that_a_pod_refers_to_is_there(whole: list[Manifest]) -> None:
+def test_everything_that_a_pod_refers_to_exists(whole: list[Manifest]) -> None:
     configs, claims = by_name(whole, "ConfigMap"), by_name(whole, "PersistentVolumeClaim")
     accounts = by_name(whole, "ServiceAccount")
     secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE", "MESSAGE_KEY"}  # made by kubernetes-run.sh
@@ -177,7 +177,7 @@ def test_everything_that_a_pod_refers_to_is_there(whole: list[Manifest]) -> None
                     assert mount["subPath"] in configs[config["name"]]["data"], name
 
 
-def test_every_selector_finds_its_pods(whole: list[Manifest]) -> None:
+def test_every_selector_matches_its_pods(whole: list[Manifest]) -> None:
     labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
 
     def found(selector: Mapping[str, Any]) -> set[str]:
@@ -193,14 +193,14 @@ def test_every_selector_finds_its_pods(whole: list[Manifest]) -> None:
         assert found(budget["spec"]["selector"]) == {name}
 
 
-def test_only_the_services_reach_the_broker_and_only_the_page_is_reached_from_outside(whole: list[Manifest]) -> None:
+def test_only_services_reach_the_broker_and_only_the_page_is_public(whole: list[Manifest]) -> None:
     labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
     policies = by_name(whole, "NetworkPolicy")
     assert {n for n in labels if matches(policies["nothing"]["spec"]["podSelector"], labels[n])} == labels.keys()
     assert "ingress" not in policies["nothing"]["spec"]
 
     def may_reach(target: str, port: int, source: Mapping[str, str] | None) -> bool:
-        """Whether a pod of this namespace (None: anything outside) gets through."""
+        """Whether a pod with these labels (None: a client outside the namespace) is admitted."""
         for policy in policies.values():
             if not matches(policy["spec"]["podSelector"], labels[target]):
                 continue
@@ -221,15 +221,24 @@ def test_only_the_services_reach_the_broker_and_only_the_page_is_reached_from_ou
     assert from_outside == {("visualisation", 8080)}
 
 
-def test_the_settings_are_those_of_the_pipeline_with_its_defaults() -> None:
+def test_compose_and_kubernetes_set_no_setting_to_its_default() -> None:
     lines = (MANIFESTS / "settings.env").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     defaults = {variable.name: variable.default for variable in VARIABLES}
-    assert given.pop("METRICS_PORT") == "9100"
-    assert given == {name: defaults[name] for name in given}
+    for service in yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values():
+        settings = {name: value for name, value in service.get("environment", {}).items() if value is not None}
+        given |= {name: str(value) for name, value in settings.items() if not name.startswith("RABBITMQ_DEFAULT_")}
+    assert given.keys() <= defaults.keys()
+    assert not [name for name, value in given.items() if value == defaults[name]]
 
 
-def test_compose_and_kubernetes_configure_the_broker_from_one_file() -> None:
+def test_compose_gives_the_command_every_setting_of_a_run() -> None:
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    run_settings = {variable.name for variable in VARIABLES if variable.flag is not None}
+    assert run_settings <= services["submit"]["environment"].keys()
+
+
+def test_compose_and_kubernetes_share_the_broker_configuration() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     mounts = [volume.split(":")[0] for volume in compose["services"]["rabbitmq"]["volumes"]]
     assert "./kubernetes/rabbitmq.conf" in mounts
@@ -239,7 +248,7 @@ def test_compose_and_kubernetes_configure_the_broker_from_one_file() -> None:
     assert generator["files"] == ["rabbitmq.conf"]
 
 
-def test_autoscaling_is_of_the_loader_and_the_processor_by_queues_that_exist() -> None:
+def test_autoscaling_targets_loader_and_processor_by_existing_queues() -> None:
     folder = MANIFESTS / "autoscaling"
     by_cpu = by_name(read(*(folder / "hpa").glob("*.yaml")), "HorizontalPodAutoscaler")
     by_queue = by_name(read(*(folder / "keda").glob("*.yaml")), "ScaledObject")
@@ -255,20 +264,20 @@ def test_autoscaling_is_of_the_loader_and_the_processor_by_queues_that_exist() -
         assert trigger["authenticationRef"] == {"name": "rabbitmq"}
 
 
-def test_no_default_manifest_gives_rights_over_the_cluster(whole: list[Manifest]) -> None:
+def test_rendered_manifests_grant_no_cluster_permissions(whole: list[Manifest]) -> None:
     assert not {m["kind"] for m in whole} & {"ClusterRole", "ClusterRoleBinding"}
     monitor = read(MANIFESTS / "cpu-monitor-role.yaml")
     verbs = {verb for m in monitor for rule in m.get("rules", []) for verb in rule["verbs"]}
     assert verbs == {"get", "list"}
 
 
-# --- kubernetes-run.sh on a machine where kubectl is a stand-in -------------------
+# --- kubernetes-run.sh with a stub of kubectl -----------------------------------
 
 TOOLS = "bash sh dirname sed grep cat od tr mktemp rm date sleep base64 head tail paste mkdir mv tar env"
 
 
 class Machine:
-    """A PATH of its own, with kubectl, docker and the like made of one line of shell each."""
+    """A folder for PATH with stubs of kubectl, docker and others, each one line of shell."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -277,7 +286,7 @@ class Machine:
             assert found is not None, tool
             (folder / tool).symlink_to(found)
 
-    def has(self, command: str, body: str) -> None:
+    def add_stub(self, command: str, body: str) -> None:
         path = self.folder / command
         path.write_text(f'#!/bin/bash\nprintf "%s\\n" "{command} $*" >>"{self.folder}/calls"\n{body}\n')
         path.chmod(0o755)
@@ -310,46 +319,46 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--data", "4lep"], {}, "the pods do not see this machine's directories; give an address"),
+        (["--data", "4lep"], {}, "the pods cannot read this machine's directories; give an address"),
         (["--data=/home/me/4lep"], {}, "DATA_CLAIM=<PersistentVolumeClaim>"),
-        (["--data", "/data/4lep"], {}, "name a PersistentVolumeClaim that holds the files in DATA_CLAIM"),
-        ([], {"DATA": "4lep"}, "the pods do not see this machine's directories"),
-        (["--broker", "amqp://there"], {}, "this script runs its own broker"),
+        (["--data", "/data/4lep"], {}, "set DATA_CLAIM to a PersistentVolumeClaim that holds the files"),
+        ([], {"DATA": "4lep"}, "the pods cannot read this machine's directories"),
+        (["--broker", "amqp://there"], {}, "this script starts its own broker"),
         (["--data"], {}, "--data needs a value"),
         ([], {"AUTOSCALE": "yes"}, "choose hpa or keda"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_is_done(
+def test_wrong_usage_is_reported_before_kubectl_is_called(
     machine: Machine, arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
-    machine.has("kubectl", "exit 1")
+    machine.add_stub("kubectl", "exit 1")
     done = machine.run(*arguments, **environment)
     assert done.returncode == 2
     assert words in last_line(done)
     assert machine.calls() == []
 
 
-def test_a_missing_kubectl_is_told_with_the_way_out(machine: Machine) -> None:
+def test_a_missing_kubectl_is_reported_with_alternatives(machine: Machine) -> None:
     done = machine.run("--release", "demo")
     assert done.returncode == 1
-    assert last_line(done).startswith("kubernetes-run.sh: kubectl is not installed; see ./docker-run.sh")
+    assert last_line(done).startswith("kubernetes-run.sh: kubectl is not installed; install it, or use ./docker-run.sh")
 
 
-def test_a_missing_cluster_is_told_with_the_way_out(machine: Machine) -> None:
-    machine.has("kubectl", "exit 1")
+def test_a_missing_cluster_is_reported_with_alternatives(machine: Machine) -> None:
+    machine.add_stub("kubectl", "exit 1")
     assert "no Kubernetes cluster answers" in last_line(machine.run())
 
 
-def test_a_missing_permission_is_told_by_name(machine: Machine) -> None:
-    machine.has("kubectl", 'case "$*" in *"create secrets"*) echo no; exit 1;; *can-i*) echo yes;; esac')
+def test_a_missing_permission_is_named(machine: Machine) -> None:
+    machine.add_stub("kubectl", 'case "$*" in *"create secrets"*) echo no; exit 1;; *can-i*) echo yes;; esac')
     done = machine.run(NAMESPACE="physics")
     assert done.returncode == 1
     assert "you may not create secrets in the namespace physics" in last_line(done)
 
 
-def test_a_missing_image_is_told_with_the_command_that_builds_it(machine: Machine) -> None:
-    machine.has("kubectl", 'case "$*" in *can-i*) echo yes;; esac')
-    machine.has("docker", '[ "$1" = info ] || exit 1')
+def test_a_missing_image_is_reported_with_the_build_command(machine: Machine) -> None:
+    machine.add_stub("kubectl", 'case "$*" in *can-i*) echo yes;; esac')
+    machine.add_stub("docker", '[ "$1" = info ] || exit 1')
     done = machine.run(IMAGE_TAG="v7")
     assert "the image data-loader:v7 is not on this machine; build it with IMAGE_TAG=v7" in last_line(done)
 
@@ -358,13 +367,13 @@ def test_a_missing_image_is_told_with_the_command_that_builds_it(machine: Machin
     ("context", "command"),
     [("kind-physics", "kind load docker-image --name physics"), ("minikube", "minikube image load")],
 )
-def test_on_kind_and_minikube_the_local_images_are_loaded(machine: Machine, context: str, command: str) -> None:
-    machine.has(
+def test_local_images_are_loaded_into_kind_and_minikube(machine: Machine, context: str, command: str) -> None:
+    machine.add_stub(
         "kubectl",
         f'case "$*" in *can-i*) echo yes;; *current-context) echo {context};; *"get namespace"*) exit 1;; esac',
     )
-    machine.has("docker", "")
-    machine.has(command.split()[0], "")
+    machine.add_stub("docker", "")
+    machine.add_stub(command.split()[0], "")
     machine.run(IMAGE_TAG="v7")
     images = "data-loader:v7 data-processor:v7 analysis:v7 visualisation:v7"
     assert f"{command} {images}" in machine.calls()
@@ -381,15 +390,15 @@ def test_on_kind_and_minikube_the_local_images_are_loaded(machine: Machine, cont
         ),
     ],
 )
-def test_a_message_key_is_made_once_and_reaches_the_cluster_in_no_command_line(
+def test_a_message_key_is_generated_once_and_is_in_no_command_line(
     machine: Machine, kept: str, command: str, given: str
 ) -> None:
-    machine.has(
+    machine.add_stub(
         "kubectl",
         f'case "$*" in *can-i*) echo yes;; *"get secret rabbitmq --ignore-not-found"*) echo "{kept}";; '
         f'*"{command}"*) cat >"{machine.folder}/stdin";; *kustomize*) exit 1;; esac',
     )
-    machine.has("docker", "")
+    machine.add_stub("docker", "")
     machine.run()
     assert re.search(given, (machine.folder / "stdin").read_text(), re.MULTILINE)
     key = re.search(r"[0-9a-f]{64}", (machine.folder / "stdin").read_text())
@@ -397,9 +406,11 @@ def test_a_message_key_is_made_once_and_reaches_the_cluster_in_no_command_line(
     assert not [call for call in machine.calls() if key[0] in call]
 
 
-def test_images_of_a_registry_are_not_looked_for_here(machine: Machine) -> None:
-    machine.has("kubectl", 'case "$*" in *can-i*) echo yes;; *"get namespace"*|*"create --filename=-"*) exit 1;; esac')
-    machine.has("docker", "exit 1")
+def test_images_of_a_registry_are_not_looked_for_locally(machine: Machine) -> None:
+    machine.add_stub(
+        "kubectl", 'case "$*" in *can-i*) echo yes;; *"get namespace"*|*"create --filename=-"*) exit 1;; esac'
+    )
+    machine.add_stub("docker", "exit 1")
     done = machine.run(REGISTRY="registry.example/atlas")
-    assert "there is no namespace atlas, and you may not make it" in last_line(done)
+    assert "the namespace atlas does not exist and you may not create it" in last_line(done)
     assert not [call for call in machine.calls() if call.startswith("docker")]
