@@ -1,4 +1,4 @@
-"""SECURITY.md names tests that are there."""
+"""Every test that SECURITY.md names exists."""
 
 from __future__ import annotations
 
