@@ -1,4 +1,4 @@
-"""The Compose stack for real: ``pytest -m compose``, where a Docker engine answers."""
+"""A real Compose stack: ``pytest -m compose``, with a Docker engine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.support.waiting import free_port, wait_until
 pytestmark = pytest.mark.compose
 
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
-#: Long enough to have a middle: 205 chunks.
+#: Long enough to be disturbed: 205 chunks.
 DEMO = RunSettings(release="demo", demo_events=200_000, chunk_entries=1_000)
 FLAGS = ("--release", "demo", "--demo-events", "200000", "--chunk-entries", "1000")
 
 
 class Stack:
-    """A Compose project of this test's own, driven by docker-run.sh as a user would."""
+    """A Compose project for these tests alone, started with docker-run.sh."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Stack:
         )
 
     def run(self, *flags: str) -> tuple[str, Path]:
-        """Submit a run and follow it; returns its numbers and its folder on the host."""
+        """Submit a run and follow it. Returns its numbers and its folder on the host."""
         done = self.docker_run(*flags)
         assert done.returncode == 0, done.stdout + done.stderr
         (line,) = re.findall(r"^results in (\S+)/$", done.stdout, re.MULTILINE)
@@ -76,16 +76,16 @@ class Stack:
         return self.compose("ps", "--all", "--quiet", service).split()
 
     def analysed(self) -> float:
-        """How many events the analysis service has seen since it started."""
+        """The number of events that the analysis service has handled since it started."""
         ask = "exec 3<>/dev/tcp/127.0.0.1/9100; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
         metrics = self.compose("exec", "-T", "analysis", "bash", "-c", ask)
         (events,) = re.findall(r"^atlas_events_total (\S+)", metrics, re.MULTILINE)
         return float(events)
 
-    def in_the_middle(self) -> None:
-        """Wait until a run is well under way."""
+    def wait_for_progress(self) -> None:
+        """Wait until a tenth of a run's events are analysed."""
         before = self.analysed()
-        wait_until(lambda: self.analysed() > before + 20_000, "a tenth of the events is analysed", 180)
+        wait_until(lambda: self.analysed() > before + 20_000, "a tenth of the events are analysed", 180)
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +103,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return numbers(run_embedded(DEMO, tmp_path_factory.mktemp("cache")))
 
 
-def test_the_demo_has_the_bits_of_the_embedded_run_and_its_folder_belongs_to_the_user(
-    stack: Stack, undisturbed: str
-) -> None:
+def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(stack: Stack, undisturbed: str) -> None:
     bits, folder = stack.run(*FLAGS)
     assert bits == undisturbed
     assert (folder / "m4l.png").read_bytes().startswith(b"\x89PNG")
     assert pwd.getpwuid(folder.stat().st_uid).pw_uid == os.getuid()
 
 
-def test_real_events_of_a_directory_of_the_host_give_the_published_numbers(stack: Stack, tmp_path: Path) -> None:
+def test_real_events_in_a_host_directory_give_the_published_numbers(stack: Stack, tmp_path: Path) -> None:
     data = real_data()
     reference = json.loads((data / "reference.json").read_text())["samples"]
     flags = ("--data", str(data / "4lep"), "--samples", ",".join(reference), "--pt-cuts", "", "--lumi", "10")
@@ -125,17 +123,17 @@ def test_real_events_of_a_directory_of_the_host_give_the_published_numbers(stack
         assert samples[name]["yield"] == pytest.approx(published["yield"], rel=1e-6)
 
 
-def test_four_data_processors_and_two_data_loaders_change_no_bit_and_stay(stack: Stack, undisturbed: str) -> None:
+def test_added_replicas_change_no_bit_and_are_kept(stack: Stack, undisturbed: str) -> None:
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=4", "--scale", "data-loader=2")
     assert stack.run(*FLAGS)[0] == undisturbed
     assert (len(stack.containers("data-processor")), len(stack.containers("data-loader"))) == (4, 2)
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=1", "--scale", "data-loader=1")
 
 
-def test_every_worker_stopped_and_started_in_the_middle_of_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+def test_restarting_every_worker_during_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS)
-        stack.in_the_middle()
+        stack.wait_for_progress()
         took: Mapping[str, float] = {}
         for service in WORKERS:
             (container,) = stack.containers(service)
@@ -150,10 +148,10 @@ def test_every_worker_stopped_and_started_in_the_middle_of_a_run_changes_no_bit(
     assert max(took.values()) < 10, took
 
 
-def test_the_broker_killed_in_the_middle_of_a_run_and_back_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+def test_killing_and_restarting_the_broker_during_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS)
-        stack.in_the_middle()
+        stack.wait_for_progress()
         (broker,) = stack.containers("rabbitmq")
         subprocess.run(["docker", "kill", broker], check=True, capture_output=True)
         assert not running.done()
@@ -162,7 +160,7 @@ def test_the_broker_killed_in_the_middle_of_a_run_and_back_changes_no_bit(stack:
 
 
 @pytest.mark.parametrize("service", WORKERS)
-def test_a_worker_runs_without_rights_it_does_not_need(stack: Stack, service: str) -> None:
+def test_a_worker_runs_without_unneeded_privileges(stack: Stack, service: str) -> None:
     (container,) = stack.containers(service)
     (inspected,) = json.loads(
         subprocess.run(["docker", "inspect", container], check=True, capture_output=True, text=True).stdout
@@ -175,7 +173,7 @@ def test_a_worker_runs_without_rights_it_does_not_need(stack: Stack, service: st
     assert host["LogConfig"]["Config"]["max-size"] == "10m"
 
 
-def test_ports_are_open_to_this_host_only(stack: Stack) -> None:
+def test_ports_are_bound_to_localhost_only(stack: Stack) -> None:
     bindings = []
     for service in ("rabbitmq", *WORKERS):
         (container,) = stack.containers(service)
@@ -200,7 +198,7 @@ def test_wrong_usage_is_exit_code_2_with_the_reason(stack: Stack, flags: list[st
     assert words in done.stderr + done.stdout
 
 
-def test_without_an_engine_there_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_engine_is_reported_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [ROOT / "docker-run.sh", "--release", "demo"],
         env=os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"},

@@ -1,7 +1,7 @@
-"""The pipeline on a real Kubernetes cluster: whatever happens to its pods, the same bits as on this machine.
+"""The pipeline on a real Kubernetes cluster gives the bits of the embedded run, whatever happens to its pods.
 
-The images come from ./build-images.sh (IMAGE_TAG, REGISTRY as for kubernetes-run.sh). Everything happens in two
-namespaces of the tests' own, atlas-test and atlas-test-three; their volumes stay for the next time.
+The images come from ./build-images.sh (IMAGE_TAG, REGISTRY as for kubernetes-run.sh). The tests use the namespaces
+atlas-test and atlas-test-three, and keep their volumes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.real_data import real_data
 from tests.support.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
-#: Long enough for something to happen in the middle of it: some 400 chunks.
+#: Long enough to be disturbed: about 400 chunks.
 LONG = ("--release", "demo", "--demo-events", "1000000", "--chunk-entries", "2500")
 DEADLINE_S = 600
 
@@ -41,7 +41,7 @@ pytestmark = [
 
 
 class Run:
-    """A run of kubernetes-run.sh under way."""
+    """A run that kubernetes-run.sh follows in the background."""
 
     def __init__(self, cluster: Cluster, folder: Path, flags: tuple[str, ...]) -> None:
         self.output = folder / "results"
@@ -55,16 +55,16 @@ class Run:
                 stderr=log,
             )
 
-    def in_the_middle(self) -> None:
-        """Wait until the analysis has a tenth of the chunks of a LONG run."""
+    def wait_for_progress(self) -> None:
+        """Wait until the analysis service has a tenth of the chunks of a LONG run."""
 
         def chunks() -> float:
             assert self._process.poll() is None, self.log()
             return self._cluster.handled("analysis", "selected")
 
         wait_until(lambda: "job.batch/submit" in self.log() or not self.is_under_way(), "it was submitted", DEADLINE_S)
-        before = wait_until(lambda: (chunks(),), "the analysis told what it did")[0]
-        wait_until(lambda: chunks() >= before + 40, "the run was in its middle", DEADLINE_S)
+        before = wait_until(lambda: (chunks(),), "the analysis service reported its progress")[0]
+        wait_until(lambda: chunks() >= before + 40, "a tenth of the chunks were analysed", DEADLINE_S)
 
     def is_under_way(self) -> bool:
         return self._process.poll() is None
@@ -76,7 +76,7 @@ class Run:
         return self._process.wait(DEADLINE_S)
 
     def result(self) -> dict[str, Any]:
-        """The result, once the run has ended well."""
+        """The result, after the run has ended with exit code 0."""
         assert self.code() == 0, self.log()
         (path,) = self.output.glob("*/result.json")
         result: dict[str, Any] = json.loads(path.read_text())
@@ -112,7 +112,7 @@ class Cluster:
         )
 
     def handled(self, service: str, queue: str) -> float:
-        """How many messages of a queue a service has handled, since its pod began."""
+        """How many messages of a queue a service has handled since its pod started."""
         ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
         for line in self.kubectl("exec", f"deployment/{service}", "--", "python", "-c", ask).splitlines():
             if line.startswith(f'atlas_messages_handled_total{{queue="{queue}"}}'):
@@ -138,7 +138,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Starts a run in the background."""
+    """Start runs in the background; they are killed after the test."""
     runs: list[Run] = []
 
     def start_run(*flags: str, on: Cluster = cluster) -> Run:
@@ -152,7 +152,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 def numbers(result: dict[str, Any]) -> str:
-    """All that must not depend on how a run was done, to the last bit."""
+    """The numbers of a result, which must be the same for every way to run it."""
     return json.dumps({key: result[key] for key in ("samples", "categories", "histograms", "window", "problems")})
 
 
@@ -169,7 +169,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return embedded(tmp_path_factory.mktemp("embedded"), *LONG)
 
 
-def test_the_demo_release_gives_the_bits_of_the_embedded_run_in_a_folder_of_ours(
+def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(
     start: Callable[..., Run], undisturbed: str
 ) -> None:
     run = start(*LONG)
@@ -180,7 +180,7 @@ def test_the_demo_release_gives_the_bits_of_the_embedded_run_in_a_folder_of_ours
     assert f"{folder}/; for the page: kubectl -n atlas-test port-forward" in run.log()
 
 
-def test_real_events_served_over_http_give_the_bits_of_the_embedded_run(
+def test_real_events_over_http_equal_the_embedded_run(
     cluster: Cluster, start: Callable[..., Run], tmp_path: Path
 ) -> None:
     data = real_data()
@@ -224,11 +224,11 @@ def file_server(image: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "files"}, "spec": spec}
 
 
-def test_every_pod_deleted_in_the_middle_of_a_run_and_then_the_broker_changes_no_bit(
+def test_deleting_all_pods_and_the_broker_during_a_run_changes_no_bit(
     cluster: Cluster, start: Callable[..., Run], undisturbed: str
 ) -> None:
     run = start(*LONG)
-    run.in_the_middle()
+    run.wait_for_progress()
     cluster.kubectl("delete", "--grace-period=0", "--force", *cluster.pods(*WORKERS))
     cluster.ready(*(f"deployment/{worker}" for worker in WORKERS))
     assert run.is_under_way()
@@ -237,11 +237,11 @@ def test_every_pod_deleted_in_the_middle_of_a_run_and_then_the_broker_changes_no
     assert numbers(run.result()) == undisturbed
 
 
-def test_a_rollout_restart_of_all_four_in_the_middle_of_a_run_changes_no_bit(
+def test_a_rollout_restart_during_a_run_changes_no_bit(
     cluster: Cluster, start: Callable[..., Run], undisturbed: str
 ) -> None:
     run = start(*LONG)
-    run.in_the_middle()
+    run.wait_for_progress()
     deployments = [f"deployment/{worker}" for worker in WORKERS]
     before = set(cluster.pods(*WORKERS))
     cluster.kubectl("rollout", "restart", *deployments)
@@ -251,11 +251,11 @@ def test_a_rollout_restart_of_all_four_in_the_middle_of_a_run_changes_no_bit(
     wait_until(lambda: not before & set(cluster.pods(*WORKERS)), "the old pods had ended", DEADLINE_S)
 
 
-def test_four_processors_in_the_middle_of_a_run_change_no_bit(
+def test_scaling_the_processor_during_a_run_changes_no_bit(
     cluster: Cluster, start: Callable[..., Run], undisturbed: str
 ) -> None:
     run = start(*LONG)
-    run.in_the_middle()
+    run.wait_for_progress()
     cluster.kubectl("scale", "deployment/data-processor", "--replicas=4")
     cluster.ready("deployment/data-processor")
     assert run.is_under_way()
@@ -264,7 +264,7 @@ def test_four_processors_in_the_middle_of_a_run_change_no_bit(
     cluster.kubectl("scale", "deployment/data-processor", "--replicas=1")
 
 
-def test_autoscaling_needs_its_api_and_says_so(cluster: Cluster) -> None:
+def test_a_missing_autoscaling_api_is_reported(cluster: Cluster) -> None:
     served = cluster.kubectl("api-versions").split()
     for way, api in (("hpa", "autoscaling/v2"), ("keda", "keda.sh/v1alpha1")):
         if api not in served:
@@ -273,18 +273,16 @@ def test_autoscaling_needs_its_api_and_says_so(cluster: Cluster) -> None:
             assert f"this cluster has no {api}" in done.stderr.splitlines()[-1]
 
 
-def test_a_rollout_that_fails_tells_events_and_reason_and_the_next_one_mends_it(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_failed_rollout_is_explained_and_the_next_one_repairs_it(cluster: Cluster, tmp_path: Path) -> None:
     failed = cluster.script("--release", "demo", REGISTRY="registry.invalid", ROLLOUT_TIMEOUT="120")
     assert failed.returncode == 1
-    assert "is the image where the cluster looks for it?" in failed.stderr.splitlines()[-1]
+    assert "the cluster has no such image" in failed.stderr.splitlines()[-1]
     assert "registry.invalid/data-loader" in failed.stderr
-    mended = cluster.script("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path))
-    assert mended.returncode == 0, mended.stderr
+    repaired = cluster.script("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path))
+    assert repaired.returncode == 0, repaired.stderr
 
 
-def test_a_run_that_is_not_complete_ends_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_incomplete_run_ends_with_exit_code_1_and_the_reason(cluster: Cluster, tmp_path: Path) -> None:
     flags = ("--data", "http://127.0.0.1:9/", "--samples", "data_A", "--output", str(tmp_path))
     done = cluster.script(*flags)
     assert done.returncode == 1
@@ -293,42 +291,41 @@ def test_a_run_that_is_not_complete_ends_with_the_reason(cluster: Cluster, tmp_p
     assert wrong.returncode == 2
 
 
-def test_another_password_than_the_brokers_is_refused(cluster: Cluster) -> None:
+def test_a_password_that_the_broker_does_not_have_is_rejected(cluster: Cluster) -> None:
     done = cluster.script("--release", "demo", RABBITMQ_PASS="another")
     assert done.returncode == 1
-    assert "RABBITMQ_PASS is not the one that the broker in the namespace atlas-test was made with" in done.stderr
+    assert (
+        "RABBITMQ_PASS differs from the one that the broker in the namespace atlas-test was created with" in done.stderr
+    )
 
 
-def test_down_deletes_what_runs_and_says_what_it_leaves(cluster: Cluster) -> None:
+def test_down_deletes_the_workloads_and_names_what_is_kept(cluster: Cluster) -> None:
     done = cluster.script("--down")
     assert done.returncode == 0, done.stderr
-    left = "left in the namespace atlas-test: the Secret rabbitmq and the volumes broker database results; "
-    assert left in done.stdout
+    kept = "kept in the namespace atlas-test: the Secret rabbitmq and the volumes broker database results; "
+    assert kept in done.stdout
     everything = "deployments,statefulsets,services,jobs,configmaps,networkpolicies,pods"
     ours = "--selector=app.kubernetes.io/part-of=atlas-open-data"
     assert cluster.kubectl("get", everything, ours, "--output=name") == ""
 
 
-def test_the_loss_of_one_of_three_brokers_in_the_middle_of_a_run_changes_no_bit(
-    start: Callable[..., Run], undisturbed: str
-) -> None:
+def test_losing_one_of_three_brokers_during_a_run_changes_no_bit(start: Callable[..., Run], undisturbed: str) -> None:
     three = Cluster("atlas-test-three", HIGH_AVAILABILITY="1")
 
     def members() -> dict[str, int]:
-        """How many brokers hold each queue, but for those of a single connection or message."""
+        """How many brokers hold each queue, except the queues of followers."""
         listed = three.kubectl(
             "exec", "rabbitmq-0", "--", "rabbitmqctl", "-q", "--formatter=json", "list_queues", "name", "members"
         )
-        fleeting = ("follow.", "deaths.")
         return {
             queue["name"]: len(queue["members"])
             for queue in json.loads(listed)
-            if not queue["name"].startswith(fleeting)
+            if not queue["name"].startswith("follow.")
         }
 
     try:
         run = start(*LONG, on=three)
-        run.in_the_middle()
+        run.wait_for_progress()
         wait_until(lambda: set(members().values()) == {3}, "every queue had three members", 120)
         assert run.is_under_way()
         three.kubectl("scale", "statefulset/rabbitmq", "--replicas=2")
@@ -336,7 +333,7 @@ def test_the_loss_of_one_of_three_brokers_in_the_middle_of_a_run_changes_no_bit(
         assert run.is_under_way()
         assert numbers(run.result()) == undisturbed
         again = start(*LONG, on=three)
-        again.in_the_middle()
+        again.wait_for_progress()
         three.kubectl("delete", "pod/rabbitmq-0", "--grace-period=0", "--force")
         assert again.is_under_way()
         assert numbers(again.result()) == undisturbed
