@@ -85,7 +85,7 @@ fi
 # Keep the number of replicas that are running.
 scale=()
 for service in data-loader data-processor; do
-    running=$(docker compose ps --quiet "$service" 2>/dev/null | wc -l)
+    running=$(($(docker compose ps --quiet "$service" 2>/dev/null | wc -l)))
     [ "$running" -le 1 ] || scale+=(--scale "$service=$running")
 done
 

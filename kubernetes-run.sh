@@ -81,7 +81,7 @@ if [ "$action" = down ]; then
     if has_api keda.sh/v1alpha1; then kinds+=,scaledobject,triggerauthentication; fi
     k delete "$kinds" --selector="$ours" --ignore-not-found || fail "kubectl delete failed; see above"
     k wait --for=delete pod --selector="$ours" --timeout=180s >/dev/null || fail "some pods did not terminate within 180 s; see 'kubectl -n $namespace get pods'"
-    left=$(k get persistentvolumeclaim --selector="$ours" --output=name | sed 's|.*/||' | paste -sd ' ')
+    left=$(k get persistentvolumeclaim --selector="$ours" --output=name | sed 's|.*/||' | paste -sd ' ' -)
     echo "kept in the namespace $namespace: the Secret rabbitmq${left:+ and the volumes $left}; 'kubectl delete namespace $namespace' deletes them too"
     exit
 fi
