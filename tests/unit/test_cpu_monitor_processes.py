@@ -81,6 +81,7 @@ def test_a_services_cpu_time_includes_its_child_processes(tmp_path: Path) -> Non
     assert used.replicas == 1
 
 
+@pytest.mark.alone
 def test_ctrl_c_leaves_a_complete_file_and_names_the_missing_service(tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"
     recording = record_processes(output, "--services", "no-such-service", "--wait", "60")

@@ -277,14 +277,19 @@ TOOLS = "bash sh dirname sed grep cat od tr mktemp rm date sleep base64 head tai
 
 
 class Machine:
-    """A folder for PATH with stubs of kubectl, docker and others, each one line of shell."""
+    """A copy of the script, and a folder for PATH with stubs of kubectl, docker and others, each one line of shell."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder / "bin"
+        self.project = folder / "project"
+        self.folder.mkdir()
+        self.project.mkdir()
+        shutil.copy(ROOT / "kubernetes-run.sh", self.project)
+        (self.project / "kubernetes").symlink_to(MANIFESTS)
         for tool in TOOLS.split():
             found = shutil.which(tool)
             assert found is not None, tool
-            (folder / tool).symlink_to(found)
+            (self.folder / tool).symlink_to(found)
 
     def add_stub(self, command: str, body: str) -> None:
         path = self.folder / command
@@ -297,7 +302,7 @@ class Machine:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [ROOT / "kubernetes-run.sh", *arguments],
+            [self.project / "kubernetes-run.sh", *arguments],
             env={"PATH": str(self.folder), **environment},
             capture_output=True,
             text=True,
@@ -308,8 +313,9 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    yield Machine(tmp_path)
-    assert not list(ROOT.glob(".kubernetes-overlay.*"))
+    made = Machine(tmp_path)
+    yield made
+    assert not list(made.project.glob(".kubernetes-overlay.*"))
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
