@@ -149,7 +149,7 @@ def style() -> Iterator[None]:
 
 
 def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
-    """Draw one histogram of a result document, whose keys DESIGN.md fixes.
+    """Draw one histogram of a result document, the content of result.json.
 
     Simulation is stacked in the catalogue's order, its statistical uncertainty
     hatched; data have Garwood intervals, and no point where a bin is empty. A
