@@ -1,10 +1,10 @@
-"""The errors of the pipeline: each names the thing, the value and the way out."""
+"""The errors of the pipeline. Each message says what happened, with which value, and what to do."""
 
 from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Anything the pipeline reports to a person in words; the base of the tree."""
+    """Base class of the errors that are reported to a user in words."""
 
 
 class SettingsError(PipelineError):
@@ -25,12 +25,12 @@ class FetchError(DataError):
     Parameters
     ----------
     url
-        The address that was tried.
+        The address of the file.
     reason
-        Why it failed, in words.
+        Why the transfer failed, in words.
     unreachable
-        True where the server itself could not be reached, so that other files
-        of the same server would fail alike.
+        True if the server could not be reached, so that its other files would
+        fail in the same way.
     """
 
     def __init__(self, url: str, reason: str, *, unreachable: bool = False) -> None:
@@ -41,12 +41,12 @@ class FetchError(DataError):
 
 
 class BrokerError(PipelineError):
-    """The broker refused something that waiting cannot mend (credentials, permissions, queue arguments)."""
+    """The broker refused something that a retry cannot mend (credentials, permissions, queue arguments)."""
 
 
-class WorkerLost(PipelineError):  # noqa: N818  no error of the message in hand, which goes back to its queue
-    """Who was to do the work has ended."""
+class WorkerProcessError(PipelineError):
+    """A worker process of a process pool exited, could not start, or took too long."""
 
 
-class Unavailable(PipelineError):  # noqa: N818  no error, but a reason to wait
-    """Something outside is away for now (a full disk, a locked database): the delivery is tried again."""
+class Unavailable(PipelineError):  # noqa: N818  not an error, but a reason to wait
+    """Something outside the service cannot be used for now (a full disk, a locked database), and is tried again."""

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from typing import ClassVar
 
 from common import messages, settings, topology
-from common.errors import BrokerError, MessageError, SettingsError, Unavailable, WorkerLost
+from common.errors import BrokerError, MessageError, SettingsError, Unavailable
 from common.health import ServiceMetrics, listen
 from common.memory import keep_freed_memory
 from common.messages import Message
@@ -123,7 +123,7 @@ def _handle(
                 return None
         except MessageError as error:
             return _give_up(service, session, delivery, str(error), monitor)
-        except (BrokerError, WorkerLost):
+        except BrokerError:
             raise  # nothing is wrong with the message: it comes again
         except Exception as error:
             log.exception("%s failed on a %s message", service.name, delivery.kind)

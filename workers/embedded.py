@@ -1,4 +1,4 @@
-"""All four services in this process, over the embedded transport, with more processes for a run that takes longer."""
+"""The four services in one process, over the embedded transport, with worker processes for longer runs."""
 
 from __future__ import annotations
 
@@ -7,93 +7,101 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from common import topology
-from common.errors import WorkerLost
+from common.errors import WorkerProcessError
 from common.memory import keep_freed_memory
+from common.messages import ChunkFailed, ChunkTask, Message
 from common.service import Service, serve
 from common.settings import Settings
 from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
+from common.worker_pool import WorkerPool
+from workers import chunk_worker
+from workers.analysis.fit_pool import FitPool
 from workers.analysis.service import Analysis
 from workers.analysis.store import Store
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
-from workers.lane import Lane
 from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
 
-#: A process takes about a second to start: what is done by then needs none.
-LANES_AFTER_S = 1.0
-_LOOK_EVERY_S = 0.1
+#: A worker process takes about a second to start, so a run that is over by then starts none.
+PROCESSES_AFTER_S = 1.0
+_CHECK_EVERY_S = 0.1
+#: A chunk whose worker process exits this often fails.
+CHUNK_ATTEMPTS = 3
 
 
 class EmbeddedServices:
-    """The services, one thread each; a context manager.
+    """The services, each in a thread of its own; a context manager.
 
-    Where chunks have waited for a second, a process a core (``lanes``, or as many
-    cores as this process may use) is started, and takes them through data-loader
-    and data-processor instead. The analysis keeps its rows in memory, and whoever
-    follows a run writes its folder.
+    If chunks have been waiting for a second, ``processes`` worker processes (by
+    default as many as there are cores this process may use) are started, which read
+    and select chunks from then on. The analysis keeps its database in memory, and
+    the result folder is written by the command that follows the run.
     """
 
     def __init__(
-        self, settings: Settings, *, data_loaders: int = 1, data_processors: int = 1, lanes: int | None = None
+        self, settings: Settings, *, data_loaders: int = 1, data_processors: int = 1, processes: int | None = None
     ) -> None:
         self.transport = EmbeddedTransport()
         self._settings = settings
-        self._stop = threading.Event()
-        self._lanes_wanted, self._lanes_ready = threading.Event(), threading.Event()
-        self._unready = _cores() if lanes is None else lanes
-        self._lock = threading.Lock()
+        self._number = _cores() if processes is None else processes
+        self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
+        self._fits = FitPool()
+        self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
+        self._starter = threading.Thread(target=self._start_processes, name="starter", daemon=True)
         self._add(DataLoader(settings), queues=[topology.RUNS])
         for _ in range(data_loaders):
-            self._add(DataLoader(settings), queues=[topology.CHUNKS], until=self._lanes_ready)
+            self._add(DataLoader(settings), queues=[topology.CHUNKS], until=self._processes_ready)
         for _ in range(data_processors):
             self._add(DataProcessor(settings))
-        self._add(Analysis(settings, Store(None)))
+        self._add(Analysis(settings, Store(None), self._fits))
         self._add(Visualisation(settings, keep=False))
-        if self._unready:
-            for target in [self._want_lanes, *[self._lane] * self._unready]:
-                self._threads.append(threading.Thread(target=target, name="lane", daemon=True))
 
     def is_alive(self) -> bool:
-        """True while all services run; raises what ended one that does not."""
+        """Return True while all services run; raises the error that ended one.
+
+        Raises WorkerProcessError if worker processes cannot be started.
+        """
         for failure in self._failures:
             raise failure
+        self._fits.check_start()
         return True
 
     def prepare(self) -> None:
-        """Start the other processes now, and return when they are ready: for who measures."""
-        self._lanes_wanted.set()
-        while self._unready and self.is_alive():
-            self._lanes_ready.wait(_LOOK_EVERY_S)
+        """Start the worker processes now, and return when they are ready."""
+        self._processes_wanted.set()
+        while self._starter.is_alive() and self.is_alive():
+            self._starter.join(_CHECK_EVERY_S)
 
     def __enter__(self) -> Self:
         keep_freed_memory()
-        for thread in self._threads:
+        self._fits.start()
+        for thread in (*self._threads, self._starter):
             thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for event in (self._stop, self._lanes_wanted, self._lanes_ready):
+        for event in (self._stop, self._processes_wanted, self._processes_ready):
             event.set()
         self.transport.shut_down()
-        for thread in self._threads:
+        self._pool.close()
+        for thread in (self._starter, *self._threads):
             thread.join(timeout=5)
 
     def _add(
         self, service: Service, queues: Sequence[Queue] | None = None, until: threading.Event | None = None
     ) -> threading.Thread:
-        """A thread in which a service takes what is in its queues, or in some of them."""
+        """Add a thread in which a service consumes its queues, or some of them, until an event is set."""
 
         def run() -> None:
             try:
@@ -105,40 +113,50 @@ class EmbeddedServices:
         self._threads.append(thread)
         return thread
 
-    def _want_lanes(self) -> None:
-        """Have the lanes started where chunks do not stop waiting."""
-        idle_since = time.monotonic()
-        while not self._lanes_wanted.wait(_LOOK_EVERY_S):
-            if not self.transport.depth(topology.CHUNKS.name):
-                idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > LANES_AFTER_S:
-                self._lanes_wanted.set()
-
-    def _lane(self) -> None:
-        self._lanes_wanted.wait()
-        if self._stop.is_set():
+    def _start_processes(self) -> None:
+        """Start the worker processes when chunks have been waiting, and leave the chunks to them."""
+        if not self._number or not self._wait_for_backlog():
             return
         try:
-            with closing(Lane(self._settings)) as lane:
-                try:
-                    lane.wait_until_ready(self._stop)
-                finally:
-                    self._count_ready()
-                serve(lane, self.transport.open(lane.consumes), self._stop)
-        except WorkerLost as lost:
-            log.warning("%s; its chunks are read in this one", lost)
-            self._add(DataLoader(self._settings), queues=[topology.CHUNKS]).start()
-        except BaseException as failure:
-            self._failures.append(failure)
+            self._pool.start()
+            self._pool.wait_until_ready()
+        except WorkerProcessError as error:
+            if not self._stop.is_set():
+                log.warning("%s; a thread reads the chunks", error)
+            return
+        for _ in range(self._number):
+            self._add(_PooledDataLoader(self._settings, self._pool), queues=[topology.CHUNKS]).start()
+        self._processes_ready.set()
 
-    def _count_ready(self) -> None:
-        """A lane is ready, or lost; after the last one of them the chunks are theirs alone."""
-        with self._lock:
-            self._unready -= 1
-        if not self._unready:
-            self._lanes_ready.set()
+    def _wait_for_backlog(self) -> bool:
+        """Wait until chunks have been waiting for a second, or the processes are wanted; False if the run is over."""
+        empty_at = time.monotonic()
+        while not self._processes_wanted.wait(_CHECK_EVERY_S):
+            if not self.transport.depth(topology.CHUNKS.name):
+                empty_at = time.monotonic()
+            elif time.monotonic() - empty_at > PROCESSES_AFTER_S:
+                break
+        return not self._stop.is_set()
+
+
+class _PooledDataLoader(DataLoader):
+    """A data-loader that has its chunks read and selected by worker processes."""
+
+    def __init__(self, settings: Settings, pool: WorkerPool) -> None:
+        super().__init__(settings)
+        self._settings, self._pool = settings, pool
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        """Do a chunk task in a worker process, a file task in this thread."""
+        if not isinstance(message, ChunkTask):
+            return super().handle(message)
+        try:
+            outcome = self._pool.call(chunk_worker.process_chunk, self._settings, message.kind, message.encode())
+        except WorkerProcessError as error:
+            return [ChunkFailed(message.chunk, f"the chunk could not be processed: {error}")]
+        return cast("Sequence[Message]", outcome)
 
 
 def _cores() -> int:
-    """How many cores this process may use; on macOS, which does not say, all there are."""
+    """How many cores this process may use; on macOS, which has no limit for a process, all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,8 +31,8 @@ from tests.support.workers import Workers
 #: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
-#: What names the analysis' process for fits.
-FITTER = "workers.analysis.statistics.fit"
+#: An argument of the analysis service's worker process, which does the fits.
+FITTER = "--multiprocessing-fork"
 #: The longest a run may take, with all that is done to it.
 RUN_DEADLINE_S = 480.0
 START_DEADLINE_S = 60.0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,11 +35,11 @@ from common.messages import (
 )
 from common.settings import RunSettings, read
 from common.transport import Delivery
-from tests.support import toy_run
+from tests.support import toy_run, worker_functions
 from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
 from workers.analysis import service as service_module
-from workers.analysis.fits import Fits
+from workers.analysis.fit_pool import FitAnswer, FitPool, fit_document
 from workers.analysis.service import PARTIAL_EVERY_S, Analysis
 from workers.analysis.store import Store
 
@@ -222,19 +221,11 @@ class Loop:
         return wait_until(turned, "a final result was published", timeout_s)
 
 
-def answering(text: str, code: int = 0) -> tuple[str, ...]:
-    """A command in place of the fit's, that reads a question, says this if it is anything, and ends."""
-    said = f"{text}\n" if text else ""
-    return (sys.executable, "-c", f"import sys; sys.stdin.readline(); sys.stdout.write({said!r}); sys.exit({code})")
-
-
-FOUND = answering(json.dumps({"fit": {"signal_strength": 1.5}, "problem": None}))
-#: Waits for as long as nobody ends it.
-ENDLESS = (sys.executable, "-c", "import threading; threading.Event().wait()")
-
-
-def fitting(store: Store, *command: str, timeout_s: float = 60.0) -> Loop:
-    return Loop(Analysis(read({}), store, Fits(command, timeout_s) if command else None))
+def fitting(
+    store: Store, function: Callable[[Mapping[str, Any]], FitAnswer] = fit_document, timeout_s: float = 60.0
+) -> Loop:
+    """A service that has this function called in place of the fit."""
+    return Loop(Analysis(read({}), store, FitPool(function, timeout_s)))
 
 
 def test_a_whole_run_is_final_only_with_its_fit() -> None:
@@ -255,7 +246,7 @@ def test_a_whole_run_is_final_only_with_its_fit() -> None:
 
 
 def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_service() -> None:
-    loop = fitting(Store(None), *ENDLESS)
+    loop = fitting(Store(None), worker_functions.fit_without_end)
     handle_all(loop.analysis, toy_run.messages("slow"))
     assert results(handle_all(loop.analysis, toy_run.messages("slow"))) == []
 
@@ -267,18 +258,18 @@ def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_servic
 
 def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_path: Path) -> None:
     path = tmp_path / "analysis.sqlite"
-    killed = fitting(Store(path), *ENDLESS)
+    killed = fitting(Store(path), worker_functions.fit_without_end)
     handle_all(killed.analysis, toy_run.messages())
     killed.analysis.poll()
     assert results(killed.published) == []
     killed.analysis.close()
 
-    successor = fitting(Store(path), *FOUND)
+    successor = fitting(Store(path), worker_functions.find_fit)
     (final,) = successor.finals()
     assert final.result["fit"] == {"signal_strength": 1.5}
     successor.analysis.close()
 
-    after_the_end = fitting(Store(path), *ENDLESS)
+    after_the_end = fitting(Store(path), worker_functions.fit_without_end)
     after_the_end.analysis.poll()
     assert after_the_end.published == []
     after_the_end.analysis.close()
@@ -286,7 +277,7 @@ def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_
 
 def test_a_result_whose_publication_was_cut_off_is_published_by_the_successor(tmp_path: Path) -> None:
     path = tmp_path / "analysis.sqlite"
-    cut_off = fitting(Store(path), *FOUND)
+    cut_off = fitting(Store(path), worker_functions.find_fit)
     handle_all(cut_off.analysis, toy_run.messages())
 
     def refuse(messages: Sequence[Message]) -> None:
@@ -298,53 +289,45 @@ def test_a_result_whose_publication_was_cut_off_is_published_by_the_successor(tm
         cut_off.finals()
     cut_off.analysis.close()
 
-    successor = fitting(Store(path), *FOUND)
+    successor = fitting(Store(path), worker_functions.find_fit)
     assert len(successor.finals()) == 1
     successor.analysis.close()
 
 
 @pytest.mark.parametrize(
-    ("command", "why"),
+    ("function", "why"),
     [
-        (answering("", code=3), "its process ended with code 3"),
-        (answering("no JSON"), "the fit failed: "),
-        (
-            answering(json.dumps({"fit": None, "problem": "the fit does not converge: x"})),
-            "the fit does not converge: x",
-        ),
-        (("/no/such/program",), "No such file"),
+        (worker_functions.exit_in_fit, "the fit failed: its worker process exited 2 times"),
+        (worker_functions.fail_to_fit, "the fit failed: a matrix is singular"),
+        (worker_functions.find_no_minimum, "the fit does not converge: x"),
     ],
 )
-def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(command: tuple[str, ...], why: str) -> None:
-    loop = fitting(Store(None), *command)
+def test_a_fit_that_fails_leaves_a_complete_run_without_one_and_says_why(
+    function: Callable[[Mapping[str, Any]], FitAnswer], why: str
+) -> None:
+    loop = fitting(Store(None), function)
     handle_all(loop.analysis, toy_run.messages())
 
     (final,) = loop.finals()
 
     assert (final.result["complete"], final.result["problems"], final.result["fit"]) == (True, [], None)
-    assert why in final.result["fit_problem"]
+    assert final.result["fit_problem"] == why
     loop.analysis.close()
 
 
-def test_a_fit_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
-    mark = tmp_path / "killed"
-    killed_at_first = (
-        f"import os, pathlib, sys; sys.stdin.readline(); mark = pathlib.Path({str(mark)!r})\n"
-        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), 9)\n"
-        """print('{"fit": {"signal_strength": 1.5}, "problem": null}')"""
-    )
-    loop = fitting(Store(None), sys.executable, "-c", killed_at_first)
+def test_a_fit_whose_process_is_killed_is_done_again(tmp_path: Path) -> None:
+    loop = fitting(Store(None), worker_functions.DieOnce(tmp_path / "killed"))
     handle_all(loop.analysis, toy_run.messages())
 
     (final,) = loop.finals()
 
-    assert mark.exists()
+    assert (tmp_path / "killed").exists()
     assert final.result["fit"] == {"signal_strength": 1.5}
     loop.analysis.close()
 
 
 def test_a_fit_that_does_not_end_is_given_up() -> None:
-    loop = fitting(Store(None), *ENDLESS, timeout_s=0.2)
+    loop = fitting(Store(None), worker_functions.fit_without_end, timeout_s=0.2)
     handle_all(loop.analysis, toy_run.messages())
 
     (final,) = loop.finals()
@@ -354,7 +337,7 @@ def test_a_fit_that_does_not_end_is_given_up() -> None:
 
 
 def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> None:
-    loop = fitting(Store(None), *FOUND)
+    loop = fitting(Store(None), worker_functions.find_fit)
     messages = toy_run.messages()
     (late,) = (message for message in messages if isinstance(message, Selected) and message.chunk.sample == "llll")
     others = [message for message in messages if message is not late]

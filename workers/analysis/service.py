@@ -37,7 +37,7 @@ from common.settings import Settings
 from common.topology import Queue
 from common.transport import Delivery
 from physics import RELEASES
-from workers.analysis.fits import Fits
+from workers.analysis.fit_pool import FitPool
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
 from workers.analysis.store import Partial, Run, Store
@@ -61,9 +61,9 @@ class Analysis(Service):
     releases: ClassVar[Releases] = RELEASES
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.SELECTED, topology.DEAD_NOTICES)
 
-    def __init__(self, settings: Settings, store: Store | None = None, fits: Fits | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
         self._store = store or Store(settings.database)
-        self._fits = fits or Fits()
+        self._fits = fits or FitPool()
         self._next_partial: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
         self._next_look = 0.0
@@ -118,12 +118,12 @@ class Analysis(Service):
         At the start, find what is whole but not finished.
         """
         if not self._resumed:
-            self._fits.prepare()
+            self._fits.start()
             for run_id in self._store.unfinished():
                 if not self._store.problems(run_id):
                     self.publish(self._current_state(run_id, changed=True))
             self._resumed = True
-        for run_id, fitted in self._fits.done().items():
+        for run_id, fitted in self._fits.outcomes().items():
             run = self._store.run(run_id)
             if run is not None:
                 result = with_fit(fitted.result, fitted.fit, fitted.problem, run, time.time())
@@ -238,7 +238,7 @@ class Analysis(Service):
             self._store.finish(run.run_id, result)
             self._published.pop(run.run_id, None)
             return Result(run.run_id, final=True, result=result)
-        self._fits.start(run.run_id, result, then=self.wake)
+        self._fits.submit(run.run_id, result, then=self.wake)
         so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}
         return Result(run.run_id, final=False, result=so_far)
 

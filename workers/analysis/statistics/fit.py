@@ -1,15 +1,11 @@
 """The fit of a run: signal strength, significance, limits, mass.
 
-Runs in a process of its own: ``python -m workers.analysis.statistics.fit`` reads result documents and answers with
-their fits.
 References: [1] G. Cowan, K. Cranmer, E. Gross, O. Vitells, Eur. Phys. J. C 71 (2011) 1554 (asymptotic
 formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 from scipy.stats import chi2
 
-from common.memory import keep_freed_memory
-from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
+from workers.analysis.statistics.likelihood import Fit, Likelihood
 from workers.analysis.statistics.mass import mass_of
 from workers.analysis.statistics.workspace import treatment
 
@@ -280,20 +275,3 @@ def _goodness(likelihood: Likelihood, best: Fit) -> dict[str, float]:
     ratio = best.twice_nll - saturated
     degrees = likelihood.bins - 1
     return {"twice_nll_ratio": ratio, "degrees_of_freedom": degrees, "p_value": float(chi2.sf(ratio, degrees))}
-
-
-def main() -> int:
-    """Fit the result document of each line on standard input; answer with the fit, or the problem of it, in a line."""
-    keep_freed_memory()
-    for line in sys.stdin:
-        answer: dict[str, Any] = {"fit": None, "problem": None}
-        try:
-            answer["fit"] = fit_of(json.loads(line))
-        except FitError as problem:
-            answer["problem"] = f"the fit does not converge: {problem}"
-        print(json.dumps(answer, allow_nan=False), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,174 @@
+"""A process pool that replaces worker processes which exit."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import ParamSpec, TypeVar
+
+from common.errors import WorkerProcessError
+from common.memory import keep_freed_memory
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: Worker processes are spawned: a fork of a process with threads can deadlock, and macOS has no safe one.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """An executor, and the writing end of a pipe: its worker processes exit when that is closed."""
+
+    executor: ProcessPoolExecutor
+    lifeline: Connection
+
+    def end(self, *, wait: bool) -> None:
+        """Have the worker processes exit, whatever they are doing; ``wait`` until they have."""
+        self.lifeline.close()
+        self.executor.shutdown(wait=wait)
+
+
+class WorkerPool:
+    """Calls functions in worker processes; any thread may call.
+
+    If a worker process exits, all processes of the pool are replaced and the
+    calls that were under way are made again, from then on one at a time, so that
+    a call which ends its process does not take others with it.
+
+    Parameters
+    ----------
+    processes
+        The number of worker processes.
+    attempts
+        How often a call is made whose worker process exits.
+    prepare
+        A function of a module that is called first in each worker process, to
+        import what the calls need, for example.
+    timeout_s
+        How long a call may take, in seconds.
+    """
+
+    def __init__(
+        self, processes: int, *, attempts: int, prepare: Callable[[], None], timeout_s: float | None = None
+    ) -> None:
+        self._number, self._attempts, self._prepare, self._timeout_s = processes, attempts, prepare, timeout_s
+        self._replacing, self._one_at_a_time = threading.Lock(), threading.Lock()
+        self._was_replaced = self._start_failed = self._closed = False
+        self._starting: list[Future[None]] = []
+        self._processes = self._make()
+
+    def start(self) -> None:
+        """Start the worker processes, unless that was done; returns before they are ready.
+
+        Raises RuntimeError in a worker process that imports a script without
+        ``if __name__ == "__main__":`` around the call, OSError where the system
+        has no room for another process.
+        """
+        self._starting = self._starting or [_submit(self._processes.executor, _do_nothing) for _ in range(self._number)]
+
+    def wait_until_ready(self) -> None:
+        """Wait for the worker processes that were started; raises as ``check_start``."""
+        while not self.check_start():
+            wait(self._starting)
+
+    def check_start(self) -> bool:
+        """Return whether the worker processes that were started are ready.
+
+        Starts them once more if one exited before it was ready; raises
+        WorkerProcessError if that happens again.
+        """
+        done = [started.exception() for started in self._starting if started.done()]
+        if not any(isinstance(error, BrokenExecutor) for error in done):
+            return len(done) == len(self._starting)
+        if self._start_failed:
+            raise WorkerProcessError(
+                "a worker process exited while it was starting; a script that runs the pipeline must do so under "
+                'if __name__ == "__main__":, because worker processes import the script'
+            )
+        self._start_failed = True
+        self._replace(self._processes)
+        self._starting = []
+        self.start()
+        return False
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function of a module in a worker process; returns what it returns and raises what it raises.
+
+        Raises WorkerProcessError if the worker process exits in every attempt, the
+        call takes longer than ``timeout_s``, or the pool is closed.
+        """
+        for _ in range(self._attempts):
+            with self._one_at_a_time if self._was_replaced else nullcontext():
+                processes = self._processes
+                try:
+                    future = _submit(processes.executor, function, *args, **kwargs)
+                except RuntimeError:  # broken, or shut down by another thread
+                    self._replace(processes)
+                    continue
+                if not wait([future], self._timeout_s).done:
+                    self._replace(processes)
+                    raise WorkerProcessError(f"it was not done after {self._timeout_s:g} s")
+                if not isinstance(future.exception(), BrokenExecutor):
+                    return future.result()
+                self._replace(processes)
+        raise WorkerProcessError(f"its worker process exited {self._attempts} times")
+
+    def close(self) -> None:
+        """End the worker processes, whatever they are doing, and the calls under way."""
+        with self._replacing:
+            self._closed = True
+            self._processes.end(wait=True)
+
+    def _replace(self, processes: _Processes) -> None:
+        """Replace processes, unless another thread has done so; raises WorkerProcessError if the pool is closed."""
+        with self._replacing:
+            if self._closed:
+                raise WorkerProcessError("the worker processes were ended")
+            if processes is self._processes:
+                log.warning("a worker process exited or was ended; what it did is done again")
+                self._was_replaced = True
+                processes.end(wait=False)
+                self._processes = self._make()
+
+    def _make(self) -> _Processes:
+        reading_end, writing_end = _CONTEXT.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(
+            1 if self._was_replaced else self._number, _CONTEXT, _initialize, (reading_end, self._prepare)
+        )
+        return _Processes(executor, writing_end)
+
+
+def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Submit a call; a process that is started for it ignores an interrupt from the keyboard from its first moment."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(function, *args, **kwargs)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _initialize(reading_end: Connection, prepare: Callable[[], None]) -> None:
+    threading.Thread(target=_exit_with_pool, args=(reading_end,), daemon=True).start()
+    keep_freed_memory()
+    prepare()
+
+
+def _exit_with_pool(reading_end: Connection) -> None:
+    """Exit when the pool is closed or its process has exited."""
+    reading_end.poll(None)  # nothing is ever written
+    os._exit(1)
+
+
+def _do_nothing() -> None:
+    """Show that a worker process is ready."""
