@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from common.array_pickle import Schema
+from common.constants import IPB_PER_IFB
 from common.errors import SettingsError
 from common.settings import MAX_DEMO_EVENTS, RunSettings
 
@@ -49,7 +50,7 @@ class Sample:
 
     def cross_section_weight(self, lumi_ifb: float) -> float:
         """Weight common to the sample's events: L[fb⁻¹]·1000·σ[pb] / (Σw·reduction)."""
-        return lumi_ifb * 1000 * self.cross_section_pb / (self.sum_of_weights * self.reduction)
+        return lumi_ifb * IPB_PER_IFB * self.cross_section_pb / (self.sum_of_weights * self.reduction)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from common.array_pickle import Column
+from common.constants import MEV_PER_GEV
 from common.releases import Branches, Category, Release, Sample
 
 #: The columns of an ``events`` message: the four leading leptons as the file holds them (float32, the file's own
@@ -45,7 +46,7 @@ RELEASE = Release(
     toy=False,
     sqrt_s_tev=13,
     tree="mini",
-    per_gev=1000.0,
+    per_gev=MEV_PER_GEV,
     branches=Branches(
         pt="lep_pt",
         eta="lep_eta",

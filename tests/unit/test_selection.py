@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import uproot
 
+from common.constants import Z_MASS_GEV
 from common.messages import RunPlan
 from common.settings import RunSettings, read
 from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
@@ -20,7 +21,7 @@ from tests.support.waiting import wait_until
 from workers.analysis.histograms import axes, fill
 from workers.analysis.service import Analysis
 from workers.analysis.store import Store
-from workers.data_processor.selection import Z_MASS_GEV, select
+from workers.data_processor.selection import select
 
 REAL_SAMPLES = ("data_A", "data_B", "data_C", "Zee", "ttbar_lep", "WH125_ZZ4lep")
 CHANNELS = {44: 0, 48: 1, 52: 2}  # 4e, 2e2μ, 4μ

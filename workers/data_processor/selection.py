@@ -12,15 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from common.columns import columns_of, records
+from common.constants import Z_MASS_GEV
 from common.releases import Release
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 #: The fields of ``Events``: arrays of shape (events, leptons), and (events,) for the weight.
 Columns = Mapping[str, npt.NDArray[Any]]
-
-#: Mass of the Z boson in GeV (Particle Data Group, Review of Particle Physics 2024).
-Z_MASS_GEV = 91.188
 
 #: The three ways to divide four leptons into two pairs.
 _PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))

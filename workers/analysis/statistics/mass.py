@@ -18,14 +18,13 @@ import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar, nnls
 
+from common.constants import SIMULATED_HIGGS_MASS_GEV
 from workers.analysis.histograms import FINE, M4L, M4L_FINE, M4L_SCALE
 from workers.analysis.statistics.likelihood import FitError
 from workers.analysis.statistics.workspace import SIGNAL
 
 FloatArray = npt.NDArray[np.float64]
 
-#: The Higgs boson's mass in the signal samples, in GeV.
-SIMULATED_MASS_GEV = 125.0
 #: Events from here to there are fitted, in GeV: the window of ATLAS's own measurements, between the Z and two Z.
 WINDOW_GEV = (105.0, 160.0)
 STEP_GEV = (M4L_FINE.high - M4L_FINE.low) / M4L_FINE.bins
@@ -81,7 +80,7 @@ class MassFit:
     def __init__(self, result: Mapping[str, Any]) -> None:
         low, high = (round((edge - M4L_FINE.low) / STEP_GEV) for edge in WINDOW_GEV)
         simulated = np.maximum(np.asarray(result[FINE][SIGNAL]["values"]), 0.0)
-        shifts = np.rint((SCANNED_MASSES_GEV - SIMULATED_MASS_GEV) / STEP_GEV).astype(int)
+        shifts = np.rint((SCANNED_MASSES_GEV - SIMULATED_HIGGS_MASS_GEV) / STEP_GEV).astype(int)
         #: Signal templates, shape (masses, bins).
         self.signal = np.stack([simulated[low - shift : high - shift] for shift in shifts])
         #: Smoothed background, shape (bins,).

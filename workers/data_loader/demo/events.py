@@ -16,13 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from common.constants import SIMULATED_HIGGS_MASS_GEV
+
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-# Particle Data Group, Phys. Rev. D 110 (2024) 030001. The Higgs mass is that of the
-# simulated samples, 125 GeV; the width is that of the Standard Model.
+# The Z's mass and width of the Particle Data Group, Phys. Rev. D 98 (2018) 030001: with newer values, the same seed
+# would make other demo files.
 Z_MASS_GEV, Z_WIDTH_GEV = 91.1876, 2.4952
-HIGGS_MASS_GEV, HIGGS_WIDTH_GEV = 125.0, 0.0041
+HIGGS_MASS_GEV = SIMULATED_HIGGS_MASS_GEV
+#: The width that the Standard Model predicts (LHC Higgs Cross Section Working Group, CERN-2017-002-M).
+HIGGS_WIDTH_GEV = 0.0041
 ELECTRON, MUON = 11, 13
 
 # Acceptance: limits of lepton pT and |η| in the real release, and the threshold of its single-lepton trigger.
