@@ -44,7 +44,7 @@ from workers.analysis.statistics.fit import Profile
 from workers.analysis.statistics.likelihood import FitError, Likelihood
 from workers.analysis.statistics.mass import mass_of
 from workers.analysis.statistics.workspace import NoFit
-from workers.analysis.store import Partial, Store
+from workers.analysis.store import PartialSums, Store
 from workers.data_loader import reading
 from workers.data_loader.demo import files as demo
 from workers.data_processor import selection
@@ -145,7 +145,7 @@ class Laboratory:
         mu = float(best.parameters[likelihood.poi])
         return Experiment(mu, math.sqrt(variance), math.sqrt(q0), mass["value_gev"], (low, high), (left, right), scale)
 
-    def _drawn(self, rng: np.random.Generator, sample: Sample, m4l_scale: float) -> Partial:
+    def _drawn(self, rng: np.random.Generator, sample: Sample, m4l_scale: float) -> PartialSums:
         """Draw a data sample, or a simulated one with a Poisson number of entries about that of the demo release."""
         if sample.is_data:
             leptons, count, columns = demo.data_block(rng, sample, self.release)
@@ -156,20 +156,22 @@ class Laboratory:
         scale = m4l_scale if sample.is_data else 1.0
         return _partial(ak.Array(branches), self.release, sample, self.run, scale)
 
-    def _of_file(self, sample: Sample, cache: Path) -> Partial:
+    def _of_file(self, sample: Sample, cache: Path) -> PartialSums:
         path = demo.demo_file(sample, self.release, self.run.demo_events, cache / "demo")
         entries = reading.chunk_bounds(path, self.release, sample, self.run)[-1]
         arrays = reading.read(path, self.release, sample, 0, entries)
         return _partial(arrays, self.release, sample, self.run)
 
 
-def _partial(arrays: ak.Array, release: Release, sample: Sample, run: RunSettings, m4l_scale: float = 1.0) -> Partial:
+def _partial(
+    arrays: ak.Array, release: Release, sample: Sample, run: RunSettings, m4l_scale: float = 1.0
+) -> PartialSums:
     """Return the partial result of a sample's events, with their m4l multiplied by a factor."""
     events, cutflow = reading.select(arrays, release, sample, run)
     selected, further = selection.select(events, release)
     selected = ak.with_field(selected, selected.m4l * m4l_scale, "m4l")
     weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(selected.weight)
-    return Partial({**cutflow, **further}, fill(selected, release, sample.category), weights)
+    return PartialSums({**cutflow, **further}, fill(selected, release, sample.category), weights)
 
 
 @dataclass(frozen=True)

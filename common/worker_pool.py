@@ -63,10 +63,10 @@ class WorkerPool:
         self, processes: int, *, attempts: int, prepare: Callable[[], None], timeout_s: float | None = None
     ) -> None:
         self._number, self._attempts, self._prepare, self._timeout_s = processes, attempts, prepare, timeout_s
-        self._replacing, self._one_at_a_time = threading.Lock(), threading.Lock()
+        self._lock, self._one_at_a_time = threading.RLock(), threading.Lock()
         self._was_replaced = self._start_failed = self._closed = False
+        self._processes = self._started = self._make()
         self._starting: list[Future[None]] = []
-        self._processes = self._make()
 
     def start(self) -> None:
         """Start the worker processes, unless that was done; returns before they are ready.
@@ -75,7 +75,10 @@ class WorkerPool:
         ``if __name__ == "__main__":`` around the call, OSError where the system
         has no room for another process.
         """
-        self._starting = self._starting or [_submit(self._processes.executor, _do_nothing) for _ in range(self._number)]
+        with self._lock:
+            if not self._starting:
+                self._started = self._processes
+                self._starting = [_submit(self._started.executor, _do_nothing) for _ in range(self._number)]
 
     def wait_until_ready(self) -> None:
         """Wait for the worker processes that were started; raises as ``check_start``."""
@@ -88,19 +91,20 @@ class WorkerPool:
         Starts them once more if one exited before it was ready; raises
         WorkerProcessError if that happens again.
         """
-        done = [started.exception() for started in self._starting if started.done()]
-        if not any(isinstance(error, BrokenExecutor) for error in done):
-            return len(done) == len(self._starting)
-        if self._start_failed:
-            raise WorkerProcessError(
-                "a worker process exited while it was starting; a script that runs the pipeline must do so under "
-                'if __name__ == "__main__":, because worker processes import the script'
-            )
-        self._start_failed = True
-        self._replace(self._processes)
-        self._starting = []
-        self.start()
-        return False
+        with self._lock:
+            done = [started.exception() for started in self._starting if started.done()]
+            if not any(isinstance(error, BrokenExecutor) for error in done):
+                return len(done) == len(self._starting)
+            if self._start_failed:
+                raise WorkerProcessError(
+                    "a worker process exited while it was starting; a script that runs the pipeline must do so under "
+                    'if __name__ == "__main__":, because worker processes import the script'
+                )
+            self._start_failed = True
+            self._replace(self._started)
+            self._starting = []
+            self.start()
+            return False
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function of a module in a worker process; returns what it returns and raises what it raises.
@@ -110,33 +114,40 @@ class WorkerPool:
         """
         for _ in range(self._attempts):
             with self._one_at_a_time if self._was_replaced else nullcontext():
-                processes = self._processes
-                try:
-                    future = _submit(processes.executor, function, *args, **kwargs)
-                except RuntimeError:  # broken, or shut down by another thread
-                    self._replace(processes)
-                    continue
+                processes, future = self._begin(function, *args, **kwargs)
                 if not wait([future], self._timeout_s).done:
                     self._replace(processes)
                     raise WorkerProcessError(f"it was not done after {self._timeout_s:g} s")
                 if not isinstance(future.exception(), BrokenExecutor):
                     return future.result()
                 self._replace(processes)
+                self.check_start()
         raise WorkerProcessError(f"its worker process exited {self._attempts} times")
 
     def close(self) -> None:
         """End the worker processes, whatever they are doing, and the calls under way."""
-        with self._replacing:
+        with self._lock:
             self._closed = True
             self._processes.end(wait=True)
 
+    def _begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[_Processes, Future[T]]:
+        """Submit a call to the worker processes, replacing those that exited before it."""
+        while True:
+            processes = self._processes
+            try:
+                return processes, _submit(processes.executor, function, *args, **kwargs)
+            except RuntimeError as error:
+                if not isinstance(error, BrokenExecutor) and processes is self._processes and not self._closed:
+                    raise
+                self._replace(processes)
+
     def _replace(self, processes: _Processes) -> None:
-        """Replace processes, unless another thread has done so; raises WorkerProcessError if the pool is closed."""
-        with self._replacing:
+        """Replace worker processes, unless another thread did; raises WorkerProcessError if the pool is closed."""
+        with self._lock:
             if self._closed:
                 raise WorkerProcessError("the worker processes were ended")
             if processes is self._processes:
-                log.warning("a worker process exited or was ended; what it did is done again")
+                log.warning("the worker processes are replaced, because one exited or took too long")
                 self._was_replaced = True
                 processes.end(wait=False)
                 self._processes = self._make()

@@ -14,7 +14,7 @@ from common.settings import RunSettings
 from physics import RELEASES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
-from workers.analysis.store import Partial, Store
+from workers.analysis.store import PartialSums, Store
 
 RELEASE = RELEASES["demo"]
 SAMPLES = ("data_A", "Zee", "llll", "ggH125_ZZ4lep")
@@ -79,7 +79,7 @@ def document(samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> dict[str, Any
                 sample = RELEASE.sample(message.chunk.sample)
                 weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)
                 store.add(
-                    message.chunk, Partial(message.cutflow, fill(message.events, RELEASE, sample.category), weights)
+                    message.chunk, PartialSums(message.cutflow, fill(message.events, RELEASE, sample.category), weights)
                 )
         run = store.run("run")
         assert run is not None

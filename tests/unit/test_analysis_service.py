@@ -73,8 +73,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def analysis(clock: Clock) -> Iterator[Analysis]:
-    analysis = Analysis(read({}), Store(None))
+def store() -> Store:
+    return Store(None)
+
+
+@pytest.fixture
+def analysis(clock: Clock, store: Store) -> Iterator[Analysis]:
+    analysis = Analysis(read({}), store)
     yield analysis
     analysis.close()
 
@@ -406,7 +411,10 @@ def test_a_dead_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "why"),
-    [("delivery_limit", "it stopped its worker again and again"), ("rejected", "the broker dead-lettered it")],
+    [
+        ("delivery_limit", "it was delivered too often without an outcome"),
+        ("rejected", "the broker dead-lettered it"),
+    ],
 )
 def test_a_chunk_that_the_broker_gave_up_is_a_problem_of_its_run(analysis: Analysis, reason: str, why: str) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
@@ -428,7 +436,7 @@ def test_a_dead_file_task_ends_the_run_without_its_sample(analysis: Analysis) ->
 
     assert isinstance(answer, Result)
     assert answer.result["problems"] == [
-        "Zee: a message in chunks could not be handled: it stopped its worker again and again"
+        "Zee: a message in chunks could not be handled: it was delivered too often without an outcome"
     ]
     assert answer.result["samples"]["data_A"]["events_read"] == 30
 
@@ -549,7 +557,7 @@ class Outlet:
 
 
 def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
-    analysis: Analysis, clock: Clock, caplog: pytest.LogCaptureFixture
+    analysis: Analysis, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     outlet = Outlet(analysis)
     strangers = [of_chunk(Chunk("nobody-s", "Zee", start, start + 10)) for start in (0, 10)]
@@ -563,9 +571,9 @@ def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
     analysis.poll()
 
     (failed,) = outlet.published
-    assert failed == RunFailed("nobody-s", "chunks came, but within 1 hours no plan of the run")
+    assert failed == RunFailed("nobody-s", "chunks arrived, but no plan of the run within 1 h")
     assert "Zee[0:10], Zee[10:20]" in caplog.text
-    assert analysis._store.orphaned() == set()
+    assert store.orphaned() == set()
     clock.now += 7200
     analysis.poll()
     assert outlet.published == [failed]
@@ -599,11 +607,10 @@ def test_a_plan_that_comes_when_its_chunks_are_given_up_ends_the_run_with_the_re
     assert all("no plan of the run" in problem for problem in result["problems"])
 
 
-def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis) -> None:
+def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis, store: Store) -> None:
     stranger = of_chunk(Chunk("run", "Zee", 3, 5))
     handle_all(analysis, [*RUN, stranger])
-    rows = analysis._store._db.execute("SELECT count(*) FROM chunks WHERE NOT planned").fetchone()
-    assert rows == (0,)
+    assert store.database.row("SELECT count(*) FROM chunks WHERE NOT planned") == (0,)
 
 
 def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis) -> None:
@@ -670,5 +677,5 @@ def test_a_chunk_with_a_false_cutflow_is_refused_and_does_its_run_no_harm(
 
 
 def test_a_message_for_another_service_is_refused(analysis: Analysis) -> None:
-    with pytest.raises(MessageError, match="no use for a file-task"):
+    with pytest.raises(MessageError, match="cannot handle a file-task"):
         analysis.handle(FileTask("run", "Zee", RUN_PLAN.settings))

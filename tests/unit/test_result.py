@@ -18,12 +18,12 @@ from physics import RELEASES
 from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import axes, empty, fill, split
 from workers.analysis.result import result_of
-from workers.analysis.store import Partial, Store
+from workers.analysis.store import PartialSums, Store
 
 HISTOGRAMS = {"m4l", "m4l_4e", "m4l_4mu", "m4l_2e2mu"}
 
 
-def result_with(partials: dict[str, Sequence[Partial]], *, final: bool = True, **settings: Any) -> dict[str, Any]:
+def result_with(partials: dict[str, Sequence[PartialSums]], *, final: bool = True, **settings: Any) -> dict[str, Any]:
     """The result of a run over these samples, submitted at 1000 s and finished 20 s later."""
     with closing(Store(None)) as store:
         store.begin(RunPlan("run", 1000.0, RunSettings(samples=tuple(partials), **settings)))
@@ -36,7 +36,7 @@ def result_with(partials: dict[str, Sequence[Partial]], *, final: bool = True, *
         return result_of(run, store, 1020.0, final=final)
 
 
-def of_sample(part: Partial, sample: str) -> Partial:
+def of_sample(part: PartialSums, sample: str) -> PartialSums:
     """A chunk with room for the variations of its sample, all empty."""
     sums = empty(RELEASE, RELEASE.sample(sample).category)
     bins = sum(axis.bins for axis in axes(RELEASE).values())
@@ -44,20 +44,20 @@ def of_sample(part: Partial, sample: str) -> Partial:
     return replace(part, sums=sums)
 
 
-def some(seed: int, n: int = 50, *, data: bool = False) -> Partial:
+def some(seed: int, n: int = 50, *, data: bool = False) -> PartialSums:
     events = random_selected(np.random.default_rng(seed), n)
     cutflow = dict(zip(RELEASE.steps, (100 + n, 90 + n, 80 + n, 70 + n, n), strict=True))
-    return Partial(
+    return PartialSums(
         cutflow, fill(events, RELEASE, "data"), np.empty(0, np.float32) if data else np.asarray(events.weight)
     )
 
 
-def at(m4l: dict[float, float]) -> Partial:
+def at(m4l: dict[float, float]) -> PartialSums:
     """A chunk whose m4l histogram holds these weights at these masses."""
     sums = empty(RELEASE, "data")
     for mass, weight in m4l.items():
         split(sums, RELEASE, "data")["m4l"][0][int((mass - 80) // 5)] += weight
-    return Partial(dict.fromkeys(RELEASE.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
+    return PartialSums(dict.fromkeys(RELEASE.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
 
 
 RUNS: dict[str, tuple[str, ...]] = {

@@ -23,19 +23,19 @@ from common.settings import RunSettings
 from tests.support.real_data import RELEASE, random_selected
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
-from workers.analysis.store import Partial, Store
+from workers.analysis.store import PartialSums, Store
 
 SAMPLES = {"data_A": (0, 20, 40), "Zee": (0, 30, 60, 90, 120), "llll": (0, 50), "ZH125_ZZ4lep": (0,)}
 SETTINGS = RunSettings(samples=tuple(SAMPLES))
 
 
-def partial(chunk: Chunk) -> Partial:
+def partial(chunk: Chunk) -> PartialSums:
     """What a chunk adds: of random weights, so that the order of additions shows in the last bits."""
     rng = np.random.default_rng([chunk.start, *chunk.sample.encode()])
     events = random_selected(rng, chunk.stop - chunk.start)
     cutflow = dict.fromkeys(RELEASE.steps, len(events))
     weights = np.empty(0, np.float32) if chunk.sample == "data_A" else np.asarray(events.weight)
-    return Partial(cutflow, fill(events, RELEASE, RELEASE.sample(chunk.sample).category), weights)
+    return PartialSums(cutflow, fill(events, RELEASE, RELEASE.sample(chunk.sample).category), weights)
 
 
 Step = Callable[[Store], object]
@@ -305,8 +305,8 @@ def test_every_row_survives_a_crash(tmp_path: Path) -> None:
             step(crashed)
         for step in todo[7:9]:
             step(second)
-        crashed._db.execute("BEGIN IMMEDIATE")  # a transaction that the crash cuts off
-        crashed._db.execute("DELETE FROM chunks")
+        for statement in ("BEGIN IMMEDIATE", "DELETE FROM chunks"):  # a transaction that the crash interrupts
+            list(crashed.database.rows(statement))
         crashed.close()
 
         with closing(Store(path)) as store:  # the second was never closed
@@ -368,13 +368,13 @@ def test_a_locked_database_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> 
 def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "analysis.sqlite")) as store:
         without(ZEE, store)
-        (pages,) = store._db.execute("PRAGMA page_count").fetchone()
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        ((pages,),) = store.database.rows("PRAGMA page_count")
+        list(store.database.rows(f"PRAGMA max_page_count = {pages}"))
         others = [Chunk("other", "Zee", start, start + 1) for start in range(100)]
         with pytest.raises(Unavailable, match="full"):
             collections.deque((store.add(chunk, partial(ZEE)) for chunk in others), maxlen=0)
 
-        store._db.execute("PRAGMA max_page_count = 1000000")
+        list(store.database.rows("PRAGMA max_page_count = 1000000"))
         store.add(ZEE, partial(ZEE))
 
         assert final(store) == EXPECTED

@@ -14,7 +14,7 @@ from common.releases import Release, Sample
 from physics import RELEASES
 from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes, empty, split
 from workers.analysis.statistics.workspace import NoFit, workspace_of
-from workers.analysis.store import Partial, Run, Store
+from workers.analysis.store import PartialSums, Run, Store
 
 #: Where the Higgs boson is looked for, in GeV: three bins around 125.
 WINDOW_GEV = (115.0, 130.0)
@@ -111,7 +111,7 @@ def with_fit(
 
 
 def _sample(
-    release: Release, sample: Sample, partials: Iterable[Partial], *, final: bool
+    release: Release, sample: Sample, partials: Iterable[PartialSums], *, final: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """A sample's part of the document, and the sums of its histograms."""
     cutflow = dict.fromkeys(release.steps, 0)

@@ -1,9 +1,9 @@
-"""The analysis service: adds up chunks until a run is whole, then has it fitted.
+"""The analysis service: adds up the chunks of runs, and has complete runs fitted.
 
-A run is finished when its result, fit included, is published and kept. The fit
-takes no part in the loop: what makes a run whole is acknowledged when it is in
-the database, and whoever starts the service anew finds there which runs are
-whole and not finished, and has them fitted again.
+A run is finished when its result, with the fit, is published and stored. A fit
+does not hold up the service: the message that completes a run is acknowledged
+once it is in the database. A service that is started again finds the runs in
+the database that are complete but not finished, and has them fitted.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from physics import RELEASES
 from workers.analysis.fit_pool import FitPool
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
-from workers.analysis.store import Partial, Run, Store
+from workers.analysis.store import PartialSums, Run, Store
 
 log = logging.getLogger(__name__)
 
-#: Partial results of a run come at most this often, and take at most a tenth of the service's time.
+#: PartialSums results of a run are at least this far apart, and take at most a tenth of the service's time.
 PARTIAL_EVERY_S = 0.5
 _PARTIAL_SHARE = 10
-#: How long the chunks of a run are kept whose plan has not come: plans have a queue of their own, and may be later.
+#: How long the chunks of a run without a plan are kept. Plans have a queue of their own and may arrive later.
 ORPHANED_AFTER_S = 3600.0
 ORPHAN_CHECK_EVERY_S = 60.0
-#: For so many runs it is remembered that their result is published.
+#: The number of runs for which the service remembers that it published their result.
 _MAX_PUBLISHED = 1_000
 
 
 class Analysis(Service):
-    """Keeps every chunk's partial histograms, and publishes a run's result when the last one is there."""
+    """Stores the partial histograms of each chunk, and publishes a run's result after the last chunk."""
 
     name: ClassVar[str] = "analysis"
     releases: ClassVar[Releases] = RELEASES
@@ -66,18 +66,18 @@ class Analysis(Service):
         self._fits = fits or FitPool()
         self._next_partial: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
-        self._next_look = 0.0
-        #: Runs whose kept result this process knows to be published, the latest last.
+        self._next_orphan_check = 0.0
+        #: Runs whose stored result this process has published, the latest last.
         self._published: dict[str, None] = {}
         self._resumed = False
 
     def close(self) -> None:
-        """End what is being fitted, and close the database."""
+        """End the fit under way, and close the database."""
         self._fits.close()
         self._store.close()
 
     def decode(self, delivery: Delivery) -> Message:
-        """Read a delivery; of a dead letter, the headers alone."""
+        """Decode a delivery; of a dead letter, only the headers."""
         headers = delivery.headers
         is_notice = delivery.queue == topology.DEAD_NOTICES.name
         if not is_notice or (
@@ -87,81 +87,81 @@ class Analysis(Service):
         queue = str(headers.get("queue") or headers.get("x-first-death-queue") or "a queue")
         reason = headers.get("problem") or _BROKERS_REASONS.get(str(headers.get("x-first-death-reason")))
         if queue == topology.VISUALISATION.name and delivery.kind != Result.kind:
-            headers = {}  # news that nobody has read: nothing is missing from the run
+            headers = {}  # a progress message: the run misses nothing without it
         return DeadLetterNotice.from_headers(queue, headers, problem=str(reason or "the broker dead-lettered it"))
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Note what a message says of its run, and publish how far the run is."""
+        """Store what a message says about its run, and return the run's state where that is to be published."""
         match message:
             case RunPlan():
                 self._store.begin(message)
-                return self._outcome(message.run_id) or self._current_state(message.run_id)
+                return self._outcome(message.run_id) or self._state(message.run_id)
             case StatusRequest():
-                return self._outcome(message.run_id) or self._progress_of(message.run_id)
+                return self._outcome(message.run_id) or self._progress(message.run_id)
             case SamplePlan():
                 self._store.plan(message)
-                return self._current_state(message.run_id)
+                return self._state(message.run_id)
             case ChunkFailed():
                 self._store.fail(message.chunk, message.problem)
-                return self._current_state(message.chunk.run_id, changed=True)
+                return self._state(message.chunk.run_id, changed=True)
             case Selected():
                 return self._add(message)
             case DeadLetterNotice():
                 return self._on_dead_letter(message)
             case RequeueNotice():
                 return self._on_requeued(message)
-        raise MessageError(f"the analysis has no use for a {message.kind} message")
+        raise MessageError(f"the analysis cannot handle a {message.kind} message")
 
     def poll(self) -> None:
-        """Publish and keep the results whose fit is done, and give up chunks of runs that nobody plans.
+        """Publish and store results whose fit is done, and drop the chunks of runs that have no plan.
 
-        At the start, find what is whole but not finished.
+        The first call also resumes the runs that are complete but not finished.
         """
         if not self._resumed:
             self._fits.start()
             for run_id in self._store.unfinished():
                 if not self._store.problems(run_id):
-                    self.publish(self._current_state(run_id, changed=True))
+                    self.publish(self._state(run_id, changed=True))
             self._resumed = True
-        for run_id, fitted in self._fits.outcomes().items():
+        for run_id, outcome in self._fits.outcomes().items():
             run = self._store.run(run_id)
             if run is not None:
-                result = with_fit(fitted.result, fitted.fit, fitted.problem, run, time.time())
-                # In this order: a crash in between has it fitted and published once more, not never.
+                result = with_fit(outcome.result, outcome.fit, outcome.problem, run, time.time())
+                # Publish first: after a crash in between, the result is published twice instead of never.
                 self.publish([Result(run_id, final=True, result=result)])
                 self._store.finish(run_id, result)
                 self._published.pop(run_id, None)
             self._fits.forget(run_id)
-        if time.time() >= self._next_look:
-            self._next_look = time.time() + ORPHAN_CHECK_EVERY_S
+        if time.time() >= self._next_orphan_check:
+            self._next_orphan_check = time.time() + ORPHAN_CHECK_EVERY_S
             self._drop_orphaned()
 
     def _drop_orphaned(self) -> None:
+        """Drop the chunks of runs that have had no plan for an hour."""
         now = time.time()
-        unplanned = self._store.orphaned()
-        self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in unplanned}
+        self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in self._store.orphaned()}
         for run_id, since in self._orphaned_since.items():
             if now - since >= ORPHANED_AFTER_S:
-                problem = f"chunks came, but within {ORPHANED_AFTER_S / 3600:g} hours no plan of the run"
+                problem = f"chunks arrived, but no plan of the run within {ORPHANED_AFTER_S / 3600:g} h"
                 names = self._store.drop_orphaned(run_id, problem)
-                log.warning("run %s: %s; given up: %s", run_id, problem, ", ".join(names))
+                log.warning("run %s: %s; dropped: %s", run_id, problem, ", ".join(names))
                 self.publish([self._failed(run_id, problem)])
 
     def _failed(self, run_id: str, problem: str) -> RunFailed:
-        """Note that a run came to nothing, for who asks later."""
+        """Store why a run failed, for later status requests."""
         self._store.note_failure(run_id, problem)
         return RunFailed(run_id, problem)
 
     def _outcome(self, run_id: str) -> Sequence[Message]:
-        """How a run has ended, told again to who asks again; nothing where it is under way."""
-        known, failure = self._store.result(run_id), self._store.failure(run_id)
-        if known is not None:
-            return [Result(run_id, final=True, result=known)]
+        """Return how a run ended; nothing if it has not."""
+        result, failure = self._store.result(run_id), self._store.failure(run_id)
+        if result is not None:
+            return [Result(run_id, final=True, result=result)]
         return [] if failure is None else [RunFailed(run_id, failure)]
 
-    def _progress_of(self, run_id: str) -> Sequence[Message]:
-        """How far a run is, told again."""
-        planned = [Progress("plan", everything) for everything in self._store.planned(run_id)]
+    def _progress(self, run_id: str) -> Sequence[Message]:
+        """Return the progress messages of a run again."""
+        planned = [Progress("plan", whole_file) for whole_file in self._store.planned(run_id)]
         return [*planned, *(Progress("analysis", chunk) for chunk in self._store.done(run_id))]
 
     def _add(self, message: Selected) -> Sequence[Message]:
@@ -169,18 +169,18 @@ class Analysis(Service):
         _check_cutflow(message, release)
         sample = release.sample(message.chunk.sample)
         weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)
-        partial = Partial(message.cutflow, fill(message.events, release, sample.category), weights)
-        changed = self._store.add(message.chunk, partial)
-        return [Progress("analysis", message.chunk), *self._current_state(message.chunk.run_id, changed=changed)]
+        sums = PartialSums(message.cutflow, fill(message.events, release, sample.category), weights)
+        changed = self._store.add(message.chunk, sums)
+        return [Progress("analysis", message.chunk), *self._state(message.chunk.run_id, changed=changed)]
 
     def _on_dead_letter(self, letter: DeadLetterNotice) -> Sequence[Message]:
-        """A message was dead-lettered: what it carried is missing from its run."""
+        """Mark what a dead-lettered message carried as lost."""
         problem = f"a message in {letter.queue} could not be handled: {letter.problem}"
         run_id = letter.run_id
         if run_id is None:
             return []
         run = self._store.run(run_id)
-        if letter.queue == topology.VISUALISATION.name:  # one of its results cannot be drawn
+        if letter.queue == topology.VISUALISATION.name:  # a result that cannot be drawn
             return [] if run is not None and self._store.result(run_id) is None else [RunFailed(run_id, problem)]
         if letter.chunk is not None:
             self._store.fail(letter.chunk, problem)
@@ -191,20 +191,20 @@ class Analysis(Service):
                 self._store.mark_lost(run_id, sample, problem)
         if run is None:
             return [self._failed(run_id, problem)]
-        return self._current_state(run_id, changed=True)
+        return self._state(run_id, changed=True)
 
-    def _on_requeued(self, letter: RequeueNotice) -> Sequence[Message]:
-        """A dead letter goes back to its queue: its run, ended or not, waits for it again."""
-        if letter.run_id is None or letter.queue == topology.VISUALISATION.name:
+    def _on_requeued(self, notice: RequeueNotice) -> Sequence[Message]:
+        """Wait again for what a requeued dead letter carries, also if its run has ended."""
+        if notice.run_id is None or notice.queue == topology.VISUALISATION.name:
             return []
-        self._store.reopen(letter.run_id, letter.sample, letter.chunk)
-        return self._current_state(letter.run_id, changed=True)
+        self._store.reopen(notice.run_id, notice.sample, notice.chunk)
+        return self._state(notice.run_id, changed=True)
 
-    def _current_state(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
-        """The run's final result if it is finished, else a partial one now and then, else nothing."""
-        known = self._store.result(run_id)
-        if known is not None and (known["complete"] or not changed):
-            self._publish_once(Result(run_id, final=True, result=known))
+    def _state(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
+        """Return the run's final result if it is finished, or a partial one if the last is old enough."""
+        result = self._store.result(run_id)
+        if result is not None and (result["complete"] or not changed):
+            self._publish_once(Result(run_id, final=True, result=result))
             return []
         run = self._store.run(run_id)
         if run is None or run_id in self._fits:
@@ -212,7 +212,7 @@ class Analysis(Service):
         now = time.time()
         if self._store.is_settled(run_id):
             self._next_partial.pop(run_id, None)
-            return [self._conclude(run, result_of(run, self._store, now, final=True))]
+            return [self._finish(run, result_of(run, self._store, now, final=True))]
         if now < self._next_partial.setdefault(run_id, now + PARTIAL_EVERY_S):
             return []
         result = result_of(run, self._store, now, final=False)
@@ -221,10 +221,7 @@ class Analysis(Service):
         return [Result(run_id, final=False, result=result)]
 
     def _publish_once(self, final: Result) -> None:
-        """Publish a result that is kept, and see it confirmed; what comes again of its run brings it no second time.
-
-        It may have been kept, and the service killed, before it was published.
-        """
+        """Publish a stored result, unless this process has: an earlier one may have stored it and then crashed."""
         if final.run_id in self._published:
             return
         self.publish([final])
@@ -232,8 +229,8 @@ class Analysis(Service):
         if len(self._published) > _MAX_PUBLISHED:
             del self._published[next(iter(self._published))]
 
-    def _conclude(self, run: Run, result: dict[str, Any]) -> Result:
-        """A whole run's final result; where there is something to fit, all but the fit, which is then under way."""
+    def _finish(self, run: Run, result: dict[str, Any]) -> Result:
+        """Return a run's final result; if it has a workspace, start the fit and return the result so far."""
         if result["workspace"] is None:
             self._store.finish(run.run_id, result)
             self._published.pop(run.run_id, None)
@@ -244,14 +241,14 @@ class Analysis(Service):
 
 
 def _check_cutflow(message: Selected, release: Release) -> None:
-    """Raise MessageError unless a chunk's cutflow has the release's steps, and ends with its events."""
+    """Raise MessageError unless a chunk's cutflow has the release's steps and ends with the number of its events."""
     cutflow = message.cutflow
     if cutflow.keys() != set(release.steps) or cutflow[release.steps[-1]] != len(message.events):
         raise MessageError(f"selected: {message.chunk} has {len(message.events)} events and the cutflow {cutflow}")
 
 
 _BROKERS_REASONS = {
-    "delivery_limit": "it stopped its worker again and again",
-    "expired": "it was too old",
+    "delivery_limit": "it was delivered too often without an outcome",
+    "expired": "it expired",
     "maxlen": "its queue was full",
 }

@@ -1,15 +1,13 @@
-"""The analysis service's database: one row of partial histograms per (run, chunk).
+"""What the analysis service stores: runs, their plans, and one row of partial histograms per (run, chunk).
 
-A row is committed before its message is acknowledged, so a message that comes
-a second time changes nothing. What a run still lacks is asked of the rows.
+A row is committed before its message is acknowledged, so that a message which
+is delivered twice changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,51 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
-
-_VERSION = 4
-
-_SCHEMA = """
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY,
-    submitted REAL NOT NULL,
-    settings TEXT NOT NULL,
-    result TEXT,
-    complete INTEGER NOT NULL
-);
-CREATE TABLE samples (
-    run_id TEXT, sample TEXT,
-    planned INTEGER NOT NULL,
-    problem TEXT,
-    lost TEXT,
-    PRIMARY KEY (run_id, sample)
-);
-CREATE TABLE chunks (
-    run_id TEXT, sample TEXT, start INTEGER, stop INTEGER,
-    planned INTEGER NOT NULL,
-    cutflow TEXT,
-    sums BLOB,
-    weights BLOB,
-    problem TEXT,
-    PRIMARY KEY (run_id, sample, start, stop)
-);
-CREATE TABLE failures (
-    run_id TEXT PRIMARY KEY,
-    problem TEXT NOT NULL
-);
-CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND problem IS NULL;
-"""
+from workers.analysis.database import Database
 
 
 @dataclass(frozen=True)
-class Partial:
+class PartialSums:
     """What one chunk adds to its run.
 
-    ``cutflow`` counts events by step; ``sums`` are the values and variances of
-    the histograms and their variations, shape (2, bins); ``weights`` those of the selected simulated
-    events in their order, shape (events,), empty for data.
+    ``cutflow`` counts events by step. ``sums`` has the values and variances of all
+    histograms and variations, shape (2, bins). ``weights`` has the weights of the
+    selected simulated events in their order, shape (events,); it is empty for data.
     """
 
     cutflow: dict[str, int]
@@ -71,7 +36,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that the service knows."""
+    """A run with a plan; ``submitted`` in seconds since 1970."""
 
     run_id: str
     submitted: float
@@ -79,49 +44,33 @@ class Run:
 
 
 class Store:
-    """The database, in a file; ``None`` keeps it in memory.
+    """The store, in a database file or, if ``path`` is None, in memory.
 
-    Every method commits before it returns. Raises Unavailable where the
-    database stays locked for longer than ``lock_timeout_s``, or its disk is full.
+    Every method commits before it returns. Raises Unavailable if the database
+    stays locked for longer than ``lock_timeout_s`` or its disk is full.
     """
 
     def __init__(self, path: Path | None, lock_timeout_s: float = 10.0) -> None:
-        try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path or ":memory:", timeout=lock_timeout_s, check_same_thread=False, isolation_level=None
-            )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        except (OSError, sqlite3.Error) as error:
-            raise SettingsError(
-                f"DATABASE={str(path)!r}: {error}; give a file in a directory we may write to"
-            ) from None
-        if version not in (0, _VERSION):
-            raise SettingsError(f"DATABASE={str(path)!r}: made by another version ({version}); move it away")
+        self.database = Database(path, lock_timeout_s)
 
     def begin(self, plan: RunPlan) -> None:
-        """A run begins: note its settings and the samples it waits for."""
+        """Store a run's settings and the samples it consists of."""
         settings = json.dumps(asdict(plan.settings))
-        with self._transaction() as db:
+        with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL, 0)", (plan.run_id, plan.submitted, settings))
             samples = [(plan.run_id, sample) for sample in plan.settings.samples]
             db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, NULL, NULL)", samples)
             db.execute("DELETE FROM failures WHERE run_id = ?", (plan.run_id,))
 
     def plan(self, plan: SamplePlan) -> None:
-        """Note a sample's chunks, or its problem. The first plan with chunks holds, whatever comes after it."""
-        with self._transaction() as db:
+        """Store a sample's chunks, or its problem. The first plan with chunks is kept."""
+        with self.database.transaction() as db:
             known = db.execute(
                 "SELECT planned AND problem IS NULL, lost FROM samples WHERE run_id = ? AND sample = ?",
                 (plan.run_id, plan.sample),
             ).fetchone()
-            holds, lost = known or (False, None)
-            if holds:
+            is_planned, lost = known or (False, None)
+            if is_planned:
                 return
             db.execute(
                 "INSERT INTO samples VALUES (?, ?, 1, ?, NULL) "
@@ -135,10 +84,10 @@ class Store:
                 [{**asdict(chunk), "lost": lost} for chunk in plan.chunks],
             )
 
-    def add(self, chunk: Chunk, partial: Partial) -> bool:
-        """Keep what a chunk adds, and make good an earlier failure of it.
+    def add(self, chunk: Chunk, partial: PartialSums) -> bool:
+        """Store what a chunk adds, in place of an earlier failure of it.
 
-        False where it was there already, or the run is complete.
+        Returns False if the chunk was stored before or its run is complete.
         """
         row = {
             **asdict(chunk),
@@ -146,7 +95,7 @@ class Store:
             "sums": partial.sums.astype("<f8").tobytes(),
             "weights": partial.weights.astype("<f4").tobytes(),
         }
-        with self._transaction() as db:
+        with self.database.transaction() as db:
             changed = db.execute(
                 "INSERT INTO chunks SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, NULL "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
@@ -157,8 +106,8 @@ class Store:
         return changed > 0
 
     def fail(self, chunk: Chunk, problem: str) -> None:
-        """Note why a chunk is lost, unless it is there."""
-        with self._transaction() as db:
+        """Store why a chunk failed, unless it has been added."""
+        with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, NULL, NULL, NULL, :problem) "
                 "ON CONFLICT DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
@@ -166,8 +115,8 @@ class Store:
             )
 
     def mark_lost(self, run_id: str, sample: str, problem: str) -> None:
-        """Note why a sample's chunks may never be asked for; those that are there, or still come, do count."""
-        with self._transaction() as db:
+        """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count."""
+        with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO samples VALUES (?, ?, 0, NULL, ?) ON CONFLICT DO UPDATE SET lost = excluded.lost",
                 (run_id, sample, problem),
@@ -178,8 +127,8 @@ class Store:
             )
 
     def reopen(self, run_id: str, sample: str | None = None, chunk: Chunk | None = None) -> None:
-        """What was lost is under way again: wait for the chunk, the sample or the whole run, unless it is complete."""
-        with self._transaction() as db:
+        """Wait again for a chunk, a sample or a whole run that was lost, unless the run is complete."""
+        with self.database.transaction() as db:
             db.execute("UPDATE runs SET result = NULL WHERE run_id = ? AND NOT complete", (run_id,))
             db.execute("DELETE FROM failures WHERE run_id = ?", (run_id,))
             if chunk is not None:
@@ -200,15 +149,16 @@ class Store:
             )
 
     def orphaned(self) -> set[str]:
-        """The runs of which chunks have come, and no plan yet."""
-        return {run_id for (run_id,) in self._all("SELECT DISTINCT run_id FROM chunks EXCEPT SELECT run_id FROM runs")}
+        """The runs that have chunks but no plan."""
+        rows = self.database.rows("SELECT DISTINCT run_id FROM chunks EXCEPT SELECT run_id FROM runs")
+        return {run_id for (run_id,) in rows}
 
     def drop_orphaned(self, run_id: str, problem: str) -> list[str]:
-        """Forget the chunks of a run that nobody has planned, and return their names.
+        """Delete the chunks of a run without a plan, and return their names.
 
-        Should its plan come after all, the samples that they were of are lost.
+        Their samples are marked as lost, in case the plan arrives later.
         """
-        with self._transaction() as db:
+        with self.database.transaction() as db:
             names = [
                 name
                 for (name,) in db.execute(
@@ -227,18 +177,18 @@ class Store:
         return names
 
     def note_failure(self, run_id: str, problem: str) -> None:
-        """Note why a run that nobody has planned came to nothing; a plan that comes after all removes the note."""
-        with self._transaction() as db:
+        """Store why a run without a plan failed; a plan that arrives later deletes this."""
+        with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (run_id, problem))
 
     def failure(self, run_id: str) -> str | None:
-        """Why a run came to nothing, None where nothing is known of it or it is planned."""
-        row = self._one("SELECT problem FROM failures WHERE run_id = ?", run_id)
+        """Why a run without a plan failed; None if it has not."""
+        row = self.database.row("SELECT problem FROM failures WHERE run_id = ?", run_id)
         return None if row is None else row[0]
 
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
-        """Keep a run's final result; of a complete run, the partial histograms have done their duty."""
-        with self._transaction() as db:
+        """Store a run's final result; the partial histograms of a complete run are deleted."""
+        with self.database.transaction() as db:
             db.execute(
                 "UPDATE runs SET result = ?, complete = ? WHERE run_id = ?",
                 (json.dumps(result), bool(result["complete"]), run_id),
@@ -248,68 +198,68 @@ class Store:
                 db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
 
     def run(self, run_id: str) -> Run | None:
-        """The run of that id, None where it is not known (yet)."""
-        row = self._one("SELECT submitted, settings FROM runs WHERE run_id = ?", run_id)
+        """The run with this id; None if it has no plan."""
+        row = self.database.row("SELECT submitted, settings FROM runs WHERE run_id = ?", run_id)
         return None if row is None else Run(run_id, row[0], RunSettings.from_json(json.loads(row[1])))
 
     def result(self, run_id: str) -> dict[str, Any] | None:
-        """A run's final result, None where it is not finished."""
-        row = self._one("SELECT result FROM runs WHERE run_id = ?", run_id)
+        """A run's final result; None if it is not finished."""
+        row = self.database.row("SELECT result FROM runs WHERE run_id = ?", run_id)
         return None if row is None or row[0] is None else json.loads(row[0])
 
     def unfinished(self) -> list[str]:
-        """The runs without the result of a complete run, oldest first."""
-        return [run_id for (run_id,) in self._all("SELECT run_id FROM runs WHERE NOT complete ORDER BY submitted")]
+        """The runs that are not complete, oldest first."""
+        rows = self.database.rows("SELECT run_id FROM runs WHERE NOT complete ORDER BY submitted")
+        return [run_id for (run_id,) in rows]
 
     def planned(self, run_id: str) -> list[Chunk]:
-        """Of each sample of a run that is planned, all its entries."""
-        rows = self._all(
+        """The entry range of each planned sample of a run."""
+        rows = self.database.rows(
             "SELECT sample, max(stop) FROM chunks WHERE run_id = ? AND planned GROUP BY sample ORDER BY sample", run_id
         )
         return [Chunk(run_id, sample, 0, stop) for sample, stop in rows]
 
     def done(self, run_id: str) -> list[Chunk]:
-        """The chunks of a run that are there."""
-        rows = self._all(
+        """The chunks of a run that have been added."""
+        rows = self.database.rows(
             "SELECT sample, start, stop FROM chunks WHERE run_id = ? AND cutflow IS NOT NULL ORDER BY sample, start",
             run_id,
         )
         return [Chunk(run_id, *row) for row in rows]
 
     def is_settled(self, run_id: str) -> bool:
-        """Whether each of a run's samples is planned and each of their chunks there, or known to be lost."""
-        return (
-            self._one("SELECT 1 FROM runs WHERE run_id = ?", run_id) is not None
-            and self._one("SELECT 1 FROM samples WHERE run_id = ? AND NOT planned AND lost IS NULL", run_id) is None
-            and self._one(
-                "SELECT 1 FROM chunks WHERE run_id = ? AND planned AND cutflow IS NULL AND problem IS NULL", run_id
-            )
-            is None
+        """Whether every sample of a run is planned or lost, and every planned chunk added or failed."""
+        settled = self.database.row(
+            "SELECT run_id FROM runs WHERE run_id = ?1 "
+            "AND NOT EXISTS (SELECT 1 FROM samples WHERE run_id = ?1 AND NOT planned AND lost IS NULL) AND NOT EXISTS "
+            "(SELECT 1 FROM chunks WHERE run_id = ?1 AND planned AND cutflow IS NULL AND problem IS NULL)",
+            run_id,
         )
+        return settled is not None
 
-    def partials(self, run_id: str, sample: str) -> Iterator[Partial]:
-        """What a sample's planned chunks add, in the order of their entries."""
-        rows = self._all(
+    def partials(self, run_id: str, sample: str) -> Iterator[PartialSums]:
+        """The partial histograms of a sample's planned chunks, in the order of their entries."""
+        rows = self.database.rows(
             "SELECT cutflow, sums, weights FROM chunks WHERE run_id = ? AND sample = ? AND planned "
             "AND sums IS NOT NULL ORDER BY start, stop",
             run_id,
             sample,
         )
         for cutflow, sums, weights in rows:
-            yield Partial(
+            yield PartialSums(
                 json.loads(cutflow),
                 np.frombuffer(sums, "<f8").reshape(2, -1),
                 np.frombuffer(weights, "<f4"),
             )
 
     def problems(self, run_id: str) -> list[str]:
-        """What keeps a run from being complete, in words, in a fixed order."""
-        samples = self._all(
+        """The reasons why a run is not complete, in words, in a fixed order."""
+        samples = self.database.rows(
             "SELECT sample, CASE WHEN planned THEN problem ELSE lost END AS why FROM samples "
             "WHERE run_id = ? AND why IS NOT NULL ORDER BY sample",
             run_id,
         )
-        chunks = self._all(
+        chunks = self.database.rows(
             "SELECT sample || '[' || start || ':' || stop || ']', problem FROM chunks "
             "WHERE run_id = ? AND planned AND problem IS NOT NULL ORDER BY sample, start",
             run_id,
@@ -318,25 +268,4 @@ class Store:
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
-
-    def _one(self, sql: str, run_id: str) -> Any:
-        return next(self._all(sql + " LIMIT 1", run_id), None)
-
-    def _all(self, sql: str, *parameters: str) -> Iterator[Any]:
-        try:
-            yield from self._db.execute(sql, parameters)
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"the database: {error}") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"the database: {error}") from error
-        finally:
-            if self._db.in_transaction:  # a full disk ends it of itself
-                self._db.execute("ROLLBACK")
+        self.database.close()
