@@ -40,9 +40,9 @@ from common.settings import RunSettings
 from physics import RELEASES
 from workers.analysis.histograms import M4L_SCALE, fill
 from workers.analysis.result import result_of
-from workers.analysis.statistics.fit import Profile
 from workers.analysis.statistics.likelihood import FitError, Likelihood
 from workers.analysis.statistics.mass import mass_of
+from workers.analysis.statistics.profile import Profile
 from workers.analysis.statistics.workspace import NoFit
 from workers.analysis.store import PartialSums, Store
 from workers.data_loader import reading

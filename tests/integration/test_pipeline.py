@@ -84,7 +84,9 @@ def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, undisturbed
 
 
 @pytest.mark.broker
-def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_workers: Workers, undisturbed: str) -> None:
+def test_workers_process_several_runs_at_once_and_another_one_after_them(
+    demo_workers: Workers, undisturbed: str
+) -> None:
     demo_workers.start_all()
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     runs = [f"run-{number}" for number in range(3)]
@@ -98,7 +100,7 @@ def test_workers_take_several_runs_at_once_and_the_next_one_after_them(demo_work
 
 
 @pytest.mark.broker
-def test_a_broker_killed_in_the_moment_a_run_is_submitted_holds_no_run_up(
+def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
     broker: Broker, demo_workers: Workers, undisturbed: str
 ) -> None:
     """A durable queue of the follower's would come back without a leader, and let nobody publish results."""
@@ -149,9 +151,7 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
 
 
 @pytest.mark.broker
-def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
-    demo_workers: Workers, undisturbed: str
-) -> None:
+def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Workers, undisturbed: str) -> None:
     demo_workers.start_all()
     services = ("data_loader", "data_processor", "analysis", "visualisation")
     for service in services:
@@ -168,7 +168,7 @@ def test_a_worker_that_is_told_to_stop_finishes_cleanly_in_the_middle_of_a_run(
 
 
 @pytest.mark.broker
-def test_the_visualisation_keeps_the_same_folder_that_the_follower_gets(demo_workers: Workers) -> None:
+def test_the_visualisation_stores_the_folder_that_the_follower_receives(demo_workers: Workers) -> None:
     demo_workers.start_all()
     outcome = run_on_broker(demo_workers.settings, DEMO)
     assert outcome.result is not None
@@ -187,7 +187,7 @@ def test_a_missing_file_leaves_a_run_incomplete_with_the_reason(tmp_path: Path) 
     assert "data_D.4lep.root: no such file" in problem
 
 
-def test_a_broken_file_leaves_a_run_incomplete_and_the_others_whole(tmp_path: Path) -> None:
+def test_a_broken_file_leaves_its_run_incomplete_and_the_others_complete(tmp_path: Path) -> None:
     shutil.copytree(real_data() / "4lep", tmp_path / "4lep")
     broken = tmp_path / "4lep" / "MC" / "mc_341964.WH125_ZZ4lep.4lep.root"
     content = bytearray(broken.read_bytes())
@@ -203,7 +203,7 @@ def test_a_broken_file_leaves_a_run_incomplete_and_the_others_whole(tmp_path: Pa
     assert str(broken) in problem
 
 
-def test_the_first_news_of_a_run_is_what_it_is(tmp_path: Path) -> None:
+def test_the_first_message_about_a_run_is_that_it_started(tmp_path: Path) -> None:
     news: list[Message] = []
     with EmbeddedServices(settings.read({"CACHE": str(tmp_path)})) as services:
         session = services.transport.open([topology.follower("run")])
@@ -244,9 +244,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
 
 
 @pytest.mark.broker
-def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_undisturbed_one(
-    demo_workers: Workers, undisturbed: str
-) -> None:
+def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_workers: Workers, undisturbed: str) -> None:
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower = transport.open([topology.follower("run")], prefetch=100)
     submit(follower, "run", DEMO)
@@ -273,7 +271,7 @@ def test_a_requeued_dead_letter_makes_its_ended_run_whole_with_the_bits_of_the_u
 
 
 @pytest.mark.broker
-def test_a_poisonous_message_is_dead_lettered_and_the_worker_goes_on(demo_workers: Workers, undisturbed: str) -> None:
+def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_workers: Workers, undisturbed: str) -> None:
     class Poison(Selected):
         kind = "selected"
         route = topology.EVENTS.name
@@ -296,7 +294,7 @@ def test_a_poisonous_message_is_dead_lettered_and_the_worker_goes_on(demo_worker
 
 
 @pytest.mark.broker
-def test_a_request_that_cannot_be_understood_ends_with_the_reason(demo_workers: Workers) -> None:
+def test_an_invalid_run_request_ends_with_the_reason(demo_workers: Workers) -> None:
     class Wrong(RunRequest):
         def encode(self) -> bytes:
             return b'{"run_id": "wrong", "submitted": 1, "settings": {"lumi_ifb": -5}}'

@@ -129,7 +129,7 @@ def notify(analysis: Analysis, delivery: Delivery) -> Sequence[Message]:
 # --- a run ------------------------------------------------------------------
 
 
-def test_the_last_message_of_a_run_brings_its_final_result_in_any_order(clock: Clock) -> None:
+def test_the_last_message_in_any_order_gives_the_final_result(clock: Clock) -> None:
     found = set()
     for seed in range(6):
         messages = list(RUN)
@@ -151,7 +151,7 @@ def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
     ]
 
 
-def test_whatever_comes_again_after_the_end_brings_the_same_result_once(analysis: Analysis, clock: Clock) -> None:
+def test_messages_repeated_after_the_end_publish_the_result_once(analysis: Analysis, clock: Clock) -> None:
     final = Result("run", final=True, result=final_of(analysis, RUN))
     clock.now += 3600
     published: list[Message] = []
@@ -167,7 +167,7 @@ def test_whatever_comes_again_after_the_end_brings_the_same_result_once(analysis
         assert results(analysis.handle(RUN_PLAN)) == [final]
 
 
-def test_a_result_that_could_not_be_published_is_tried_again_with_the_next_message(analysis: Analysis) -> None:
+def test_an_unpublished_result_is_published_with_the_next_message(analysis: Analysis) -> None:
     final = final_of(analysis, RUN)
     published: list[Message] = []
 
@@ -182,7 +182,7 @@ def test_a_result_that_could_not_be_published_is_tried_again_with_the_next_messa
     assert published == [Result("run", final=True, result=final)]
 
 
-def test_a_service_that_starts_anew_goes_on_where_the_last_one_was_killed(tmp_path: Path, clock: Clock) -> None:
+def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock: Clock) -> None:
     settings = replace(read({}), database=tmp_path / "analysis.sqlite")
     uninterrupted = Analysis(settings, Store(None))
     expected = final_of(uninterrupted, RUN)
@@ -250,7 +250,7 @@ def test_a_whole_run_is_final_only_with_its_fit() -> None:
     loop.analysis.close()
 
 
-def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_service() -> None:
+def test_other_runs_continue_during_an_endless_fit_which_ends_with_the_service() -> None:
     loop = fitting(Store(None), worker_functions.fit_without_end)
     handle_all(loop.analysis, toy_run.messages("slow"))
     assert results(handle_all(loop.analysis, toy_run.messages("slow"))) == []
@@ -261,7 +261,7 @@ def test_other_runs_go_on_while_a_fit_takes_for_ever_and_it_ends_with_the_servic
     loop.analysis.close()
 
 
-def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_path: Path) -> None:
+def test_a_service_killed_during_a_fit_fits_again_after_its_restart(tmp_path: Path) -> None:
     path = tmp_path / "analysis.sqlite"
     killed = fitting(Store(path), worker_functions.fit_without_end)
     handle_all(killed.analysis, toy_run.messages())
@@ -280,7 +280,7 @@ def test_a_service_that_was_killed_in_a_fit_has_it_done_anew_when_it_starts(tmp_
     after_the_end.analysis.close()
 
 
-def test_a_result_whose_publication_was_cut_off_is_published_by_the_successor(tmp_path: Path) -> None:
+def test_an_interrupted_publication_is_made_by_the_restarted_service(tmp_path: Path) -> None:
     path = tmp_path / "analysis.sqlite"
     cut_off = fitting(Store(path), worker_functions.find_fit)
     handle_all(cut_off.analysis, toy_run.messages())
@@ -331,7 +331,7 @@ def test_a_fit_whose_process_is_killed_is_done_again(tmp_path: Path) -> None:
     loop.analysis.close()
 
 
-def test_a_fit_that_does_not_end_is_given_up() -> None:
+def test_a_fit_is_ended_after_the_timeout() -> None:
     loop = fitting(Store(None), worker_functions.fit_without_end, timeout_s=0.2)
     handle_all(loop.analysis, toy_run.messages())
 
@@ -359,7 +359,7 @@ def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> Non
 # --- partial results --------------------------------------------------------
 
 
-def test_partial_results_come_at_most_every_half_second(analysis: Analysis, clock: Clock) -> None:
+def test_partial_results_are_published_at_most_twice_a_second(analysis: Analysis, clock: Clock) -> None:
     handle_all(analysis, [RUN_PLAN, SamplePlan("run", "data_A", 1000, tuple(range(0, 1001, 10)))])
     seen = []
     for start in range(0, 990, 10):
@@ -377,7 +377,7 @@ def test_partial_results_come_at_most_every_half_second(analysis: Analysis, cloc
 # --- what fails -------------------------------------------------------------
 
 
-def test_a_failed_chunk_ends_the_run_incomplete_and_its_late_success_completes_it(analysis: Analysis) -> None:
+def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysis: Analysis) -> None:
     late = RUN[RUN.index(next(m for m in RUN if isinstance(m, Selected) and m.chunk == ZEE))]
     result = final_of(analysis, [*without(late), ChunkFailed(ZEE, "f.root: cannot be read")])
 
@@ -397,7 +397,7 @@ def test_a_missing_file_ends_the_run_incomplete(analysis: Analysis) -> None:
     assert result["samples"]["data_A"]["events_read"] == 30
 
 
-def test_a_dead_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
+def test_a_dead_lettered_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
 
@@ -416,7 +416,7 @@ def test_a_dead_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
         ("rejected", "the broker dead-lettered it"),
     ],
 )
-def test_a_chunk_that_the_broker_gave_up_is_a_problem_of_its_run(analysis: Analysis, reason: str, why: str) -> None:
+def test_a_chunk_dead_lettered_by_the_broker_is_a_problem_of_its_run(analysis: Analysis, reason: str, why: str) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     task = ChunkTask(ZEE, RUN_PLAN.settings)
@@ -427,7 +427,7 @@ def test_a_chunk_that_the_broker_gave_up_is_a_problem_of_its_run(analysis: Analy
     assert answer.result["problems"] == [f"Zee[40:80]: a message in chunks could not be handled: {why}"]
 
 
-def test_a_dead_file_task_ends_the_run_without_its_sample(analysis: Analysis) -> None:
+def test_a_dead_lettered_file_task_ends_the_run_without_its_sample(analysis: Analysis) -> None:
     task = FileTask("run", "Zee", RUN_PLAN.settings)
     others = [m for m in RUN if m is not PLANS[1] and not (isinstance(m, Selected) and m.chunk.sample == "Zee")]
     handle_all(analysis, others)
@@ -441,7 +441,7 @@ def test_a_dead_file_task_ends_the_run_without_its_sample(analysis: Analysis) ->
     assert answer.result["samples"]["data_A"]["events_read"] == 30
 
 
-def test_a_dead_request_whose_run_has_begun_ends_it(analysis: Analysis) -> None:
+def test_a_dead_lettered_request_ends_its_run(analysis: Analysis) -> None:
     request = RunRequest("run", 1000.0, RUN_PLAN.settings)
     handle_all(analysis, [RUN_PLAN, PLANS[0], of_chunk(CHUNKS[0])])
 
@@ -454,13 +454,15 @@ def test_a_dead_request_whose_run_has_begun_ends_it(analysis: Analysis) -> None:
 @pytest.mark.parametrize(
     ("queue", "message"), [("runs", RunRequest("run", 1000.0, RUN_PLAN.settings)), ("plans", RUN_PLAN)]
 )
-def test_a_run_that_never_began_has_failed(analysis: Analysis, queue: str, message: Message) -> None:
+def test_a_run_whose_request_is_dead_lettered_before_its_plan_fails(
+    analysis: Analysis, queue: str, message: Message
+) -> None:
     assert notify(analysis, dead_letter(queue, message, "RELEASE='x' is not known")) == [
         RunFailed("run", f"a message in {queue} could not be handled: RELEASE='x' is not known")
     ]
 
 
-def test_who_asks_how_a_run_stands_is_told_how_far_it_is_and_how_it_ended(analysis: Analysis) -> None:
+def test_a_status_request_is_answered_with_progress_or_result(analysis: Analysis) -> None:
     assert analysis.handle(StatusRequest("run")) == []
     everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
     handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
@@ -469,7 +471,7 @@ def test_who_asks_how_a_run_stands_is_told_how_far_it_is_and_how_it_ended(analys
     assert analysis.handle(StatusRequest("run")) == [Result("run", final=True, result=result)]
 
 
-def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_planned(
+def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
     tmp_path: Path,
 ) -> None:
     first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
@@ -482,7 +484,7 @@ def test_who_asks_after_a_run_that_came_to_nothing_is_told_why_until_it_is_plann
         service.close()
 
 
-def test_a_dead_letter_of_an_unknown_run_is_told_and_remembered(analysis: Analysis) -> None:
+def test_a_dead_letter_of_a_run_without_a_plan_fails_the_run(analysis: Analysis) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
 
     (answer,) = notify(analysis, dead_letter("selected", lost))
@@ -498,7 +500,7 @@ def requeued(message: Message) -> Delivery:
     return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
 
 
-def test_a_requeued_chunk_makes_its_ended_run_whole(analysis: Analysis, clock: Clock) -> None:
+def test_a_requeued_chunk_completes_its_ended_run(analysis: Analysis, clock: Clock) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     (ended,) = notify(analysis, dead_letter("selected", lost))
@@ -515,7 +517,7 @@ def test_a_requeued_chunk_makes_its_ended_run_whole(analysis: Analysis, clock: C
         assert mended.result[key] == expected[key]
 
 
-def test_a_requeued_file_task_has_its_whole_sample_waited_for(analysis: Analysis, clock: Clock) -> None:
+def test_after_a_requeued_file_task_the_run_waits_for_the_whole_sample(analysis: Analysis, clock: Clock) -> None:
     task = FileTask("run", "Zee", RUN_PLAN.settings)
     of_zee = [PLANS[1], *(m for m in RUN if isinstance(m, Selected) and m.chunk.sample == "Zee")]
     handle_all(analysis, without(*of_zee))
@@ -532,7 +534,7 @@ def test_a_requeued_file_task_has_its_whole_sample_waited_for(analysis: Analysis
     assert (last.final, last.result["complete"]) == (True, True)
 
 
-def test_a_requeued_letter_that_dies_again_ends_its_run_again(analysis: Analysis, clock: Clock) -> None:
+def test_a_requeued_message_that_is_dead_lettered_again_ends_its_run_again(analysis: Analysis, clock: Clock) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     for reason in ("once", "twice"):
@@ -543,7 +545,7 @@ def test_a_requeued_letter_that_dies_again_ends_its_run_again(analysis: Analysis
         notify(analysis, requeued(lost))
 
 
-def test_a_dead_letter_that_poses_as_a_requeued_one_is_a_dead_letter(analysis: Analysis) -> None:
+def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: Analysis) -> None:
     message = analysis.decode(dead_letter("plans", RequeueNotice(queue="plans", run_id="run", sample="Zee")))
     assert isinstance(message, DeadLetterNotice)
 
@@ -556,7 +558,7 @@ class Outlet:
         service.publish = self.published.extend  # type: ignore[method-assign]
 
 
-def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
+def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
     analysis: Analysis, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     outlet = Outlet(analysis)
@@ -579,9 +581,7 @@ def test_chunks_of_a_run_that_nobody_plans_are_given_up_after_an_hour_and_named(
     assert outlet.published == [failed]
 
 
-def test_a_plan_that_comes_an_hour_after_its_chunks_but_one_minute_completes_the_run(
-    analysis: Analysis, clock: Clock
-) -> None:
+def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(analysis: Analysis, clock: Clock) -> None:
     outlet = Outlet(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
@@ -592,9 +592,7 @@ def test_a_plan_that_comes_an_hour_after_its_chunks_but_one_minute_completes_the
     assert outlet.published == []
 
 
-def test_a_plan_that_comes_when_its_chunks_are_given_up_ends_the_run_with_the_reason(
-    analysis: Analysis, clock: Clock
-) -> None:
+def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(analysis: Analysis, clock: Clock) -> None:
     Outlet(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
@@ -639,7 +637,7 @@ def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None
 @pytest.mark.parametrize(
     "news", [Progress("data-loader", ZEE), FetchProgress("run", "Zee", 10, 100)], ids=lambda m: m.kind
 )
-def test_news_that_nobody_reads_is_missing_from_no_run(analysis: Analysis, news: Message) -> None:
+def test_a_dead_lettered_progress_message_changes_no_run(analysis: Analysis, news: Message) -> None:
     handle_all(analysis, RUN[:-1])
     queue = topology.VISUALISATION.name
 
@@ -649,7 +647,7 @@ def test_news_that_nobody_reads_is_missing_from_no_run(analysis: Analysis, news:
     assert notify(analysis, dead_letter_of_the_broker(queue, news.headers, news.kind, "maxlen")) == []
 
 
-def test_a_dead_letter_of_nobody_s_is_passed_over_and_a_false_one_refused(analysis: Analysis) -> None:
+def test_a_dead_letter_without_a_run_is_ignored_and_an_invalid_one_rejected(analysis: Analysis) -> None:
     assert notify(analysis, dead_letter_of_the_broker("runs", {}, "", "delivery_limit")) == []
     for headers in ({"run_id": 7}, {"run_id": "../x"}, {"run_id": "run", "sample": "Zee", "start": -1, "stop": 3}):
         with pytest.raises(MessageError, match="dead letter"):
@@ -664,7 +662,7 @@ def test_a_dead_letter_of_nobody_s_is_passed_over_and_a_false_one_refused(analys
         {"read": 40, "four_leptons": 20, "pt_cuts": 20, "charge": 20, "flavour": 19},
     ],
 )
-def test_a_chunk_with_a_false_cutflow_is_refused_and_does_its_run_no_harm(
+def test_a_chunk_with_a_wrong_cutflow_is_rejected_and_changes_nothing(
     analysis: Analysis, cutflow: dict[str, int]
 ) -> None:
     (good,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
@@ -676,6 +674,6 @@ def test_a_chunk_with_a_false_cutflow_is_refused_and_does_its_run_no_harm(
     assert final_of(analysis, [good])["complete"] is True
 
 
-def test_a_message_for_another_service_is_refused(analysis: Analysis) -> None:
+def test_a_message_for_another_service_is_rejected(analysis: Analysis) -> None:
     with pytest.raises(MessageError, match="cannot handle a file-task"):
         analysis.handle(FileTask("run", "Zee", RUN_PLAN.settings))

@@ -20,9 +20,10 @@ import uproot
 
 from tests.support.toy_run import SAMPLES, document
 from workers.analysis.fit_pool import FitPool
-from workers.analysis.statistics.fit import Limits, Profile, fit_of
+from workers.analysis.statistics.fit import fit_of
 from workers.analysis.statistics.likelihood import Likelihood
 from workers.analysis.statistics.mass import SCANNED_MASSES_GEV, MassFit
+from workers.analysis.statistics.profile import Limits, Profile
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.visualisation.folder import root_file
 
@@ -207,7 +208,7 @@ def test_the_root_file_has_every_variation() -> None:
 # --- what it finds ----------------------------------------------------------
 
 
-def test_the_expectation_gives_back_what_was_put_in() -> None:
+def test_a_fit_of_asimov_data_returns_their_parameters() -> None:
     result, _ = fitted()
     likelihood = Likelihood(result["workspace"])
     asimov = likelihood.asimov(likelihood.start)
@@ -269,7 +270,7 @@ def test_both_uncertainties_of_the_mass_are_in_its_interval() -> None:
     assert mass["threshold"] >= 1
 
 
-def test_many_events_need_no_other_threshold_than_wilks_s() -> None:
+def test_for_many_events_the_threshold_is_that_of_wilks() -> None:
     fit = mass_fit()
 
     mass = fit.measure(200 * (fit.signal[20] + fit.background))
@@ -279,7 +280,7 @@ def test_many_events_need_no_other_threshold_than_wilks_s() -> None:
     assert (high - low) / 2 == pytest.approx(2.2 / np.sqrt(200 * 15), rel=0.7)
 
 
-def test_without_a_peak_there_is_no_mass_and_words_for_it() -> None:
+def test_without_a_peak_there_is_no_mass_and_the_problem_says_so() -> None:
     fit = mass_fit()
     counts = fit.background.copy()
     counts[(136 - 105) * 2 : (140 - 105) * 2] += 6  # beyond the scan
@@ -287,7 +288,7 @@ def test_without_a_peak_there_is_no_mass_and_words_for_it() -> None:
     mass = fit.measure(counts)
 
     assert (mass["value_gev"], mass["error_gev"]) == (None, None)
-    assert mass["problem"] == "the likelihood is highest at 135 GeV, an end of the scan"
+    assert mass["problem"] == "the likelihood has its maximum at 135 GeV, an end of the scan"
 
 
 def test_without_an_event_in_the_window_there_is_no_mass() -> None:

@@ -127,7 +127,7 @@ def test_a_chunk_s_row_stays_small() -> None:
 
 
 @pytest.mark.parametrize("category", ["data", "z_ttbar", "zz", "signal"])
-def test_a_variation_is_the_histogram_of_moved_masses_and_leaves_the_others_alone(category: str) -> None:
+def test_a_variation_is_the_histogram_of_scaled_masses_and_changes_no_other(category: str) -> None:
     events = random_selected(np.random.default_rng(3), 4000)
     found = varied(events, category)
     m4l, weight = ak.to_numpy(events.m4l), ak.to_numpy(events.weight).astype(float)
@@ -178,7 +178,7 @@ def test_the_published_sum_adds_float32_after_float32(weights: np.ndarray) -> No
 
 
 @given(WEIGHTS, st.lists(st.integers(0, 60), max_size=8), st.integers(1, 20))
-def test_parts_change_no_bit_of_the_published_sum_and_batches_start_anew(
+def test_the_published_sum_is_the_same_in_parts_and_restarts_each_batch(
     weights: np.ndarray, cuts: list[int], batch: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ def anywhere(likelihood: Likelihood, seed: int, reach: float = 3.0) -> np.ndarra
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_rates_and_slopes_are_pyhfs_wherever_the_parameters_are(seed: int) -> None:
+def test_rates_and_derivatives_agree_with_pyhf_for_any_parameters(seed: int) -> None:
     likelihood = Likelihood(document()["workspace"])
     model = likelihood.model
     parameters = anywhere(likelihood, seed)
@@ -51,7 +51,7 @@ def test_minus_twice_ln_likelihood_differs_from_pyhfs_by_a_constant() -> None:
     np.testing.assert_allclose(differences, differences[0], rtol=1e-9)
 
 
-def test_a_modifier_of_another_kind_is_refused_by_name() -> None:
+def test_an_unsupported_modifier_type_is_rejected_by_name() -> None:
     workspace = copy.deepcopy(document()["workspace"])
     sample = workspace["channels"][0]["samples"][0]
     sample["modifiers"].append({"name": "shape", "type": "shapesys", "data": [1.0] * len(sample["data"])})

@@ -90,7 +90,7 @@ def store() -> Iterator[Store]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(0, 8))
-def test_any_order_with_repeats_gives_the_same_bits(rng: random.Random, repeats: int) -> None:
+def test_any_order_with_repetitions_gives_the_same_bits(rng: random.Random, repeats: int) -> None:
     todo = steps("run")
     todo += rng.choices(todo, k=repeats)
     rng.shuffle(todo)
@@ -104,7 +104,7 @@ def test_any_order_with_repeats_gives_the_same_bits(rng: random.Random, repeats:
 
 
 @pytest.mark.parametrize("left_out", range(len(steps("run"))))
-def test_a_run_is_whole_only_when_everything_is_there(store: Store, left_out: int) -> None:
+def test_a_run_is_settled_only_when_everything_has_arrived(store: Store, left_out: int) -> None:
     assert not store.is_settled("run")
     todo = steps("run")
     last = todo.pop(left_out)
@@ -153,7 +153,7 @@ def without(chunk: Chunk, store: Store) -> None:
             store.add(other, partial(other))
 
 
-def test_a_failed_chunk_makes_the_run_whole_with_a_problem_and_success_makes_it_good(store: Store) -> None:
+def test_a_failed_chunk_settles_its_run_and_success_removes_the_problem(store: Store) -> None:
     without(ZEE, store)
     store.fail(ZEE, "the file is broken")
 
@@ -167,7 +167,7 @@ def test_a_failed_chunk_makes_the_run_whole_with_a_problem_and_success_makes_it_
     assert final(store) == EXPECTED
 
 
-def test_a_failure_after_success_is_forgotten(store: Store) -> None:
+def test_a_failure_after_success_is_ignored(store: Store) -> None:
     for step in steps("run"):
         step(store)
     store.fail(ZEE, "a replica ran out of memory")
@@ -183,7 +183,7 @@ def test_a_chunk_may_fail_before_it_is_planned(store: Store) -> None:
     assert store.problems("run") == ["Zee[30:60]: the file is broken"]
 
 
-def test_a_sample_that_cannot_be_found_is_a_problem_until_it_is_planned(store: Store) -> None:
+def test_a_sample_that_cannot_be_read_is_a_problem_until_it_is_planned(store: Store) -> None:
     store.begin(RunPlan("run", 1000.0, SETTINGS))
     for sample in SAMPLES:
         store.plan(SamplePlan("run", sample, problem="no such file"))
@@ -212,9 +212,7 @@ def two_chunks(store: Store) -> None:
 
 
 @pytest.mark.parametrize("order", [*permutations([lost, planned, two_chunks])])
-def test_a_lost_sample_is_waited_for_no_longer_and_what_still_comes_makes_it_good(
-    store: Store, order: tuple[Step, ...]
-) -> None:
+def test_a_lost_sample_settles_its_run_and_late_chunks_still_count(store: Store, order: tuple[Step, ...]) -> None:
     store.begin(RunPlan("run", 1000.0, SETTINGS))
     for sample in SAMPLES:
         if sample != "Zee":
@@ -245,7 +243,7 @@ def test_a_sample_lost_before_its_plan_is_the_run_s_problem(store: Store) -> Non
 # --- the end of a run -------------------------------------------------------
 
 
-def test_a_complete_result_stays_and_its_partial_histograms_go(store: Store) -> None:
+def test_a_complete_run_keeps_its_result_and_no_partial_histograms(store: Store) -> None:
     for step in steps("run"):
         step(store)
     result = json.loads(final(store))
@@ -279,7 +277,7 @@ def test_runs_side_by_side_do_not_mix(store: Store) -> None:
     assert [final(store, name).replace(name, "run") for name in names] == [EXPECTED] * 4
 
 
-def test_a_run_is_unfinished_until_its_complete_result_is_kept(store: Store) -> None:
+def test_a_run_is_unfinished_until_its_complete_result_is_stored(store: Store) -> None:
     assert store.unfinished() == []
     without(ZEE, store)
     store.begin(RunPlan("earlier", 900.0, SETTINGS))
@@ -348,7 +346,7 @@ def test_a_database_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, make:
         Store(path)
 
 
-def test_a_locked_database_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_locked_database_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
     store = Store(tmp_path / "analysis.sqlite", lock_timeout_s=0.01)
     other = sqlite3.connect(tmp_path / "analysis.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -365,7 +363,7 @@ def test_a_locked_database_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> 
     store.close()
 
 
-def test_a_full_disk_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "analysis.sqlite")) as store:
         without(ZEE, store)
         ((pages,),) = store.database.rows("PRAGMA page_count")

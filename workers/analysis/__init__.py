@@ -1,1 +1,1 @@
-"""Adds up histograms and cutflows until a run is whole."""
+"""The analysis service: adds up histograms and cutflows of a run, and fits the result."""

@@ -1,4 +1,4 @@
-"""The partial histograms of one chunk, with their systematic variations: plain functions from arrays to arrays."""
+"""The histograms of one chunk, with their systematic variations."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Axis:
 
     @property
     def edges(self) -> FloatArray:
-        """The bins + 1 edges."""
+        """The edges of the bins, shape (bins + 1,)."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
     def bin_of(self, values: npt.NDArray[np.floating[Any]]) -> Bins:
-        """The bin of each value, counted from 1; 0 is underflow and NaN, bins + 1 overflow.
+        """The bin of each value, counted from 1; 0 for underflow and NaN, bins + 1 for overflow.
 
-        As a search among the edges finds it: calculated, which is three times as
-        fast, and put right where rounding took it across an edge.
+        Gives the result of ``np.searchsorted`` in a third of the time: the bin is
+        calculated, and corrected where rounding moved it across an edge.
         """
         below, above = np.append(np.nan, self.edges), np.append(self.edges, np.nan)
         guess = (values - self.low) * (self.bins / (self.high - self.low))
@@ -47,16 +47,16 @@ class Axis:
 
 
 M4L = Axis("m4l", 34, 80.0, 250.0)
-#: What the Higgs boson's mass is measured with: bins of a quarter of the m4l resolution. Whole bins further on lies
-#: the signal of another mass, for which the edges leave room.
+#: For the mass measurement: bins of a quarter of the m4l resolution. The signal of another mass is shifted by whole
+#: bins, so that the range is wider than the fitted one.
 M4L_FINE = Axis("m4l", 150, 95.0, 170.0)
 FINE = "m4l_fine"
 #: Relative uncertainty of the m4l scale, up and down.
 M4L_SCALE = 0.01
 
-#: The variations of m4l, and the factor of every event's m4l.
+#: The variations of m4l, and the factor of m4l in each.
 _SCALES = MappingProxyType({"m4l_scale_up": 1 + M4L_SCALE, "m4l_scale_down": 1 - M4L_SCALE})
-#: The background is too smooth to need fine bins, and its simulation of too few events to fill them.
+#: The background is smooth, and has too few simulated events for fine bins.
 _FINE_CATEGORIES = ("data", "signal")
 _ALL_CHANNELS = MappingProxyType(
     {
@@ -69,24 +69,24 @@ _ALL_CHANNELS = MappingProxyType(
 
 
 def axes(release: Release) -> Mapping[str, Axis]:
-    """Every histogram of a release and its axis, in the order of the partial histograms."""
+    """Every histogram of a release and its axis, in the order of ``fill``."""
     return {**_ALL_CHANNELS, **{f"m4l_{channel}": M4L for channel in release.channels}}
 
 
 def variations(category: str) -> Mapping[str, float]:
-    """The variations of m4l that are filled for a category's samples, and the factor of m4l in each.
+    """The variations of m4l for the samples of a category, and the factor of m4l in each; none for data.
 
-    None for data. Variations of the normalisation alone need no histogram.
+    Variations of the normalisation alone need no histogram.
     """
     return {} if category == "data" else _SCALES
 
 
 def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
-    """Fill every histogram and variation with a chunk's selected events, of a sample of ``category``.
+    """Fill all histograms and variations with the selected events of a chunk, whose sample is of ``category``.
 
-    Returns the values and variances (Σw and Σw² per bin, in float64) of all
-    histograms, then all variations, then (data and signal only) the finely
-    binned m4l, one after the other: shape (2, all bins).
+    Returns values and variances (Σw and Σw² in each bin, float64) of the histograms,
+    then the variations, then for data and signal the finely binned m4l,
+    concatenated: shape (2, all bins).
     """
     columns = columns_of(events)
     weight = columns["weight"].astype(np.float64)
@@ -103,14 +103,14 @@ def fill(events: ak.Array, release: Release, category: str) -> FloatArray:
 
 
 def split(sums: FloatArray, release: Release, category: str) -> Mapping[str, FloatArray]:
-    """The inverse of ``fill``'s layout: (values, variances) of shape (2, bins) by name."""
+    """Split what ``fill`` returns: (values, variances), shape (2, bins), by histogram."""
     named = _layout(release, category)
     ends = np.cumsum([axis.bins for axis in named.values()])
     return dict(zip(named, np.split(sums, ends[:-1], axis=1), strict=True))
 
 
 def empty(release: Release, category: str) -> FloatArray:
-    """What ``fill`` gives for no events."""
+    """What ``fill`` returns for no events."""
     return np.zeros((2, sum(axis.bins for axis in _layout(release, category).values())))
 
 
@@ -120,27 +120,27 @@ def _layout(release: Release, category: str) -> Mapping[str, Axis]:
 
 
 def _sums(axis: Axis, bin_of: Bins, weights: Sequence[FloatArray]) -> FloatArray:
-    """Each weight's sum in each bin, shape (weights, bins)."""
+    """The sum of each weight in each bin, shape (weights, bins)."""
     return np.stack([np.bincount(bin_of, weight, axis.bins + 2)[1:-1] for weight in weights])
 
 
 def _sums_by_channel(bin_of: Bins, channel: Array, channels: int, weights: Sequence[FloatArray]) -> FloatArray:
-    """Each weight's sums of m4l, channel after channel, shape (weights, channels * bins); -1 is no channel."""
+    """The sum of each weight in each channel's bins of m4l, shape (weights, channels * bins); channel -1 is none."""
     bins = M4L.bins + 2
-    place = bin_of + bins * (channel.astype(np.intp) + 1)
-    sums: FloatArray = np.stack([np.bincount(place, weight, bins * (channels + 1)) for weight in weights])
+    index = bin_of + bins * (channel.astype(np.intp) + 1)
+    sums: FloatArray = np.stack([np.bincount(index, weight, bins * (channels + 1)) for weight in weights])
     return np.reshape(sums.reshape(len(weights), channels + 1, bins)[:, 1:, 1:-1], (len(weights), -1))
 
 
 class PublishedSum:
-    """A sum of weights in the arithmetic of the published yields.
+    """A sum of weights with the arithmetic of the published yields.
 
     The ATLAS outreach group's HZZAnalysis notebook adds the float32 weights of
-    a file one after the other in float32, and prints what comes out. Only the
-    same additions in the same order give its digits: the exact sum of
-    WH125_ZZ4lep, say, is lower by 1.3e-6 of it. Since float32 stops counting
-    equal weights at 2²⁴ of them, a sum starts anew after a million events, as
-    the notebook's does with each batch it reads; batches add up in float64.
+    a file one after the other in float32. Only the same additions in the same
+    order reproduce its digits; the exact sum of WH125_ZZ4lep, for example, is
+    lower by a fraction of 1.3e-6. A float32 sum of equal weights stops growing
+    after 2²⁴ of them, so that a new sum is started after a million events, as the
+    notebook does for each batch that it reads. The batches are added in float64.
     """
 
     BATCH = 1_000_000
@@ -151,7 +151,7 @@ class PublishedSum:
         self._count = 0
 
     def add(self, weights: npt.NDArray[np.float32]) -> None:
-        """Add the next weights, shape (events,), in their order."""
+        """Add weights, shape (events,), in their order."""
         while len(weights):
             part, weights = np.split(weights, [self.BATCH - self._count])
             self._running = np.add.accumulate(np.concatenate(([self._running], part)), dtype=np.float32)[-1]

@@ -1,4 +1,4 @@
-"""From a run's partial histograms to the document of result.json."""
+"""The result document of a run, which is stored as result.json, from its partial histograms."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes,
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.analysis.store import PartialSums, Run, Store
 
-#: Where the Higgs boson is looked for, in GeV: three bins around 125.
+#: The window around the Higgs boson's mass, in GeV: three bins around 125.
 WINDOW_GEV = (115.0, 130.0)
-#: The notebook's relative uncertainty of the background.
+#: The relative uncertainty of the background in the HZZAnalysis notebook.
 BACKGROUND_UNCERTAINTY = 0.3
 
 _EMPTY_SAMPLE = {"events_read": 0, "events_selected": 0, "yield": 0.0, "yield_error": 0.0}
 
 
 def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[str, Any]:
-    """The document of result.json for what a run's chunks add up to, each sum in the order of the chunks.
+    """Return the result document of a run: the sums of its chunks, added in the order of the chunks.
 
-    Times are in seconds since 1970. While the run goes on (``final`` is False)
-    yields are plain sums, the problems are not all known, and variations and the finely binned m4l are left out.
+    Times are in seconds since 1970. If the run is not over (``final`` is False), yields
+    are plain sums, the problems are those so far, and variations and the finely binned
+    m4l are left out.
 
-    The document has no ``fit`` yet. Where there can be one, ``workspace`` is the
-    model and data to fit; else it is None and ``fit_problem`` says why in words.
+    The document has no ``fit`` yet. Its ``workspace`` is the model and data to fit, or None
+    if there can be no fit; then ``fit_problem`` says why.
     """
     release = RELEASES[run.settings.release]
     samples = release.in_order(run.settings.samples)
@@ -53,8 +54,8 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     for category, names in present.items():
         total = np.sum([sums[name] for name in names], axis=0)
         for name, (values, variances) in split(total, release, category).items():
-            place = known[name] if name in known else variations.setdefault(name, {})
-            place[category] = {"values": values.tolist(), "variances": variances.tolist()}
+            contents = known[name] if name in known else variations.setdefault(name, {})
+            contents[category] = {"values": values.tolist(), "variances": variances.tolist()}
     seconds = finished - run.submitted
     events = sum(document["events_read"] for document in documents.values())
     result = {
@@ -100,9 +101,9 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
 def with_fit(
     result: Mapping[str, Any], fit: Mapping[str, Any] | None, problem: str | None, run: Run, finished: float
 ) -> dict[str, Any]:
-    """A run's final document with its fit, or with the problem of it; ``finished`` in seconds since 1970.
+    """Return a final document with its fit, or the reason why there is none; ``finished`` in seconds since 1970.
 
-    The events per second stay those of the events: a fit reads none.
+    The events per second do not include the time of the fit.
     """
     seconds = finished - run.submitted
     timing = {**result["timing"], "finished": _iso(finished), "seconds": seconds}
@@ -113,7 +114,7 @@ def with_fit(
 def _sample(
     release: Release, sample: Sample, partials: Iterable[PartialSums], *, final: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
-    """A sample's part of the document, and the sums of its histograms."""
+    """Return a sample's part of the document, and the sums of its histograms."""
     cutflow = dict.fromkeys(release.steps, 0)
     sums = empty(release, sample.category)
     published = PublishedSum()
@@ -143,9 +144,9 @@ def _sample(
 
 
 def _window(m4l: dict[str, Any]) -> dict[str, Any]:
-    """Expected events between 115 and 130 GeV, and the notebook's figure N/√(B + 0.3·B²) with N = S + B.
+    """Return the expected events from 115 to 130 GeV, and the notebook's significance N/√(B + 0.3·B²) with N = S + B.
 
-    None where no background is expected, for then the figure says nothing.
+    The significance is None if no background is expected.
     """
     edges = M4L.edges[:-1]
     inside = (edges >= WINDOW_GEV[0]) & (edges < WINDOW_GEV[1])

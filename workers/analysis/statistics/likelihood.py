@@ -1,9 +1,9 @@
-"""The likelihood of a workspace, and its minimum: pyhf's model, minimised by Fisher scoring.
+"""The likelihood of a workspace: pyhf's model, fitted by Fisher scoring.
 
-pyhf's own minimisers take gradients by finite differences of the likelihood,
-one parameter after the other: half a second a fit. The derivatives of the
-expected rates give the Fisher information, and with it a few steps of a tenth
-of a millisecond each reach the same minimum.
+With numpy, pyhf's minimisers compute gradients by finite differences, one
+parameter after the other, which takes half a second a fit. Here the derivatives
+of the expected rates give the Fisher information; a few steps of 0.1 ms each
+reach the same minimum.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from workers.analysis.statistics.rates import Rates
 
 FloatArray = npt.NDArray[np.float64]
 
-_STEP = 1e-4  # of the second derivatives; all parameters are of order 1
+#: Step of the second derivatives; all parameters are of order 1.
+_STEP = 1e-4
 _MAX_ITERATIONS = 200
-_ENOUGH = 1e-9  # expected further decrease of -2 ln L at which a fit has arrived
+#: A fit has converged when the expected decrease of -2 ln L is below this.
+_TOLERANCE = 1e-9
 
 
 class FitError(Exception):
-    """A fit does not arrive at a minimum."""
+    """A fit does not reach a minimum."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Fit:
 class Likelihood:
     """The likelihood of a workspace's first measurement.
 
-    ``data`` are the observed counts and then the auxiliary measurements of the
-    constraints, as everywhere in pyhf. -2 ln L is given up to a constant that
-    depends on the data only.
+    As in pyhf, ``data`` has the observed counts followed by the auxiliary
+    measurements of the constraints. -2 ln L leaves out a constant that depends on
+    the data only.
     """
 
     def __init__(self, workspace: Mapping[str, Any]) -> None:
@@ -67,7 +69,7 @@ class Likelihood:
         self.widths = np.concatenate([config.param_set(name).width() for name in config.auxdata_order])
 
     def expected(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Expected data, shape (data,), and their derivatives by the parameters, shape (data, parameters)."""
+        """Expected data, shape (data,), and their derivatives, shape (data, parameters)."""
         events, slopes = self.rates(parameters)
         return (
             np.concatenate([events.sum(axis=0), parameters[self._auxiliary]]),
@@ -75,7 +77,7 @@ class Likelihood:
         )
 
     def twice_nll(self, expected: FloatArray, data: FloatArray) -> float:
-        """-2 ln L: Poisson in the bins, Gaussian in the auxiliary data; infinite where a rate is not positive."""
+        """-2 ln L: Poisson in the bins, Gaussian in the auxiliary data; infinite if a rate is not positive."""
         rate, count = expected[: self.bins], data[: self.bins]
         if not (rate > 0).all():
             return np.inf
@@ -83,11 +85,11 @@ class Likelihood:
         return float(2 * np.sum(rate - count * np.log(rate)) + np.sum(pulls**2))
 
     def fit(self, data: FloatArray, start: FloatArray | None = None, mu: float | None = None) -> Fit:
-        """The minimum of -2 ln L for these data; ``mu`` holds the signal strength.
+        """Minimise -2 ln L for these data; ``mu`` fixes the signal strength.
 
-        Steps of F⁻¹·g with the gradient g and the Fisher information F, halved until
-        -2 ln L falls; parameters at a bound that g pushes against stay there.
-        Raises FitError where no minimum is reached.
+        The steps are F⁻¹·g with the gradient g and the Fisher information F, halved
+        until -2 ln L decreases. Parameters at a bound towards which g points stay
+        there. Raises FitError if no minimum is reached.
         """
         x = np.clip(self.start if start is None else start, self.low, self.high)
         free = ~self.fixed
@@ -100,36 +102,36 @@ class Likelihood:
             moving = free & ~(((x <= self.low) & (gradient < 0)) | ((x >= self.high) & (gradient > 0)))
             step = np.zeros_like(x)
             step[moving] = np.linalg.solve(information[np.ix_(moving, moving)], gradient[moving])
-            promised = 2 * float(step @ gradient)
-            if promised < _ENOUGH:
+            expected_decrease = 2 * float(step @ gradient)
+            if expected_decrease < _TOLERANCE:
                 return Fit(x, value)
             length = 1.0
             while True:
                 tried = np.clip(x + length * step, self.low, self.high)
                 further, slope = self.expected(tried)
                 lower = self.twice_nll(further, data)
-                if lower <= value - 1e-4 * length * promised:
+                if lower <= value - 1e-4 * length * expected_decrease:
                     break
                 length /= 2
                 if length < 1e-9:
-                    if promised < 1e-6:
+                    if expected_decrease < 1e-6:
                         return Fit(x, value)
-                    raise FitError(f"-2 ln L = {value:.6g} does not fall any further, though its gradient is not zero")
+                    raise FitError(f"-2 ln L = {value:.6g} does not decrease, although its gradient is not zero")
             x, expected, jacobian, value = tried, further, slope, lower
         raise FitError(f"no minimum in {_MAX_ITERATIONS} steps")
 
     def covariance(self, fit: Fit, data: FloatArray) -> FloatArray:
-        """Inverse of the observed information at a minimum, shape (parameters, parameters); 0 for fixed parameters.
+        """Covariance of the parameters at a minimum, shape (parameters, parameters); 0 for fixed parameters.
 
-        Second derivatives of -ln L, as Minuit's HESSE takes them.
+        The inverse of the second derivatives of -ln L, as computed by Minuit's HESSE.
         """
         n = len(fit.parameters)
         rows = []
-        for place in range(n):
+        for index in range(n):
             sides = []
             for sign in (1, -1):
                 x = fit.parameters.copy()
-                x[place] += sign * _STEP
+                x[index] += sign * _STEP
                 sides.append(self._score(*self.expected(x), data)[0])
             rows.append((sides[1] - sides[0]) / (2 * _STEP))
         information = np.array(rows)
@@ -137,14 +139,14 @@ class Likelihood:
         covariance = np.zeros((n, n))
         covariance[free] = np.linalg.inv((information + information.T)[free] / 2)
         if not (np.diag(covariance) >= 0).all():
-            raise FitError("the second derivatives of the likelihood are not those of a minimum")
+            raise FitError("the second derivatives of the likelihood are not those of a maximum")
         return covariance
 
     def asimov(self, parameters: FloatArray) -> FloatArray:
-        """The data that are expected for these parameters, auxiliary measurements included (Cowan et al. 2011, 3.2)."""
+        """Asimov data of these parameters, with the auxiliary measurements (Cowan et al. 2011, section 3.2)."""
         return self.expected(parameters)[0]
 
     def _score(self, expected: FloatArray, jacobian: FloatArray, data: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Gradient of ln L, and the Fisher information."""
+        """The gradient of ln L, and the Fisher information."""
         weight = np.concatenate([1 / expected[: self.bins], 1 / self.widths**2])
         return jacobian.T @ ((data - expected) * weight), (jacobian.T * weight) @ jacobian

@@ -25,42 +25,45 @@ from workers.analysis.statistics.workspace import SIGNAL
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Events from here to there are fitted, in GeV: the window of ATLAS's own measurements, between the Z and two Z.
+#: The fitted range of m4l in GeV: that of ATLAS's measurements, between the peaks of Z and ZZ.
 WINDOW_GEV = (105.0, 160.0)
 STEP_GEV = (M4L_FINE.high - M4L_FINE.low) / M4L_FINE.bins
-#: The masses that are tried, in GeV: each a whole number of fine bins from the simulated one.
+#: The scanned masses in GeV, each a whole number of fine bins from the simulated one.
 SCANNED_MASSES_GEV = np.arange(115.0, 135.0 + STEP_GEV / 2, STEP_GEV)
-#: The Bernstein polynomials that smooth the background have this degree: the Z + jets events bend over at 115 GeV.
+#: Degree of the Bernstein polynomial that smooths the background; the Z + jets background has a maximum at 115 GeV.
 _DEGREE = 3
 _EXPERIMENTS, _SEED = 200, 125
-_BLOCKS = 5  # of experiments that are fitted at once: what they need stays in a processor's cache
+#: The pseudo-experiments are fitted in so many blocks, whose arrays fit into the processor's cache.
+_BLOCKS = 5
 _ONE_SIGMA = 0.6827
-_LEAST_BACKGROUND = 1e-6  # of the simulated one, so that every rate is positive
-_REGULAR = 1 + 1e-9  # keeps the second derivatives invertible where one event is all there is
+#: The lowest background, relative to the simulated one: keeps every rate positive.
+_LEAST_BACKGROUND = 1e-6
+#: Keeps the second derivatives invertible for a single event.
+_REGULAR = 1 + 1e-9
 _MAX_ITERATIONS = 100
-_ENOUGH = 1e-8  # expected further decrease of -2 ln L at which a fit has arrived
+#: A fit has converged when the expected decrease of -2 ln L is below this.
+_TOLERANCE = 1e-8
 
 
 def mass_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The mass measurement of a result document.
+    """Measure the mass with the data of a result document.
 
-    At each mass m of the scan the signal's template is the simulated peak moved to m by
-    whole bins of 0.5 GeV; its yield (μ ≥ 0) and the background's (β) are fitted to the data
-    between 105 and 160 GeV. The background's shape is that of all simulation in the bins of
-    5 GeV, smoothed by a polynomial. With Δ(m) = -2 ln L(m) less its minimum, interpolated by
-    a cubic spline,
+    For each mass m of the scan, the signal template is the simulated peak shifted to m by
+    whole bins of 0.5 GeV. Its yield (μ ≥ 0) and that of the background (β) are fitted to the
+    data between 105 and 160 GeV, so that the mass is measured by the position of the peak
+    alone. The background's shape is that of all simulated background in bins of 5 GeV,
+    smoothed by a polynomial. With Δ(m) = -2 ln L(m) less its minimum, interpolated by a cubic
+    spline, the measurement has
 
-    - ``value_gev`` is the m with Δ = 0; None where the lowest point is an end of the scan;
-    - ``threshold`` is the Δ that 68.3 % of pseudo-experiments stay below, drawn from the fit at its
-      minimum: 1 for many events [1], more where a few make the peak [2, 3]; never taken below 1;
-    - ``statistical_interval_gev`` has the two m with Δ(m) = ``threshold``; None for a side without;
-    - ``m4l_scale_error_gev`` is 1 % of the value: an m4l scale moves the peak and nothing else;
-    - ``interval_gev`` has both uncertainties, added in quadrature on each side; 68.3 %;
-    - ``error_gev`` is half its length; None where a side is missing;
-    - ``scan`` has ``m_h_gev``, ``twice_delta_nll`` (statistical) and the fitted ``signal_strength``;
-    - ``problem`` says in words what is None, else it is None.
-
-    So the peak's place alone measures the mass: the yields are left to the data.
+    - ``value_gev``: the m with Δ = 0; None if the lowest point is an end of the scan;
+    - ``threshold``: the 68.3 % quantile of Δ at the true mass in pseudo-experiments, which are
+      drawn from the fit at its minimum: 1 for many events [1], more for few [2, 3]; at least 1;
+    - ``statistical_interval_gev``: the two m with Δ(m) = ``threshold``; None for one beyond the scan;
+    - ``m4l_scale_error_gev``: 1 % of the value, because the m4l scale shifts the peak;
+    - ``interval_gev``: both uncertainties, added in quadrature on each side; 68.3 %;
+    - ``error_gev``: half the length of that interval; None if one of its ends is missing;
+    - ``scan``: ``m_h_gev``, ``twice_delta_nll`` (statistical) and the fitted ``signal_strength``;
+    - ``problem``: says in words why something is None, or is None itself.
     """
     return MassFit(result).measure(None)
 
@@ -75,7 +78,7 @@ class Scan:
 
 
 class MassFit:
-    """The templates of all scanned masses: made once, they measure any data."""
+    """The templates of all scanned masses, for measurements with any data."""
 
     def __init__(self, result: Mapping[str, Any]) -> None:
         low, high = (round((edge - M4L_FINE.low) / STEP_GEV) for edge in WINDOW_GEV)
@@ -85,21 +88,21 @@ class MassFit:
         self.signal = np.stack([simulated[low - shift : high - shift] for shift in shifts])
         #: Smoothed background, shape (bins,).
         self.background = _smooth_background(result["workspace"])
-        #: What the data are, shape (bins,).
+        #: The data of the result document, shape (bins,).
         self.data = np.asarray(result[FINE]["data"]["values"], dtype=np.float64)[low:high]
 
     def measure(self, data: FloatArray | None) -> dict[str, Any]:
-        """The measurement by these data, shape (bins,), those of the result where None; see ``mass_of``."""
+        """Measure the mass with these data, shape (bins,), or by default with those of the result; see ``mass_of``."""
         scan = self.scan(np.atleast_2d(self.data if data is None else data))
         twice_nll, strength = scan.twice_nll[0], scan.strength[0]
         lowest = int(np.argmin(twice_nll))
         return _measured(twice_nll, strength, self._threshold(strength[lowest], scan.background[0, lowest], lowest))
 
     def scan(self, counts: FloatArray, start: tuple[float, float] = (1.0, 1.0)) -> Scan:
-        """Fit all masses to the counts of E experiments, shape (E, bins), beginning with these μ and β.
+        """Fit all masses to the counts of E experiments, shape (E, bins), starting from these μ and β.
 
-        -2 ln L is convex in the two yields: Newton's steps, halved until it falls.
-        Raises FitError where they do not arrive.
+        -2 ln L is convex in μ and β, and is minimised by Newton's method with steps that are
+        halved until it decreases. Raises FitError if that does not converge.
         """
         shapes = np.stack([self.signal, np.broadcast_to(self.background, self.signal.shape)], axis=-1)
         products = np.stack([shapes[..., 0] ** 2, shapes[..., 0] * shapes[..., 1], shapes[..., 1] ** 2], axis=-1)
@@ -119,15 +122,15 @@ class MassFit:
             of_both = np.stack([of_beta, of_mu], axis=-1)
             determinant = (of_mu * of_beta - mixed**2)[..., None]
             steps = (mixed[..., None] * slopes[..., ::-1] - of_both * slopes) / determinant
-            moving = -(slopes * steps).sum(axis=-1) > _ENOUGH
+            moving = -(slopes * steps).sum(axis=-1) > _TOLERANCE
             if not moving.any():
                 return Scan(value.T, yields[..., 0].T, yields[..., 1].T)
             length = np.where(moving, 1.0, 0.0)
             for _ in range(30):
                 tried = np.maximum(yields + length[..., None] * steps, least)
                 further, new_rate = self._twice_nll(tried, shapes, counts)
-                promised = (slopes * (yields - tried)).sum(axis=-1)
-                too_long = further > value - 1e-4 * promised + 1e-9
+                expected_decrease = (slopes * (yields - tried)).sum(axis=-1)
+                too_long = further > value - 1e-4 * expected_decrease + 1e-9
                 if not too_long.any():
                     break
                 length[too_long] /= 2
@@ -136,21 +139,21 @@ class MassFit:
 
     @staticmethod
     def _twice_nll(yields: FloatArray, shapes: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """-2 ln L but for a constant, shape (M, E), and the rates, shape (M, E, bins), of yields (M, E, 2)."""
+        """-2 ln L without its constant, shape (M, E), and the rates, shape (M, E, bins), for yields (M, E, 2)."""
         rate = yields @ np.swapaxes(shapes, -1, -2)
         return 2 * (rate.sum(axis=-1) - np.einsum("eb,meb->me", counts, np.log(rate))), rate
 
-    def _threshold(self, mu: float, beta: float, place: int) -> float:
-        """The 68.3 % quantile of Δ at the true mass, in pseudo-experiments of these yields there; at least 1."""
-        expected = mu * self.signal[place] + beta * self.background
+    def _threshold(self, mu: float, beta: float, index: int) -> float:
+        """The 68.3 % quantile of Δ at the true mass, number ``index``, in pseudo-experiments; at least 1."""
+        expected = mu * self.signal[index] + beta * self.background
         drawn = np.random.default_rng(_SEED).poisson(expected, (_EXPERIMENTS, len(expected)))
         blocks = np.array_split(drawn.astype(np.float64), _BLOCKS)
         found = np.concatenate([self.scan(block, (mu, beta)).twice_nll for block in blocks])
-        return max(1.0, float(np.quantile(found[:, place] - found.min(axis=1), _ONE_SIGMA)))
+        return max(1.0, float(np.quantile(found[:, index] - found.min(axis=1), _ONE_SIGMA)))
 
 
 def _smooth_background(workspace: Mapping[str, Any]) -> FloatArray:
-    """A polynomial without negative coefficients in Bernstein's basis, nearest to the background's bins of 5 GeV."""
+    """The Bernstein polynomial without negative coefficients that is closest to the background's bins of 5 GeV."""
     (channel,) = workspace["channels"]
     in_wide_bins = np.sum([sample["data"] for sample in channel["samples"] if sample["name"] != SIGNAL], axis=0)
     inside = (M4L.edges[:-1] >= WINDOW_GEV[0]) & (M4L.edges[1:] <= WINDOW_GEV[1])
@@ -161,7 +164,7 @@ def _smooth_background(workspace: Mapping[str, Any]) -> FloatArray:
     in_wide = basis.reshape(_DEGREE + 1, int(inside.sum()), -1).sum(axis=2)
     coefficients, _ = nnls(in_wide.T, in_wide_bins[inside])
     smooth = coefficients @ basis
-    return np.asarray(np.maximum(smooth, 1e-6 * smooth.max()))  # no bin is impossible
+    return np.asarray(np.maximum(smooth, 1e-6 * smooth.max()))  # positive in every bin
 
 
 def _measured(twice_nll: FloatArray, strength: FloatArray, threshold: float) -> dict[str, Any]:
@@ -169,10 +172,10 @@ def _measured(twice_nll: FloatArray, strength: FloatArray, threshold: float) -> 
     masses = SCANNED_MASSES_GEV
     lowest = int(np.argmin(twice_nll))
     at_end = lowest in (0, len(masses) - 1)
-    curve = CubicSpline(masses, twice_nll)
+    spline = CubicSpline(masses, twice_nll)
     best, least = float(masses[lowest]), float(twice_nll[lowest])
     if not at_end:
-        found = minimize_scalar(curve, bounds=(masses[lowest - 1], masses[lowest + 1]), method="bounded")
+        found = minimize_scalar(spline, bounds=(masses[lowest - 1], masses[lowest + 1]), method="bounded")
         best, least = float(found.x), float(found.fun)
     measured: dict[str, Any] = {
         "value_gev": None, "error_gev": None, "interval_gev": [None, None],
@@ -183,12 +186,12 @@ def _measured(twice_nll: FloatArray, strength: FloatArray, threshold: float) -> 
         },
     }  # fmt: skip
     if at_end:
-        return {**measured, "problem": f"the likelihood is highest at {best:g} GeV, an end of the scan"}
-    sides = [_side(lambda m: float(curve(m)) - least - threshold, best, way) for way in (-1, 1)]
+        return {**measured, "problem": f"the likelihood has its maximum at {best:g} GeV, an end of the scan"}
+    sides = [_side(lambda m: float(spline(m)) - least - threshold, best, sign) for sign in (-1, 1)]
     scale = M4L_SCALE * best
     low, high = (
-        None if side is None else best + way * float(np.hypot(side - best, scale))
-        for way, side in zip((-1, 1), sides, strict=True)
+        None if side is None else best + sign * float(np.hypot(side - best, scale))
+        for sign, side in zip((-1, 1), sides, strict=True)
     )
     missing = [word for word, side in (("below", low), ("above", high)) if side is None]
     return {
@@ -198,15 +201,15 @@ def _measured(twice_nll: FloatArray, strength: FloatArray, threshold: float) -> 
         "interval_gev": [low, high],
         "statistical_interval_gev": sides,
         "m4l_scale_error_gev": scale,
-        "problem": f"the scan has no end of the interval {' and '.join(missing)} the value" if missing else None,
+        "problem": f"the interval ends beyond the scan {' and '.join(missing)} the value" if missing else None,
     }
 
 
-def _side(function: Callable[[float], float], start: float, way: int) -> float | None:
-    """The first zero of a function, from ``start`` down (``way`` -1) or up the scanned masses; None for none."""
-    inner, end = start, float(SCANNED_MASSES_GEV[0 if way < 0 else -1])
+def _side(function: Callable[[float], float], start: float, sign: int) -> float | None:
+    """The first zero of a function below (``sign`` -1) or above ``start`` in the scanned masses; None without one."""
+    inner, end = start, float(SCANNED_MASSES_GEV[0 if sign < 0 else -1])
     while inner != end:
-        outer = max(inner - 0.1, end) if way < 0 else min(inner + 0.1, end)
+        outer = max(inner - 0.1, end) if sign < 0 else min(inner + 0.1, end)
         if function(outer) >= 0:
             return float(brentq(function, inner, outer))
         inner = outer

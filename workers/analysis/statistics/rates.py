@@ -1,8 +1,8 @@
 """Expected events of a workspace and their derivatives, in closed form.
 
-The numbers are those of pyhf's model, to rounding; pyhf has no derivatives
-with numpy, and a batch of finite differences costs ten times as much.
-References: [1] L. Heinrich et al., JOSS 6 (2021) 2823 (pyhf, and its interpolation codes 4 and 4p).
+The expected events agree with pyhf's model to rounding. pyhf has no derivatives
+with numpy, and finite differences take ten times as long.
+Reference: [1] L. Heinrich et al., JOSS 6 (2021) 2823 (pyhf, and its interpolation codes 4 and 4p).
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class Rates:
-    """Expected events by sample and bin of a workspace's one channel, as ``parameters`` are laid out.
+    """Expected events by sample and bin of a workspace with one channel.
 
-    ``samples`` gives the order of the samples, ``place_of`` a parameter's slice in the vector of all
-    ``size``. Knows the modifiers that ``workspace_of`` writes: at most one normfactor and one histosys a
-    sample, normsys, and a staterror common to all. Raises ValueError for another.
+    ``samples`` gives the order of the samples, ``slice_of`` the slice of a parameter in the vector of all
+    ``size`` parameters. Supports the modifiers that ``workspace_of`` writes: normsys, at most one
+    normfactor and one histosys per sample, and a staterror common to all samples. Raises ValueError for
+    others.
     """
 
     def __init__(
         self,
         workspace: Mapping[str, Any],
         samples: Sequence[str],
-        place_of: Callable[[str], slice],
+        slice_of: Callable[[str], slice],
         size: int,
     ) -> None:
         (channel,) = workspace["channels"]
@@ -40,37 +41,37 @@ class Rates:
         strengths: list[tuple[int, int]] = []
         for row, name in enumerate(samples):
             for modifier in named[name]["modifiers"]:
-                place, data = place_of(modifier["name"]), modifier["data"]
+                parameter, data = slice_of(modifier["name"]), modifier["data"]
                 match modifier["type"]:
                     case "normsys":
-                        norms.append((row, place.start, data["hi"], data["lo"]))
+                        norms.append((row, parameter.start, data["hi"], data["lo"]))
                     case "histosys":
-                        shapes.append((row, place.start, np.array(data["hi_data"]), np.array(data["lo_data"])))
+                        shapes.append((row, parameter.start, np.array(data["hi_data"]), np.array(data["lo_data"])))
                     case "normfactor":
-                        strengths.append((row, place.start))
+                        strengths.append((row, parameter.start))
                     case "staterror":
-                        self._gammas = place
+                        self._gammas = parameter
                     case other:
-                        raise ValueError(f"sample {name!r}: a modifier {other!r} is not among those of this analysis")
-        for once in (shapes, strengths):
-            if len({row for row, *_ in once}) < len(once):
-                raise ValueError("a sample has two modifiers of a kind that it may have once")
-        self._norm_rows, self._norm_places = _columns(norms)
+                        raise ValueError(f"sample {name!r}: modifier type {other!r} is not supported")
+        for found in (shapes, strengths):
+            if len({row for row, *_ in found}) < len(found):
+                raise ValueError("a sample has more than one histosys or normfactor modifier")
+        self._norm_rows, self._norm_indices = _columns(norms)
         self._norms = _FactorInterpolation(*(np.array([norm[k] for norm in norms]) for k in (2, 3)))
-        self._shape_rows, self._shape_places = _columns(shapes)
+        self._shape_rows, self._shape_indices = _columns(shapes)
         at = self._nominal[self._shape_rows]
         high, low = (np.array([shape[k] for shape in shapes]).reshape(at.shape) for k in (2, 3))
         self._shapes = _ShapeInterpolation(high - at, at - low)
-        self._strength_rows, self._strength_places = _columns(strengths)
+        self._strength_rows, self._strength_indices = _columns(strengths)
 
     def __call__(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Expected events, shape (samples, bins), and their derivatives, shape (samples, bins, parameters)."""
-        factors, factor_slopes = self._norms(parameters[self._norm_places])
+        factors, factor_slopes = self._norms(parameters[self._norm_indices])
         norm = np.ones(len(self._nominal))
         np.multiply.at(norm, self._norm_rows, factors)
         strength = np.ones(len(self._nominal))
-        strength[self._strength_rows] = parameters[self._strength_places]
-        moved, moved_slopes = self._shapes(parameters[self._shape_places])
+        strength[self._strength_rows] = parameters[self._strength_indices]
+        moved, moved_slopes = self._shapes(parameters[self._shape_indices])
         shape = self._nominal.copy()
         shape[self._shape_rows] += moved
         gamma = parameters[self._gammas]
@@ -79,20 +80,20 @@ class Rates:
         expected = without_strength * strength[:, np.newaxis]
         slopes = np.zeros((*expected.shape, self._size))
         relative = factor_slopes / factors
-        slopes[self._norm_rows, :, self._norm_places] = expected[self._norm_rows] * relative[:, np.newaxis]
-        slopes[self._strength_rows, :, self._strength_places] = without_strength[self._strength_rows]
+        slopes[self._norm_rows, :, self._norm_indices] = expected[self._norm_rows] * relative[:, np.newaxis]
+        slopes[self._strength_rows, :, self._strength_indices] = without_strength[self._strength_rows]
         scale = (norm * strength)[:, np.newaxis]
-        slopes[self._shape_rows, :, self._shape_places] = moved_slopes * scale[self._shape_rows] * gamma
+        slopes[self._shape_rows, :, self._shape_indices] = moved_slopes * scale[self._shape_rows] * gamma
         bins = np.arange(len(gamma))
         slopes[:, bins, self._gammas.start + bins] = shape * scale
         return expected, slopes
 
 
 class _FactorInterpolation:
-    """Factors of nuisance parameters α: ``high`` at 1 and ``low`` at -1, each of shape (factors,) [1, code 4].
+    """Factors of nuisance parameters α: ``high`` at α = 1 and ``low`` at -1, each of shape (factors,) [1, code 4].
 
-    Exponential beyond ±1; within, the polynomial of sixth order that is 1 at 0 and joins value,
-    slope and curvature.
+    Exponential for |α| > 1. In between, the polynomial of sixth order that is 1 at 0 and has the same
+    value, slope and curvature at ±1.
     """
 
     def __init__(self, high: FloatArray, low: FloatArray) -> None:
@@ -123,9 +124,10 @@ class _FactorInterpolation:
 
 
 class _ShapeInterpolation:
-    """What nuisance parameters α add to shapes: ``up`` at 1, ``-down`` at -1, of shape (shapes, bins) [1, code 4p].
+    """What nuisance parameters α add to shapes: ``up`` at α = 1, ``-down`` at -1, shape (shapes, bins) [1, code 4p].
 
-    Linear beyond ±1; within, the polynomial of sixth order that is 0 at 0 and joins value, slope and curvature.
+    Linear for |α| > 1. In between, the polynomial of sixth order that is 0 at 0 and has the same value,
+    slope and curvature at ±1.
     """
 
     def __init__(self, up: FloatArray, down: FloatArray) -> None:
@@ -145,6 +147,6 @@ class _ShapeInterpolation:
 
 
 def _columns(modifiers: Sequence[tuple[Any, ...]]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The first two entries of all: rows of samples, and places of parameters."""
-    rows, places = ([modifier[k] for modifier in modifiers] for k in (0, 1))
-    return np.array(rows, dtype=np.intp), np.array(places, dtype=np.intp)
+    """The first two entries of each modifier: the sample's row and the parameter's index."""
+    rows, indices = ([modifier[k] for modifier in modifiers] for k in (0, 1))
+    return np.array(rows, dtype=np.intp), np.array(indices, dtype=np.intp)

@@ -13,7 +13,7 @@ with these parameters (K. Cranmer et al., CERN-OPEN-2012-016; L. Heinrich et al.
 ``mc_statistics``   one factor a bin, on all simulation                 Gaussian constraint
 =================== =================================================== ==========================
 
-Nothing here imports pyhf: a workspace is a document.
+A workspace is a JSON document, so that this module needs no pyhf.
 """
 
 from __future__ import annotations
@@ -34,31 +34,33 @@ FloatArray = npt.NDArray[np.float64]
 REGION = "m4l"
 SIGNAL, DATA = "signal", "data"
 
-#: Relative uncertainties: luminosity (ATLAS-CONF-2019-021), lepton efficiencies, and the cross-section of ZZ*; the
-#: latter two generous and round, as in the exercise for students that this analysis follows.
+#: Relative uncertainties: luminosity (ATLAS-CONF-2019-021), lepton efficiencies, and the cross-section of ZZ*. The
+#: last two are conservative round numbers for an educational analysis.
 LUMINOSITY, SCALE_FACTORS, ZZ_NORMALISATION = 0.017, 0.10, 0.10
-#: A bin's statistical uncertainty of the simulation below which it gets no parameter of its own, as is usual.
+#: A bin gets a parameter for the simulation's statistical uncertainty if the relative uncertainty is not below this.
 NEGLIGIBLE_STATISTICS = 0.01
-#: Effective events, (Σw)²/Σw², in an average event's bin from which a variation of the shape is more than noise.
-ENOUGH_FOR_A_SHAPE = 50.0
+#: The least number of effective events, (Σw)²/Σw², in the bin of an average event for a variation of the shape.
+MIN_EVENTS_FOR_SHAPE = 50.0
 
 
-class NoFit(PipelineError):  # noqa: N818  no error, but the reason why a run has no fit
-    """A run's histograms cannot be fitted, and why."""
+class NoFit(PipelineError):  # noqa: N818  not an error, but the reason why a run has no fit
+    """A run's histograms cannot be fitted; the message is the reason."""
 
 
 def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The workspace (pyhf's schema 1.0.0) of a result document's m4l histogram; raises NoFit where none can be had.
+    """Return the workspace (pyhf's schema 1.0.0) of a result document's m4l histogram.
 
-    Simulation of few events is ragged, and dealt with as is usual in the field:
+    Bins and categories with few simulated events are treated as follows:
 
-    - a category's bin with a negative sum of weights counts 0 there, and keeps its variance;
-    - the bins' statistical uncertainties are one Gaussian factor a bin for the sum of all
+    - a category's bin with a negative sum of weights counts as 0, and keeps its variance;
+    - the statistical uncertainties are one Gaussian factor per bin for the sum of all
       simulation (R. Barlow, C. Beeston, Comput. Phys. Commun. 77 (1993) 219, in J. Conway's
-      version, arXiv:1103.0354), left out where it is below 1 %;
-    - the m4l scale bends the shape of categories with enough events to tell (50 effective
-      events in the bin of an average event), not of the others;
-    - a bin in which no background is expected makes a likelihood of nothing: no fit.
+      version, arXiv:1103.0354), left out where the uncertainty is below 1 %;
+    - the m4l scale varies the shape only of categories with enough events (50 effective
+      events in the bin of an average event).
+
+    Raises NoFit if data, signal or background are missing, or no background is expected in
+    a bin, where the likelihood is not defined.
     """
     found = result["histograms"][REGION]
     simulated = [category.name for category in RELEASES[result["release"]].categories if category.name != DATA]
@@ -90,9 +92,11 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mu_bounds(signal: FloatArray, background: FloatArray) -> tuple[float, float]:
-    """Where the signal strength may lie: below 0 as far as every bin stays safely positive, above as far as need be.
+    """Return the bounds of the signal strength.
 
-    Ten standard deviations of counting with μ = 1, 1/√Σ(S²/(S+B)), are enough above 1.
+    They lie ten standard deviations of a counting experiment, 1/√Σ(S²/(S+B)), around μ = 1. The
+    lower one is raised so that the expectation of every bin stays positive, the upper one is
+    at least 10.
     """
     filled = signal > 0
     deviation = 1 / math.sqrt(float(np.sum(signal[filled] ** 2 / (signal + background)[filled])))
@@ -100,18 +104,18 @@ def mu_bounds(signal: FloatArray, background: FloatArray) -> tuple[float, float]
     return max(lowest, 1 - 10 * deviation), max(10.0, 1 + 10 * deviation)
 
 
-def has_enough_for_a_shape(contents: Mapping[str, Any]) -> bool:
-    """Whether a category's histogram has the events that a variation of its shape needs."""
+def has_enough_events_for_shape(contents: Mapping[str, Any]) -> bool:
+    """Whether a category's histogram has enough events for a variation of its shape."""
     values, variances = _values(contents), np.asarray(contents["variances"], dtype=np.float64)
     filled = (values > 0) & (variances > 0)
     if not filled.any():
         return False
     effective = values[filled] ** 2 / variances[filled]
-    return bool(np.average(effective, weights=values[filled]) >= ENOUGH_FOR_A_SHAPE)
+    return bool(np.average(effective, weights=values[filled]) >= MIN_EVENTS_FOR_SHAPE)
 
 
 def treatment(workspace: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done about too few simulated events: for each category the lower edges of negative bins, and so on."""
+    """How few simulated events were treated in a workspace; edges are the lower edges of bins, in GeV."""
     samples = workspace["channels"][0]["samples"]
     found = result["histograms"][REGION]
     edges = M4L.edges[:-1]
@@ -136,7 +140,7 @@ def _modifier(sample: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 def _statistical_deviations(
     nominal: Mapping[str, FloatArray], variances: Mapping[str, FloatArray]
 ) -> dict[str, FloatArray]:
-    """Standard deviations of the categories' bins; 0 in all where the sum's relative one is negligible."""
+    """Standard deviations of the categories' bins; 0 in bins where that of the sum is negligible."""
     total = np.sum([*nominal.values()], axis=0)
     relative = np.sqrt(np.sum([*variances.values()], axis=0)) / total
     return {name: np.where(relative < NEGLIGIBLE_STATISTICS, 0.0, np.sqrt(of)) for name, of in variances.items()}
@@ -150,7 +154,7 @@ def _sample(
         modifiers.append(_norm("zz_normalisation", ZZ_NORMALISATION))
     if name == SIGNAL:
         modifiers.append({"name": "mu", "type": "normfactor", "data": None})
-    if has_enough_for_a_shape(found):
+    if has_enough_events_for_shape(found):
         up, down = (_values(variations[f"m4l_scale_{way}"][name]).clip(min=0.0) for way in ("up", "down"))
         shape = {"hi_data": up.tolist(), "lo_data": down.tolist()}
         modifiers.append({"name": "m4l_scale", "type": "histosys", "data": shape})
@@ -167,7 +171,7 @@ def _values(contents: Mapping[str, Sequence[float]]) -> FloatArray:
 
 
 def _bins(chosen: npt.NDArray[np.bool_]) -> str:
-    """The m4l bins of a mask in words."""
+    """The m4l bins of a mask, in words."""
     ranges = [f"{low:g} to {high:g}" for low, high in zip(M4L.edges[:-1][chosen], M4L.edges[1:][chosen], strict=True)]
     more = f" and {len(ranges) - 3} more bins" if len(ranges) > 3 else ""
     return ", ".join(ranges[:3]) + f" GeV{more}"

@@ -1,0 +1,138 @@
+"""The profile likelihood ratio of the signal strength, and limits by CLs.
+
+References: [1] G. Cowan, K. Cranmer, E. Gross, O. Vitells, Eur. Phys. J. C 71 (2011) 1554 (asymptotic
+formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
+from scipy.special import ndtr
+
+from workers.analysis.statistics.likelihood import Fit, Likelihood
+
+FloatArray = npt.NDArray[np.float64]
+
+CONFIDENCE_LEVEL = 0.95
+_SCAN_POINTS = 41
+_N_SIGMA = (-2, -1, 0, 1, 2)
+
+
+class Profile:
+    """The profile likelihood ratio of the signal strength μ for data, whose fit is ``best``."""
+
+    def __init__(self, likelihood: Likelihood, data: FloatArray, best: Fit) -> None:
+        self.likelihood, self.data, self.best = likelihood, data, best
+        self.mu_hat = float(best.parameters[likelihood.poi])
+        self._last = (self.mu_hat, best.parameters)
+        self._last_but_one = self._last
+        self._known: dict[float, float] = {}
+
+    def conditional(self, mu: float) -> Fit:
+        """Fit with fixed μ, starting from a linear extrapolation of the last two such fits."""
+        (last, at_last), (before, at_before) = self._last, self._last_but_one
+        start = at_last if last == before else at_last + (at_last - at_before) * (mu - last) / (last - before)
+        fit = self.likelihood.fit(self.data, start, mu=mu)
+        self._last_but_one, self._last = self._last, (mu, fit.parameters)
+        return fit
+
+    def __call__(self, mu: float) -> float:
+        """-2 ln λ(μ) = -2 ln L(μ, θ̂(μ)) + 2 ln L(μ̂, θ̂) [1, eq. 7]."""
+        if mu not in self._known:
+            self._known[mu] = max(0.0, self.conditional(mu).twice_nll - self.best.twice_nll)
+        return self._known[mu]
+
+    def q0(self) -> float:
+        """q₀ = -2 ln λ(0) for μ̂ ≥ 0, else 0 [1, eq. 12]."""
+        return self(0.0) if self.mu_hat > 0 else 0.0
+
+    def q_tilde(self, mu: float) -> float:
+        """q̃(μ): -2 ln λ(μ) below μ, with μ = 0 in place of a negative μ̂, and 0 for μ̂ > μ [1, eq. 16]."""
+        if self.mu_hat > mu:
+            return 0.0
+        return max(0.0, self(mu) - (self(0.0) if self.mu_hat < 0 else 0.0))
+
+    def interval(self, error: float) -> list[float | None]:
+        """The two μ below and above μ̂ with -2 ln λ(μ) = 1; None for one beyond a bound of μ."""
+        bounds = (float(side[self.likelihood.poi]) for side in (self.likelihood.low, self.likelihood.high))
+        return [
+            _crossing(lambda mu: self(mu) - 1.0, self.mu_hat, sign * error, bound)
+            for sign, bound in zip((-1, 1), bounds, strict=True)
+        ]
+
+    def scan(self, mu_hat: float, error: float) -> dict[str, list[float]]:
+        """-2 ln λ(μ) from 3.5 errors below μ̂ to 4 errors above, within the bounds of μ."""
+        low, high = (float(side[self.likelihood.poi]) for side in (self.likelihood.low, self.likelihood.high))
+        mu = np.linspace(max(low, mu_hat - 3.5 * error), min(high, mu_hat + 4.0 * error), _SCAN_POINTS)
+        return {"mu": mu.tolist(), "twice_delta_nll": [self(value) for value in mu]}
+
+
+class Limits:
+    """CLs from q̃(μ) and its asymptotic distributions.
+
+    The Asimov data are those of μ = 0 with the nuisance parameters fitted to the data.
+    """
+
+    def __init__(self, likelihood: Likelihood, profile: Profile) -> None:
+        self._observed = profile
+        without = likelihood.fit(profile.data, mu=0.0)
+        data = likelihood.asimov(without.parameters)
+        at_truth = likelihood.twice_nll(data, data)  # these parameters maximise the likelihood of the Asimov data
+        self._asimov = Profile(likelihood, data, Fit(without.parameters, at_truth))
+
+    def cls(self, mu: float) -> float:
+        """CLs = p(s+b) / (1 - p(b)) of the data [1, eqs. 64 to 66; 2]."""
+        q, q_asimov = self._observed.q_tilde(mu), self._asimov.q_tilde(mu)
+        root = np.sqrt(q_asimov)
+        if q <= q_asimov:
+            signal, background = ndtr(-np.sqrt(q)), ndtr(root - np.sqrt(q))
+        else:
+            signal, background = ndtr(-(q + q_asimov) / (2 * root)), ndtr((q_asimov - q) / (2 * root))
+        return float(signal / background)
+
+    def expected(self, mu: float) -> list[float]:
+        """CLs of data at -2 to 2 standard deviations from the median without a signal [1, 4.3]."""
+        root = np.sqrt(self._asimov.q_tilde(mu))
+        return [float(ndtr(n - root) / ndtr(n)) for n in _N_SIGMA]
+
+    def scan(self, mu_hat: float, error: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The scan of CLs over μ, and the upper limits: the μ with CLs = 0.05, interpolated in ln CLs."""
+        high = max(mu_hat, 0.0) + 4.5 * error
+        bound = float(self._observed.likelihood.high[self._observed.likelihood.poi])
+        mu = np.linspace(0.0, min(high, bound), _SCAN_POINTS)[1:]
+        observed = [self.cls(value) for value in mu]
+        expected = [self.expected(value) for value in mu]
+        scan = {"mu": mu.tolist(), "cls_observed": observed, "cls_expected": expected}
+        bands = [_limit(mu, [band[n] for band in expected]) for n in range(len(_N_SIGMA))]
+        return scan, {"observed": _limit(mu, observed), "expected": bands}
+
+
+def _limit(mu: FloatArray, cls: Sequence[float]) -> float | None:
+    """The μ at which CLs falls to 0.05; None if it does not within the scan."""
+    log_cls = np.log(np.maximum(np.concatenate([[1.0], cls]), 1e-300)) - np.log(1 - CONFIDENCE_LEVEL)
+    if log_cls[-1] > 0:
+        return None
+    mu = np.concatenate([[0.0], mu])
+    last = int(np.flatnonzero(log_cls > 0)[-1])
+    return float(brentq(PchipInterpolator(mu, log_cls), mu[last], mu[last + 1]))
+
+
+def _crossing(function: Callable[[float], float], start: float, step: float, bound: float) -> float | None:
+    """The first zero of a function from ``start``, where it is negative, towards ``bound``; None if there is none.
+
+    The search goes by ``step``, whose sign is the direction.
+    """
+    inner, outer = start, start
+    while outer != bound:
+        outer += step
+        outer = min(outer, bound) if step > 0 else max(outer, bound)
+        if function(outer) >= 0:
+            return float(brentq(function, inner, outer, xtol=1e-6))
+        inner = outer
+    return None
