@@ -1,4 +1,4 @@
-"""The whole pipeline: the same bits from every transport, number of replicas, fault and restart; no false whole."""
+"""Whole runs: the same bits with every transport, number of replicas, fault and restart."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000)
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all, so that the demo release is made once."""
+    """A cache shared by all runs, so that the demo release is made once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(cache: Path) -> str:
-    """The numbers of the demo run that nothing disturbed."""
+    """The numbers of a demo run without faults."""
     outcome = run_embedded(DEMO, cache)
     assert outcome.result is not None
     assert outcome.result["complete"]
@@ -103,7 +103,7 @@ def test_workers_process_several_runs_at_once_and_another_one_after_them(
 def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
     broker: Broker, demo_workers: Workers, undisturbed: str
 ) -> None:
-    """A durable queue of the follower's would come back without a leader, and let nobody publish results."""
+    """The follower's queue is exclusive: a durable one could come back without a leader and block all publishers."""
     demo_workers.start_all()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
@@ -122,17 +122,17 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
     demo_workers: Workers, undisturbed: str, victim: str
 ) -> None:
     demo_workers.start_all()
-    struck = []
+    progress_when_killed = []
 
-    def strike(events: Mapping[str, int]) -> None:
-        if not struck and events.get("analysis", 0) > 2_000:
-            struck.append(dict(events))
+    def kill(events: Mapping[str, int]) -> None:
+        if not progress_when_killed and events.get("analysis", 0) > 2_000:
+            progress_when_killed.append(dict(events))
             demo_workers.kill(victim)
             demo_workers.start(victim)
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
-    assert struck
-    assert struck[0]["analysis"] < 20_000
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(kill))) == undisturbed
+    assert progress_when_killed
+    assert progress_when_killed[0]["analysis"] < 20_000
 
 
 @pytest.mark.broker
@@ -140,13 +140,13 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
     demo_workers: Workers, undisturbed: str, broker: Broker
 ) -> None:
     demo_workers.start_all()
-    cut = []
+    cut: list[bool] = []
 
-    def strike(events: Mapping[str, int]) -> None:
+    def cut_connections(events: Mapping[str, int]) -> None:
         if len(cut) < 1 and events.get("analysis", 0) > 2_000:
             cut.append(wait_until(lambda: broker.cut_connections(demo_workers.settings), "connections were cut"))
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(cut_connections))) == undisturbed
     assert cut
 
 
@@ -158,12 +158,12 @@ def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Wor
         wait_until(lambda: "connected to" in demo_workers.log(service), f"{service} is connected")  # noqa: B023
     codes: list[dict[str, list[int]]] = []
 
-    def strike(events: Mapping[str, int]) -> None:
+    def restart_all(events: Mapping[str, int]) -> None:
         if not codes and events.get("analysis", 0) > 2_000:
             codes.append(demo_workers.stop())
             demo_workers.start_all()
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(strike))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(restart_all))) == undisturbed
     assert codes == [{service: [0] for service in services}]
 
 
@@ -204,15 +204,15 @@ def test_a_broken_file_leaves_its_run_incomplete_and_the_others_complete(tmp_pat
 
 
 def test_the_first_message_about_a_run_is_that_it_started(tmp_path: Path) -> None:
-    news: list[Message] = []
+    received: list[Message] = []
     with EmbeddedServices(settings.read({"CACHE": str(tmp_path)})) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", DEMO)
-        while not (news and isinstance(news[-1], Result) and news[-1].final):
-            delivery = wait_until(lambda: session.receive(0.5), "news came")
+        while not (received and isinstance(received[-1], Result) and received[-1].final):
+            delivery = wait_until(lambda: session.receive(0.5), "a message came")
             session.publish_and_acknowledge(delivery)
-            news.append(messages.decode(delivery.kind, delivery.body, RELEASES))
-    assert news[0] == RunStarted("run", RELEASES.resolve(DEMO))
+            received.append(messages.decode(delivery.kind, delivery.body, RELEASES))
+    assert received[0] == RunStarted("run", RELEASES.resolve(DEMO))
 
 
 def take(session: Session) -> Delivery:
@@ -232,9 +232,9 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     for service in ("data_loader", "data_processor", "analysis", "visualisation"):
         if service != consumer:
             demo_workers.start(service)
-    thief = transport.open([queue], prefetch=1)
-    thief.dead_letter(take(thief), "made unreadable by a test")
-    thief.close()
+    consumer_of_one = transport.open([queue], prefetch=1)
+    consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
+    consumer_of_one.close()
     demo_workers.start(consumer)
     outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
@@ -250,9 +250,9 @@ def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_worker
     submit(follower, "run", DEMO)
     for service in ("data_loader", "analysis", "visualisation"):
         demo_workers.start(service)
-    thief = transport.open([topology.EVENTS], prefetch=1)
-    thief.dead_letter(take(thief), "made unreadable by a test")
-    thief.close()
+    consumer_of_one = transport.open([topology.EVENTS], prefetch=1)
+    consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
+    consumer_of_one.close()
     demo_workers.start("data_processor")
     outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
     follower.close()
@@ -264,7 +264,7 @@ def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_worker
 
     written = demo_workers.folder / "service-results" / "run" / "result.json"
     result = wait_until(
-        lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is whole", 60
+        lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is complete", 60
     )
     assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == undisturbed
     assert dead_letters(demo_workers.settings) == []
@@ -282,15 +282,15 @@ def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_worke
     demo_workers.start_all()
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     sender = transport.open([])
-    poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", 10.0, {}, None)
+    poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", {}, None)
     sender.publish([poison])
     sender.close()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
-    graveyard = transport.open([topology.dead_letter_queue("events")])
-    letter = take(graveyard)
+    dead_letter_session = transport.open([topology.dead_letter_queue("events")])
+    letter = take(dead_letter_session)
     assert letter.headers["run_id"] == "another-run"
     assert "GLOBAL" in letter.headers["problem"]
-    graveyard.close()
+    dead_letter_session.close()
 
 
 @pytest.mark.broker

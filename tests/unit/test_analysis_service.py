@@ -454,7 +454,7 @@ def test_a_dead_lettered_request_ends_its_run(analysis: Analysis) -> None:
 @pytest.mark.parametrize(
     ("queue", "message"), [("runs", RunRequest("run", 1000.0, RUN_PLAN.settings)), ("plans", RUN_PLAN)]
 )
-def test_a_run_whose_request_is_dead_lettered_before_its_plan_fails(
+def test_a_run_without_a_plan_fails_if_its_request_is_dead_lettered(
     analysis: Analysis, queue: str, message: Message
 ) -> None:
     assert notify(analysis, dead_letter(queue, message, "RELEASE='x' is not known")) == [

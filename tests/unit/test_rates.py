@@ -57,5 +57,5 @@ def test_an_unsupported_modifier_type_is_rejected_by_name() -> None:
     sample["modifiers"].append({"name": "shape", "type": "shapesys", "data": [1.0] * len(sample["data"])})
     config = pyhf.Model({"channels": workspace["channels"]}, poi_name="mu", validate=False).config
 
-    with pytest.raises(ValueError, match="'shapesys' is not among those of this analysis"):
+    with pytest.raises(ValueError, match="'shapesys' is not supported"):
         Rates(workspace, config.samples, config.par_slice, config.npars)

@@ -1,4 +1,4 @@
-"""The database keeps each chunk once, whatever comes twice, late, in another order, or not at all."""
+"""The store counts each chunk once, in whatever order messages arrive, late, repeated or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = RunSettings(samples=tuple(SAMPLES))
 
 
 def partial(chunk: Chunk) -> PartialSums:
-    """What a chunk adds: of random weights, so that the order of additions shows in the last bits."""
+    """What a chunk adds; its weights are random, so that another order of additions changes the last bits."""
     rng = np.random.default_rng([chunk.start, *chunk.sample.encode()])
     events = random_selected(rng, chunk.stop - chunk.start)
     cutflow = dict.fromkeys(RELEASE.steps, len(events))
@@ -50,7 +50,7 @@ def chunks(run_id: str) -> list[Chunk]:
 
 
 def steps(run_id: str) -> list[Step]:
-    """Everything that makes a run whole, in the order that it is asked for."""
+    """All steps of a complete run."""
 
     def begin(store: Store) -> None:
         store.begin(RunPlan(run_id, 1000.0, SETTINGS))
@@ -65,20 +65,20 @@ def steps(run_id: str) -> list[Step]:
 
 
 def final(store: Store, run_id: str = "run") -> str:
-    """A run's final result to the last bit: JSON keeps every float exactly."""
+    """A run's final result to the last bit, because JSON keeps floats exactly."""
     run = store.run(run_id)
     assert run is not None
     return json.dumps(result_of(run, store, 1010.0, final=True))
 
 
-def whole_run() -> str:
+def complete_run() -> str:
     with closing(Store(None)) as store:
         for step in steps("run"):
             step(store)
         return final(store)
 
 
-EXPECTED = whole_run()
+EXPECTED = complete_run()
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ ZEE = Chunk("run", "Zee", 30, 60)
 
 
 def without(chunk: Chunk, store: Store) -> None:
-    """A run with all but one chunk."""
+    """Add all chunks of a run except one."""
     store.begin(RunPlan("run", 1000.0, SETTINGS))
     for sample in SAMPLES:
         store.plan(sample_plan("run", sample))
