@@ -146,14 +146,12 @@ class _PooledDataLoader(DataLoader):
         super().__init__(settings)
         self._settings, self._pool = settings, pool
 
-    def handle(self, message: Message) -> Sequence[Message]:
-        """Do a chunk task in a worker process, a file task in this thread."""
-        if not isinstance(message, ChunkTask):
-            return super().handle(message)
+    def read(self, task: ChunkTask) -> Sequence[Message]:
+        """Have a worker process read the chunk and select its events."""
         try:
-            outcome = self._pool.call(chunk_worker.process_chunk, self._settings, message.kind, message.encode())
+            outcome = self._pool.call(chunk_worker.process_chunk, self._settings, task.kind, task.encode())
         except WorkerProcessError as error:
-            return [ChunkFailed(message.chunk, f"the chunk could not be processed: {error}")]
+            return [ChunkFailed(task.chunk, f"the chunk could not be processed: {error}")]
         return cast("Sequence[Message]", outcome)
 
 

@@ -63,7 +63,7 @@ class DataLoader(Service):
             case FileTask():
                 return self._plan(message)
             case ChunkTask():
-                return self._read(message)
+                return self.read(message)
         raise MessageError(f"a data-loader has no use for a {message.kind} message")
 
     def _begin(self, request: RunRequest) -> Sequence[Message]:
@@ -83,7 +83,7 @@ class DataLoader(Service):
         whole_file = Chunk(task.run_id, task.sample, 0, bounds[-1])
         tasks = [ChunkTask(chunk, task.settings) for chunk in plan.chunks]
         # Read the first chunk now, so that the other services have work while the next files are planned.
-        first_chunk = [message for first in tasks[:1] for message in self._read(first)]
+        first_chunk = [message for first in tasks[:1] for message in self.read(first)]
         return [plan, Progress("plan", whole_file), *tasks[1:], *first_chunk]
 
     def _fetch_progress(self, task: FileTask) -> Callable[[int, int | None], None]:
@@ -98,7 +98,8 @@ class DataLoader(Service):
 
         return publish_progress
 
-    def _read(self, task: ChunkTask) -> Sequence[Message]:
+    def read(self, task: ChunkTask) -> Sequence[Message]:
+        """Read a chunk and apply the loader's steps; returns its events, or why it failed."""
         chunk = task.chunk
         release = RELEASES[task.settings.release]
         sample = release.sample(chunk.sample)
