@@ -309,12 +309,12 @@ class Result(Message):
 
 @dataclass(frozen=True)
 class StatusRequest(Message):
-    """The request of a follower to publish the progress or the outcome of a run once more."""
+    """A request for the progress or the outcome of a run; without a run id, of every run that is not complete."""
 
     kind: ClassVar[str] = "status-request"
     route: ClassVar[str] = topology.PLANS.name
 
-    run_id: Name
+    run_id: Name | None
 
 
 @dataclass(frozen=True)
@@ -405,6 +405,12 @@ KINDS: Mapping[str, type[Message]] = {
         RequeueNotice,
     )
 }  # fmt: skip
+
+
+def run_of(message: Message) -> str | None:
+    """Return the id of the run that a message is about, if it names one."""
+    chunk = getattr(message, "chunk", None)
+    return chunk.run_id if isinstance(chunk, Chunk) else getattr(message, "run_id", None)
 
 
 def decode(kind: str, body: bytes, releases: Releases) -> Message:

@@ -29,6 +29,7 @@ from common.messages import (
     RunFailed,
     RunPlan,
     RunRequest,
+    RunStarted,
     SamplePlan,
     Selected,
     StatusRequest,
@@ -469,6 +470,17 @@ def test_a_status_request_is_answered_with_progress_or_result(analysis: Analysis
     assert analysis.handle(StatusRequest("run")) == [everything["Zee"], Progress("analysis", ZEE)]
     result = final_of(analysis, RUN)
     assert analysis.handle(StatusRequest("run")) == [Result("run", final=True, result=result)]
+
+
+def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(analysis: Analysis) -> None:
+    notify(analysis, dead_letter("runs", RunRequest("wrong", 900.0, RUN_PLAN.settings), "no such sample"))
+    handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
+    everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
+    failed, *under_way = analysis.handle(StatusRequest(None))
+    assert failed == RunFailed("wrong", "a message in runs could not be handled: no such sample")
+    assert under_way == [RunStarted("run", RUN_PLAN.settings), everything["Zee"], Progress("analysis", ZEE)]
+    final_of(analysis, RUN)
+    assert analysis.handle(StatusRequest(None)) == [failed]
 
 
 def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(

@@ -27,6 +27,7 @@ from common.messages import (
     Result,
     RunFailed,
     RunPlan,
+    RunStarted,
     SamplePlan,
     Selected,
     StatusRequest,
@@ -96,8 +97,10 @@ class Analysis(Service):
             case RunPlan():
                 self._store.begin(message)
                 return self._outcome(message.run_id) or self._state(message.run_id)
-            case StatusRequest():
-                return self._outcome(message.run_id) or self._progress(message.run_id)
+            case StatusRequest(run_id=None):
+                return self._status_of_all()
+            case StatusRequest(run_id=str(run_id)):
+                return self._outcome(run_id) or self._progress(run_id)
             case SamplePlan():
                 self._store.plan(message)
                 return self._state(message.run_id)
@@ -158,6 +161,15 @@ class Analysis(Service):
         if result is not None:
             return [Result(run_id, final=True, result=result)]
         return [] if failure is None else [RunFailed(run_id, failure)]
+
+    def _status_of_all(self) -> Sequence[Message]:
+        """Return the failed runs, and the settings and progress of the runs under way."""
+        answers: list[Message] = [RunFailed(run_id, problem) for run_id, problem in self._store.failures()]
+        for run_id in self._store.unfinished():
+            run = self._store.run(run_id)
+            if run is not None and self._store.result(run_id) is None:
+                answers += [RunStarted(run_id, run.settings), *self._progress(run_id)]
+        return answers
 
     def _progress(self, run_id: str) -> Sequence[Message]:
         """Return the progress messages of a run again."""

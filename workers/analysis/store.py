@@ -186,6 +186,10 @@ class Store:
         row = self.database.row("SELECT problem FROM failures WHERE run_id = ?", run_id)
         return None if row is None else row[0]
 
+    def failures(self) -> list[tuple[str, str]]:
+        """Return the ids and problems of the latest 50 failed runs, the oldest first."""
+        return list(self._all("SELECT run_id, problem FROM failures ORDER BY rowid DESC LIMIT 50"))[::-1]
+
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Store a run's final result; the partial histograms of a complete run are deleted."""
         with self.database.transaction() as db:
