@@ -1,11 +1,9 @@
-"""The finished runs in the output folder: which there are, what they hold, and which must go."""
+"""The finished runs in the output folder: list them, read their files, delete the oldest."""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
-import shutil
 import stat
 import threading
 import time
@@ -14,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.names import is_name
+from common.result_folder import delete_folder
 
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-#: A folder that changed so recently may change again without its time telling so.
-_UNSURE_NS = 2_000_000_000
+#: A folder may change twice without a change of its time, if both changes are within this.
+_MTIME_RESOLUTION_NS = 2_000_000_000
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run: its folder holds a result.json, written at ``written_ns`` (nanoseconds since 1970)."""
+    """A finished run; its result.json was written at ``written_ns`` (nanoseconds since 1970)."""
 
     run_id: str
     written_ns: int
@@ -33,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class File:
-    """A file of a result: its name, and its size in bytes."""
+    """A file of a result; ``size`` in bytes."""
 
     name: str
     size: int
@@ -42,8 +41,8 @@ class File:
 class Archive:
     """The result folders under ``output``. Safe to use from several threads.
 
-    What is asked for comes from addresses and messages: only names that a run
-    or a file can have reach the file system, and no symbolic link is followed.
+    Run ids and file names come from requests and messages: they are checked before
+    they are used in a path, and symbolic links are not followed.
     """
 
     def __init__(self, output: Path) -> None:
@@ -52,7 +51,7 @@ class Archive:
         self._scanned: tuple[int, tuple[Entry, ...]] | None = None
 
     def entries(self) -> tuple[Entry, ...]:
-        """Every finished run, the newest first. The folders are looked through only when one has come or gone."""
+        """Return the finished runs, the newest first; the output folder is scanned only if it has changed."""
         with self._lock:
             try:
                 changed_ns = self.output.stat().st_mtime_ns
@@ -60,16 +59,16 @@ class Archive:
                 return ()
             if self._scanned is None or self._scanned[0] != changed_ns:
                 entries = self._scan()
-                is_sure = time.time_ns() - changed_ns > _UNSURE_NS
+                is_sure = time.time_ns() - changed_ns > _MTIME_RESOLUTION_NS
                 self._scanned = (changed_ns if is_sure else 0, entries)
             return self._scanned[1]
 
     def find(self, run_id: str) -> Entry | None:
-        """The finished run of that id, if there is one."""
+        """Return a finished run; None if there is none with this id."""
         return _entry(self.output, run_id)
 
     def files(self, run_id: str) -> Sequence[File]:
-        """The files of a run's folder, by name; none where there is no such run."""
+        """Return the files of a run's folder, sorted by name; empty if there is no such run."""
         if _entry(self.output, run_id) is None:
             return []
         try:
@@ -84,7 +83,7 @@ class Archive:
         return sorted(files, key=lambda file: file.name)
 
     def read(self, run_id: str, name: str) -> bytes | None:
-        """A file of a run's folder; None where there is no such run or file."""
+        """Return the content of a file of a run's folder; None if there is no such run or file."""
         if not is_name(name) or _entry(self.output, run_id) is None:
             return None
         try:
@@ -95,12 +94,12 @@ class Archive:
             return None
 
     def prune(self, keep: int, spare: Collection[str]) -> list[str]:
-        """Delete all but the ``keep`` newest runs, and return their ids; runs in ``spare`` stay whatever their age."""
-        gone = []
+        """Delete all but the ``keep`` newest runs, and return their ids; runs in ``spare`` are not deleted."""
+        deleted = []
         for entry in sorted(self._scan(), key=lambda entry: entry.run_id in spare, reverse=True)[keep:]:
             if entry.run_id not in spare and self._delete(entry.run_id):
-                gone.append(entry.run_id)
-        return gone
+                deleted.append(entry.run_id)
+        return deleted
 
     def _scan(self) -> tuple[Entry, ...]:
         try:
@@ -111,19 +110,16 @@ class Archive:
         return tuple(sorted(entries, key=lambda entry: (entry.written_ns, entry.run_id), reverse=True))
 
     def _delete(self, run_id: str) -> bool:
-        """Rename a run's folder out of sight, then delete it: whoever looks finds a whole folder there or none."""
-        away = self.output / f".{run_id}.{secrets.token_hex(6)}.old"
         try:
-            (self.output / run_id).rename(away)
+            delete_folder(self.output / run_id)
         except OSError as error:
-            log.warning("%s cannot be pruned: %s", self.output / run_id, error)
+            log.warning("%s cannot be deleted: %s", self.output / run_id, error)
             return False
-        shutil.rmtree(away, ignore_errors=True)
         return True
 
 
 def _entry(output: Path, run_id: str) -> Entry | None:
-    """The run of that id, if its name can be a run's and its folder, no link, holds a result.json, no link."""
+    """Return the run of a folder; None if the name is not valid, there is no result.json, or one of them is a link."""
     if not is_name(run_id):
         return None
     try:
