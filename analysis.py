@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from rich.console import Console
 
 from common import settings, topology
-from common.display import Bars, letters_table
+from common.display import Bars, dead_letters_table
 from common.errors import PipelineError, SettingsError
 from common.result_folder import write_folder
 from common.service import configure_logging
@@ -92,7 +92,7 @@ def _dead_letters(arguments: Sequence[str], console: Console) -> int:
     if flags.json:
         print(json.dumps([asdict(letter) for letter in letters], indent=2))
     elif letters:
-        console.print(letters_table(letters))
+        console.print(dead_letters_table(letters))
     if not flags.json:
         console.print(f"{len(letters)} dead letters{' requeued' if flags.requeue else ''}")
     return COMPLETE

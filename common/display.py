@@ -1,10 +1,10 @@
-"""What a person sees of a run in a terminal: a bar per stage, and above them the numbers as soon as they are there."""
+"""Show a run in a terminal: a progress bar for each stage, and above them the results when they arrive."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,8 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from common.dead_letters import Letter
 from common.messages import Stage
+from common.progress import RunProgress
+
+if TYPE_CHECKING:  # that module imports pika
+    from common.dead_letters import Letter
 
 _STAGES: Mapping[Stage, str] = {
     "plan": "files opened",
@@ -24,7 +27,7 @@ _STAGES: Mapping[Stage, str] = {
 
 
 class Bars:
-    """A progress bar per stage, and the final result; a context manager."""
+    """A progress bar for each stage, and the final result; a context manager."""
 
     def __init__(self, console: Console, samples: int) -> None:
         self._progress = Progress(
@@ -49,22 +52,19 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
-    def progress(self, stage: Stage, events: int, samples: int) -> None:
-        """Move a stage's bar; the plan says how many events the others have before them."""
-        self._progress.update(self._tasks["plan"], note="")
-        if stage == "plan":
-            self._progress.update(self._tasks[stage], completed=samples)
-            for other in self._tasks.keys() - {"plan"}:
-                self._progress.update(self._tasks[other], total=events)
-        else:
-            self._progress.update(self._tasks[stage], completed=events)
+    def progress(self, run: RunProgress) -> None:
+        """Move the bars; the total of the events is known once the files have been opened."""
+        self._progress.update(self._tasks["plan"], completed=len(run.planned), note="")
+        total = run.total_events if run.planned else None
+        for stage, done in run.stages.items():
+            self._progress.update(self._tasks[stage], total=total, completed=done.events)
 
     def note(self, text: str) -> None:
-        """Say what the run is doing or waiting for."""
+        """Show what the run is doing or waiting for."""
         self._progress.update(self._tasks["plan"], note=text)
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """Print the cutflow, the yields, the Higgs window and the fit above the bars; nothing where no event was."""
+        """Print the cutflow, the yields, the Higgs window and the fit above the bars, if any event was read."""
         if document["complete"]:
             self._fill(document["samples"])
         if not document["timing"]["events_per_second"]:
@@ -75,7 +75,7 @@ class Bars:
         self._progress.print(fit_line(document), soft_wrap=True)
 
     def _fill(self, samples: Mapping[str, Any]) -> None:
-        """Show all as done: what was told while the connection was lost came to nobody."""
+        """Fill all bars; progress messages may have been lost with the connection."""
         events = sum(sample["events_read"] for sample in samples.values())
         for stage, task in self._tasks.items():
             done = len(samples) if stage == "plan" else events
@@ -83,7 +83,7 @@ class Bars:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """The cutflow of each sample, and the yields of each category, as tables."""
+    """Return the cutflow of each sample and the yields of each category as tables."""
     settings = result["settings"]
     steps = list(next(iter(result["samples"].values()))["cutflow"])
     lumi_ifb = settings["lumi"] * settings["fraction"]
@@ -102,7 +102,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def window_line(result: Mapping[str, Any]) -> str:
-    """The notebook's figure for the Higgs window, in one line."""
+    """Return the expected events in the Higgs window, and the notebook's significance N/√(B + 0.3·B²), in one line."""
     window = result["window"]
     text = (
         f"{window['low']:g} to {window['high']:g} GeV: {window['n_signal_plus_background']:.2f} expected, "
@@ -112,7 +112,7 @@ def window_line(result: Mapping[str, Any]) -> str:
 
 
 def fit_line(result: Mapping[str, Any]) -> str:
-    """What the fit says, or why there is none, in one line."""
+    """Return the signal strength and its significance, or why there is no fit, in one line."""
     fit = result["fit"]
     if fit is None:
         return f"no fit: {result.get('fit_problem') or 'not made'}"
@@ -131,13 +131,13 @@ def _table(title: str, first: str) -> Table:
 
 
 def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """A yield and its uncertainty; counts without decimals."""
+    """Return a yield and its uncertainty as text; a count has no decimals."""
     is_count = entry["yield"] == entry["events_selected"]
     return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"
 
 
-def letters_table(letters: Sequence[Letter]) -> Table:
-    """The dead letters, a row each."""
+def dead_letters_table(letters: Sequence[Letter]) -> Table:
+    """Return a table with a row for each dead letter."""
     table = Table(title="Dead letters", box=SIMPLE_HEAD)
     for heading in ("queue", "run", "sample", "entries", "kind"):
         table.add_column(heading, overflow="fold")

@@ -16,6 +16,7 @@ from rich.console import Console
 from common import messages, topology
 from common.display import Bars
 from common.messages import Chunk, Progress, Result, ResultFiles, RunFailed, StatusRequest
+from common.progress import RunProgress
 from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
@@ -36,8 +37,8 @@ class Shown:
         self.results: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self.events: dict[str, int] = {}
 
-    def progress(self, stage: str, events: int, samples: int) -> None:
-        self.events[stage] = events
+    def progress(self, run: RunProgress) -> None:
+        self.events = {stage: done.events for stage, done in run.stages.items()}
 
     def note(self, text: str) -> None: ...
 

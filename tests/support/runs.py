@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import settings, topology
+from common.progress import RunProgress
 from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
@@ -25,8 +26,8 @@ class Quiet:
         self.events: dict[str, int] = {}
         self.on_progress = on_progress
 
-    def progress(self, stage: str, events: int, samples: int) -> None:
-        self.events[stage] = events
+    def progress(self, run: RunProgress) -> None:
+        self.events = {stage: done.events for stage, done in run.stages.items()}
         self.on_progress(self.events)
 
     def note(self, text: str) -> None: ...
