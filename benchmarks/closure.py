@@ -238,7 +238,8 @@ class Summary:
 
 def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
     """Draw the pulls of the signal strength and of the mass, each with the normal distribution."""
-    from workers.visualisation.plots import TOY_TITLE, WARNING, style
+    from workers.visualisation.histograms import TOY_TITLE
+    from workers.visualisation.plots import WARNING, style
 
     pulls = [one.pull for one in experiments]
     mass_pulls = [one.mass_pull for one in experiments if one.mass_pull is not None]
@@ -301,10 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary.of(experiments)
     print(summary)
     if flags.picture is not None:
-        from workers.visualisation.rendering import rendered
+        from workers.visualisation.plots import figure_bytes
 
         flags.picture.parent.mkdir(parents=True, exist_ok=True)
-        flags.picture.write_bytes(rendered(picture(experiments, summary), "png", dpi=120)["png"])
+        flags.picture.write_bytes(figure_bytes(picture(experiments, summary), "png", dpi=120))
     problems = summary.problems() + ([f"{failed} pseudo-experiments could not be fitted"] if failed else [])
     for problem in problems:
         print(f"closure: {problem}", file=sys.stderr)

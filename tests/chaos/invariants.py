@@ -13,10 +13,10 @@ import uproot
 
 from common import topology
 from common.names import is_name
+from common.result_folder import TEMPORARY
 from common.submission import Outcome
 from tests.chaos.stage import Run, Stage
 from tests.support.runs import numbers, numbers_of
-from workers.visualisation.service import JOURNAL
 
 #: How long no fewer messages may be left, before what is left will stay.
 SETTLE_S = 60.0
@@ -27,7 +27,6 @@ QUIET_SAMPLES = 40
 _ENDS: Mapping[str, Callable[[bytes], bool]] = {
     ".png": lambda content: content.endswith(b"IEND\xaeB`\x82"),
     ".pdf": lambda content: content.rstrip().endswith(b"%%EOF"),
-    ".svg": lambda content: content.rstrip().endswith(b"</svg>"),
     ".json": lambda content: bool(json.loads(content)),
     ".root": lambda content: bool(uproot.open(io.BytesIO(content)).keys()),
 }
@@ -79,9 +78,9 @@ def _of_the_services(stage: Stage) -> Iterator[str]:
 
 
 def _of_the_folder(output: Path, run_id: str, outcome: Outcome, undisturbed: str) -> Iterator[str]:
-    """The run's folder is whole, and there is nothing but folders of runs."""
+    """The run's folder is whole; beside it are only folders of runs and temporary folders of killed services."""
     for path in output.iterdir():
-        if path.name != JOURNAL and not (is_name(path.name) and path.is_dir()):
+        if not (path.is_dir() and (is_name(path.name) or path.name.startswith(TEMPORARY))):
             yield f"{path.name} was left in the output folder"
     folder = output / run_id
     if not folder.is_dir():

@@ -25,7 +25,7 @@ from workers.analysis.statistics.likelihood import Likelihood
 from workers.analysis.statistics.mass import SCANNED_MASSES_GEV, MassFit
 from workers.analysis.statistics.profile import Limits, Profile
 from workers.analysis.statistics.workspace import NoFit, workspace_of
-from workers.visualisation.folder import root_file
+from workers.visualisation.result_files import root_file
 
 ROOT = Path(__file__).parents[2]
 # pyhf 0.7 uses jsonschema's older way to resolve references, and cabinetry numpy's older names.

@@ -1,4 +1,4 @@
-"""The page over HTTP: what a viewer sees of runs under way, finished, failed and pruned, and what nobody sees."""
+"""The page over HTTP: runs under way, finished, failed and deleted, and what the page must not show."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import random
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,24 @@ import requests
 
 from common import settings
 from common.errors import SettingsError, Unavailable
-from common.messages import Chunk, FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted
+from common.messages import (
+    Chunk,
+    FetchProgress,
+    Message,
+    Progress,
+    Result,
+    ResultFiles,
+    RunFailed,
+    RunStarted,
+    StatusRequest,
+)
 from common.settings import RunSettings
 from physics import RELEASES
-from tests.support.waiting import wait_until
+from tests.support.drawing import POOL
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
-from workers.visualisation.page import live as live_runs
+from workers.visualisation.page.live import MAX_RUNS, LiveRuns
+from workers.visualisation.pool import DrawingPool
 from workers.visualisation.service import Visualisation
 
 RUN = "20260131-120000-2020e-13tev-1f3a"
@@ -64,13 +75,14 @@ def quiet_port() -> int:
 
 
 class Site:
-    """A visualisation service with its page; messages are handled in the test's own thread."""
+    """A visualisation service with its page; the test's thread handles the messages."""
 
-    def __init__(self, output: Path, **variables: str) -> None:
+    def __init__(self, output: Path, pool: DrawingPool = POOL, **variables: str) -> None:
         port = quiet_port()
         self.output = output
         self.url = f"http://127.0.0.1:{port}"
-        self.service = Visualisation(settings.read({"OUTPUT": str(output), "PAGE_PORT": str(port), **variables}))
+        read = settings.read({"OUTPUT": str(output), "PAGE_PORT": str(port), **variables})
+        self.service = Visualisation(read, pool=pool)
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=30, **options)
@@ -103,13 +115,13 @@ def finished(output: Path, run_id: str, written: float, content: dict[str, Any] 
 
 
 def under_way(run_id: str, done: int = 3) -> list[Message]:
-    """The news of a run of 10 chunks of 1000 events, of which some went through."""
+    """The messages of a run of 10 chunks of 1000 events, of which ``done`` have passed all stages."""
     stages: tuple[Any, ...] = ("data-loader", "data-processor", "analysis")
-    news: list[Message] = [Progress("plan", Chunk(run_id, "Zee", 0, 10_000))]
+    messages: list[Message] = [Progress("plan", Chunk(run_id, "Zee", 0, 10_000))]
     for number in range(done):
         chunk = Chunk(run_id, "Zee", 1000 * number, 1000 * (number + 1))
-        news += [Progress(stage, chunk) for stage in stages]
-    return news
+        messages += [Progress(stage, chunk) for stage in stages]
+    return messages
 
 
 def without_tags(html: str) -> str:
@@ -133,7 +145,7 @@ def test_a_port_that_is_taken_is_an_error_at_the_start(site: Site) -> None:
         Visualisation(settings.read({"PAGE_PORT": site.url.rpartition(":")[2]}))
 
 
-def test_an_empty_page_says_that_there_are_no_runs(site: Site) -> None:
+def test_a_page_without_runs_says_so(site: Site) -> None:
     text = without_tags(site.text("/"))
     assert "No run is under way" in text
     assert "No run has finished yet" in text
@@ -148,7 +160,7 @@ def test_a_run_under_way_is_shown_with_the_events_and_chunks_of_each_stage(site:
     assert "3,000 of 10,000 events" in without_tags(site.text("/"))
 
 
-def test_a_run_of_which_all_is_analysed_is_being_fitted(site: Site) -> None:
+def test_a_run_whose_events_are_all_analysed_is_shown_as_fitting(site: Site) -> None:
     partial = document(0.0, complete=False)
     partial["samples"] = {"Zee": partial["samples"]["Zee"]}
     site.handle(*under_way(RUN, done=9), Result(RUN, False, partial))
@@ -163,30 +175,30 @@ def test_a_chunk_that_is_reported_twice_counts_once(site: Site) -> None:
     assert "analysed analysis 3,000 3 " in without_tags(site.text(f"/runs/{RUN}"))
 
 
-def test_a_file_on_its_way_is_shown_until_it_is_there(site: Site) -> None:
+def test_a_file_is_shown_as_fetching_until_it_is_opened(site: Site) -> None:
     site.handle(FetchProgress(RUN, "Zee", 12_300_000, 45_600_000))
     assert "Fetching Zee: 12.3 MB of 45.6 MB" in site.text(f"/runs/{RUN}")
     site.handle(*under_way(RUN))
     assert "FetchProgress" not in site.text(f"/runs/{RUN}")
 
 
-def test_rate_and_time_left_come_from_the_last_seconds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_and_time_left_follow_from_the_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(live_runs.time, "monotonic", lambda: now)
-    for message in under_way(RUN, done=10):
-        site.handle(message) if message.chunk.start < 5000 else None  # type: ignore[attr-defined]
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    live = LiveRuns(lambda run_id: False)
+    for message in under_way(RUN, done=5):
+        live.update(message)
         now += 0.1
     now = 110.0
-    assert site.service._live is not None
-    run = site.service._live.get(RUN)
+    run = live.get(RUN)
     assert run is not None
     analysed = run.stages[-1]
     assert analysed.events == 5000
-    assert analysed.rate == pytest.approx(5000 / 9.7, rel=0.01)
+    assert analysed.throughput == pytest.approx(5000 / 9.7, rel=0.01)
     assert analysed.seconds_left == pytest.approx(9.7, rel=0.01)
     assert run.state == "running"
     now = 200.0
-    run = site.service._live.get(RUN)
+    run = live.get(RUN)
     assert run is not None
     assert run.state == "silent"
 
@@ -202,7 +214,7 @@ def events_of(answer: requests.Response) -> Iterator[str]:
             lines = []
 
 
-def test_whoever_watches_a_run_is_told_of_its_progress_its_plot_and_its_end(site: Site) -> None:
+def test_an_open_page_is_updated_with_progress_plot_and_end_of_the_run(site: Site) -> None:
     site.handle(*under_way(RUN), Result(RUN, False, document(0.001, run_id=RUN, complete=False)))
     with site.get(f"/runs/{RUN}/events", stream=True) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -219,18 +231,30 @@ def test_whoever_watches_a_run_is_told_of_its_progress_its_plot_and_its_end(site
     assert 'class="badge complete"' in rest[-2]
 
 
-def test_an_unwatched_run_is_not_drawn(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    monkeypatch.setattr("workers.visualisation.page.partial_plot.histogram_figure", lambda *_: drawn.append(1))
+class CountingPool(DrawingPool):
+    """Counts what is drawn."""
+
+    submitted = 0
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        self.submitted += 1
+        return super().submit(function, *arguments)
+
+
+def test_a_run_is_drawn_only_while_somebody_views_it(tmp_path: Path) -> None:
+    pool = CountingPool(1)
+    site = Site(tmp_path, pool=pool)
     site.text("/")
     site.handle(*under_way(RUN), Result(RUN, False, document(0.5)), Result(RUN, False, document(0.6)))
     site.text("/")
-    assert not drawn
-    assert site.get(f"/runs/{RUN}/partial.png").status_code == 404  # asked for, tried, and of no use
-    assert drawn
+    assert pool.submitted == 0
+    assert site.get(f"/runs/{RUN}/partial.png").content.startswith(b"\x89PNG")
+    assert pool.submitted == 1
+    site.service.close()
+    pool.close()
 
 
-def test_a_partial_result_that_makes_no_sense_leaves_the_page_whole(site: Site) -> None:
+def test_a_partial_result_that_is_not_valid_does_not_break_the_page(site: Site) -> None:
     site.handle(Result(RUN, False, {"samples": [1], "histograms": {"m4l": "x"}}))
     assert RUN in site.text("/")
     assert RUN in site.text(f"/runs/{RUN}")
@@ -263,7 +287,7 @@ def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> N
     assert f"{RUN} complete 2020e-13tev 10 " in row
 
 
-def test_pictures_and_numbers_of_a_fit_are_shown_with_their_captions(site: Site) -> None:
+def test_plots_and_numbers_of_a_fit_are_shown_with_captions(site: Site) -> None:
     fit = {
         "signal_strength": 1.25,
         "significance_observed": 3.5,
@@ -297,37 +321,38 @@ def test_toy_and_incomplete_are_marked_in_the_list_the_title_and_on_the_page(sit
     assert "llll: &lt;its&gt; file ends early" in html
 
 
-def test_a_failed_run_stays_on_the_list_with_the_reason_also_after_a_restart(site: Site, tmp_path: Path) -> None:
+def test_a_failed_run_is_listed_with_the_reason(site: Site) -> None:
     site.handle(RunFailed("lost", "LUMI=-5: a luminosity is a positive number"))
-    site.service.close()
-    again = Site(site.output)
-    assert "lost FAILED LUMI=-5: a luminosity is a positive number" in without_tags(again.text("/"))
-    assert "<title>FAILED – lost</title>" in again.text("/runs/lost")
-    again.service.close()
+    assert "lost FAILED LUMI=-5: a luminosity is a positive number" in without_tags(site.text("/"))
+    assert "<title>FAILED – lost</title>" in site.text("/runs/lost")
 
 
-def test_a_restart_in_the_middle_of_a_run_forgets_neither_its_plan_nor_what_is_done(site: Site) -> None:
-    site.handle(RunStarted(RUN, RunSettings(release="demo")), *under_way(RUN, done=4))
+def test_a_restarted_service_asks_the_analysis_once_for_the_runs_under_way(site: Site) -> None:
+    sent: list[Message] = []
+    site.service.publish = sent.extend
+    site.service.poll()
+    site.service.poll()
+    assert sent == [StatusRequest(None)]
+
+
+def test_a_restarted_service_shows_the_progress_that_the_analysis_reports(site: Site) -> None:
+    answer = [message for message in under_way(RUN, done=4) if getattr(message, "stage", "") in ("plan", "analysis")]
+    site.handle(RunStarted(RUN, RunSettings(release="demo")), *answer, *under_way(RUN, done=5))
     site.handle(Progress("data-loader", Chunk(RUN, "Zee", 7000, 8000)))
-    site.service.close()
-    again = Site(site.output)
-    again.handle(*under_way(RUN, done=5))  # of which four are told a second time
-    text = without_tags(again.text(f"/runs/{RUN}"))
+    text = without_tags(site.text(f"/runs/{RUN}"))
     assert "TOY" in text
     assert "loaded data-loader 6,000 6 " in text
     assert "selected data-processor 5,000 5 " in text
     assert "analysed analysis 5,000 5 " in text
-    assert "5,000 of 10,000 events" in without_tags(again.text("/"))
     partial = document(0.0, complete=False)
     partial["samples"]["Zee"]["events_read"] = 6000
-    again.handle(Result(RUN, False, partial))
-    assert "6,000 of 10,000 events" in without_tags(again.text("/"))
-    again.handle(Result(RUN, True, document()))
-    assert f"{RUN} complete" in without_tags(again.text("/"))
-    again.service.close()
+    site.handle(Result(RUN, False, partial))
+    assert "6,000 of 10,000 events" in without_tags(site.text("/"))
+    site.handle(Result(RUN, True, document()))
+    assert f"{RUN} complete" in without_tags(site.text("/"))
 
 
-def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: Site) -> None:
+def test_a_redelivered_result_is_not_drawn_again_but_a_changed_one_is(site: Site) -> None:
     (folder,) = site.service.handle(Result(RUN, True, document()))
     assert isinstance(folder, ResultFiles)
     (again,) = site.service.handle(Result(RUN, True, document()))
@@ -340,18 +365,7 @@ def test_a_result_that_comes_again_is_not_drawn_again_and_a_newer_one_is(site: S
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
 
 
-def test_a_line_that_a_kill_cut_off_costs_nothing_but_itself(site: Site) -> None:
-    site.handle(*under_way(RUN, done=4))
-    with (site.output / ".runs.json").open("ab") as journal:
-        journal.write(b'{"stage":"analysis","chunk":{"run_id":')
-    for _ in range(2):
-        site.service.close()
-        site = Site(site.output)
-        assert "4,000 of 10,000 events" in without_tags(site.text("/"))
-    site.service.close()
-
-
-def test_a_run_is_marked_a_toy_before_anything_of_it_is_done(site: Site) -> None:
+def test_a_toy_run_is_marked_before_its_first_event(site: Site) -> None:
     site.handle(RunStarted(RUN, RunSettings(release="demo", samples=("Zee", "llll"))))
     text = without_tags(site.text(f"/runs/{RUN}"))
     assert f"{RUN} TOY running" in text
@@ -367,7 +381,7 @@ def test_a_run_is_marked_a_toy_before_anything_of_it_is_done(site: Site) -> None
     assert f"<title>TOY – FAILED – {RUN}</title>" in site.text(f"/runs/{RUN}")
 
 
-def test_a_run_under_way_of_which_something_is_lost_is_marked_incomplete_at_once(site: Site) -> None:
+def test_a_run_under_way_that_lost_a_part_is_marked_incomplete(site: Site) -> None:
     site.handle(*under_way(RUN), Result(RUN, False, document(complete=False, problems=["llll: <no> such file"])))
     html = site.text(f"/runs/{RUN}")
     assert "<strong>INCOMPLETE</strong>" in html
@@ -376,37 +390,33 @@ def test_a_run_under_way_of_which_something_is_lost_is_marked_incomplete_at_once
     assert "<title>INCOMPLETE" in html
 
 
-def test_late_news_does_not_bring_a_finished_run_back(site: Site) -> None:
+def test_late_messages_do_not_list_a_finished_run_as_under_way(site: Site) -> None:
     site.handle(Result(RUN, True, document()), *under_way(RUN))
     assert "No run is under way" in site.text("/")
 
 
-def test_only_so_many_runs_under_way_are_remembered(site: Site) -> None:
-    for number in range(live_runs.MAX_RUNS + 5):
+def test_the_list_of_runs_under_way_is_bounded(site: Site) -> None:
+    for number in range(MAX_RUNS + 5):
         site.handle(FetchProgress(f"run-{number}", "Zee", 1, None))
     html = site.text("/")
-    assert html.count("<li>") == live_runs.MAX_RUNS
+    assert html.count("<li>") == MAX_RUNS
     assert 'href="/runs/run-4"' not in html
     assert 'href="/runs/run-5"' in html
 
 
-def test_an_output_folder_that_cannot_be_written_is_told_on_the_page(site: Site) -> None:
+def test_an_output_folder_that_cannot_be_written_is_shown_on_the_page(site: Site) -> None:
     site.handle(*under_way(RUN))
-    site.output.rename(site.output.with_name("moved"))
-    site.output.write_text("no folder")
+    site.output.write_text("a file in the place of the folder")
     with pytest.raises(Unavailable, match="cannot be written"):
         site.handle(Result(RUN, True, document()))
     assert "cannot be written" in site.text(f"/runs/{RUN}")
 
 
-def test_thousands_of_old_runs_come_in_pages_and_do_not_slow_the_list(site: Site) -> None:
+def test_thousands_of_finished_runs_are_listed_in_pages(site: Site) -> None:
     body = json.dumps(document()).encode()
     for number in range(3000):
         finished(site.output, f"run-{number:04}", 1.7e9 + number, body)
-    site.text("/")
-    began = time.monotonic()
     html = site.text("/")
-    assert time.monotonic() - began < 2.0  # milliseconds, on a machine that has time
     assert html.count('<th scope="row">') == 50
     assert "page 1 of 60" in html
     assert re.findall(r"run-\d{4}", html)[0] == "run-2999"
@@ -415,7 +425,7 @@ def test_thousands_of_old_runs_come_in_pages_and_do_not_slow_the_list(site: Site
     assert sorted(set(re.findall(r"run-\d{4}", found))) == [f"run-123{n}" for n in range(10)]
 
 
-def test_the_list_shows_a_run_that_another_program_put_there(site: Site) -> None:
+def test_the_list_shows_runs_written_by_another_program(site: Site) -> None:
     finished(site.output, "first", 1.7e9)
     assert "first" in site.text("/")
     finished(site.output, "second", 1.8e9)
@@ -423,13 +433,13 @@ def test_the_list_shows_a_run_that_another_program_put_there(site: Site) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"samples": 5}', b"\xff", b"[" * 100_000])
-def test_a_result_that_cannot_be_read_breaks_neither_list_nor_page(site: Site, content: bytes) -> None:
+def test_a_result_that_cannot_be_read_is_listed_as_incomplete(site: Site, content: bytes) -> None:
     finished(site.output, "broken", 1.7e9, content)
     assert "broken INCOMPLETE" in without_tags(site.text("/"))
     assert "its result.json cannot be read" in site.text("/runs/broken")
 
 
-def test_results_keep_prunes_the_oldest_results_and_nothing_else(tmp_path: Path) -> None:
+def test_results_keep_deletes_the_oldest_results_and_nothing_else(tmp_path: Path) -> None:
     output = tmp_path / "results"
     for number in range(5):
         finished(output, f"run-{number}", 1.6e9 + number)
@@ -446,7 +456,7 @@ def test_results_keep_prunes_the_oldest_results_and_nothing_else(tmp_path: Path)
     site.service.close()
 
 
-def test_pruning_spares_a_run_under_way_and_the_newest_whatever_its_time(tmp_path: Path) -> None:
+def test_results_keep_does_not_delete_runs_under_way(tmp_path: Path) -> None:
     for number in range(4):
         finished(tmp_path, f"run-{number}", 1.6e9 + number)
     archive = Archive(tmp_path)
@@ -470,14 +480,13 @@ def test_pruning_spares_a_run_under_way_and_the_newest_whatever_its_time(tmp_pat
         "/runs/run/files/absent.png",
         "/runs/linked",
         "/runs/linked/files/result.json",
-        "/runs/.runs.json",
-        "/.runs.json",
+        "/runs/.writing-1",
         "/static/..%2fapp.py",
         "/runs/none/events",
         "/runs/none/partial.png",
     ],
 )
-def test_no_address_leads_out_of_the_results(site: Site, path: str) -> None:
+def test_no_address_leads_outside_the_result_folders(site: Site, path: str) -> None:
     (site.output.parent / "secret.txt").write_text("SECRET")
     run = finished(site.output, "run", 1.7e9)
     (run / "link.txt").symlink_to(site.output.parent / "secret.txt")
@@ -506,7 +515,7 @@ def test_every_answer_has_the_security_headers(site: Site) -> None:
         assert "server" not in headers
 
 
-def test_the_page_changes_nothing_and_says_so(site: Site) -> None:
+def test_the_page_is_read_only(site: Site) -> None:
     finished(site.output, "run", 1.7e9)
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         assert requests.request(method, site.url + "/runs/run", timeout=30).status_code == 405
@@ -524,7 +533,7 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(site: Site) -> N
             assert 'scope="' in table
 
 
-def test_what_runs_are_called_and_what_they_tell_is_never_html(site: Site) -> None:
+def test_names_and_problems_of_runs_are_escaped(site: Site) -> None:
     site.handle(RunFailed("lost", "<script>alert(1)</script>"))
     evil = document(problems=["<i>"], complete=False, fit={"<u>": {"<u>": {"<u>": "<u>"}}})
     evil["release"] = "<b>"
@@ -541,31 +550,22 @@ def test_an_unchanged_file_is_not_sent_again(site: Site) -> None:
     assert site.get("/runs/run/files/result.json", headers={"If-None-Match": tag}).status_code == 304
 
 
-def test_a_file_no_browser_should_open_is_saved(site: Site) -> None:
+def test_files_that_a_browser_must_not_open_are_downloaded(site: Site) -> None:
     folder = finished(site.output, "run", 1.7e9)
-    for name, kind in (("page.html", "application/octet-stream"), ("plot.svg", "image/svg+xml")):
+    for name in ("page.html", "plot.svg"):
         (folder / name).write_text("<script>alert(1)</script>")
         headers = site.get(f"/runs/run/files/{name}").headers
         assert headers["content-disposition"] == f'attachment; filename="{name}"'
-        assert headers["content-type"] == kind
+        assert headers["content-type"] == "application/octet-stream"
 
 
-def test_a_service_that_stops_sends_its_viewers_away(site: Site) -> None:
+def test_a_service_that_stops_ends_the_streams_of_its_viewers(site: Site) -> None:
     site.handle(*under_way(RUN))
     with site.get(f"/runs/{RUN}/events", stream=True) as stream:
         next(events_of(stream))
-        began = time.monotonic()
         site.service.close()
-        assert time.monotonic() - began < 10
     with pytest.raises(requests.ConnectionError):
         site.get("/")
-
-
-def test_the_journal_of_another_version_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
-    (tmp_path / ".runs.json").write_text('[{"run_id": "../x", "began": "?"}]')
-    site = Site(tmp_path)
-    wait_until(lambda: site.get("/").ok, "the page answered")
-    site.service.close()
 
 
 @pytest.mark.parametrize("variable", ["PAGE_PORT=70000", "PAGE_PORT=web", "RESULTS_KEEP=-1", "RESULTS_KEEP=some"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -14,121 +13,55 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from common.errors import MessageError
-from common.releases import Category, Release
-from physics import RELEASES
-from workers.visualisation.ticks import draw_ticks
+from common.releases import Category
+from workers.visualisation.histograms import (
+    TOY_TITLE,
+    Array,
+    Contents,
+    axis_label,
+    events_label,
+    is_toy,
+    read_histogram,
+    result_release,
+    simulated,
+)
 
-Array = NDArray[np.float64]
-
+#: Probability of a normal variable to lie within one standard deviation of its mean.
 ONE_SIGMA = 0.682689492137
-HEADROOM = 0.6  # empty space above everything drawn, of its height: for the labels and the legend
+HEADROOM = 0.6  # empty space for the labels and the legend, as a fraction of the height of what is drawn
 RATIO_LIMIT = 2.0
 PROBLEM_LENGTH = 104
-TOY_TITLE = "TOY demo – not ATLAS data"
 WARNING = "#b00020"
 STYLE: dict[Any, Any] = {
     **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
-    "text.hinting": "none",  # the same on every machine
-    "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,  # plain numbers are drawn faster
-    "mathtext.fallback": "stix",  # for the radical and ℓ, which TeX Gyre Heros has not
-    "svg.hashsalt": "atlas-open-data",  # the same result, the same names inside
-    "pdf.fonttype": 3,  # TeX Gyre Heros is OpenType-CFF, which matplotlib embeds soundly only as Type 3
+    "text.hinting": "none",  # the same glyph positions on every machine
+    "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
+    "mathtext.fallback": "stix",  # for the radical sign and ℓ, which TeX Gyre Heros does not have
+    "pdf.fonttype": 3,  # matplotlib cannot embed OpenType-CFF fonts such as TeX Gyre Heros as Type 42
 }  # fmt: skip
 HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "//////", "linewidth": 0}
 POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
-#: What lies on the horizontal axis of each histogram, in GeV; those of m4l are all named m4l or m4l_CHANNEL.
-QUANTITIES = MappingProxyType(
-    {"m4l": r"$m_{4\ell}$", "m_z1": r"$m_{Z1}$", "m_z2": r"$m_{Z2}$", "lead_pt": r"Leading lepton $p_{\mathrm{T}}$"}
-)
 WATERMARK: dict[str, Any] = {"rotation": 25, "weight": "bold", "ha": "center", "va": "center", "alpha": 0.28}
 
 
-@dataclass(frozen=True)
-class Contents:
-    """One category in one histogram: sums of weights and sums of squared weights, shape (bins,)."""
-
-    values: Array
-    variances: Array
-
-
-def result_release(result: Mapping[str, Any]) -> Release:
-    """The catalogue's entry of the result; raises SettingsError where there is none."""
-    return RELEASES[result["release"]]
-
-
-def is_toy(result: Mapping[str, Any]) -> bool:
-    """True where the result or its release says that its events do not come from the detector."""
-    return bool(result["toy"]) or result_release(result).toy
-
-
-def read_histogram(result: Mapping[str, Any], name: str) -> tuple[Array, dict[str, Contents]]:
-    """Edges [GeV], shape (bins + 1,), and contents by category, in the catalogue's order.
-
-    Raises MessageError, naming the histogram, for one that is absent, not finite, of the wrong
-    shape, with edges that do not rise, negative variances, or data that are not whole counts.
-    """
-    where = f"run {result.get('run_id')}: histogram {name!r}"
-    if name not in result["histograms"]:
-        raise MessageError(f"{where} is not in the result, which has {', '.join(result['histograms'])}")
-
-    def numbers(of: Mapping[str, Any], key: str, size: int | None, what: str) -> Array:
-        try:
-            array = np.asarray(of[key], dtype=np.float64)
-        except (KeyError, TypeError, ValueError):
-            raise MessageError(f"{where}: {what} are absent or not numbers") from None
-        if array.ndim != 1 or (size is not None and len(array) != size):
-            raise MessageError(f"{where}: {what} have shape {array.shape}, and should have ({size},)")
-        if not np.isfinite(array).all():
-            raise MessageError(f"{where}: {what} are not all finite numbers")
-        return array
-
-    found = result["histograms"][name]
-    edges = numbers(found, "edges", None, "edges")
-    if len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise MessageError(f"{where}: edges do not rise from bin to bin")
-    contents = {}
-    for key in (c.name for c in result_release(result).categories if c.name in found):
-        values = numbers(found[key], "values", len(edges) - 1, f"values of {key}")
-        variances = numbers(found[key], "variances", len(edges) - 1, f"variances of {key}")
-        if (variances < 0).any():
-            raise MessageError(f"{where}: variances of {key} are negative in a bin")
-        if key == "data" and ((values < 0) | (values % 1 != 0)).any():
-            raise MessageError(f"{where}: values of data are not whole counts of events")
-        contents[key] = Contents(values, variances)
-    return edges, contents
-
-
-def axis_label(histogram: str) -> str:
-    """What a histogram's horizontal axis shows, with its unit, in mathtext; an unknown one's is its name."""
-    quantity = "m4l" if histogram.startswith("m4l_") else histogram
-    return f"{QUANTITIES.get(quantity, quantity)} [GeV]"
-
-
-def events_label(edges: Array) -> str:
-    """What a histogram's vertical axis counts: events per width of the bins, where that is one."""
-    return f"Events / {edges[1] - edges[0]:g} GeV" if np.ptp(np.diff(edges)) < 1e-9 else "Events / bin"
-
-
 def garwood_interval(counts: Array) -> tuple[Array, Array]:
-    """Central 68.27 % confidence interval of a Poisson mean, for each observed count n, shape (bins,).
+    """Return the central 68.27 % confidence interval of a Poisson mean for each observed count n, shape (bins,).
 
     Garwood's exact interval: P(N ≥ n | low) = P(N ≤ n | high) = 15.87 %; low is
-    0 for n = 0. Solved by bisection. Raises ValueError for anything but whole
-    numbers from 0. Source: F. Garwood, Biometrika 28 (1936) 437.
+    0 for n = 0. Solved by bisection. Raises ValueError if a count is negative or
+    not a whole number. Source: F. Garwood, Biometrika 28 (1936) 437.
     """
     n = np.asarray(counts, dtype=np.float64)
     if not ((n >= 0) & (n % 1 == 0)).all():
-        raise ValueError(f"Poisson intervals are of whole counts from 0, not of {counts}")
+        raise ValueError(f"Poisson intervals need whole counts from 0, not {counts}")
     k = np.arange(n.max(initial=0) + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(k[1:]))])
     tail = (1 - ONE_SIGMA) / 2
 
     def mean_where(most: Array, probability: float, low: Array, high: Array) -> Array:
-        for _ in range(60):  # P(N ≤ most | mean) falls with the mean
+        for _ in range(60):  # P(N ≤ most | mean) decreases with the mean
             mean = ((low + high) / 2)[:, np.newaxis]
             terms = np.exp(k * np.log(mean) - mean - log_factorial)
             below = (terms * (k <= most[:, np.newaxis])).sum(axis=1) > probability
@@ -141,32 +74,35 @@ def garwood_interval(counts: Array) -> tuple[Array, Array]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style of the field, whatever the machine's matplotlibrc says, and only in this block."""
+    """Use the ATLAS style inside the block, independent of the machine's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
 
 
-def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
-    """Draw one histogram of a result document, the content of result.json.
+def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
+    """Return a figure as a file, png or pdf; the same figure gives the same bytes."""
+    file = io.BytesIO()
+    with style():
+        figure.savefig(file, format=kind, dpi=dpi, metadata={"CreationDate": None} if kind == "pdf" else None)
+    return file.getvalue()
 
-    Simulation is stacked in the catalogue's order, its statistical uncertainty
-    hatched; data have Garwood intervals, and no point where a bin is empty. A
-    ratio panel is there where both are, without points where the simulation is
-    not positive. Toy and incomplete results are marked all over. Raises
-    MessageError for a histogram that cannot be drawn truthfully.
+
+def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
+    """Draw one histogram of a result document.
+
+    Simulation is stacked in the release's order, with a hatched statistical
+    uncertainty. Data have Garwood intervals; bins without data have no point. The
+    ratio panel is drawn if there are both data and simulation, and has no point
+    where the simulation is not positive. Toy and incomplete results have a
+    watermark. Raises MessageError if the histogram is not valid (see read_histogram).
     """
     edges, contents = read_histogram(result, histogram)
-    ran = {sample["category"] for sample in result.get("samples", {}).values()}
-    shown = {name for name, content in contents.items() if name in ran or content.values.any()}
-    simulation = [(c, contents[c.name]) for c in simulated(result) if c.name in shown]
-    return stack_figure(result, histogram, edges, simulation, contents["data"].values if "data" in shown else None)
-
-
-def simulated(result: Mapping[str, Any]) -> Sequence[Category]:
-    """The categories of the result's release that are simulation, in the order they are stacked."""
-    return [category for category in result_release(result).categories if category.name != "data"]
+    requested = {sample["category"] for sample in result.get("samples", {}).values()}
+    drawn = {name for name, content in contents.items() if name in requested or content.values.any()}
+    simulation = [(c, contents[c.name]) for c in simulated(result) if c.name in drawn]
+    return stack_figure(result, histogram, edges, simulation, contents["data"].values if "data" in drawn else None)
 
 
 def stack_figure(
@@ -180,10 +116,10 @@ def stack_figure(
     uncertainty: str = "Stat. uncertainty",
     notes: Sequence[str] = (),
 ) -> Figure:
-    """Draw stacked simulation and counted data (None: the run has none), and their ratio.
+    """Draw stacked simulation, data counts (None if the run has no data) and their ratio.
 
-    ``error`` is the sum's, of this name, shape (bins,); None: the statistical one.
-    ``notes`` are lines below the labels.
+    ``error`` is the uncertainty of the stack's sum, shape (bins,), None for the statistical
+    one; ``uncertainty`` is its label. ``notes`` are lines of text below the labels.
     """
     with_data, counts = counts is not None, np.zeros(len(edges) - 1) if counts is None else counts
     interval = garwood_interval(counts)
@@ -202,7 +138,7 @@ def stack_figure(
             if with_ratio:
                 _draw_band(bottom, edges, total, error)
                 _draw_points(bottom, edges, points, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
-                main.xaxis.set_visible(False)
+                main.tick_params(axis="x", labelbottom=False)
         high = max(high, float((interval[1] * (counts > 0)).max())) or 1.0
         main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=events_label(edges))
         main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -211,17 +147,19 @@ def stack_figure(
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
         _draw_labels(main, result, histogram, notes)
-        draw_ticks(figure)
-        draw_marks(figure, result)
+        draw_watermarks(figure, result)
     return figure
 
 
 def _draw_stack(
     axes: Axes, edges: Array, stack: Sequence[tuple[Category, Contents]], error: Array | None, uncertainty: str
 ) -> tuple[Array, Array, float, float]:
-    """Draw positive bins up, negative bins down from 0; return sum, its error, lowest and highest point."""
+    """Stack positive bins upwards and negative bins downwards from 0.
+
+    Returns the sum and its uncertainty, shape (bins,), and the lowest and highest point drawn.
+    """
     total, variance, top, bottom = (np.zeros(len(edges) - 1) for _ in range(4))
-    if stack:  # the legend is read backwards: uncertainty last, top of the stack first
+    if stack:  # the legend is in reverse order: the top of the stack first, the uncertainty last
         axes.stairs([], [0.0], label=uncertainty, **HATCH)
     for category, layer in stack:
         base = np.where(layer.values < 0, bottom, top)
@@ -241,7 +179,7 @@ def _draw_stack(
 def _draw_points(
     axes: Axes, edges: Array, points: Array, *, over: Array, limit: float, label: str, colour: str
 ) -> None:
-    """Counts / over, where both are positive, with their interval; an arrow for a point beyond the limit.
+    """Draw counts / over with their intervals, where both are positive; an arrow marks a point beyond the limit.
 
     ``points`` are the counts and the ends of their intervals, shape (3, bins).
     """
@@ -256,7 +194,7 @@ def _draw_points(
 
 
 def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
-    """The ratio panel without its points: 1, and around it the simulation's relative uncertainty."""
+    """Draw the ratio panel without its points: a line at 1 with the simulation's relative uncertainty."""
     relative = np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
     axes.stairs(1 + relative, edges, baseline=1 - relative, **HATCH)
     axes.axhline(1, color="black", linewidth=0.8)
@@ -264,7 +202,7 @@ def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
 
 
 def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> None:
-    """Whose data, at which energy and luminosity, in which channel."""
+    """Draw the origin of the data, the energy, the luminosity and the decay channel."""
     channel = histogram.removeprefix("m4l_").replace("mu", r"\mu") if histogram.startswith("m4l_") else r"4\ell"
     lines = [energy_and_luminosity(result), rf"$H\to ZZ^{{*}}\to {channel}$", *notes]
     place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
@@ -280,13 +218,13 @@ def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: S
 
 
 def energy_and_luminosity(result: Mapping[str, Any]) -> str:
-    """At which energy, and how much data, in mathtext."""
+    """Return the centre-of-mass energy and the integrated luminosity (LUMI × FRACTION), in mathtext."""
     lumi_ifb = result["settings"]["lumi"] * result["settings"]["fraction"]
     return rf"$\sqrt{{s}}$ = {result_release(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
 
 
-def draw_marks(figure: Figure, result: Mapping[str, Any]) -> None:
-    """The watermarks of a toy and of an incomplete run, and the first problem above the axes."""
+def draw_watermarks(figure: Figure, result: Mapping[str, Any]) -> None:
+    """Draw the watermarks of a toy and of an incomplete run, and an incomplete run's first problem at the top."""
     words = {"TOY": 150} if is_toy(result) else {}
     if not result["complete"]:
         words["INCOMPLETE"] = 76

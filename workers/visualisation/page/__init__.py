@@ -1,1 +1,1 @@
-"""The web page: runs under way as they go on, finished runs as they are in the output folder."""
+"""The web page: runs under way, and finished runs from the output folder."""

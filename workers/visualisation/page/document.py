@@ -1,4 +1,4 @@
-"""result.json as the page reads it: every part may be missing, and nothing of it is of a surprising type."""
+"""result.json as typed objects; every part is optional, and a file that is not valid does not raise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workers.visualisation.page.live import LiveRun
 
 
 class SampleCounts(msgspec.Struct, rename={"yield_": "yield"}):
-    """What became of one sample's events."""
+    """The events of one sample."""
 
     category: str = ""
     events_read: int = 0
@@ -27,7 +27,7 @@ class SampleCounts(msgspec.Struct, rename={"yield_": "yield"}):
 
 
 class CategoryCounts(msgspec.Struct, rename={"yield_": "yield"}):
-    """What is left of one category's events."""
+    """The selected events of one category."""
 
     events_selected: int = 0
     yield_: float = 0.0
@@ -35,7 +35,7 @@ class CategoryCounts(msgspec.Struct, rename={"yield_": "yield"}):
 
 
 class Window(msgspec.Struct):
-    """Expected events around the Higgs boson's mass; ``low`` and ``high`` in GeV."""
+    """Expected events in the window around the Higgs boson's mass; ``low`` and ``high`` in GeV."""
 
     low: float
     high: float
@@ -45,7 +45,7 @@ class Window(msgspec.Struct):
 
 
 class Timing(msgspec.Struct):
-    """When a run was submitted and finished (ISO 8601), and how fast it went."""
+    """When a run was submitted and finished (ISO 8601), and its throughput."""
 
     submitted: str = ""
     finished: str = ""
@@ -54,7 +54,7 @@ class Timing(msgspec.Struct):
 
 
 class Document(msgspec.Struct):
-    """A result, finished or partial."""
+    """A final or partial result."""
 
     release: str = ""
     toy: bool = False
@@ -70,8 +70,8 @@ class Document(msgspec.Struct):
     timing: Timing = msgspec.field(default_factory=Timing)
 
     @property
-    def catalogued(self) -> Release | None:
-        """The catalogue's entry of the release, if it knows it."""
+    def known_release(self) -> Release | None:
+        """The release; None if there is none with this name."""
         try:
             return RELEASES[self.release]
         except SettingsError:
@@ -79,17 +79,17 @@ class Document(msgspec.Struct):
 
     @property
     def is_toy(self) -> bool:
-        """True where the result or its release says that its events do not come from the detector."""
-        return self.toy or (self.catalogued is not None and self.catalogued.toy)
+        """True if the result or its release says that the events are simulated toys, data included."""
+        return self.toy or (self.known_release is not None and self.known_release.toy)
 
     @property
     def events_read(self) -> int:
-        """Events of all samples."""
+        """Events that were read of all samples."""
         return sum(sample.events_read for sample in self.samples.values())
 
     @property
     def lumi_ifb(self) -> float | None:
-        """Luminosity that the result stands for, in fb⁻¹."""
+        """Integrated luminosity in fb⁻¹: LUMI × FRACTION."""
         lumi, fraction = self.settings.get("lumi"), self.settings.get("fraction", 1.0)
         return lumi * fraction if isinstance(lumi, int | float) and isinstance(fraction, int | float) else None
 
@@ -98,7 +98,7 @@ UNREADABLE = Document(problems=["its result.json cannot be read"])
 
 
 def of_result(result: Mapping[str, Any]) -> Document:
-    """The document of a result; UNREADABLE where it is none."""
+    """Return the document of a result; UNREADABLE if it is not valid."""
     try:
         return msgspec.convert(result, Document)
     except msgspec.ValidationError:
@@ -106,7 +106,7 @@ def of_result(result: Mapping[str, Any]) -> Document:
 
 
 def of_live(run: LiveRun) -> Document:
-    """What is known of a run that has no result folder: its partial result, or at least its settings."""
+    """Return the partial result of a run without a result folder; before that, a document of its settings."""
     document = of_result(run.result or {})
     if document.release or run.settings is None:
         return document
@@ -115,7 +115,7 @@ def of_live(run: LiveRun) -> Document:
 
 
 class Documents:
-    """The documents of an archive, the last few hundred of them kept."""
+    """The documents of an archive, cached."""
 
     def __init__(self, archive: Archive) -> None:
         def read(run_id: str, _written_ns: int) -> Document:
@@ -129,7 +129,7 @@ class Documents:
             document.histograms, document.fit = {}, None
             return document
 
-        #: The whole document of a run, by its id and the time it was written.
+        #: The document of a run, by its id and the time it was written.
         self.whole = lru_cache(maxsize=16)(read)
-        #: The same without histograms and fit: a list needs hundreds of them.
+        #: The same without histograms and fit, for the list of runs.
         self.summary = lru_cache(maxsize=500)(read_summary)

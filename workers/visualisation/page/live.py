@@ -1,8 +1,7 @@
-"""The runs under way, and those that failed: all that the messages of the results exchange tell of them."""
+"""The runs under way and those that failed, from the messages of the results exchange."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import OrderedDict
@@ -10,60 +9,58 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.messages import FetchProgress, Message, Progress, Result, RunFailed, RunStarted, Stage
+from common.messages import FetchProgress, Message, Progress, Result, RunFailed, RunStarted, Stage, run_of
+from common.progress import RunProgress
 from common.settings import RunSettings
-from workers.visualisation.page.journal import Journal, Kept
-from workers.visualisation.page.pace import Pace
 
-log = logging.getLogger(__name__)
-
-#: The stages that every event goes through, the last one first: what one has done, those after it in this tuple have.
-STAGES: tuple[Stage, ...] = ("analysis", "data-processor", "data-loader")
 MAX_RUNS = 100
-MAX_REMEMBERED = 10_000
+#: So many ids of finished runs are kept, to ignore messages that arrive late.
+MAX_FINISHED = 10_000
+MAX_FETCHES = 20
 SILENT_S = 60.0
 
 
 @dataclass(frozen=True)
 class StageState:
-    """A stage's part of a run: events and chunks done, and events per second of late."""
+    """The events and chunks that a stage has finished; ``throughput`` in events per second."""
 
     name: Stage
     events: int
     chunks: int
-    rate: float | None
+    throughput: float | None
     seconds_left: float | None
 
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A run as it stands now; times in seconds since 1970. ``problem`` says why it failed, or what holds it up.
+    """The state of a run that has no result folder.
 
-    ``settings`` is None until its start was heard of, ``result`` until something is analysed.
+    ``settings`` is None until the run's first message, ``result`` until the first
+    partial result. ``problem`` is why the run failed, or why its folder cannot be
+    written. ``silent_s`` is the time since the last message, in seconds.
     """
 
     run_id: str
     version: int
-    began: float
-    quiet_s: float
-    failed: float | None
+    silent_s: float
+    has_failed: bool
     problem: str | None
     is_drawing: bool
     settings: RunSettings | None
-    plan: Mapping[str, int]
+    planned: Mapping[str, int]
     fetching: tuple[FetchProgress, ...]
     stages: tuple[StageState, ...]
     result: Mapping[str, Any] | None
     result_version: int
 
     @property
-    def total(self) -> int:
-        """Events that will be read, as far as the plan goes."""
-        return sum(self.plan.values())
+    def total_events(self) -> int:
+        """Events that will be read of the files opened so far."""
+        return sum(self.planned.values())
 
     @property
     def samples(self) -> int:
-        """How many samples make the run whole; 0 where that is not known yet."""
+        """Number of samples of the run; 0 if it is not known yet."""
         if self.settings is not None:
             return len(self.settings.samples)
         samples = (self.result or {}).get("samples")
@@ -71,167 +68,138 @@ class LiveRun:
 
     @property
     def state(self) -> str:
-        """The state in a word."""
-        if self.failed is not None:
+        """One of failed, drawing, silent, fitting and running."""
+        if self.has_failed:
             return "failed"
         if self.is_drawing:
             return "drawing"
-        if self.quiet_s > SILENT_S:
+        if self.silent_s > SILENT_S:
             return "silent"
-        is_planned = 0 < self.samples == len(self.plan)
-        return "fitting" if is_planned and self.stages[-1].events == self.total else "running"
+        is_planned = 0 < self.samples == len(self.planned)
+        return "fitting" if is_planned and self.stages[-1].events == self.total_events else "running"
 
 
 class LiveRuns:
-    """Hears messages in the service's loop, and is asked from the page's threads.
+    """Keeps the state of up to MAX_RUNS runs; the run without a message for longest is dropped first.
 
-    At most MAX_RUNS are known; those of which nothing was heard for longest make way.
+    The service's loop updates it, the page's threads read it.
     """
 
-    def __init__(self, journal: Journal, is_finished: Callable[[str], bool]) -> None:
+    def __init__(self, is_finished: Callable[[str], bool]) -> None:
         self.version = 0
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
-        self._done: OrderedDict[str, None] = OrderedDict()
+        self._finished: OrderedDict[str, None] = OrderedDict()
         self._is_finished = is_finished
-        self._journal = journal
-        for kept in journal.read()[-MAX_RUNS:]:
-            if kept.failed is not None or not is_finished(kept.run_id):
-                self._runs[kept.run_id] = _Run(kept)
-        if self._runs:
-            self._write()
 
-    def hear(self, message: Message) -> None:
-        """Note what a message says of its run; late news of a finished run says nothing."""
-        run_id = message.chunk.run_id if isinstance(message, Progress) else getattr(message, "run_id", "")
+    def update(self, message: Message) -> None:
+        """Apply a message to its run; messages of finished runs are ignored."""
+        run_id = run_of(message)
         with self._lock:
-            is_new = run_id not in self._runs
-            run = self._run(run_id)
-            if run is None:
+            if run_id is None or run_id in self._finished:
                 return
-            is_to_be_kept = run.hear(message)
-            self._changed(run)
-            # Before the message is acknowledged: what is kept is all that was heard, whatever happens.
-            if is_to_be_kept and isinstance(message, Progress) and message.stage != "plan" and not is_new:
-                self._journal.note(message)
-            elif is_to_be_kept or is_new:
-                self._write()
+            if run_id not in self._runs:
+                if self._is_finished(run_id):
+                    return
+                self._runs[run_id] = _Run(run_id)
+            self._runs[run_id].update(message)
+            self._mark_changed(run_id)
+            while len(self._runs) > MAX_RUNS:
+                self._runs.popitem(last=False)
 
-    def hold_up(self, run_id: str, problem: str) -> None:
-        """Note what keeps a run's result from being written."""
+    def report_problem(self, run_id: str, problem: str) -> None:
+        """Show why a run's folder cannot be written."""
         with self._lock:
-            run = self._runs.get(run_id)
-            if run is not None:
-                run.kept.problem = problem
-                self._changed(run)
+            if run_id in self._runs:
+                self._runs[run_id].problem = problem
+                self._mark_changed(run_id)
 
     def finish(self, run_id: str) -> None:
-        """A run's folder is there: nothing more is kept of it here."""
+        """Remove a run whose folder has been written."""
         with self._lock:
-            self._done[run_id] = None
-            self._done.move_to_end(run_id)
-            while len(self._done) > MAX_REMEMBERED:
-                self._done.popitem(last=False)
+            self._finished[run_id] = None
+            self._finished.move_to_end(run_id)
+            while len(self._finished) > MAX_FINISHED:
+                self._finished.popitem(last=False)
+            self._runs.pop(run_id, None)
             self.version += 1
-            if self._runs.pop(run_id, None) is not None:
-                self._write()
 
     def get(self, run_id: str) -> LiveRun | None:
-        """The run as it stands; None where it is finished or was never heard of."""
+        """Return the state of a run; None if it is finished or unknown."""
         with self._lock:
             run = self._runs.get(run_id)
             return None if run is None else run.snapshot()
 
     def all(self) -> list[LiveRun]:
-        """Every run, the newest first."""
+        """Return the state of every run, the newest first."""
         with self._lock:
-            runs = [run.snapshot() for run in self._runs.values()]
-        return sorted(runs, key=lambda run: run.began, reverse=True)
+            runs = sorted(self._runs.values(), key=lambda run: run.first_message_s, reverse=True)
+            return [run.snapshot() for run in runs]
 
-    def _run(self, run_id: str) -> _Run | None:
-        known = self._runs.get(run_id)
-        if known is None:
-            if run_id in self._done or self._is_finished(run_id):
-                return None
-            known = self._runs[run_id] = _Run(Kept(run_id, time.time()))
-            while len(self._runs) > MAX_RUNS:
-                self._runs.popitem(last=False)
-        return known
-
-    def _write(self) -> None:
-        self._journal.write(run.kept for run in self._runs.values())
-
-    def _changed(self, run: _Run) -> None:
+    def _mark_changed(self, run_id: str) -> None:
         self.version += 1
-        run.version = self.version
-        run.heard = time.monotonic()
-        self._runs.move_to_end(run.kept.run_id)
+        self._runs[run_id].version = self.version
+        self._runs[run_id].last_message_s = time.monotonic()
+        self._runs.move_to_end(run_id)
 
 
 class _Run:
-    def __init__(self, kept: Kept) -> None:
-        self.kept = kept
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
         self.version = 0
-        self.heard = time.monotonic()
+        self.first_message_s = self.last_message_s = time.monotonic()
+        self.settings: RunSettings | None = None
+        self.progress = RunProgress()
         self.fetching: dict[str, FetchProgress] = {}
-        self.paces = {stage: Pace(kept.done.setdefault(stage, {})) for stage in STAGES}
+        self.has_failed, self.is_drawing = False, False
+        self.problem: str | None = None
         self.result: Mapping[str, Any] | None = None
         self.result_version = 0
-        self.is_drawing = False
 
-    def hear(self, message: Message) -> bool:
-        """Note what a message says; True where a restart must not forget it."""
+    def update(self, message: Message) -> None:
         match message:
             case RunStarted(settings=settings):
-                self.kept.settings = settings
-            case Progress(stage="plan", chunk=chunk):
-                self.kept.plan[chunk.sample] = chunk.stop
+                self.settings = settings
+            case Progress(chunk=chunk):
+                self.progress.update(message)
                 self.fetching.pop(chunk.sample, None)
-            case Progress(stage=stage, chunk=chunk):
-                return self.paces[stage].add(chunk)
-            case FetchProgress(sample=sample) if sample in self.fetching or len(self.fetching) < 20:
-                if sample not in self.kept.plan:
+            case FetchProgress(sample=sample) if sample in self.fetching or len(self.fetching) < MAX_FETCHES:
+                if sample not in self.progress.planned:
                     self.fetching[sample] = message
-                return False
             case Result(final=final, result=result):
                 self.result, self.is_drawing = result, final
                 self.result_version += 1
-                had_failed = self.kept.failed is not None
-                self.kept.failed, self.kept.problem = None, None
-                return had_failed
+                self.has_failed, self.problem = False, None
             case RunFailed(problem=problem):
-                self.kept.failed, self.kept.problem = time.time(), problem
-        return True
+                self.has_failed, self.problem = True, problem
 
     def snapshot(self) -> LiveRun:
-        total = sum(self.kept.plan.values())
-        done = _events_read(self.result)
+        total, read = self.progress.total_events, _events_read(self.result)
         stages = []
-        for stage in STAGES:
-            pace = self.paces[stage]
-            done = max(done, pace.events)
-            rate = pace.rate()
-            left = (total - done) / rate if rate and total > done else None
-            stages.append(StageState(stage, min(done, total) if total else done, pace.chunks, rate, left))
+        for name, stage in self.progress.stages.items():
+            events = max(stage.events, read)
+            throughput = stage.throughput()
+            left = (total - events) / throughput if throughput and total > events else None
+            events = min(events, total) if total else events
+            stages.append(StageState(name, events, stage.chunks, throughput, left))
         return LiveRun(
-            run_id=self.kept.run_id,
+            run_id=self.run_id,
             version=self.version,
-            began=self.kept.began,
-            quiet_s=time.monotonic() - self.heard,
-            failed=self.kept.failed,
-            problem=self.kept.problem,
+            silent_s=time.monotonic() - self.last_message_s,
+            has_failed=self.has_failed,
+            problem=self.problem,
             is_drawing=self.is_drawing,
-            settings=self.kept.settings,
-            plan=dict(self.kept.plan),
+            settings=self.settings,
+            planned=dict(self.progress.planned),
             fetching=tuple(self.fetching.values()),
-            stages=tuple(reversed(stages)),
+            stages=tuple(stages),
             result=self.result,
             result_version=self.result_version,
         )
 
 
 def _events_read(result: Mapping[str, Any] | None) -> int:
-    """Events in a partial result: what a stage has done at least, should news of it have been lost."""
+    """Return the events in a partial result; every stage has finished them, also if progress messages were lost."""
     samples = (result or {}).get("samples")
     if not isinstance(samples, dict):
         return 0

@@ -1,4 +1,4 @@
-"""The picture of a run under way: drawn only while somebody watches, and never two at a time."""
+"""The plot of a run under way, drawn only while a viewer has the run's page open."""
 
 from __future__ import annotations
 
@@ -6,74 +6,70 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
-from workers.visualisation.drawing import ONE_AT_A_TIME
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.plots import histogram_figure
-from workers.visualisation.rendering import rendered
+from workers.visualisation.pool import DrawingPool, draw_files
 
 log = logging.getLogger(__name__)
 
+#: The plot of a run is drawn at most every so many seconds, and takes at most a third of a core's time.
 EVERY_S = 1.0
-#: Drawing takes at most a third of the time, however slow the machine.
 SHARE = 3
 DPI = 100
-MAX_PICTURES = 20
+MAX_PLOTS = 20
+
+Drawing = Future[dict[str, bytes]]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A png, and the version of the partial result that it shows."""
+class Plot:
+    """The plot of one version of a partial result; ``png`` is empty if the result cannot be drawn."""
 
     version: int
     png: bytes
+    next_s: float  # the next version may be drawn at this time of the monotonic clock
 
 
-class Painter:
-    """Draws the m4l histogram of partial results, in a thread of its own."""
+class PartialPlots:
+    """The latest plots of up to MAX_PLOTS runs: the m4l histograms of their partial results."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="painter")
+    def __init__(self, pool: DrawingPool) -> None:
+        self._pool = pool
         self._lock = threading.Lock()
-        self._pictures: OrderedDict[str, Picture] = OrderedDict()
-        self._drawing: dict[str, Future[None]] = {}
-        self._not_before = 0.0
+        self._plots: OrderedDict[str, Plot] = OrderedDict()
+        self._drawings: dict[str, Drawing] = {}
 
-    def picture(self, run_id: str) -> Picture | None:
-        """The last picture of a run, if there is one."""
+    def plot(self, run_id: str) -> Plot | None:
+        """Return the latest plot of a run, if there is one."""
         with self._lock:
-            return self._pictures.get(run_id)
+            return self._plots.get(run_id)
 
-    def watch(self, run: LiveRun) -> Future[None] | None:
-        """Somebody looks at a run: draw it anew if there is news and it is time; returns what is being drawn."""
+    def request(self, run: LiveRun) -> Drawing | None:
+        """Draw a run if its partial result has changed; returns the drawing that has not finished, if any."""
+        now = time.monotonic()
         with self._lock:
-            under_way = self._drawing.get(run.run_id)
-            known = self._pictures.get(run.run_id)
-            is_old = run.result is not None and (known is None or known.version < run.result_version)
-            if under_way is None and is_old and time.monotonic() >= self._not_before:
-                under_way = self._drawing[run.run_id] = self._thread.submit(self._draw, run)
-            return under_way
+            drawing, latest = self._drawings.get(run.run_id), self._plots.get(run.run_id)
+            if drawing is not None or run.result is None:
+                return drawing
+            if latest is not None and (latest.version == run.result_version or now < latest.next_s):
+                return None
+            drawing = self._pool.submit(draw_files, run.result, "m4l", ("png",), DPI)
+            self._drawings[run.run_id] = drawing
+        drawing.add_done_callback(lambda drawing: self._keep(run, drawing, now))
+        return drawing
 
-    def close(self) -> None:
-        """Draw nothing more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _draw(self, run: LiveRun) -> None:
-        began = time.monotonic()
+    def _keep(self, run: LiveRun, drawing: Drawing, started_s: float) -> None:
         png = b""
         try:
-            with ONE_AT_A_TIME:
-                png = rendered(histogram_figure(run.result or {}), "png", dpi=DPI)["png"]
-        except Exception as error:  # whatever is in it: the page goes on without this picture
-            log.warning("the partial result of run %s cannot be drawn: %s", run.run_id, error)
-        finally:
-            now = time.monotonic()
-            with self._lock:
-                self._not_before = now + max(EVERY_S, SHARE * (now - began)) - (now - began)
-                self._drawing.pop(run.run_id, None)
-                self._pictures[run.run_id] = Picture(run.result_version, png)
-                self._pictures.move_to_end(run.run_id)
-                while len(self._pictures) > MAX_PICTURES:
-                    self._pictures.popitem(last=False)
+            png = drawing.result()["m4l.png"]
+        except Exception as error:  # whatever a partial result holds, the page is shown without its plot
+            log.warning("run %s: the partial result cannot be drawn: %s", run.run_id, error)
+        next_s = started_s + max(EVERY_S, SHARE * (time.monotonic() - started_s))
+        with self._lock:
+            self._drawings.pop(run.run_id, None)
+            self._plots[run.run_id] = Plot(run.result_version, png, next_s)
+            self._plots.move_to_end(run.run_id)
+            while len(self._plots) > MAX_PLOTS:
+                self._plots.popitem(last=False)

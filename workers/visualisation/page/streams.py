@@ -1,10 +1,11 @@
-"""Server-sent events: the main part of a page, sent anew whenever it has changed, to all who watch."""
+"""Server-sent events: the main part of a page is sent to its viewers whenever it changes."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -12,57 +13,64 @@ from starlette.responses import Response, StreamingResponse
 
 TICK_S = 0.5
 HEARTBEAT_TICKS = 20
-MAX_WATCHERS = 500
+MAX_VIEWERS = 500
 
-#: What a page depends on (another key, another page), how to render it, and whether it will change no more.
-State = tuple[object, Callable[[], str], bool]
+
+@dataclass(frozen=True)
+class State:
+    """The state of a page: its content changes with ``key``; after ``is_last`` it does not change any more."""
+
+    key: object
+    render: Callable[[], str]
+    is_last: bool = False
 
 
 class Streams:
-    """The streams of one page's server; they end when ``stopping`` is set."""
+    """The streams of a server; they end when ``stopping`` is set."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
-        self._watchers = 0
+        self._viewers = 0
         self._rendered: dict[str, tuple[object, str]] = {}
 
-    def of(self, what: str, state: Callable[[], State]) -> Response:
-        """The stream of the page called ``what``; it ends with the run. A 503 where too many watch."""
-        if self._watchers >= MAX_WATCHERS:
+    def response(self, page: str, state: Callable[[], State]) -> Response:
+        """Return the stream of a page; raises an HTTPException (503) if there are too many viewers."""
+        if self._viewers >= MAX_VIEWERS:
             raise HTTPException(503)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(self._stream(what, state), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._stream(page, state), media_type="text/event-stream", headers=headers)
 
-    async def _stream(self, what: str, state: Callable[[], State]) -> AsyncIterator[str]:
-        self._watchers += 1
+    async def _stream(self, page: str, state: Callable[[], State]) -> AsyncIterator[str]:
+        self._viewers += 1
         try:
-            last, quiet = None, 0
+            sent_key, quiet_ticks = None, 0
             while not self._stopping.is_set():
                 try:
-                    last, text, is_last = await run_in_threadpool(self._news, what, state, last)
-                except HTTPException:  # the run is gone
+                    now, text = await run_in_threadpool(self._changed, page, state, sent_key)
+                except HTTPException:  # the run is no longer known
                     break
+                sent_key = now.key
                 if text is not None:
-                    quiet = 0
+                    quiet_ticks = 0
                     yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
-                elif (quiet := quiet + 1) % HEARTBEAT_TICKS == 0:
-                    yield ": still here\n\n"
-                if is_last:
+                elif (quiet_ticks := quiet_ticks + 1) % HEARTBEAT_TICKS == 0:
+                    yield ": heartbeat\n\n"
+                if now.is_last:
                     yield "event: end\ndata: end\n\n"
                     break
                 await asyncio.sleep(TICK_S)
         finally:
-            self._watchers -= 1
+            self._viewers -= 1
 
-    def _news(self, what: str, state: Callable[[], State], last: object) -> tuple[object, str | None, bool]:
-        """The page's key, its main part where that key is not the ``last``, and whether it will change no more."""
-        key, render, is_last = state()
-        if key == last:
-            return key, None, is_last
-        known = self._rendered.get(what)
-        if known is None or known[0] != key:  # one rendering for all who watch
-            known = (key, render())
-            if len(self._rendered) > MAX_WATCHERS:
+    def _changed(self, page: str, state: Callable[[], State], sent_key: object) -> tuple[State, str | None]:
+        """Return the state of a page, and its main part if it has changed; all viewers share one rendering."""
+        now = state()
+        if now.key == sent_key:
+            return now, None
+        rendered = self._rendered.get(page)
+        if rendered is None or rendered[0] != now.key:
+            rendered = (now.key, now.render())
+            if len(self._rendered) > MAX_VIEWERS:
                 self._rendered.clear()
-            self._rendered[what] = known
-        return key, known[1], is_last
+            self._rendered[page] = rendered
+        return now, rendered[1]

@@ -1,4 +1,4 @@
-"""What the page shows of a run, ready for the templates: rows and tables."""
+"""The rows, tables and texts that the templates show of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 
 from workers.visualisation.archive import Entry
 from workers.visualisation.page.document import Document, of_live
+from workers.visualisation.page.formatting import setting
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.page.wording import setting
 
 CHANNELS = {"4e": "4e", "4mu": "4μ", "2e2mu": "2e2μ"}
 STAGE_NAMES = {"data-loader": "loaded", "data-processor": "selected", "analysis": "analysed"}
@@ -23,7 +23,7 @@ SETTING_NAMES = {
     "pt_cuts": "pT cuts on the leading leptons [GeV]",
     "data": "Data from",
     "samples": "Samples",
-    "chunk_entries": "Entries of a chunk",
+    "chunk_entries": "Entries per chunk",
     "demo_events": "Demo events",
     "release": "Release",
 }
@@ -54,28 +54,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the list: ``state`` is complete, incomplete or failed; it ended at ``when_s``, seconds since 1970."""
+    """A run in the list.
+
+    ``state`` is complete, incomplete or failed; ``finished_s`` is in seconds since
+    1970, None for a failed run.
+    """
 
     run_id: str
     state: str
-    when_s: float
+    finished_s: float | None
     document: Document
     problem: str | None = None
 
 
 def row(entry: Entry, document: Document) -> Row:
-    """The row of a finished run."""
+    """Return the row of a finished run."""
     state = "complete" if document.complete else "incomplete"
     return Row(entry.run_id, state, entry.written_ns / 1e9, document, next(iter(document.problems), None))
 
 
 def failed_row(run: LiveRun) -> Row:
-    """The row of a run that came to nothing."""
-    return Row(run.run_id, "failed", run.failed or run.began, of_live(run), run.problem)
+    """Return the row of a failed run."""
+    return Row(run.run_id, "failed", None, of_live(run), run.problem)
 
 
 def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[float]]]] | None:
-    """Events in each channel's histogram: its channels, and per category its sums; None where they are not there."""
+    """Return the channels, and each category's events in their histograms; None if the result has no channels."""
     names = [name for name in document.histograms if name.startswith("m4l_") and name[4:] in CHANNELS]
     rows = []
     for category in document.categories:
@@ -87,19 +91,19 @@ def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[f
 
 
 def steps(document: Document) -> list[str]:
-    """The steps of the cutflow, in the order of the selection."""
+    """Return the steps of the cutflow, in the order of the selection."""
     return list(dict.fromkeys(step for sample in document.samples.values() for step in sample.cutflow))
 
 
 def expected(document: Document) -> tuple[float, float]:
-    """Events that the simulation expects, and their statistical uncertainty."""
+    """Return the events expected from simulation, and their statistical uncertainty."""
     simulation = [counts for category, counts in document.categories.items() if category != "data"]
     return math.fsum(c.yield_ for c in simulation), math.sqrt(math.fsum(c.yield_error**2 for c in simulation))
 
 
 def label(category: str, document: Document) -> Markup:
-    """A category's label, from the catalogue's TeX to HTML."""
-    known = document.catalogued
+    """Return a category's label as HTML, converted from the release's TeX."""
+    known = document.known_release
     tex = next((c.label for c in known.categories if c.name == category), category) if known else category
     tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to ", "→")
     text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
@@ -108,7 +112,7 @@ def label(category: str, document: Document) -> Markup:
 
 
 def mass(document: Document) -> tuple[float, float | None] | None:
-    """The measured mass of the Higgs boson and its uncertainty, in GeV; None where there is none."""
+    """Return the measured mass of the Higgs boson and its uncertainty, in GeV; None if it was not measured."""
     measured = (document.fit or {}).get("mass")
     if not isinstance(measured, dict) or not isinstance(value := measured.get("value_gev"), int | float):
         return None
@@ -117,17 +121,17 @@ def mass(document: Document) -> tuple[float, float | None] | None:
 
 
 def fit_numbers(fit: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The plain numbers of a fit, with their names in words."""
+    """Return the numbers of a fit with their labels."""
     return [(fit_name(name), setting(value)) for name, value in fit.items() if _is_plain(value)]
 
 
 def fit_name(name: str) -> str:
-    """What a number of the fit is called in words."""
+    """Return the label of a number of the fit."""
     return FIT_NAMES.get(name, name.replace("mc_statistics[", "MC statistics, bin [").replace("_", " "))
 
 
 def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
-    """The tables of a fit: each mapping of numbers, and each mapping of such mappings, however deep; no arrays."""
+    """Return a table for each mapping of numbers in a fit, at any depth; arrays are left out."""
     tables = []
     for name, part in fit.items():
         heading = f"{title}, {name}".strip(", ").replace("_", " ").capitalize()
@@ -147,13 +151,13 @@ def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
 
 
 def data_from(document: Document) -> str:
-    """Where a run's data come from, in words."""
+    """Return where a run's data come from."""
     given = document.settings.get("data")
-    return str(given) if given else "made on this machine" if document.is_toy else "the release's own addresses"
+    return str(given) if given else "generated on this machine" if document.is_toy else "the addresses of the release"
 
 
 def title(run_id: str, run: LiveRun | None, document: Document) -> str:
-    """The window's title: marks first, for there may be room for no more."""
+    """Return the title of the window, which begins with TOY, INCOMPLETE or FAILED."""
     marks = ["TOY"] if document.is_toy else []
     if run is None:
         marks += [] if document.complete else ["INCOMPLETE"]
@@ -161,20 +165,20 @@ def title(run_id: str, run: LiveRun | None, document: Document) -> str:
         marks.append("FAILED")
     else:
         marks += ["INCOMPLETE"] if document.problems else []
-    if run is not None and run.failed is None and run.total:
-        marks.append(f"{100 * run.stages[-1].events // run.total} %")
+    if run is not None and not run.has_failed and run.total_events:
+        marks.append(f"{100 * run.stages[-1].events // run.total_events} %")
     return " – ".join([*marks, run_id])
 
 
 def sum_of(histogram: Mapping[str, Any] | None, category: str) -> float | None:
-    """Events of a category in a histogram; None where they are not there."""
+    """Return the events of a category in a histogram; None if the histogram does not have them."""
     part = (histogram or {}).get(category)
     values = part.get("values") if isinstance(part, dict) else None
     return math.fsum(values) if are_numbers(values) else None
 
 
 def are_numbers(values: object) -> TypeGuard[list[float]]:
-    """Whether this is a list of numbers, and not an empty one."""
+    """Return True for a list of numbers that is not empty."""
     return isinstance(values, list) and bool(values) and all(isinstance(value, int | float) for value in values)
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// Keeps the page up to date: the server sends <main> anew whenever it changed, and what differs is put in place.
+// Updates the page: the server sends <main> whenever it changes, and the parts that differ are replaced.
 
 const events = document.body.dataset.events;
 const connection = document.getElementById("connection");
@@ -7,7 +7,7 @@ const RETRY_MS = 3000;
 let source = null;
 let ended = false;
 
-// Makes `old` like `fresh` without replacing what is the same, so that focus and scrolling stay where they are.
+// Makes `old` equal to `fresh` and keeps the nodes that are equal, so that focus and scroll position are kept.
 function morph(old, fresh) {
   if (old.nodeType === Node.TEXT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
@@ -33,7 +33,7 @@ function show(html) {
   if (fresh.dataset.title) document.title = fresh.dataset.title;
 }
 
-function say(state, text) {
+function showConnection(state, text) {
   connection.className = state;
   if (connection.textContent !== text) connection.textContent = text;
 }
@@ -43,29 +43,29 @@ function close() {
   source = null;
 }
 
-function watch() {
+function connect() {
   if (source || ended || document.hidden) return;
   const opened = new EventSource(events);
   source = opened;
-  opened.onopen = () => say("connected", "live");
+  opened.onopen = () => showConnection("connected", "live");
   opened.onmessage = (message) => show(message.data);
   opened.addEventListener("end", () => {
     ended = true;
     close();
-    say("", "");
+    showConnection("", "");
   });
   opened.onerror = () => {
     if (ended || source !== opened) return;
-    say("lost", "connection lost, trying again");
+    showConnection("lost", "connection lost, reconnecting");
     if (opened.readyState === EventSource.CLOSED) {
       source = null;
-      setTimeout(watch, RETRY_MS);
+      setTimeout(connect, RETRY_MS);
     }
   };
 }
 
-// A page that nobody sees asks for nothing: browsers allow a server only a few connections at a time.
-document.addEventListener("visibilitychange", () => (document.hidden ? close() : watch()));
+// A hidden page closes its connection: browsers allow only a few connections to one server.
+document.addEventListener("visibilitychange", () => (document.hidden ? close() : connect()));
 addEventListener("pagehide", close);
-addEventListener("pageshow", watch);
-watch();
+addEventListener("pageshow", connect);
+connect();

@@ -1,4 +1,4 @@
-"""The pictures and other files of a result: their order, captions, words for who cannot see them, media types."""
+"""The plots and other files of a result: order, captions, alternative texts and media types."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from workers.visualisation.archive import File
 from workers.visualisation.page.document import Document
+from workers.visualisation.page.formatting import number
 from workers.visualisation.page.views import CHANNELS, are_numbers, sum_of
-from workers.visualisation.page.wording import number
+from workers.visualisation.result_files import FIT_FIGURES
 
-#: Captions of known pictures, by what their names hold; the first that matches counts.
+#: Captions by a pattern of the file's name; the first match is used.
 _CAPTIONS = (
     (r"pulls?|ranking|impacts?", "Pulls of the nuisance parameters, after the fit"),
     (r"correlations?", "Correlations of the fit's parameters"),
@@ -26,14 +27,9 @@ _CAPTIONS = (
     (r"lead_pt|pt_?lead", "Transverse momentum of the leading lepton"),
     (r"cutflow", "Cutflow"),
 )
-_FIT_ORDER = tuple(
-    f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits", "mass")
-)
-#: Kinds of pictures, the one that is shown first; an svg's styles are inline, which the page's policy forbids.
-_PICTURES = ("png", "jpg", "svg")
+_IMAGES = ("png", "jpg")
 _MEDIA_TYPES = {
     "png": "image/png",
-    "svg": "image/svg+xml",
     "jpg": "image/jpeg",
     "pdf": "application/pdf",
     "json": "application/json",
@@ -42,8 +38,8 @@ _MEDIA_TYPES = {
     "md": "text/plain; charset=utf-8",
     "tex": "text/plain; charset=utf-8",
 }
-_WHAT = {
-    "result.json": "everything on this page, for programs",
+_DESCRIPTIONS = {
+    "result.json": "the result, for programs",
     "histograms.root": "the histograms, for ROOT and uproot",
     "workspace.json": "the statistical model and its data, for pyhf",
 }
@@ -51,34 +47,34 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of a result: its file, what it is called and what somebody who cannot see it is told."""
+    """A plot of a result: its file, caption and alternative text, and its files in other formats."""
 
     file: str
     caption: str
     alternative: str
-    also: tuple[File, ...]
+    other_formats: tuple[File, ...]
     is_main: bool
 
 
 def media_type(name: str) -> str:
-    """The media type of a file."""
+    """Return the media type of a file."""
     return _MEDIA_TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
 
 
-def is_shown(name: str) -> bool:
-    """Whether a browser may open a file of this name itself; others are only to be saved."""
-    return media_type(name) not in ("application/octet-stream", "image/svg+xml")
+def is_displayed(name: str) -> bool:
+    """Return True if a browser may display the file; other files can only be downloaded."""
+    return media_type(name) != "application/octet-stream"
 
 
-def what_is(name: str) -> str:
-    """What a file is good for, in a few words; empty where that is not known."""
-    if name in _WHAT:
-        return _WHAT[name]
-    return caption(name) if name.endswith((*_PICTURES, "pdf")) else ""
+def description(name: str) -> str:
+    """Return a description of a file, empty if there is none."""
+    if name in _DESCRIPTIONS:
+        return _DESCRIPTIONS[name]
+    return caption(name) if name.endswith((*_IMAGES, "pdf")) else ""
 
 
 def caption(name: str) -> str:
-    """What a picture shows, by its file's name."""
+    """Return the caption of a plot by its file's name."""
     stem = name.rpartition(".")[0]
     text = next((text for pattern, text in _CAPTIONS if re.search(pattern, stem)), None)
     if text is None:
@@ -91,11 +87,11 @@ def caption(name: str) -> str:
 
 
 def plots(files: Sequence[File], document: Document) -> list[Plot]:
-    """The pictures of a result, one of each name: m4l first, its channels, the other histograms, then the fit's."""
+    """Return the plots of a result in order: m4l, its channels, the other histograms, the fit, other images."""
     by_stem: dict[str, list[File]] = {}
     for file in files:
         by_stem.setdefault(file.name.rpartition(".")[0], []).append(file)
-    known = (*document.histograms, *_FIT_ORDER)
+    known = (*document.histograms, *FIT_FIGURES)
 
     def order(stem: str) -> tuple[int, str]:
         return (known.index(stem) if stem in known else len(known), stem)
@@ -104,17 +100,16 @@ def plots(files: Sequence[File], document: Document) -> list[Plot]:
     for stem in sorted(by_stem, key=order):
         same = by_stem[stem]
         kinds = {file.name.rpartition(".")[2].lower(): file for file in same}
-        picture = next((kinds[kind] for kind in _PICTURES if kind in kinds), None)
-        if picture is not None:
-            also = tuple(file for file in same if file is not picture)
-            found.append(
-                Plot(picture.name, caption(picture.name), alternative(picture.name, document), also, stem == "m4l")
-            )
+        image = next((kinds[kind] for kind in _IMAGES if kind in kinds), None)
+        if image is not None:
+            others = tuple(file for file in same if file is not image)
+            name = image.name
+            found.append(Plot(name, caption(name), alternative(name, document), others, stem == "m4l"))
     return found
 
 
 def alternative(name: str, document: Document) -> str:
-    """A picture in words: for a histogram its range and its sums, else its caption."""
+    """Return the alternative text of a plot: its caption, and a histogram's range and sums."""
     histogram = document.histograms.get(name.rpartition(".")[0])
     text = caption(name) + (" (toy, not ATLAS data)" if document.is_toy else "")
     sums = {category: total for category in document.categories if (total := sum_of(histogram, category)) is not None}

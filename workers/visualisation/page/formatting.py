@@ -1,4 +1,4 @@
-"""Numbers, times and settings as people write them."""
+"""Format numbers, times and settings for the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number as people write it: 1,234 or 0.0123."""
+    """Format a number: 1,234 or 0.0123."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e15:
@@ -17,20 +17,20 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.1f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def rate(events_per_second: float) -> str:
-    """Events per second, to three figures: 6,630 or 0.123."""
+def throughput(events_per_second: float) -> str:
+    """Format events per second with three significant figures: 6,630 or 0.123."""
     if not math.isfinite(events_per_second) or abs(events_per_second) < 100:
         return number(events_per_second, 3)
     return f"{float(f'{events_per_second:.3g}'):,.0f}"
 
 
-def yielded(value: float) -> str:
-    """A yield: a count as it is, a sum of weights with three decimals."""
+def event_yield(value: float) -> str:
+    """Format a yield: a count without decimals, a sum of weights with three."""
     return f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
 
 
 def setting(value: object) -> str:
-    """A setting's value in words."""
+    """Format the value of a setting."""
     match value:
         case None | "":
             return "–"
@@ -46,7 +46,7 @@ def setting(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span: 12 s, 3 min 20 s, 2 h 5 min."""
+    """Format a duration: 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     whole = max(0, round(seconds))
@@ -57,14 +57,14 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def moment(seconds: float) -> Markup:
-    """A time as a <time> element, in UTC."""
+def timestamp(seconds: float) -> Markup:
+    """Format seconds since 1970 as a <time> element, in UTC."""
     when = datetime.fromtimestamp(seconds, UTC)
     return Markup('<time datetime="{}">{}</time>').format(f"{when:%Y-%m-%dT%H:%M:%SZ}", f"{when:%Y-%m-%d %H:%M} UTC")
 
 
 def size(number_of_bytes: int) -> str:
-    """A file's size."""
+    """Format the size of a file: 12.3 MB."""
     value = float(number_of_bytes)
     for unit in ("B", "kB", "MB"):
         if value < 1000:

@@ -1,0 +1,87 @@
+"""The files of a result: the document, each figure as png and pdf, the workspace, and the histograms for ROOT."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import hist
+import numpy as np
+import uproot
+
+from workers.visualisation.histograms import TOY_TITLE, axis_label, is_toy, read_histogram, result_release
+from workers.visualisation.pool import DrawingPool
+
+#: The figures of a fit, in the order of the page.
+FIT_FIGURES = tuple(
+    f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits", "mass")
+)
+
+
+def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, bytes]:
+    """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
+
+    The files are result.json, every histogram and every figure of the fit as
+    png and pdf, histograms.root, and workspace.json if there is a fit. The same
+    result gives the same bytes, except for histograms.root: ROOT's format has the
+    time of writing and a unique id. Raises MessageError if a histogram is not
+    valid, and ValueError for a number that JSON does not have.
+    """
+    files = {"result.json": _json(result)}
+    files |= pool.draw(result, [*result["histograms"], *(FIT_FIGURES if result.get("fit") else ())])
+    files["histograms.root"] = root_file(result)
+    if result.get("workspace") is not None:
+        files["workspace.json"] = _json(result["workspace"])
+    return files
+
+
+def root_file(result: Mapping[str, Any]) -> bytes:
+    """Return a ROOT file with a directory for each histogram and in it a TH1D for each category, variances in fSumw2.
+
+    A variation of m4l has a directory, too: ``m4l_scale_up/zz`` beside
+    ``m4l/zz``, where cabinetry reads it with the InputPath
+    ``histograms.root:{VariationPath}/{SamplePath}``. ``m4l_fine`` is the histogram
+    of the mass measurement. Titles are the release's labels as ROOT's TLatex,
+    with a prefix for a toy.
+    """
+    labels = {category.name: _tlatex(category.label) for category in result_release(result).categories}
+    edges_of_m4l = result["histograms"].get("m4l", {}).get("edges")
+    varied = {name: {"edges": edges_of_m4l, **of} for name, of in result.get("variations", {}).items()}
+    if result.get("m4l_fine"):
+        varied["m4l_fine"] = result["m4l_fine"]
+    everything = {**result, "histograms": {**result["histograms"], **varied}}
+    buffer = _Buffer()
+    with uproot.recreate(buffer) as file:
+        for name in everything["histograms"]:
+            quantity = "m4l" if name in varied else name
+            edges, contents = read_histogram(everything, name)
+            for category, content in contents.items():
+                title = f"{TOY_TITLE}: {labels[category]}" if is_toy(result) else labels[category]
+                histogram = hist.Hist(
+                    hist.axis.Variable(edges, name=quantity, label=_tlatex(axis_label(quantity))),
+                    storage=hist.storage.Weight(),
+                    name=title,  # uproot writes a histogram's name as the title of the TH1D
+                )
+                histogram[...] = np.stack([content.values, content.variances], axis=-1)
+                file[f"{name}/{category}"] = histogram
+    return buffer.getvalue()
+
+
+class _Buffer(io.BytesIO):
+    """A buffer that can be read after uproot has closed the file."""
+
+    def close(self) -> None:
+        """Keep the content."""
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _tlatex(label: str) -> str:
+    """Translate a label from mathtext to ROOT's TLatex, which has no ℓ."""
+    for mathtext, tlatex in ((r"\,", " "), (r"\ell", "l"), (r"\mathrm{T}", "T"), ("$", ""), ("\\", "#")):
+        label = label.replace(mathtext, tlatex)
+    return label

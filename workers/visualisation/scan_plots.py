@@ -1,0 +1,170 @@
+"""The scans of a fit: the profile likelihoods of the signal strength and of the mass, and CLs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
+
+from workers.visualisation.histograms import TOY_TITLE, Array, is_toy, result_release
+from workers.visualisation.plots import WARNING, draw_watermarks, energy_and_luminosity, style
+
+ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
+CURVE = "#1f4e9c"
+#: Height of a scan's axes in units of its curves; the text is above them.
+_HEADROOM = 1.35
+
+
+def likelihood_figure(result: Mapping[str, Any]) -> Figure:
+    """Draw the profile likelihood of the signal strength, with its 68.3 % interval."""
+    fit = result["fit"]
+    scan = fit["likelihood_scan"]
+    mu, curve = np.array(scan["mu"]), np.array(scan["twice_delta_nll"])
+    with style():
+        figure, axes = _scan_axes(result)
+        top = min(10.0, float(curve.max()))
+        axes.plot(mu, np.where(curve <= 1.02 * top, curve, np.nan), color=CURVE, linewidth=2.2)
+        _draw_interval(axes, fit["signal_strength"], fit["signal_strength_interval"])
+        _draw_levels(axes, mu, top)
+        text = [
+            rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])}",
+            rf"No signal: {fit['significance_observed']:.1f}$\sigma$"
+            rf" (expected {fit['significance_expected']:.1f}$\sigma$)",
+        ]
+        axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
+        _draw_text(axes, text)
+        draw_watermarks(figure, result)
+    return figure
+
+
+def limits_figure(result: Mapping[str, Any]) -> Figure:
+    """Draw CLs against the signal strength, observed and expected without a signal, and the upper limit."""
+    fit = result["fit"]
+    scan, limit = fit["limit_scan"], fit["upper_limit"]
+    mu, observed = np.array([0.0, *scan["mu"]]), np.array([1.0, *scan["cls_observed"]])
+    expected = np.array([[1.0] * 5, *scan["cls_expected"]])
+    level = 1 - limit["confidence_level"]
+    with style():
+        figure, axes = _scan_axes(result)
+        bands = (
+            ((0, 4), TWO_SIGMA_BAND, r"Expected $\pm 2\sigma$"),
+            ((1, 3), ONE_SIGMA_BAND, r"Expected $\pm 1\sigma$"),
+        )
+        for (low, high), colour, label in bands:
+            axes.fill_between(mu, expected[:, low], expected[:, high], color=colour, linewidth=0, label=label)
+        axes.plot(mu, expected[:, 2], color="black", linestyle="--", linewidth=1.5, label="Expected without a signal")
+        axes.plot(mu, observed, color=CURVE, linewidth=2.2, label="Toy data" if is_toy(result) else "Observed")
+        axes.axhline(level, color=WARNING, linewidth=1.2)
+        axes.text(
+            0.985 * mu[-1], level * 1.1, f"{limit['confidence_level']:.0%} CL", color=WARNING, size=11, ha="right"
+        )
+        axes.set(xlim=(mu[0], mu[-1]), ylim=(1e-3, 12.0), yscale="log")
+        axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$\mathrm{CL_s}$")
+        text = [
+            rf"Observed: $\mu$ < {_limit(limit['observed'], mu[-1])}",
+            rf"Expected: $\mu$ < {_limit(limit['expected'][2], mu[-1])}",
+        ]
+        _draw_text(axes, text)
+        axes.legend(loc="upper right", fontsize=12)
+        draw_watermarks(figure, result)
+    return figure
+
+
+def mass_figure(result: Mapping[str, Any]) -> Figure:
+    """Draw the profile likelihood of the Higgs boson's mass, and the fitted signal strength at each mass."""
+    mass = result["fit"]["mass"]
+    masses, curve, strength = (np.array(mass["scan"][key]) for key in ("m_h_gev", "twice_delta_nll", "signal_strength"))
+    with style():
+        figure = Figure(figsize=(8, 7))
+        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.93)
+        grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
+        axes = figure.add_subplot(grid[0])
+        below = figure.add_subplot(grid[1], sharex=axes)
+        axes.plot(masses, curve, color=CURVE, linewidth=2.2)
+        axes.xaxis.set_major_locator(MultipleLocator(5))
+        if mass["value_gev"] is not None:
+            _draw_interval(axes, mass["value_gev"], mass["statistical_interval_gev"])
+            measured = _with_errors(mass["value_gev"], mass["statistical_interval_gev"])
+            text = [
+                rf"$m_{{H}}$ = {measured} (stat.) $\pm$ {mass['m4l_scale_error_gev']:.2f} ($m_{{4\ell}}$ scale) GeV",
+                rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {mass['threshold']:.2f}",
+            ]
+        else:
+            text = ["No measurement:", str(mass["problem"])]
+        _draw_levels(axes, masses, float(curve.max()))
+        _draw_text(axes, text)
+        axes.set_ylabel(r"$-2\,\Delta\,\ln\,L$")
+        axes.tick_params(axis="x", labelbottom=False)
+        below.plot(masses, strength, color=CURVE, linewidth=1.8)
+        below.axhline(1, color="black", linewidth=0.8, linestyle="--")
+        below.set(
+            ylim=(0, max(1.5, 1.15 * float(strength.max()))), ylabel=r"$\hat{\mu}(m_{H})$", xlabel=r"$m_{H}$ [GeV]"
+        )
+        figure.align_ylabels()
+        draw_header(figure, result)
+        draw_watermarks(figure, result)
+    return figure
+
+
+def draw_header(figure: Figure, result: Mapping[str, Any]) -> None:
+    """Draw the origin of the data, the energy and the luminosity above the axes."""
+    toy = is_toy(result)
+    title = TOY_TITLE if toy else f"{result_release(result).title} for education"
+    y = 1 - 0.34 / figure.get_figheight()
+    figure.text(0.03, y, title, size=13, weight="bold", color=WARNING if toy else "black")
+    figure.text(0.97, y, energy_and_luminosity(result), size=13, ha="right")
+
+
+def _scan_axes(result: Mapping[str, Any]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8, 6))
+    figure.subplots_adjust(left=0.12, right=0.96, bottom=0.125, top=0.92)
+    axes = figure.add_subplot()
+    draw_header(figure, result)
+    return figure, axes
+
+
+def _draw_interval(axes: Axes, value: float, interval: list[float | None]) -> None:
+    """Draw a value as a line and its interval as a band; an end of None is at the edge of the axes."""
+    low, high = interval
+    left, right = axes.get_xlim()
+    axes.axvspan(
+        left if low is None else low,
+        right if high is None else high,
+        ymax=1 / _HEADROOM,
+        color=ONE_SIGMA_BAND,
+        alpha=0.5,
+        linewidth=0,
+    )
+    axes.axvline(value, ymax=1 / _HEADROOM, color="black", linewidth=1.2)
+
+
+def _draw_levels(axes: Axes, x: Array, top: float) -> None:
+    """Draw lines at 1, 4 and 9 (one, two and three standard deviations), and leave space for text above them."""
+    axes.set(xlim=(x[0], x[-1]), ylim=(0, _HEADROOM * max(top, 4.5)))
+    for sigma in (1, 2, 3):
+        if sigma**2 < axes.get_ylim()[1] / 1.3:
+            axes.axhline(sigma**2, color="#777777", linewidth=1, linestyle=":")
+            axes.text(x[-1], sigma**2, rf"{sigma}$\sigma$   ", ha="right", va="bottom", size=11, color="#555555")
+    axes.yaxis.set_major_locator(MultipleLocator(5 if top > 15 else 2 if top > 6 else 1))
+
+
+def _draw_text(axes: Axes, lines: list[str]) -> None:
+    for row, line in enumerate(lines):
+        axes.annotate(line, (0.04, 0.925 - 0.075 * row), xycoords="axes fraction", va="center")
+
+
+def _with_errors(value: float, interval: list[float | None]) -> str:
+    """Return a value with its upper and lower error in mathtext; an end of None is left out."""
+    low, high = interval
+    up = "" if high is None else f"^{{+{high - value:.2f}}}"
+    down = "" if low is None else f"_{{-{value - low:.2f}}}"
+    return rf"${value:.2f}{up}{down}$".replace("-", r"\mathrm{-}") if up or down else f"{value:.2f}"
+
+
+def _limit(limit: float | None, end: float) -> str:
+    """Return a limit, or that it is beyond the end of the scan."""
+    return f"{limit:.2f}" if limit is not None else f"more than {end:.2g}"
