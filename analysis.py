@@ -17,18 +17,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from common import settings, topology
-from common.display import Bars, dead_letters_table
 from common.errors import PipelineError, SettingsError
-from common.result_folder import write_folder
-from common.service import configure_logging
 from common.settings import VARIABLES, Settings
-from common.submission import Outcome, follow, new_run_id, submit
-from common.transport import Transport
-from physics import RELEASES
+
+if TYPE_CHECKING:
+    from common.submission import Outcome
+    from common.transport import Transport
+
+# Worker processes import this module, too: the functions import what only the command needs.
 
 COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
 #: How long a broker that does not answer is waited for.
@@ -39,6 +40,10 @@ SHOWN_PROBLEMS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one analysis as the flags and the environment say; returns the exit code."""
+    from common.service import configure_logging
+    from common.submission import new_run_id
+    from physics import RELEASES
+
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
     try:
@@ -76,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _dead_letters(arguments: Sequence[str], console: Console) -> int:
     from common.dead_letters import dead_letters, requeue
+    from common.display import dead_letters_table
 
     parser = argparse.ArgumentParser(
         prog="analysis.py dead-letters", description="Show what no service could handle.", allow_abbrev=False
@@ -106,6 +112,7 @@ def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> 
 
 
 def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Outcome:
+    from physics import RELEASES
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
@@ -117,6 +124,10 @@ def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Ou
 def _submit_and_follow(
     transport: Transport, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]
 ) -> Outcome:
+    from common.display import Bars
+    from common.submission import follow, submit
+    from physics import RELEASES
+
     session = transport.open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, read.run)
@@ -131,6 +142,8 @@ def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> 
     if outcome.problem is not None:
         print(f"analysis.py: run {run_id} failed: {outcome.problem}", file=sys.stderr)
         return INCOMPLETE
+    from common.result_folder import write_folder
+
     folder = write_folder(outcome.files, read.output, run_id)
     console.print(f"results in {folder}/", soft_wrap=True)
     problems: Sequence[str] = outcome.result["problems"] if outcome.result is not None else ()
