@@ -1,4 +1,4 @@
-"""The command as a user calls it: exit codes, the last line, and the folder it leaves."""
+"""The command as a user calls it: exit codes, the last line and the result folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REAL = ["--samples", "data_A,data_B,data_C,Zee,ttbar_lep,WH125_ZZ4lep", "--pt-cu
 
 
 def run(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Call analysis.py in a folder, with nothing in the environment that a user did not put there."""
+    """Call analysis.py in a folder, with only a user's environment and these variables."""
     names = {"PATH", "HOME", "LANG"}
     environment = {name: value for name, value in os.environ.items() if name in names}
     return subprocess.run(
@@ -41,7 +41,7 @@ def only_result(folder: Path) -> Path:
     return run_folder
 
 
-def test_the_demo_ends_complete_with_a_table_and_every_file_of_the_result(tmp_path: Path) -> None:
+def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> None:
     done = run(tmp_path, "--release", "demo", "--demo-events", "5000")
     assert done.returncode == 0, done.stderr
     assert "Cutflow" in done.stdout
@@ -58,7 +58,7 @@ def test_the_demo_ends_complete_with_a_table_and_every_file_of_the_result(tmp_pa
     assert sum(read.values()) == 5000
 
 
-def test_a_second_demo_takes_the_files_of_the_first(tmp_path: Path) -> None:
+def test_a_second_demo_reuses_the_files_of_the_first(tmp_path: Path) -> None:
     assert run(tmp_path, "--release", "demo", "--demo-events", "500").returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")}
     assert len(before) == 12
@@ -67,10 +67,8 @@ def test_a_second_demo_takes_the_files_of_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.broker
-def test_through_a_broker_the_command_gives_the_histograms_of_the_embedded_run(
-    workers: Workers, tmp_path: Path
-) -> None:
-    """Also where the services and the command write to one folder."""
+def test_a_run_through_a_broker_has_the_numbers_of_the_embedded_run(workers: Workers, tmp_path: Path) -> None:
+    """The services and the command write to the same folder."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
@@ -87,7 +85,7 @@ def test_through_a_broker_the_command_gives_the_histograms_of_the_embedded_run(
         assert json.dumps(results[0][key]) == json.dumps(results[1][key])
 
 
-def test_a_run_without_all_its_files_says_so_in_its_last_line_and_its_result(tmp_path: Path) -> None:
+def test_a_run_with_missing_files_says_so_in_its_last_line_and_result(tmp_path: Path) -> None:
     done = run(tmp_path, "--data", str(real_data() / "4lep"), "--samples", "data_A,data_D,Zmumu")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -112,9 +110,7 @@ def test_a_run_without_all_its_files_says_so_in_its_last_line_and_its_result(tmp
         (["--lumy", "1"], ["--lumy"]),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_names_the_value_and_the_way_out(
-    tmp_path: Path, flags: list[str], words: list[str]
-) -> None:
+def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: list[str], words: list[str]) -> None:
     done = run(tmp_path, *flags)
     assert done.returncode == 2
     for word in words:
@@ -123,14 +119,14 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value_and_the_way_out(
     assert not (tmp_path / "results").exists()
 
 
-def test_an_environment_variable_is_as_good_as_its_flag_and_an_unusable_one_as_bad(tmp_path: Path) -> None:
+def test_an_environment_variable_acts_as_its_flag(tmp_path: Path) -> None:
     assert run(tmp_path, RELEASE="demo", DEMO_EVENTS="500", FRACTION="0.5").returncode == 0
     assert json.loads((only_result(tmp_path) / "result.json").read_text())["settings"]["fraction"] == 0.5
     done = run(tmp_path, PT_CUTS="20,x")
     assert (done.returncode, "PT_CUTS='20,x'" in done.stderr) == (2, True)
 
 
-def test_a_broker_that_is_not_there_ends_with_one_clear_line(tmp_path: Path) -> None:
+def test_a_broker_that_does_not_answer_is_one_line_of_error(tmp_path: Path) -> None:
     done = run(tmp_path, "--broker", "amqp://127.0.0.1:1", "--release", "demo")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
@@ -140,7 +136,7 @@ def test_a_broker_that_is_not_there_ends_with_one_clear_line(tmp_path: Path) -> 
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
-def test_without_a_network_the_error_names_the_address_and_the_ways_out(tmp_path: Path) -> None:
+def test_without_a_network_the_error_names_the_address_and_alternatives(tmp_path: Path) -> None:
     done = run(tmp_path, "--data", "http://127.0.0.1:1/4lep", "--samples", "data_A")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

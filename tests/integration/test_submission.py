@@ -1,4 +1,4 @@
-"""What whoever follows a run is shown of it, and when, over both transports."""
+"""Following a run: what its display shows, and when, over both transports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RUN = "run"
 
 
 class Shown:
-    """Keeps the results it is given, for a test to wait for."""
+    """A display that keeps the results, for a test to wait for."""
 
     def __init__(self) -> None:
         self.results: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
@@ -58,19 +58,19 @@ def changed(result: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def services(transport: Transport) -> Iterator[Session]:
-    """What the services publish, a test publishes."""
+    """A session in which a test publishes what the services would."""
     with closing(transport.open([])) as session:
         yield session
 
 
 @pytest.fixture
 def following(transport: Transport, services: Session) -> Iterator[Callable[[Shown], Any]]:
-    """Follows the run in a thread of its own; gives the future outcome."""
+    """Follows the run in a thread; returns the future outcome."""
     with ThreadPoolExecutor(1) as thread, closing(transport.open([topology.follower(RUN)])) as session:
         yield lambda display: thread.submit(follow, session, RUN, RELEASES, display, in_time())
 
 
-def test_the_result_is_shown_before_its_folder_is_there(services: Session, following: Callable[[Shown], Any]) -> None:
+def test_the_result_is_shown_before_its_files_arrive(services: Session, following: Callable[[Shown], Any]) -> None:
     display, result = Shown(), fitted()
     outcome = following(display)
     services.publish([Result(RUN, final=False, result={"so": "far"}), Result(RUN, final=True, result=result)])
@@ -81,7 +81,7 @@ def test_the_result_is_shown_before_its_folder_is_there(services: Session, follo
     assert display.results.empty()
 
 
-def test_a_result_that_comes_twice_is_shown_once_and_a_changed_one_again(
+def test_a_repeated_result_is_shown_once_and_a_changed_one_again(
     services: Session, following: Callable[[Shown], Any]
 ) -> None:
     display, first, last = Shown(), fitted(), changed(fitted())
@@ -93,9 +93,7 @@ def test_a_result_that_comes_twice_is_shown_once_and_a_changed_one_again(
     assert display.results.empty()
 
 
-def test_a_folder_whose_result_was_missed_is_shown_all_the_same(
-    services: Session, following: Callable[[Shown], Any]
-) -> None:
+def test_a_result_that_was_missed_is_shown_from_its_files(services: Session, following: Callable[[Shown], Any]) -> None:
     display, result = Shown(), fitted()
     outcome = following(display)
     services.publish([folder(result)])
@@ -103,7 +101,7 @@ def test_a_folder_whose_result_was_missed_is_shown_all_the_same(
     assert display.results.get_nowait() == result
 
 
-def test_a_run_that_fails_after_its_result_says_why(services: Session, following: Callable[[Shown], Any]) -> None:
+def test_a_run_that_fails_after_its_result_has_a_problem(services: Session, following: Callable[[Shown], Any]) -> None:
     display, result = Shown(), fitted()
     outcome = following(display)
     services.publish([Result(RUN, final=True, result=result), RunFailed(RUN, "it cannot be drawn")])
@@ -112,9 +110,7 @@ def test_a_run_that_fails_after_its_result_says_why(services: Session, following
 
 
 @pytest.mark.broker
-def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
-    broker: Broker, vhost: BrokerSettings
-) -> None:
+def test_a_follower_that_lost_its_connection_asks_for_the_status(broker: Broker, vhost: BrokerSettings) -> None:
     transport, result = RabbitMQTransport(vhost, connect_timeout_s=20), fitted()
     outcome: Future[Outcome]
     with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
@@ -127,9 +123,7 @@ def test_whoever_lost_the_connection_asks_again_and_is_told_how_the_run_ended(
         assert outcome.result(20).result == result
 
 
-def test_what_the_analysis_has_done_the_others_have_done_before_it(
-    services: Session, following: Callable[[Shown], Any]
-) -> None:
+def test_analysed_chunks_count_as_loaded_and_processed(services: Session, following: Callable[[Shown], Any]) -> None:
     display = Shown()
     outcome = following(display)
     chunks = [Chunk(RUN, "Zee", start, start + 10) for start in (0, 10)]
@@ -139,18 +133,20 @@ def test_what_the_analysis_has_done_the_others_have_done_before_it(
     assert display.events == {"data-loader": 20, "data-processor": 20, "analysis": 20}
 
 
-def test_the_bars_of_a_complete_run_are_full_though_some_progress_was_missed() -> None:
+def test_the_bars_of_a_complete_run_are_full_even_if_progress_was_missed() -> None:
     result = fitted()
     events = sum(sample["events_read"] for sample in result["samples"].values())
     console = Console(record=True, width=120, highlight=False)
+    progress = RunProgress()
+    progress.update(Progress("data-loader", Chunk(RUN, "Zee", 0, 1)))
     with Bars(console, len(result["samples"])) as bars:
-        bars.progress("data-loader", 1, 1)
+        bars.progress(progress)
         bars.result(result)
     assert result["complete"]
     assert console.export_text().count(f"{events}/{events}") == 3
 
 
-def test_the_bars_print_the_numbers_while_they_run() -> None:
+def test_the_bars_print_the_results() -> None:
     result = fitted()
     console = Console(record=True, width=120, highlight=False)
     with Bars(console, 4) as bars:

@@ -1,4 +1,4 @@
-"""The page in a real browser: a run is submitted, watched and opened, on the four services and a real broker."""
+"""The page in a browser: a run is submitted, followed and opened, with the four services and a broker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 DEADLINE_MS = 90_000
-#: Long enough to be watched: a hundred chunks.
+#: A run of a hundred chunks, long enough to see its progress.
 DEMO = RunSettings(release="demo", demo_events=100_000, chunk_entries=1_000)
 
 pytestmark = pytest.mark.browser
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium; Playwright gives it a profile of its own."""
+    """A headless Chromium with a new profile."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     if not CHROMIUM.exists():
         pytest.skip(f"needs Chromium: apt-get install chromium puts it at {CHROMIUM}")
@@ -51,17 +51,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Page]:
-    """A tab, in which nothing may be complained of in the end."""
+    """A tab; the test fails if the browser has logged an error in the end."""
     context = browser.new_context(viewport={"width": 1280, "height": 1380})
     page = context.new_page()
     page.set_default_timeout(DEADLINE_MS)
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type != "log" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    # That a service was away for a while is the browser's own complaint, and the page deals with it.
-    assert [text for text in complaints if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []
+    # The browser logs a lost connection, which the page handles.
+    assert [text for text in errors if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text] == []
 
 
 @pytest.fixture
@@ -72,30 +72,30 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def in_time(seconds: float) -> Callable[[], bool]:
-    """Ends a run that hangs."""
+    """Return a function that is True for so many seconds."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
 
 
 def links(tab: Page) -> set[str]:
-    """Where the page's links lead."""
+    """Return the addresses of the page's links."""
     found: list[str] = tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
     return {link for link in found if "#" not in link}
 
 
 def analysed(tab: Page) -> float:
-    """Where the bar of the analysed events stands."""
+    """Return the value of the bar of the analysed events."""
     bar = """document.querySelector('[data-stage="analysis"] progress')?.getAttribute('value')"""
     return float(tab.evaluate(bar) or 0)
 
 
 def partial_plot(tab: Page) -> str:
-    """The address of the picture of the run under way."""
+    """Return the address of the plot of the run under way."""
     return str(tab.evaluate("document.querySelector('#partial-plot')?.getAttribute('src')") or "")
 
 
 @pytest.mark.broker
-def test_a_run_is_watched_from_its_first_events_to_its_last_file(
+def test_a_run_is_shown_from_its_first_events_to_its_files(
     tab: Page, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = quiet_port()
@@ -109,7 +109,7 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
     run_id = new_run_id(DEMO.release)
     session = RabbitMQTransport(workers.settings, connect_timeout_s=60).open([topology.follower(run_id)], prefetch=100)
     submit(session, run_id, DEMO)
-    tab.wait_for_selector(f"li:has-text('{run_id}')")  # it comes by itself, and marked from its first moment
+    tab.wait_for_selector(f"li:has-text('{run_id}')")  # without a reload
     assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()
     tab.click(f"text={run_id}")
     assert tab.locator(".banner.toy").is_visible()
@@ -139,7 +139,7 @@ def test_a_run_is_watched_from_its_first_events_to_its_last_file(
         if "/files/" in link:
             assert answer.content == outcome.files[link.rpartition("/")[2]]
     for link in followed:
-        if not link.endswith((".svg", ".root")):  # which a browser saves
+        if not link.endswith(".root"):  # which a browser downloads
             opened = tab.goto(link)
             assert opened is not None
             assert opened.ok, link
@@ -161,7 +161,7 @@ def test_every_link_can_be_followed_with_the_keyboard_alone(tab: Page, site: Sit
     assert {"INPUT", "BUTTON"} <= reached
 
 
-def test_what_comes_in_leaves_the_focus_and_what_is_typed_where_it_is(tab: Page, site: Site) -> None:
+def test_an_update_keeps_the_focus_and_the_typed_text(tab: Page, site: Site) -> None:
     finished(site.output, RUN, 1.7e9)
     tab.goto(site.url)
     tab.fill("#q", "2026")
@@ -173,7 +173,7 @@ def test_what_comes_in_leaves_the_focus_and_what_is_typed_where_it_is(tab: Page,
     tab.wait_for_url("**/?q=2026")
 
 
-def test_a_page_finds_back_to_a_service_that_was_restarted(tab: Page, site: Site) -> None:
+def test_a_page_reconnects_to_a_restarted_service(tab: Page, site: Site) -> None:
     site.handle(*under_way(RUN, done=2))
     tab.goto(f"{site.url}/runs/{RUN}")
     tab.wait_for_selector('[data-stage="analysis"]:has-text("2,000")')
@@ -188,9 +188,7 @@ def test_a_page_finds_back_to_a_service_that_was_restarted(tab: Page, site: Site
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1920])
-def test_no_page_is_wider_than_its_window_nor_hard_to_read(
-    browser: Browser, site: Site, scheme: Any, width: int
-) -> None:
+def test_pages_fit_the_window_and_have_enough_contrast(browser: Browser, site: Site, scheme: Any, width: int) -> None:
     site.handle(*under_way("live"), RunFailed("lost", "why" * 100), Result("live", False, document(release="demo")))
     finished(site.output, RUN, 1.7e9, document(complete=False, problems=["/a/very/long/path" * 20]))
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -203,7 +201,7 @@ def test_no_page_is_wider_than_its_window_nor_hard_to_read(
     context.close()
 
 
-#: Text and background colour of every element that has text of its own.
+#: Text and background colour of every element with text.
 CONTRASTS = """() => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() &&
     [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
         let behind = e;
@@ -213,7 +211,7 @@ CONTRASTS = """() => [...document.querySelectorAll('body *')].filter(e => e.chec
 
 
 def contrast(text: str, ground: str) -> float:
-    """Contrast of two colours (WCAG 2.2): 21 for black on white, and 4.5 for text that most can read."""
+    """Return the contrast of two colours (WCAG 2.2): 21 for black on white; text needs at least 4.5."""
 
     def luminance(colour: str) -> float:
         parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]

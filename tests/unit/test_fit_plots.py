@@ -1,6 +1,6 @@
 """The figures of a fit, compared with baseline pictures.
 
-``python -m tests.unit.test_fit_plots`` draws the baseline pictures anew; look at them before they are kept.
+``python -m tests.unit.test_fit_plots`` redraws the baseline pictures; look at them before committing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _kept() -> str:
 
 
 def fitted() -> dict[str, Any]:
-    """A toy run with its fit, as the services made it once (see the end of this file)."""
+    """Return a toy run with its fit; the end of this file makes it."""
     return {"title": "TOY demo", **json.loads(_kept())}
 
 
@@ -56,7 +56,7 @@ def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_toy_s_fit_is_marked_and_another_says_whose_data_it_is(name: str) -> None:
+def test_the_fit_of_a_toy_is_marked_and_another_names_its_data(name: str) -> None:
     toy, real = fitted(), fitted() | {"toy": False, "release": "2020e-13tev"}
     assert "TOY" in [text.get_text() for text in draw(name, toy).texts]
     assert "TOY demo – not ATLAS data" in texts(draw(name, toy))
@@ -66,7 +66,7 @@ def test_a_toy_s_fit_is_marked_and_another_says_whose_data_it_is(name: str) -> N
     assert "for education" in words
 
 
-def test_every_nuisance_parameter_has_its_pull() -> None:
+def test_every_nuisance_parameter_has_a_pull() -> None:
     result = fitted()
     words = texts(draw("fit_pulls", result))
     for expected in ("Luminosity", "Lepton scale factors", r"$ZZ^{*}$ normalisation", "MC stat. 120–125 GeV"):
@@ -76,7 +76,7 @@ def test_every_nuisance_parameter_has_its_pull() -> None:
     assert len(axes.get_yticks()) == len(names)
 
 
-def test_an_open_interval_and_a_mass_that_was_not_found_are_drawn_in_words() -> None:
+def test_an_open_interval_and_a_missing_mass_are_drawn() -> None:
     result = copy.deepcopy(fitted())
     fit = result["fit"]
     fit["signal_strength_interval"] = [None, fit["signal_strength_interval"][1]]
@@ -88,7 +88,7 @@ def test_an_open_interval_and_a_mass_that_was_not_found_are_drawn_in_words() -> 
     assert "the likelihood is highest at 115 GeV" in texts(draw("fit_mass", result))
 
 
-def test_the_folder_has_the_figures_and_the_workspace() -> None:
+def test_the_result_files_have_the_figures_and_the_workspace() -> None:
     result = fitted()
     result["histograms"] = {"m4l": result["histograms"]["m4l"]}
     files = result_files(result, POOL)

@@ -43,9 +43,9 @@ RUN = "20260131-120000-2020e-13tev-1f3a"
 
 
 def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> dict[str, Any]:
-    """A result document with every part the page shows; ``share`` of the events of each file are read.
+    """Return a result document with every part of the page; ``share`` is the fraction of the events that were read.
 
-    Without ``channels`` only one histogram is to be drawn.
+    Without ``channels`` it has one histogram.
     """
     made = result(**changes)
     if not channels:
@@ -67,7 +67,7 @@ def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> d
 
 
 def quiet_port() -> int:
-    """A free port that the system gives to no connection of its own: those lie above 32767."""
+    """Return a free port below 32768: the system uses higher ones for outgoing connections."""
     while True:
         port = random.randint(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
@@ -105,7 +105,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def finished(output: Path, run_id: str, written: float, content: dict[str, Any] | bytes | None = None) -> Path:
-    """A finished run's folder, without having drawn it."""
+    """Write the folder of a finished run, without plots."""
     folder = output / run_id
     folder.mkdir(parents=True)
     body = content if isinstance(content, bytes) else json.dumps(content or document()).encode()
@@ -204,7 +204,7 @@ def test_throughput_and_time_left_follow_from_the_last_seconds(monkeypatch: pyte
 
 
 def events_of(answer: requests.Response) -> Iterator[str]:
-    """The data of a stream's events."""
+    """Yield the data of a stream's events."""
     lines: list[str] = []
     for line in answer.iter_lines(decode_unicode=True):
         if line.startswith("data: "):
@@ -281,7 +281,7 @@ def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> N
     ):
         assert part in text
     pictures = re.findall(r"<img[^>]*>", html)
-    assert len(pictures) == 4  # one of each, in however many formats they are there
+    assert len(pictures) == 4  # one of each plot, not one of each format
     assert all(re.search(r'alt="Four-lepton mass[^"]*from 80 to 250 GeV', picture) for picture in pictures)
     row = without_tags(site.text("/"))
     assert f"{RUN} complete 2020e-13tev 10 " in row
@@ -357,7 +357,7 @@ def test_a_redelivered_result_is_not_drawn_again_but_a_changed_one_is(site: Site
     assert isinstance(folder, ResultFiles)
     (again,) = site.service.handle(Result(RUN, True, document()))
     assert isinstance(again, ResultFiles)
-    assert again.files == folder.files  # histograms.root holds a unique id, new with each drawing
+    assert again.files == folder.files  # histograms.root has a new unique id whenever it is written
     (newer,) = site.service.handle(Result(RUN, True, document(problems=["newer"])))
     assert isinstance(newer, ResultFiles)
     assert newer.result["problems"] == ["newer"]
@@ -374,7 +374,7 @@ def test_a_toy_run_is_marked_before_its_first_event(site: Site) -> None:
     assert "Release demo" in text
     assert f"{RUN} TOY running" in without_tags(site.text("/"))
     assert f"<title>TOY – {RUN}</title>" in site.text(f"/runs/{RUN}")
-    site.handle(Result(RUN, False, {"samples": 5}))  # whatever comes
+    site.handle(Result(RUN, False, {"samples": 5}))
     assert f"{RUN} TOY" in without_tags(site.text("/"))
     site.handle(RunFailed(RUN, "why"))
     assert f"{RUN} TOY FAILED" in without_tags(site.text("/"))
@@ -509,7 +509,7 @@ def test_every_answer_has_the_security_headers(site: Site) -> None:
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
         assert "script-src 'self'" in policy or "script-src" not in policy
-        assert ("unsafe" in policy) == ("/files/" in path)  # the browser's own page around a file is styled inline
+        assert ("unsafe" in policy) == ("/files/" in path)  # browsers display a file in a page with inline styles
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
         assert "server" not in headers

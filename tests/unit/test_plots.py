@@ -1,6 +1,6 @@
 """The figures of a result, compared with baseline pictures and with published numbers.
 
-``python -m tests.unit.test_plots`` draws the baseline pictures anew; look at them before they are kept.
+``python -m tests.unit.test_plots`` redraws the baseline pictures; look at them before committing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workers.visualisation.plots import figure_bytes, garwood_interval, histogra
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
-TOLERANCE = 6.0  # RMS of 255: text drawn by another FreeType stays below, a histogram out of place does not
+TOLERANCE = 6.0  # RMS of 255: another FreeType version gives less, a displaced histogram more
 EDGES = [80.0 + 5 * i for i in range(35)]
 SHARES = {"m4l": 1.0, "m4l_4e": 0.2, "m4l_4mu": 0.35, "m4l_2e2mu": 0.45}
 SIMULATION = ("z_ttbar", "zz", "signal")
@@ -31,7 +31,7 @@ PROBLEM = "llll: 3 of 12 chunks were dead-lettered, the first because its file e
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    """A result like the real one: a Z at 91, a Higgs of 125 GeV, ZZ from 180, data around the sum."""
+    """Return a result like the real one: a Z at 91 GeV, a Higgs boson at 125 GeV, ZZ from 180 GeV, and data."""
     mass = np.array(EDGES[:-1]) + 2.5
     templates = {
         "z_ttbar": (_peak(mass, 91, 6, 2.0) + 3 * np.exp(-(mass - 100) / 50) * (mass > 95), 0.6),
@@ -65,7 +65,7 @@ def _peak(mass: Any, mean: float, width: float, events: float) -> Any:
 
 
 def without(*categories: str) -> dict[str, Any]:
-    """A result whose run did not ask for these categories."""
+    """Return a result whose run did not request these categories."""
     document = copy.deepcopy(result())
     document["samples"] = {n: s for n, s in document["samples"].items() if s["category"] not in categories}
     for histogram in document["histograms"].values():
@@ -75,7 +75,7 @@ def without(*categories: str) -> dict[str, Any]:
 
 
 def changed(category: str, part: str, bins: dict[int, float]) -> dict[str, Any]:
-    """A result with other numbers in these bins of m4l."""
+    """Return a result with these numbers in bins of m4l."""
     document = copy.deepcopy(result())
     for index, number in bins.items():
         document["histograms"]["m4l"][category][part][index] = number
@@ -91,7 +91,7 @@ BASELINES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def texts(figure: Figure) -> str:
-    """Every word on the figure, in one string."""
+    """Return all texts of a figure."""
     found = [text.get_text() for text in figure.texts]
     for axes in figure.axes:
         found += [text.get_text() for text in axes.texts]
@@ -101,7 +101,7 @@ def texts(figure: Figure) -> str:
 
 
 def points(figure: Figure, panel: int = 0) -> dict[float, float]:
-    """The data points of a panel, by m4l [GeV]."""
+    """Return the data points of a panel by m4l [GeV]."""
     found: dict[float, float] = {}
     for container in figure.axes[panel].containers:
         if isinstance(container, ErrorbarContainer) and container.lines[0].get_marker() == "o":
@@ -121,7 +121,7 @@ def test_the_figure_looks_like_its_baseline(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["toy", "incomplete", "m4l_4mu", "no data", "shifted"])
-def test_the_comparison_with_the_baseline_sees_what_matters(other: str, tmp_path: Path) -> None:
+def test_the_baseline_comparison_detects_changes_that_matter(other: str, tmp_path: Path) -> None:
     shifted = copy.deepcopy(result())
     shifted["histograms"]["m4l"]["zz"]["values"].insert(0, shifted["histograms"]["m4l"]["zz"]["values"].pop())
     others = {**BASELINES, "no data": (without("data"), "m4l"), "shifted": (shifted, "m4l")}
@@ -135,7 +135,7 @@ def test_the_same_result_gives_the_same_bytes(kind: str) -> None:
     assert figure_bytes(histogram_figure(result()), kind) == figure_bytes(histogram_figure(result()), kind)
 
 
-def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
+def test_drawing_does_not_change_the_settings_of_matplotlib() -> None:
     before = dict(mpl.rcParams)
     figure_bytes(histogram_figure(result()), "png")
     figure_bytes(histogram_figure(result()), "pdf")
@@ -154,12 +154,12 @@ def test_poisson_errors_are_the_published_garwood_intervals(count: int, low: flo
 
 
 @pytest.mark.parametrize("count", [-1, 0.5, np.nan])
-def test_there_is_no_poisson_interval_for_what_is_not_a_count(count: float) -> None:
+def test_a_poisson_interval_needs_a_whole_count(count: float) -> None:
     with pytest.raises(ValueError, match="whole counts"):
         garwood_interval(np.array([3, count]))
 
 
-def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
+def test_the_labels_name_origin_luminosity_and_channel() -> None:
     words = texts(histogram_figure(result(settings={"lumi": 10.0, "fraction": 0.1}), "m4l_4mu"))
     for expected in ("ATLAS\n Open Data", "for education", "13 TeV, 1 fb", r"ZZ^{*}\to 4\mu", "Data: "):
         assert expected in words
@@ -177,7 +177,7 @@ def test_the_labels_say_whose_data_how_much_and_which_channel() -> None:
         ("lead_pt", [0.0, *EDGES[1:]], r"Leading lepton $p_{\mathrm{T}}$ [GeV]", "Events / bin"),
     ],
 )
-def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[float], below: str, beside: str) -> None:
+def test_the_axes_name_quantity_unit_and_bin_width(histogram: str, edges: list[float], below: str, beside: str) -> None:
     document = copy.deepcopy(result())
     document["histograms"][histogram] = {**document["histograms"]["m4l"], "edges": edges}
     main, ratio = histogram_figure(document, histogram).axes
@@ -187,7 +187,7 @@ def test_the_axes_say_what_is_counted_over_what(histogram: str, edges: list[floa
 
 
 @pytest.mark.parametrize("marks", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])
-def test_a_toy_is_marked_all_over_and_never_called_open_data(marks: dict[str, Any]) -> None:
+def test_a_toy_has_a_watermark_and_is_not_called_open_data(marks: dict[str, Any]) -> None:
     figure = histogram_figure(result(**marks))
     words = texts(figure)
     assert "TOY demo – not ATLAS data" in words
@@ -197,13 +197,13 @@ def test_a_toy_is_marked_all_over_and_never_called_open_data(marks: dict[str, An
     assert [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 100] == ["TOY"]
 
 
-def test_an_incomplete_run_is_marked_and_says_its_first_problem() -> None:
+def test_an_incomplete_run_has_a_watermark_and_its_first_problem() -> None:
     figure = histogram_figure(result(complete=False, problems=[PROBLEM, "another"]))
     assert "INCOMPLETE" in [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 70]
     assert f"INCOMPLETE: {PROBLEM} (and 1 more)" in texts(figure)
 
 
-def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
+def test_a_long_problem_is_shortened_to_the_width_of_the_figure() -> None:
     figure = histogram_figure(result(complete=False, problems=["data_A:\n" + "https://example.org/$x_{" * 20, "b"]))
     line = next(text for text in figure.texts if text.get_text().startswith("INCOMPLETE: "))
     figure_bytes(figure, "png", DPI)
@@ -211,7 +211,7 @@ def test_a_long_problem_is_shortened_to_stay_on_the_figure() -> None:
     assert line.get_text().endswith("… (and 1 more)")
 
 
-def test_an_incomplete_run_without_a_reason_is_marked_all_the_same() -> None:
+def test_an_incomplete_run_without_a_problem_says_that_chunks_are_missing() -> None:
     assert "INCOMPLETE: chunks are missing" in texts(histogram_figure(result(complete=False)))
 
 
@@ -221,20 +221,20 @@ def test_a_bin_without_data_has_no_point() -> None:
     assert list(drawn.values()) == [count for count in DATA if count]
 
 
-def test_without_data_there_are_no_points_and_no_ratio() -> None:
+def test_a_run_without_data_has_neither_points_nor_a_ratio() -> None:
     figure = histogram_figure(without("data"))
     assert len(figure.axes) == 1
     assert points(figure) == {}
     assert "Data" not in texts(figure).replace("Open Data", "")
 
 
-def test_data_of_the_run_that_select_nothing_are_in_the_legend() -> None:
+def test_data_without_a_selected_event_are_in_the_legend() -> None:
     figure = histogram_figure(changed("data", "values", dict.fromkeys(range(34), 0)))
     assert "Data: 0" in texts(figure)
     assert len(figure.axes) == 1
 
 
-def test_data_alone_are_points_alone() -> None:
+def test_a_run_of_data_alone_has_points_only() -> None:
     figure = histogram_figure(without(*SIMULATION))
     assert len(figure.axes) == 1
     assert len(points(figure)) == 33
@@ -246,7 +246,7 @@ def test_a_run_without_any_category_draws_empty_axes() -> None:
     assert figure_bytes(histogram_figure(without("data", *SIMULATION)), "png", DPI)
 
 
-def test_a_sample_nobody_asked_for_is_not_drawn_whether_absent_or_zero() -> None:
+def test_a_category_that_was_not_requested_is_not_drawn() -> None:
     document = without("signal")
     absent = figure_bytes(histogram_figure(document), "png", DPI)
     for histogram in document["histograms"].values():
@@ -254,17 +254,17 @@ def test_a_sample_nobody_asked_for_is_not_drawn_whether_absent_or_zero() -> None
     assert figure_bytes(histogram_figure(document), "png", DPI) == absent
 
 
-def test_nothing_drawn_ends_above_the_axis() -> None:
+def test_the_axis_reaches_above_the_highest_error_bar() -> None:
     figure = histogram_figure(changed("data", "values", {9: 400}))
     assert figure.axes[0].get_ylim()[1] > garwood_interval(np.array([400]))[1][0]
 
 
-def test_the_axis_reaches_down_to_a_negative_bin() -> None:
+def test_the_axis_reaches_below_a_negative_bin() -> None:
     figure = histogram_figure(changed("z_ttbar", "values", {12: -6.0}))
     assert figure.axes[0].get_ylim()[0] < -6.0
 
 
-def test_there_is_no_ratio_where_the_simulation_is_not_positive() -> None:
+def test_the_ratio_has_no_point_where_the_simulation_is_not_positive() -> None:
     document = changed("z_ttbar", "values", {12: -6.0})
     for category in SIMULATION:
         document["histograms"]["m4l"][category]["values"][15] = 0.0
@@ -273,7 +273,7 @@ def test_there_is_no_ratio_where_the_simulation_is_not_positive() -> None:
     assert not {142.5, 157.5} & points(figure, panel=1).keys()
 
 
-def test_a_ratio_beyond_the_panel_is_an_arrow_at_its_edge() -> None:
+def test_a_ratio_beyond_the_panel_is_an_arrow() -> None:
     figure = histogram_figure(changed("data", "values", {9: 100}))
     arrows = [line for line in figure.axes[1].lines if line.get_marker() == "^"]
     assert 127.5 in np.array(arrows[0].get_xdata())
@@ -292,9 +292,7 @@ def test_a_ratio_beyond_the_panel_is_an_arrow_at_its_edge() -> None:
         ("data", "values", 0.5, "values of data are not whole counts"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_the_name_of_its_histogram(
-    category: str, part: str, number: Any, reason: str
-) -> None:
+def test_a_histogram_that_is_not_valid_is_refused_by_name(category: str, part: str, number: Any, reason: str) -> None:
     with pytest.raises(MessageError, match=f"histogram 'm4l': {reason}"):
         histogram_figure(changed(category, part, {3: number}))
 
@@ -309,7 +307,7 @@ def test_a_histogram_of_the_wrong_shape_is_refused() -> None:
         histogram_figure(document)
 
 
-def test_a_histogram_or_release_that_is_not_there_is_named() -> None:
+def test_a_missing_histogram_or_release_is_named() -> None:
     with pytest.raises(MessageError, match="'m4l_3e' is not in the result, which has m4l, m4l_4e"):
         histogram_figure(result(), "m4l_3e")
     with pytest.raises(SettingsError, match="'2030' is not known"):
