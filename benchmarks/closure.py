@@ -238,8 +238,8 @@ class Summary:
 
 def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
     """Draw the pulls of the signal strength and of the mass, each with the normal distribution."""
-    from workers.visualisation.histograms import TOY_TITLE
-    from workers.visualisation.plots import WARNING, style
+    from workers.visualisation.plots.histograms import TOY_TITLE
+    from workers.visualisation.plots.stack import WARNING, style
 
     pulls = [one.pull for one in experiments]
     mass_pulls = [one.mass_pull for one in experiments if one.mass_pull is not None]
@@ -302,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = Summary.of(experiments)
     print(summary)
     if flags.picture is not None:
-        from workers.visualisation.plots import figure_bytes
+        from workers.visualisation.plots.stack import figure_bytes
 
         flags.picture.parent.mkdir(parents=True, exist_ok=True)
         flags.picture.write_bytes(figure_bytes(picture(experiments, summary), "png", dpi=120))

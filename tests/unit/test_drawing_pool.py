@@ -13,8 +13,8 @@ import pytest
 from common.errors import MessageError
 from tests.support.paths import ROOT
 from tests.unit.test_plots import result
-from workers.visualisation.plots import figure_bytes, histogram_figure
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool
+from workers.visualisation.plots.stack import figure_bytes, histogram_figure
 
 
 class ExitsWhenRead:

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from tests.support.drawing import POOL
-from workers.visualisation.fit_plots import FIGURES
-from workers.visualisation.plots import figure_bytes
+from workers.visualisation.plots.fit import FIGURES
+from workers.visualisation.plots.stack import figure_bytes
 from workers.visualisation.result_files import result_files
 
 BASELINE = Path(__file__).parent / "baseline"

@@ -36,7 +36,7 @@ from tests.support.drawing import POOL
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import MAX_RUNS, LiveRuns
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.service import Visualisation
 
 RUN = "20260131-120000-2020e-13tev-1f3a"

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from common.errors import MessageError, SettingsError
-from workers.visualisation.plots import figure_bytes, garwood_interval, histogram_figure
+from workers.visualisation.plots.stack import figure_bytes, garwood_interval, histogram_figure
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50

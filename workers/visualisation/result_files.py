@@ -11,8 +11,8 @@ import hist
 import numpy as np
 import uproot
 
-from workers.visualisation.histograms import TOY_TITLE, axis_label, is_toy, read_histogram, result_release
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.histograms import TOY_TITLE, axis_label, is_toy, read_histogram, result_release
+from workers.visualisation.plots.pool import DrawingPool
 
 #: The figures of a fit, in the order of the page.
 FIT_FIGURES = tuple(

@@ -20,7 +20,7 @@ from physics import RELEASES
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.server import PageServer
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.result_files import result_files
 
 log = logging.getLogger(__name__)

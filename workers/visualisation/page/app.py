@@ -23,7 +23,7 @@ from workers.visualisation.page.document import Documents, of_live
 from workers.visualisation.page.live import LiveRun, LiveRuns
 from workers.visualisation.page.partial_plot import PartialPlots
 from workers.visualisation.page.streams import State, Streams
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool
 
 HERE = Path(__file__).parent
 RUNS_PER_PAGE = 50

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.pool import DrawingPool, draw_files
+from workers.visualisation.plots.pool import DrawingPool, draw_files
 
 log = logging.getLogger(__name__)
 

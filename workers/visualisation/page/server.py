@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import LiveRuns
-from workers.visualisation.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from workers.visualisation.histograms import TOY_TITLE, Array, is_toy, result_release
-from workers.visualisation.plots import WARNING, draw_watermarks, energy_and_luminosity, style
+from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_release
+from workers.visualisation.plots.stack import WARNING, draw_watermarks, energy_and_luminosity, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"

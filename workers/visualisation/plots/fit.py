@@ -1,4 +1,4 @@
-"""The figures of a fit: m4l before and after it, pulls and correlations; the scans are in scan_plots."""
+"""The figures of a fit: m4l before and after it, pulls and correlations; the scans are in scans."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from workers.visualisation.histograms import Contents, read_histogram, simulated
-from workers.visualisation.plots import draw_watermarks, stack_figure, style
-from workers.visualisation.scan_plots import (
+from workers.visualisation.plots.histograms import Contents, read_histogram, simulated
+from workers.visualisation.plots.scans import (
     ONE_SIGMA_BAND,
     TWO_SIGMA_BAND,
     draw_header,
@@ -20,6 +19,7 @@ from workers.visualisation.scan_plots import (
     limits_figure,
     mass_figure,
 )
+from workers.visualisation.plots.stack import draw_watermarks, stack_figure, style
 
 #: Parameters without a correlation of at least this size are left out of the figure.
 MIN_CORRELATION = 0.1

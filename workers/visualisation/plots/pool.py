@@ -81,8 +81,8 @@ class DrawingPool:
 
 def draw_files(result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
     """Draw a figure of a result, a histogram's or one of the fit, and return its files by name."""
-    from workers.visualisation.fit_plots import FIGURES
-    from workers.visualisation.plots import figure_bytes, histogram_figure
+    from workers.visualisation.plots.fit import FIGURES
+    from workers.visualisation.plots.stack import figure_bytes, histogram_figure
 
     drawn = FIGURES[figure](result) if figure in FIGURES else histogram_figure(result, figure)
     return {f"{figure}.{kind}": figure_bytes(drawn, kind, dpi) for kind in formats}
@@ -92,7 +92,7 @@ def _initialise() -> None:
     """Prepare a process: import matplotlib, ignore Ctrl-C, and exit when the parent process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    import workers.visualisation.fit_plots  # noqa: F401
+    import workers.visualisation.plots.fit  # noqa: F401
 
 
 def _exit_with_parent() -> None:

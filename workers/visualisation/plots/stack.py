@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.releases import Category
-from workers.visualisation.histograms import (
+from workers.visualisation.plots.histograms import (
     TOY_TITLE,
     Array,
     Contents,

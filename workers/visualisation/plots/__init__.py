@@ -1,0 +1,1 @@
+"""The figures of a result, and the processes that draw them."""
