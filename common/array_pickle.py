@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import MessageError
+from common.schema import Schema
 
 _RECONSTRUCTION = ("awkward._pickle", "unpickle_array_schema_2")
 
@@ -48,37 +49,6 @@ _MAX_OPCODES = 2_000
 
 _short = reprlib.Repr()
 _short.maxlist, _short.maxstring, _short.maxother = 20, 60, 60
-
-
-@dataclass(frozen=True)
-class Column:
-    """A declared field: its dtype, the number of values an event if there are several, and the valid values.
-
-    For floats, ``allow_nan`` and ``allow_infinite`` say whether NaN and infinite values are
-    valid. Integers must be at least 0 and less than ``below`` if that is given.
-    """
-
-    dtype: npt.DTypeLike
-    size: int | None = None
-    allow_nan: bool = True
-    allow_infinite: bool = True
-    below: int | None = None
-
-    def check(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Raise MessageError, which names the field, unless all ``values`` are valid."""
-        if self.below is not None and len(values) and not (values.min() >= 0 and values.max() < self.below):
-            raise MessageError(f"field {name!r} has a value outside 0 to {self.below - 1}")
-        if not self.allow_nan and np.isnan(values).any():
-            raise MessageError(f"field {name!r} has a value that is not a number")
-        if not self.allow_infinite and np.isinf(values).any():
-            raise MessageError(f"field {name!r} has an infinite value")
-
-    def shape(self, length: int) -> tuple[int, ...]:
-        """Return the shape of the field's values for ``length`` events."""
-        return (length,) if self.size is None else (length, self.size)
-
-
-Schema = Mapping[str, Column]
 
 
 def dumps(header: Mapping[str, Any], array: ak.Array) -> bytes:

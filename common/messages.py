@@ -15,10 +15,10 @@ import awkward as ak
 import msgspec
 
 from common import array_pickle, topology
-from common.array_pickle import Schema
 from common.errors import MessageError, SettingsError
 from common.names import MAX_NAME, NAME
 from common.releases import Release, Releases
+from common.schema import Schema
 from common.settings import RunSettings
 
 #: RabbitMQ 4 refuses messages above 16 MiB by default.

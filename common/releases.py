@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from common.array_pickle import Schema
 from common.constants import IPB_PER_IFB
 from common.errors import SettingsError
+from common.schema import Schema
 from common.settings import MAX_DEMO_EVENTS, RunSettings
 
 

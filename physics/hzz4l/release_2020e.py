@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from common.array_pickle import Column
 from common.constants import MEV_PER_GEV
 from common.releases import Branches, Category, Release, Sample
+from common.schema import Column
 
 #: The columns of an ``events`` message: the four leading leptons as the file holds them (float32, the file's own
 #: energy unit, so that no bit is lost), and the weight of the event, which is 1 for data.

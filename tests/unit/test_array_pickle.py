@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import array_pickle, messages
-from common.array_pickle import Column
 from common.errors import MessageError
 from common.messages import Chunk, Events
+from common.schema import Column
 from physics import RELEASES
 
 SCHEMA = {"pt": Column("float32", 2), "charge": Column("int8")}

@@ -188,7 +188,7 @@ class Store:
 
     def failures(self) -> list[tuple[str, str]]:
         """Return the ids and problems of the latest 50 failed runs, the oldest first."""
-        return list(self._all("SELECT run_id, problem FROM failures ORDER BY rowid DESC LIMIT 50"))[::-1]
+        return list(self.database.rows("SELECT run_id, problem FROM failures ORDER BY rowid DESC LIMIT 50"))[::-1]
 
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Store a run's final result; the partial histograms of a complete run are deleted."""
