@@ -40,7 +40,7 @@ SHOWN_PROBLEMS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one analysis as the flags and the environment say; returns the exit code."""
-    from common.service import configure_logging
+    from common.logs import configure_logging
     from common.submission import new_run_id
     from physics import RELEASES
 
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dead_letters(arguments: Sequence[str], console: Console) -> int:
-    from common.dead_letters import dead_letters, requeue
     from common.display import dead_letters_table
+    from common.transport.dead_letters import dead_letters, requeue
 
     parser = argparse.ArgumentParser(
         prog="analysis.py dead-letters", description="Show what no service could handle.", allow_abbrev=False

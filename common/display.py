@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,11 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from common.dead_letters import DeadLetter
 from common.messages import Stage
 from common.progress import RunProgress
-
-if TYPE_CHECKING:  # that module imports pika
-    from common.dead_letters import Letter
 
 _STAGES: Mapping[Stage, str] = {
     "plan": "files opened",
@@ -136,7 +134,7 @@ def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
     return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"
 
 
-def dead_letters_table(letters: Sequence[Letter]) -> Table:
+def dead_letters_table(letters: Sequence[DeadLetter]) -> Table:
     """Return a table with a row for each dead letter."""
     table = Table(title="Dead letters", box=SIMPLE_HEAD)
     for heading in ("queue", "run", "sample", "entries", "kind"):

@@ -1,8 +1,8 @@
-"""What a service tells of itself over HTTP: is it alive, is it ready, and what has it done.
+"""Health checks and metrics of a service over HTTP.
 
-``/healthz`` answers 200 while the loop turns; ``/readyz`` while it is also
-connected to the broker; ``/metrics`` in Prometheus' text format. Nothing
-listens unless METRICS_PORT is set.
+``/healthz`` answers 200 while the service's loop runs, ``/readyz`` while it is
+also connected to the broker, and ``/metrics`` in Prometheus' text format. No
+port is opened unless METRICS_PORT is set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from prometheus_client.registry import Collector
 from common import messages
 from common.messages import Message, Progress
 
-#: A loop that has not turned for so long is stuck, unless it handles a message ...
+#: A loop without a heartbeat for so long is stuck, unless it is handling a message ...
 STUCK_S = 30.0
-#: ... which may take longer: a file of the release comes over a slow network.
+#: ... which may take longer, because a file may have to be fetched over a slow network.
 STUCK_IN_A_MESSAGE_S = 1800.0
 
 
 class ServiceMetrics:
-    """Counts what one service does, and knows whether it still does anything."""
+    """The metrics of one service, and the state of its loop."""
 
     def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
         self.connected = connected
@@ -41,7 +41,7 @@ class ServiceMetrics:
         Gauge("atlas_service", "The service, always 1", ["service"], registry=r).labels(service).set(1)
         self._handled = Counter("atlas_messages_handled", "Messages handled, by queue", ["queue"], registry=r)
         self._failed = Counter("atlas_messages_failed", "Messages dead-lettered, by queue", ["queue"], registry=r)
-        self._events = Counter("atlas_events", "Events (file entries) that went through", registry=r)
+        self._events = Counter("atlas_events", "Events (file entries) handled", registry=r)
         self._seconds = Histogram(
             "atlas_handling_seconds", "Seconds a message took, by its queue and kind", ["queue", "kind"], registry=r
         )
@@ -52,12 +52,12 @@ class ServiceMetrics:
         r.register(_QueueDepths(self))
 
     def heartbeat(self) -> None:
-        """The loop has come round."""
+        """Note that the loop runs."""
         self._last_heartbeat = time.monotonic()
 
     @contextmanager
     def handling(self, queue: str, kind: str) -> Iterator[None]:
-        """A message of this kind from ``queue`` is being handled."""
+        """Note, as a context manager, that a message of this kind from ``queue`` is being handled."""
         self._busy = True
         self.heartbeat()
         try:
@@ -68,18 +68,18 @@ class ServiceMetrics:
             self.heartbeat()
 
     def handled(self, queue: str, outcome: Sequence[Message]) -> None:
-        """A message was handled, and this came of it."""
+        """Count a message that was handled, and the events in its outcome."""
         self._handled.labels(queue).inc()
         self._events.inc(
             sum(m.chunk.stop - m.chunk.start for m in outcome if isinstance(m, Progress) and m.stage != "plan")
         )
 
     def failed(self, queue: str) -> None:
-        """A message was dead-lettered."""
+        """Count a message that was dead-lettered."""
         self._failed.labels(queue).inc()
 
     def problem(self) -> str | None:
-        """Why the loop seems stuck, in words; None while it turns, or waits for its first connection."""
+        """Return why the loop seems stuck; None while it runs, or waits for its first connection."""
         if self._last_heartbeat is None:
             return None
         quiet_s = time.monotonic() - self._last_heartbeat
@@ -89,9 +89,9 @@ class ServiceMetrics:
 
 
 @contextmanager
-def listen(monitor: ServiceMetrics, port: int) -> Iterator[None]:
-    """Answer /healthz, /readyz and /metrics on ``port``, in the background. Raises OSError if the port is taken."""
-    metrics = make_wsgi_app(monitor.registry)
+def listen(service: ServiceMetrics, port: int) -> Iterator[None]:
+    """Serve /healthz, /readyz and /metrics on ``port`` in the background; raises OSError where the port is taken."""
+    metrics = make_wsgi_app(service.registry)
 
     def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environment.get("PATH_INFO")
@@ -100,9 +100,9 @@ def listen(monitor: ServiceMetrics, port: int) -> Iterator[None]:
             return result
         problem: str | None
         if path == "/healthz":
-            problem = monitor.problem()
+            problem = service.problem()
         elif path == "/readyz":
-            problem = monitor.problem() or (None if monitor.connected() else "not connected to the broker")
+            problem = service.problem() or (None if service.connected() else "not connected to the broker")
         else:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"/healthz, /readyz or /metrics\n"]
@@ -110,7 +110,7 @@ def listen(monitor: ServiceMetrics, port: int) -> Iterator[None]:
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{problem or 'ok'}\n".encode()]
 
-    # Probes come from outside the container.
+    # All addresses: probes come from outside the container.
     with make_server("0.0.0.0", port, answer, _Server, _Silent) as server:  # noqa: S104
         thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
         thread.start()
@@ -122,18 +122,18 @@ def listen(monitor: ServiceMetrics, port: int) -> Iterator[None]:
 
 
 class _QueueDepths(Collector):
-    """Asks the broker at each visit, so that nothing is asked where nobody listens."""
+    """Reads the queue depths from the broker each time /metrics is requested."""
 
-    def __init__(self, monitor: ServiceMetrics) -> None:
-        self._monitor = monitor
+    def __init__(self, service: ServiceMetrics) -> None:
+        self._service = service
 
     def collect(self) -> Iterable[Metric]:
-        """How many messages wait in each queue."""
-        what = "Messages that wait in the queues consumed here and in their dead-letter queues"
-        lengths = GaugeMetricFamily("atlas_queue_messages", what, labels=["queue"])
-        for queue, length in self._monitor.queue_depths().items():
-            lengths.add_metric([queue], length)
-        yield lengths
+        """Return the number of waiting messages by queue."""
+        what = "Messages waiting in the queues that the service consumes and in their dead-letter queues"
+        depths = GaugeMetricFamily("atlas_queue_messages", what, labels=["queue"])
+        for queue, depth in self._service.queue_depths().items():
+            depths.add_metric([queue], depth)
+        yield depths
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -142,4 +142,4 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """A probe every few seconds is no news."""
+        """Log nothing: a probe comes every few seconds."""

@@ -54,10 +54,16 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Message:
-    """A message. ``route`` is the queue or exchange it is sent to; ``kind`` names the class that decodes it."""
+    """A message. ``kind`` names the class that decodes it; ``route`` is the queue or exchange that carries the kind."""
 
     kind: ClassVar[str]
     route: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Look the route up in the routing table; raises KeyError for a kind that no queue or exchange carries."""
+        super().__init_subclass__()
+        if "kind" in cls.__dict__ and "route" not in cls.__dict__:
+            cls.route = topology.ROUTES[cls.kind]
 
     def encode(self) -> bytes:
         """Return the body; raises MessageError where it is larger than a message may be."""
@@ -95,7 +101,6 @@ class RunRequest(Message):
     """
 
     kind: ClassVar[str] = "run-request"
-    route: ClassVar[str] = topology.RUNS.name
 
     run_id: Name
     submitted: Timestamp
@@ -124,7 +129,6 @@ class FileTask(Message):
     """The task to open the file of one sample of a run and to split it into chunks."""
 
     kind: ClassVar[str] = "file-task"
-    route: ClassVar[str] = topology.CHUNKS.name
 
     run_id: Name
     sample: Name
@@ -136,7 +140,6 @@ class ChunkTask(Message):
     """The task to read one chunk."""
 
     kind: ClassVar[str] = "chunk-task"
-    route: ClassVar[str] = topology.CHUNKS.name
 
     chunk: Chunk
     settings: RunSettings
@@ -147,7 +150,6 @@ class RunPlan(Message):
     """The start of a run, for the analysis: the settings name the samples that make it complete."""
 
     kind: ClassVar[str] = "run-plan"
-    route: ClassVar[str] = topology.PLANS.name
 
     run_id: Name
     submitted: Timestamp
@@ -159,7 +161,6 @@ class SamplePlan(Message):
     """The chunks that make one sample of a run complete, or the problem with its file."""
 
     kind: ClassVar[str] = "sample-plan"
-    route: ClassVar[str] = topology.PLANS.name
 
     run_id: Name
     sample: Name
@@ -182,7 +183,6 @@ class ChunkFailed(Message):
     """A chunk that could not be read, and the reason."""
 
     kind: ClassVar[str] = "chunk-failed"
-    route: ClassVar[str] = topology.PLANS.name
 
     chunk: Chunk
     problem: str
@@ -239,7 +239,6 @@ class Events(ArrayMessage):
     """The events of a chunk that pass the loader's steps."""
 
     kind: ClassVar[str] = "events"
-    route: ClassVar[str] = topology.EVENTS.name
 
     @classmethod
     def schema(cls, release: Release) -> Schema:
@@ -252,7 +251,6 @@ class Selected(ArrayMessage):
     """The selected events of a chunk, with their observables."""
 
     kind: ClassVar[str] = "selected"
-    route: ClassVar[str] = topology.SELECTED.name
 
     @classmethod
     def schema(cls, release: Release) -> Schema:
@@ -265,7 +263,6 @@ class RunStarted(Message):
     """The start of a run, for the visualisation and followers: the first message of the run that they receive."""
 
     kind: ClassVar[str] = "run-started"
-    route: ClassVar[str] = topology.RESULTS
 
     run_id: Name
     settings: RunSettings
@@ -276,7 +273,6 @@ class Progress(Message):
     """A stage has finished a range of entries. The range of the stage ``plan`` is all that is read of a sample."""
 
     kind: ClassVar[str] = "progress"
-    route: ClassVar[str] = topology.RESULTS
 
     stage: Stage
     chunk: Chunk
@@ -287,7 +283,6 @@ class FetchProgress(Message):
     """The progress of a download: bytes received so far, and in total where that is known."""
 
     kind: ClassVar[str] = "fetch-progress"
-    route: ClassVar[str] = topology.RESULTS
 
     run_id: Name
     sample: Name
@@ -300,7 +295,6 @@ class Result(Message):
     """The document of result.json: a partial one, or the final one of the run (``final``)."""
 
     kind: ClassVar[str] = "result"
-    route: ClassVar[str] = topology.RESULTS
 
     run_id: Name
     final: bool
@@ -312,7 +306,6 @@ class StatusRequest(Message):
     """A request for the progress or the outcome of a run; without a run id, of every run that is not complete."""
 
     kind: ClassVar[str] = "status-request"
-    route: ClassVar[str] = topology.PLANS.name
 
     run_id: Name | None
 
@@ -322,7 +315,6 @@ class RunFailed(Message):
     """The end of a run without a result folder, and the reason."""
 
     kind: ClassVar[str] = "run-failed"
-    route: ClassVar[str] = topology.RESULTS
 
     run_id: Name
     problem: str
@@ -333,7 +325,6 @@ class ResultFiles(Message):
     """The files of the result folder of a finished run, by name."""
 
     kind: ClassVar[str] = "result-files"
-    route: ClassVar[str] = topology.RESULT_FILES
 
     run_id: Name
     files: dict[Name, bytes]
@@ -382,7 +373,6 @@ class DeadLetterNotice(_DeadLetterHeaders):
     """The notice that a message was dead-lettered, and the reason."""
 
     kind: ClassVar[str] = "dead-letter"
-    route: ClassVar[str] = topology.DEAD_NOTICES.name
 
     problem: str
 
@@ -392,8 +382,7 @@ class RequeueNotice(_DeadLetterHeaders):
     """The notice that a dead letter returns to its queue: its run waits for it again."""
 
     kind: ClassVar[str] = "requeued"
-    # The same queue as DeadLetterNotice, so that the two stay in order.
-    route: ClassVar[str] = topology.DEAD_NOTICES.name
+    """A message. ``kind`` names the class that decodes it; ``route`` is the queue or exchange that carries the kind."""
 
 
 #: Every kind of message.

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from common import messages, topology
+from common.delivery import Delivery
 from common.errors import MessageError
 from common.messages import (
     FetchProgress,
@@ -25,23 +26,12 @@ from common.messages import (
 from common.progress import RunProgress
 from common.releases import Releases
 from common.settings import RunSettings
-from common.transport import Delivery, Session
+from common.transport import Session
 
 log = logging.getLogger(__name__)
 
 #: After so long without a message, the display names the services that are not running.
 QUIET_S = 5.0
-
-#: The service that consumes each queue.
-_CONSUMERS: Mapping[str, str] = {
-    topology.RUNS.name: "data-loader",
-    topology.CHUNKS.name: "data-loader",
-    topology.EVENTS.name: "data-processor",
-    topology.SELECTED.name: "analysis",
-    topology.PLANS.name: "analysis",
-    topology.DEAD_NOTICES.name: "analysis",
-    topology.VISUALISATION.name: "visualisation",
-}
 
 
 class Display(Protocol):
@@ -102,7 +92,7 @@ def follow(
         delivery = session.receive(0.2)
         if delivery is None:
             if time.monotonic() - last_message > QUIET_S:
-                missing = sorted({_CONSUMERS[queue] for queue in session.queues_without_consumer()})
+                missing = topology.consumers_of(session.queues_without_consumer())
                 display.note(f"waiting for {', '.join(missing)}" if missing else "waiting")
                 last_message = time.monotonic()
             continue

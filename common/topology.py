@@ -1,90 +1,122 @@
-"""The queues and exchanges of the pipeline: their names, who is behind them, how much they hold."""
+"""The routing table: every exchange and queue, the kinds of message it carries, and the service that consumes it.
+
+A new queue is one entry in ``QUEUES``. Where a message is published to, which
+queues a service consumes, and which signature a queue accepts follow from it.
+"""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-#: Fanout exchanges: whoever listens gets a copy.
-RESULTS = "results"
-RESULT_FILES = "result-files"
-EXCHANGES = (RESULTS, RESULT_FILES)
+#: The exchange that dead letters are published to, with the name of their queue as routing key.
+DEAD_LETTER_EXCHANGE = "dead"
 
 _FOLLOW = "follow."
 
-#: What could not be handled goes to this exchange, under its queue's name.
-DEAD_LETTER_EXCHANGE = "dead"
+
+@dataclass(frozen=True)
+class Exchange:
+    """A fanout exchange: every queue that is bound to it gets a copy of each message of these ``kinds``."""
+
+    name: str
+    kinds: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Queue:
     """A queue.
 
-    ``limit`` is the number of messages from which publishers wait; ``keep``
-    the number that a listener's queue holds before the oldest make way;
-    ``exchanges`` are the fanout exchanges it listens to; ``expires_s`` deletes
-    a queue that nobody uses for so long; ``exclusive`` means that each session
-    has its own, which ends with the session's connection; ``replicated``, that
-    each broker of a cluster has a copy (a quorum queue). What cannot be handled
-    moves to the queue's dead-letter queue, if it has one (``has_dead_letter_queue``).
+    Parameters
+    ----------
+    name
+        Its name in the broker.
+    consumer
+        The name of the service that consumes it.
+    kinds
+        The kinds of message that are published to it directly.
+    exchanges
+        The names of the fanout exchanges that it is bound to.
+    limit
+        The number of messages from which on publishers wait; None: unlimited.
+    keep
+        The number of messages that it holds before the oldest are dropped; None: unlimited.
+    exclusive
+        True where each session has a queue of its own, which is deleted with the session's connection. All
+        others are durable, and replicated in a cluster.
+    has_dead_letter_queue
+        True where messages that cannot be handled move to a dead-letter queue.
     """
 
     name: str
+    consumer: str | None = None
+    kinds: tuple[str, ...] = ()
+    exchanges: tuple[str, ...] = ()
     limit: int | None = None
     keep: int | None = None
-    exchanges: tuple[str, ...] = ()
-    expires_s: int | None = None
     exclusive: bool = False
-    replicated: bool = True
     has_dead_letter_queue: bool = True
 
 
-RUNS = Queue("runs")
-CHUNKS = Queue("chunks")
-# The two queues with arrays: 16 messages of at most 8 MiB.
-EVENTS = Queue("events", limit=16)
-SELECTED = Queue("selected", limit=16)
-PLANS = Queue("plans")
-#: A copy of every dead letter, for the analysis service to note what is lost.
-DEAD_NOTICES = Queue("dead-notices", has_dead_letter_queue=False)
-VISUALISATION = Queue("results.visualisation", keep=10_000, exchanges=(RESULTS,))
+RESULTS = Exchange("results", ("run-started", "progress", "fetch-progress", "result", "run-failed"))
+RESULT_FILES = Exchange("result-files", ("result-files",))
 
-#: Queues that always exist, whoever connects first.
+RUNS = Queue("runs", "data-loader", ("run-request",))
+CHUNKS = Queue("chunks", "data-loader", ("file-task", "chunk-task"))
+# The two queues with arrays: 16 messages of at most 8 MiB each.
+EVENTS = Queue("events", "data-processor", ("events",), limit=16)
+SELECTED = Queue("selected", "analysis", ("selected",), limit=16)
+PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "status-request"))
+#: A copy of every dead letter, from which the analysis service learns what is missing from a run. A notice that a
+#: dead letter is requeued takes the same queue, so that it never overtakes the dead letter.
+DEAD_NOTICES = Queue("dead-notices", "analysis", ("dead-letter", "requeued"), has_dead_letter_queue=False)
+VISUALISATION = Queue("results.visualisation", "visualisation", exchanges=(RESULTS.name,), limit=10_000)
+
+EXCHANGES = (RESULTS, RESULT_FILES)
+#: The queues that every session declares.
 QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
+
+#: The exchange or queue that each kind of message is published to.
+ROUTES: Mapping[str, str] = {kind: target.name for target in (*EXCHANGES, *QUEUES) for kind in target.kinds}
+
+
+def is_exchange(route: str) -> bool:
+    """Whether a route is an exchange, and not a queue."""
+    return any(exchange.name == route for exchange in EXCHANGES)
+
+
+def consumed_by(service: str) -> tuple[Queue, ...]:
+    """The queues that a service consumes."""
+    return tuple(queue for queue in QUEUES if queue.consumer == service)
+
+
+def consumers_of(queues: Iterable[str]) -> list[str]:
+    """The services that consume the queues of these names, in alphabetical order."""
+    names = set(queues)
+    return sorted({queue.consumer for queue in QUEUES if queue.name in names and queue.consumer is not None})
 
 
 def follower(run_id: str) -> Queue:
     """The queue of a command that follows one run.
 
-    It is as fleeting as its connection: a durable one would keep every worker waiting for its confirms, should
-    the broker lose it. Who has lost a connection asks anew how the run stands.
+    It is exclusive, because a durable queue that the broker loses would block the confirms of every publisher. A
+    follower that lost its connection asks for the state of the run again.
     """
     return Queue(
         f"{_FOLLOW}{run_id}",
+        exchanges=tuple(exchange.name for exchange in EXCHANGES),
         keep=10_000,
-        exchanges=(RESULTS, RESULT_FILES),
         exclusive=True,
-        replicated=False,
         has_dead_letter_queue=False,
     )
 
 
 def dead_letter_queue(queue: str) -> Queue:
-    """A queue's dead-letter queue."""
+    """The dead-letter queue of the queue of this name."""
     return Queue(f"{queue}.dead", has_dead_letter_queue=False)
 
 
-def deaths(queue: str, kind: str, body: bytes) -> Queue:
-    """The queue with a mark for each worker that died while it handled this message; a day without one deletes it.
-
-    It is not replicated: RabbitMQ 4.0 brings a quorum queue that was made in the moment before its only node was
-    killed back without a leader, and whoever publishes to that waits for a minute, again and again.
-    """
-    digest = hashlib.sha256(f"{queue} {kind} ".encode() + body).hexdigest()
-    return Queue(f"deaths.{digest[:32]}", expires_s=86_400, replicated=False, has_dead_letter_queue=False)
-
-
 def routes_to(queue: str) -> tuple[str, ...]:
-    """Where the messages of a queue were sent: to itself, or to an exchange it listens to."""
-    listening = {known.name: known.exchanges for known in QUEUES}
-    return (queue, *listening.get(queue, EXCHANGES if queue.startswith(_FOLLOW) else ()))
+    """The routes by which a message can have come into a queue: its own name, and the exchanges it is bound to."""
+    bound = {known.name: known.exchanges for known in (*QUEUES, follower(queue.removeprefix(_FOLLOW)))}
+    return (queue, *bound.get(queue, ()))

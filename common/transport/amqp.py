@@ -1,13 +1,14 @@
-"""How RabbitMQ is spoken to: where it is, the arguments of its queues, and what its refusals mean."""
+"""How to connect to RabbitMQ, what is declared there, and what its refusals mean."""
 
 from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pika
+import pika.channel
 import pika.exceptions
 
 from common import topology
@@ -15,13 +16,22 @@ from common.settings import BrokerSettings
 from common.topology import Queue
 
 HEARTBEAT_S = 30
-#: Deliveries after which the broker drops a message. It counts lost connections, and whoever only waited in
-#: the hands of a worker that died: no measure of what is poisonous. Left out, RabbitMQ 4 takes 20.
-DELIVERY_LIMIT = 1_000_000
+
+#: How many deliveries of a message may fail; at the next failure the broker moves it to the dead-letter queue, with
+#: the reason ``delivery_limit``. So a message that kills its worker ends after 11 workers: half an hour where
+#: Kubernetes restarts them with its back-off, two minutes under Compose.
+#: Before RabbitMQ 4.3 every return of a message to its queue counts: a worker that died, a lost connection, a restart
+#: of the broker, an exceeded consumer_timeout. From 4.3 on, only deaths and lost connections do. Ten is more than the
+#: eight faults that one run of the chaos suite suffers, and fewer than the 20 that RabbitMQ 4 sets by itself.
+DELIVERY_LIMIT = 10
+
+#: The limit of queues without a dead-letter queue, where the broker would delete the message: none is ever reached.
+#: Each listing of dead letters is a delivery. RabbitMQ 3 refuses -1, which means "unlimited" from 4.0 on.
+NO_DELIVERY_LIMIT = 1_000_000
 
 
 def parameters(settings: BrokerSettings) -> pika.ConnectionParameters:
-    """Where and as whom to connect; with TLS the broker's certificate and host name are verified."""
+    """The connection's parameters. With TLS the broker's certificate and host name are verified."""
     tls = None
     if settings.tls:
         tls = pika.SSLOptions(ssl.create_default_context(cafile=settings.tls_ca), settings.host)
@@ -39,23 +49,52 @@ def parameters(settings: BrokerSettings) -> pika.ConnectionParameters:
 
 
 def arguments(queue: Queue) -> dict[str, Any]:
-    """The arguments a queue is declared with."""
-    found: dict[str, Any] = {"x-queue-type": "classic"}
-    if queue.replicated:
-        found = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+    """The arguments that a queue is declared with."""
+    if queue.exclusive:
+        found: dict[str, Any] = {"x-queue-type": "classic"}
+    else:
+        limit = DELIVERY_LIMIT if queue.has_dead_letter_queue else NO_DELIVERY_LIMIT
+        found = {"x-queue-type": "quorum", "x-delivery-limit": limit}
     if queue.keep is not None:
         found |= {"x-max-length": queue.keep, "x-overflow": "drop-head"}
     if queue.limit is not None:
         found |= {"x-max-length": queue.limit, "x-overflow": "reject-publish"}
-    if queue.expires_s is not None:
-        found |= {"x-expires": queue.expires_s * 1000}
     if queue.has_dead_letter_queue:
-        found |= {"x-dead-letter-exchange": topology.DEAD_LETTER_EXCHANGE, "x-dead-letter-routing-key": queue.name}
+        found |= {
+            "x-dead-letter-exchange": topology.DEAD_LETTER_EXCHANGE,
+            "x-dead-letter-routing-key": queue.name,
+            # A dead letter leaves its queue once its dead-letter queue has confirmed it; needs reject-publish.
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
     return found
 
 
+def declare(
+    channel: pika.channel.Channel, queues: Iterable[Queue], names: Mapping[str, str], then: Callable[[], None]
+) -> None:
+    """Declare every exchange and queue of the routing table, and ``queues``; call ``then`` when that is done.
+
+    ``names`` gives the names in the broker of those queues whose name there is another.
+    """
+    channel.exchange_declare(topology.DEAD_LETTER_EXCHANGE, "topic", durable=True)
+    for exchange in topology.EXCHANGES:
+        channel.exchange_declare(exchange.name, "fanout", durable=True)
+    for queue in {queue.name: queue for queue in (*topology.QUEUES, *queues)}.values():
+        name = names.get(queue.name, queue.name)
+        channel.queue_declare(name, durable=not queue.exclusive, exclusive=queue.exclusive, arguments=arguments(queue))
+        for exchange_name in queue.exchanges:
+            channel.queue_bind(name, exchange_name)
+        if queue.has_dead_letter_queue:
+            dead = topology.dead_letter_queue(queue.name)
+            channel.queue_declare(dead.name, durable=True, arguments=arguments(dead))
+            channel.queue_bind(dead.name, topology.DEAD_LETTER_EXCHANGE, queue.name)
+    # The answers to a channel's calls come in order: the last one answers for all.
+    channel.queue_bind(topology.DEAD_NOTICES.name, topology.DEAD_LETTER_EXCHANGE, "#", callback=lambda _: then())
+
+
 def refusal(settings: BrokerSettings, error: BaseException) -> str | None:
-    """What a failed connection says that waiting cannot mend, in words; None where it may work later."""
+    """What the broker refused, in words; None where another attempt may succeed."""
     for cause in causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -71,21 +110,21 @@ def refusal(settings: BrokerSettings, error: BaseException) -> str | None:
 
 
 def _reply_code(error: BaseException) -> int | None:
-    """The code with which the broker itself refused or closed the connection; None where it did not.
+    """The reply code with which the broker refused or closed the connection; None where it sent none.
 
-    Of a connection that ends in its handshake, pika supposes the user or the virtual host to be refused, also
-    where it was merely lost; whether the broker said so stands only in the text.
+    pika reports a connection that ends in the handshake as a refused user or virtual host, even where it was only
+    lost. Whether the broker sent a reply code can be told from the text alone.
     """
-    if isinstance(error, pika.exceptions.AuthenticationError):  # it offers no way for us to give a password
+    if isinstance(error, pika.exceptions.AuthenticationError):  # the broker accepts no password at all
         return 403
     if isinstance(error, pika.exceptions.ConnectionClosedByBroker):
         return int(error.reply_code)
-    said = re.search(rf"{pika.exceptions.ConnectionClosedByBroker.__name__}: \((\d+)\)", str(error.args))
-    return int(said[1]) if said else None
+    found = re.search(rf"{pika.exceptions.ConnectionClosedByBroker.__name__}: \((\d+)\)", str(error.args))
+    return int(found[1]) if found else None
 
 
 def causes(error: object) -> Iterator[BaseException]:
-    """An error of pika's and what it wraps, from the outside in."""
+    """An exception of pika and those that it wraps, from the outside in."""
     if not isinstance(error, BaseException):
         return
     yield error

@@ -1,7 +1,7 @@
 """The transport inside this process: the queues of the broker, in memory.
 
-It keeps the promises that RabbitMQ keeps: bounded queues make publishers wait,
-a delivery that was not settled comes again, a message crosses as its bytes.
+It behaves as RabbitMQ does: publishers wait for room in a bounded queue, a
+delivery that was not acknowledged is redelivered, and messages are encoded.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from threading import Condition, Event
 from typing import Any
 
 from common import topology
+from common.delivery import Delivery, dead_letter_headers
 from common.messages import Message
 from common.topology import Queue
-from common.transport import Delivery, dead_letter_headers
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class EmbeddedTransport:
         for queue in topology.QUEUES:
             self._declared[queue.name] = queue
 
-    def open(self, queues: Sequence[Queue], prefetch: int = 2) -> EmbeddedSession:
-        """Open a session. ``prefetch`` has no meaning here: a delivery leaves its queue when it is asked for."""
+    def open(self, queues: Sequence[Queue], prefetch: int = 1) -> EmbeddedSession:
+        """Open a session. ``prefetch`` has no effect: a message leaves its queue when it is received."""
         with self._changed:
             for queue in queues:
                 self._declared[queue.name] = queue
@@ -48,20 +48,20 @@ class EmbeddedTransport:
         return EmbeddedSession(self, queues)
 
     def shut_down(self) -> None:
-        """Let no publisher wait any longer: what is published from now on is dropped."""
+        """Release the publishers that wait: bounded queues accept any number of messages from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def depth(self, queue: str) -> int:
-        """How many messages wait in a queue."""
+        """Return how many messages wait in a queue."""
         with self._changed:
             return len(self._stored[queue])
 
-    def _store(self, route: str, stored: _Stored) -> None:
-        """Put a message into its queue, or into the queues that listen to its exchange."""
+    def store(self, route: str, stored: _Stored) -> None:
+        """Put a message into a queue, or into every queue that is bound to an exchange."""
         with self._changed:
-            if route in topology.EXCHANGES:
+            if topology.is_exchange(route):
                 targets = [q for q in self._declared.values() if route in q.exchanges]
             else:
                 targets = [self._declared.get(route) or Queue(route)]
@@ -74,7 +74,8 @@ class EmbeddedTransport:
                     waiting.popleft()
             self._changed.notify_all()
 
-    def _take(self, queues: Sequence[Queue], timeout_s: float, woken: Event) -> tuple[str, _Stored] | None:
+    def take(self, queues: Sequence[Queue], timeout_s: float, woken: Event) -> tuple[str, _Stored] | None:
+        """Take the first message of the first queue that has one; None after the timeout, or once ``woken`` is set."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not woken.is_set():
@@ -89,92 +90,91 @@ class EmbeddedTransport:
         woken.clear()
         return None
 
-    def _wake(self, woken: Event) -> None:
+    def wake(self, woken: Event) -> None:
+        """Set ``woken``, and end the ``take`` that waits with it."""
         with self._changed:
             woken.set()
             self._changed.notify_all()
 
-    def _give_back(self, queues: Sequence[Queue], unsettled: Sequence[tuple[str, _Stored]]) -> None:
+    def end(self, queues: Sequence[Queue], unacknowledged: Sequence[tuple[str, _Stored]]) -> None:
+        """End a session that consumed ``queues``: put its unacknowledged messages back to the heads of their queues."""
         with self._changed:
             for queue in queues:
                 self._consumers[queue.name] -= 1
-            for name, stored in reversed(unsettled):
+            for name, stored in reversed(unacknowledged):
                 self._stored[name].appendleft(_Stored(stored.kind, stored.body, stored.headers, redelivered=True))
             self._changed.notify_all()
 
-    def _queues_without_consumer(self) -> Sequence[str]:
+    def queues_without_consumer(self) -> Sequence[str]:
+        """Return the names of the services' queues that no session consumes."""
         with self._changed:
             return [queue.name for queue in topology.QUEUES if not self._consumers[queue.name]]
 
 
 class EmbeddedSession:
-    """One service's side of the in-process broker."""
+    """One service's session with the in-process broker."""
 
     def __init__(self, transport: EmbeddedTransport, queues: Sequence[Queue]) -> None:
         self._transport = transport
         self._queues = queues
-        self._unsettled: dict[int, tuple[str, _Stored]] = {}
+        self._unacknowledged: dict[int, tuple[str, _Stored]] = {}
         self._tag = 0
         self._woken = Event()
 
     def receive(self, timeout_s: float) -> Delivery | None:
-        """The next delivery; None where there was none in time."""
-        taken = self._transport._take(self._queues, timeout_s, self._woken)
+        """Return the next delivery, or None after the timeout or where ``wake`` was called."""
+        taken = self._transport.take(self._queues, timeout_s, self._woken)
         if taken is None:
             return None
         self._tag += 1
-        self._unsettled[self._tag] = taken
+        self._unacknowledged[self._tag] = taken
         name, stored = taken
         return Delivery(name, stored.kind, stored.body, stored.headers, stored.redelivered, token=self._tag)
 
     def wake(self) -> None:
         """End the ``receive`` that waits, or else the next one."""
-        self._transport._wake(self._woken)
-
-    def take_in_hand(self, delivery: Delivery) -> int:
-        """Nobody has died: all that works here is this one process."""
-        return 0
+        self._transport.wake(self._woken)
 
     def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
-        """Publish what came of a delivery, waiting where a queue is full, and forget the delivery."""
+        """Publish the outcome of a delivery, waiting while a queue is full, and acknowledge the delivery."""
         self.publish(messages)
-        self._unsettled.pop(delivery.token, None)
+        self._unacknowledged.pop(delivery.token, None)
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
         headers = {**delivery.headers, **dead_letter_headers(delivery, problem)}
         stored = _Stored(delivery.kind, delivery.body, headers)
         for queue in (topology.dead_letter_queue(delivery.queue), topology.DEAD_NOTICES):
-            self._transport._store(queue.name, stored)
-        self._unsettled.pop(delivery.token, None)
+            self._transport.store(queue.name, stored)
+        self._unacknowledged.pop(delivery.token, None)
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Put messages into their queues, waiting where one is full."""
+        """Put messages into their queues, waiting while one is full."""
         for message in messages:
-            self._transport._store(message.route, _Stored(message.kind, message.encode(), message.headers))
+            self._transport.store(message.route, _Stored(message.kind, message.encode(), message.headers))
 
     def publish_without_confirm(self, message: Message) -> None:
-        """Put news into its queues."""
+        """Put a message into its queues."""
         self.publish([message])
 
     def connections(self) -> int:
-        """Always 1."""
+        """Return 1: the connection is never lost."""
         return 1
 
     def is_connected(self) -> bool:
-        """Always true: the queues are in this process."""
+        """Return True: the queues are in this process."""
         return True
 
     def queues_without_consumer(self) -> Sequence[str]:
-        """The queues that nobody consumes at the moment."""
-        return self._transport._queues_without_consumer()
+        """Return the names of the services' queues that no session consumes at the moment."""
+        return self._transport.queues_without_consumer()
 
     def queue_depths(self) -> Mapping[str, int]:
-        """How many messages wait in the queues consumed here and in their dead-letter queues."""
+        """Return the number of waiting messages of the session's queues and of their dead-letter queues."""
         dead = [topology.dead_letter_queue(queue.name) for queue in self._queues if queue.has_dead_letter_queue]
         return {queue.name: self._transport.depth(queue.name) for queue in (*self._queues, *dead)}
 
     def close(self) -> None:
-        """End the session; what was not settled goes back to the head of its queue."""
-        self._transport._give_back(self._queues, list(self._unsettled.values()))
-        self._unsettled.clear()
+        """End the session; messages that were not acknowledged go back to the heads of their queues."""
+        self._transport.end(self._queues, list(self._unacknowledged.values()))
+        self._unacknowledged.clear()

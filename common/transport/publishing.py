@@ -1,4 +1,4 @@
-"""Publishing on one channel of RabbitMQ: each message is the publisher's until the broker has confirmed it."""
+"""Publishing on one channel of RabbitMQ: each message is sent until the broker has confirmed it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ import pika.spec
 from common import topology
 from common.messages import Message
 from common.signature import Signer
+from common.topology import Queue
 
 log = logging.getLogger(__name__)
 
-#: How long a publisher waits before it looks again whether a full queue has room, or a lost one is there.
+#: The pause before another attempt where a queue is full, or is being declared again.
 PAUSE_S = 0.05
 
 _Address = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Publication:
-    """One message on its way: to a queue (by the default exchange) or to an exchange."""
+class OutgoingMessage:
+    """An encoded message and its address: an exchange, or a queue (by the default exchange and its routing key).
+
+    ``mandatory``: the broker returns it where no queue takes it.
+    """
 
     exchange: str
     routing_key: str
     kind: str
     body: bytes
-    headers: dict[str, Any]
-    must_arrive: bool
+    headers: Mapping[str, Any]
+    mandatory: bool
 
     @property
     def address(self) -> _Address:
@@ -42,67 +46,71 @@ class Publication:
         return self.exchange, self.routing_key
 
     @classmethod
-    def of(cls, message: Message, signer: Signer) -> Publication:
-        """A message as it is sent by its route, signed."""
+    def of(cls, message: Message, signer: Signer) -> OutgoingMessage:
+        """A message, encoded and signed, to its route."""
         route, kind, body = message.route, message.kind, message.encode()
         headers = signer.sign(route, kind, body, message.headers)
-        if route in topology.EXCHANGES:
-            return cls(route, "", kind, body, headers, must_arrive=False)
-        return cls("", route, kind, body, headers, must_arrive=True)
+        if topology.is_exchange(route):
+            return cls(route, "", kind, body, headers, mandatory=False)
+        return cls("", route, kind, body, headers, mandatory=True)
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """A publication that is not confirmed, and what is called when it is."""
+    """A message that is not confirmed, and what is called when it is."""
 
-    publication: Publication
+    message: OutgoingMessage
     then: Callable[[], None]
 
 
-class Publisher:
-    """Sends publications until they are confirmed, on a channel that ends with its connection.
+def bounded_queues(queues: Mapping[str, Queue]) -> dict[_Address, Queue]:
+    """The bounded queue behind each address: a queue's own, and the exchange that it is bound to."""
+    bounded = [queue for queue in queues.values() if queue.limit is not None]
+    return {("", queue.name): queue for queue in bounded} | {
+        (exchange, ""): queue for queue in bounded for exchange in queue.exchanges
+    }
 
-    A queue that is full (``limits``: how many messages each holds) is asked for room, rather than sent megabytes
-    again and again that it refuses; one that was deleted under us is declared again by ``declare``.
-    Used from the connection's thread alone.
+
+class Publisher:
+    """Sends messages until they are confirmed, on one channel.
+
+    Where a queue is full (``bounded``: the bounded queue behind each address), its depth is asked for, and as many
+    messages are sent as there is room for. A queue that was deleted is declared again with ``declare``.
+    Used from the connection's thread only.
     """
 
-    def __init__(self, channel: pika.channel.Channel, limits: Mapping[str, int], declare: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: pika.channel.Channel, bounded: Mapping[_Address, Queue], declare: Callable[[], None]
+    ) -> None:
         self._channel = channel
-        self._limits = limits
+        self._bounded = bounded
         self._declare = declare
         self._sequence = 0
         self._unconfirmed: dict[int, _Sent] = {}
         self._returned: set[int] = set()
-        #: What was refused by a full queue, or came after that; an entry only while there is any.
+        #: By address: the messages that a full queue rejected, and those that came after them.
         self._waiting: dict[_Address, deque[_Sent]] = {}
         channel.add_on_return_callback(self._on_returned)
         channel.confirm_delivery(self._on_confirm)
 
-    def send(self, publication: Publication, then: Callable[[], None]) -> None:
-        """Publish; ``then`` is called once the broker has confirmed it."""
-        sent = _Sent(publication, then)
-        waiting = self._waiting.get(publication.address)
+    def send(self, message: OutgoingMessage, then: Callable[[], None]) -> None:
+        """Publish a message; ``then`` is called once the broker has confirmed it."""
+        sent = _Sent(message, then)
+        waiting = self._waiting.get(message.address)
         if waiting is None:
             self._publish(sent)
         else:
             waiting.append(sent)
 
     def _publish(self, sent: _Sent) -> None:
-        publication = sent.publication
+        message = sent.message
         self._sequence += 1
         self._unconfirmed[self._sequence] = sent
+        properties = pika.BasicProperties(
+            type=message.kind, delivery_mode=2, headers=dict(message.headers), message_id=str(self._sequence)
+        )
         self._channel.basic_publish(
-            publication.exchange,
-            publication.routing_key,
-            publication.body,
-            pika.BasicProperties(
-                type=publication.kind,
-                delivery_mode=2,
-                headers=publication.headers,
-                message_id=str(self._sequence),
-            ),
-            mandatory=publication.must_arrive,
+            message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory
         )
 
     def _on_returned(
@@ -112,7 +120,7 @@ class Publisher:
         properties: pika.spec.BasicProperties,
         body: bytes,
     ) -> None:
-        """A queue has been deleted under us: its message came back, and its confirm is to follow."""
+        """Note a message whose queue was deleted; its confirm follows."""
         self._returned.add(int(properties.message_id))
 
     def _on_confirm(self, frame: pika.frame.Method[Any]) -> None:
@@ -124,7 +132,7 @@ class Publisher:
             sent = self._unconfirmed.pop(tag)
             if tag in self._returned:
                 self._returned.discard(tag)
-                log.warning("queue %s was gone; it is declared again", sent.publication.routing_key)
+                log.warning("queue %s does not exist any more; declaring it again", sent.message.routing_key)
                 self._later(partial(self._declare_and_publish, sent))
             elif isinstance(method, pika.spec.Basic.Ack):
                 sent.then()
@@ -136,23 +144,23 @@ class Publisher:
         self._publish(sent)
 
     def _wait_for_room(self, sent: _Sent) -> None:
-        address = sent.publication.address
+        address = sent.message.address
         if address not in self._waiting:
             self._waiting[address] = deque()
             self._later(partial(self._look_for_room, address))
         self._waiting[address].append(sent)
 
     def _look_for_room(self, address: _Address) -> None:
-        exchange, queue = address
-        limit = None if exchange else self._limits.get(queue)
-        if limit is None:
+        queue = self._bounded.get(address)
+        if queue is None or queue.limit is None:  # rejected for another reason
             self._publish_waiting(address, len(self._waiting[address]))
             return
+        limit = queue.limit
 
         def answered(frame: pika.frame.Method[Any]) -> None:
             self._publish_waiting(address, limit - frame.method.message_count)
 
-        self._channel.queue_declare(queue, passive=True, callback=answered)
+        self._channel.queue_declare(queue.name, passive=True, callback=answered)
 
     def _publish_waiting(self, address: _Address, room: int) -> None:
         waiting = self._waiting[address]

@@ -9,12 +9,12 @@ from typing import ClassVar
 import pytest
 
 from common import messages, topology
-from common.dead_letters import dead_letters
 from common.health import ServiceMetrics
 from common.messages import Chunk, ChunkFailed, Message
 from common.service import Service, serve
 from common.settings import BrokerSettings
 from common.topology import Queue
+from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
 from tests.support.broker import Broker
@@ -59,7 +59,7 @@ class Forwarding(Service):
         return [Into(message.chunk, message.problem)]
 
 
-def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost_nor_dead(
+def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
     impatient: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     vhost: BrokerSettings = impatient.new_vhost()
@@ -95,7 +95,7 @@ def test_what_waits_for_a_full_queue_longer_than_the_broker_does_is_neither_lost
     assert not loop.is_alive()
 
 
-def test_a_consumer_that_the_broker_ends_comes_back(impatient: Broker) -> None:
+def test_a_consumer_that_the_broker_cancels_consumes_again(impatient: Broker) -> None:
     """As RabbitMQ does from 4.3 on where a delivery took too long, and always where a queue is deleted."""
     vhost = impatient.new_vhost()
     transport = RabbitMQTransport(vhost, connect_timeout_s=20)

@@ -15,15 +15,15 @@ import pika
 import pytest
 from pika.exceptions import NackError
 
-from common import dead_letters as module
 from common import topology
-from common.dead_letters import dead_letters, requeue
+from common.delivery import Delivery
 from common.errors import BrokerError
 from common.messages import Chunk, ChunkFailed, Message
 from common.settings import BrokerSettings
 from common.topology import Queue
-from common.transport import Delivery
+from common.transport import dead_letters as module
 from common.transport.amqp import parameters
+from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from tests.integration.test_command import run
 from tests.support.broker import Broker
@@ -72,9 +72,7 @@ def take(session: RabbitMQSession) -> Delivery:
     return delivery
 
 
-def test_letters_are_listed_with_all_that_is_known_of_them_and_stay(
-    vhost: BrokerSettings, kill: Callable[..., None]
-) -> None:
+def test_dead_letters_are_listed_with_their_headers_and_kept(vhost: BrokerSettings, kill: Callable[..., None]) -> None:
     message = failed("one", 30)
     kill(message, failed("two"))
     for _ in range(3):
@@ -88,7 +86,7 @@ def test_letters_are_listed_with_all_that_is_known_of_them_and_stay(
         assert dead_letters(vhost, "three") == []
 
 
-def test_a_requeued_letter_is_its_message_again(
+def test_a_requeued_dead_letter_is_its_original_message(
     vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession]
 ) -> None:
     message = failed("one", 30)
@@ -101,7 +99,7 @@ def test_a_requeued_letter_is_its_message_again(
     assert [letter.run_id for letter in dead_letters(vhost)] == ["two"]
 
 
-def test_the_analysis_hears_of_the_death_before_it_hears_that_the_letter_goes_back(
+def test_the_analysis_is_notified_of_a_dead_letter_before_it_is_requeued(
     vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession]
 ) -> None:
     kill(failed("one"))
@@ -114,13 +112,13 @@ KILLED_BEFORE_IT_ACKNOWLEDGES = """
 import os, signal
 from pika.adapters.blocking_connection import BlockingChannel
 from common import settings
-from common.dead_letters import requeue
+from common.transport.dead_letters import requeue
 BlockingChannel.basic_ack = lambda channel, tag: os.kill(os.getpid(), signal.SIGKILL)
 requeue(settings.read(os.environ).broker)
 """
 
 
-def test_who_is_killed_between_the_two_queues_leaves_the_letter_in_both(
+def test_a_requeue_that_is_killed_halfway_leaves_the_message_in_both_queues(
     vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession], workers: Workers
 ) -> None:
     kill(failed("one"))
@@ -131,7 +129,7 @@ def test_who_is_killed_between_the_two_queues_leaves_the_letter_in_both(
     assert take(open_session(topology.PLANS)).headers["run_id"] == "one"
 
 
-def test_a_queue_that_stays_full_is_said_and_the_letters_stay(
+def test_requeuing_to_a_full_queue_is_an_error_and_the_dead_letters_are_kept(
     vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = open_session(topology.EVENTS)
@@ -179,7 +177,7 @@ def test_the_command_shows_a_table_or_json_and_requeues(
     assert run(tmp_path, "dead-letters", *broker, **secret).stdout == "0 dead letters\n"
 
 
-def test_a_broker_that_is_not_there_is_one_line(tmp_path: Path, broker: Broker) -> None:
+def test_a_broker_that_does_not_answer_is_one_line(tmp_path: Path, broker: Broker) -> None:
     done = run(tmp_path, "dead-letters", "--broker", "amqp://127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr == "analysis.py: no RabbitMQ answers at amqp://atlas@127.0.0.1:1; is --broker right?\n"

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from common import messages, settings, topology
-from common.dead_letters import dead_letters, requeue
+from common.delivery import Delivery
 from common.messages import Chunk, Message, Result, RunRequest, RunStarted, Selected
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
-from common.transport import Delivery, Session
+from common.transport import Session
+from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
 from tests.support.broker import Broker

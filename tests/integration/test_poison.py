@@ -14,12 +14,12 @@ import pika
 import pytest
 
 from common import array_pickle, topology
-from common.dead_letters import dead_letters
+from common.delivery import Delivery
 from common.messages import Events, Selected
 from common.settings import RunSettings
 from common.submission import follow, submit
-from common.transport import Delivery
 from common.transport.amqp import parameters
+from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
 from tests.integration.test_pipeline import Quiet, in_time
@@ -116,7 +116,7 @@ def workers(generous: Broker, tmp_path: Path) -> Iterator[Workers]:
 
 @pytest.mark.broker
 @pytest.mark.parametrize(("kind", "consumer"), [(Events, "data_processor"), (Selected, "analysis")])
-def test_every_poison_is_a_reason_of_its_run_and_the_worker_goes_on(
+def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
     workers: Workers, kind: type[Events] | type[Selected], consumer: str
 ) -> None:
     queue = {"events": topology.EVENTS, "selected": topology.SELECTED}[kind.route]
@@ -162,7 +162,7 @@ def replace(workers: Workers, stolen: Delivery, body: bytes) -> None:
 
 
 @pytest.mark.broker
-def test_a_broker_with_the_pipeline_s_configuration_takes_no_hundred_megabytes(
+def test_the_broker_rejects_a_message_of_a_hundred_megabytes(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     configuration = (Path(__file__).parents[2] / "kubernetes" / "rabbitmq.conf").read_text()
@@ -178,7 +178,7 @@ def test_a_broker_with_the_pipeline_s_configuration_takes_no_hundred_megabytes(
 
 
 @pytest.mark.broker
-def test_json_that_is_none_of_the_kind_is_dead_lettered_and_the_next_run_is_whole(workers: Workers) -> None:
+def test_malformed_json_is_dead_lettered_and_the_next_run_is_complete(workers: Workers) -> None:
     workers.start_all()
     targets = (("runs", "run-request"), ("chunks", "chunk-task"), ("plans", "sample-plan"), ("plans", "x"))
     bodies = (b"", b"{", b"[]", b"\xff\xfe", b'{"run_id": "../../x"}', json.dumps({"chunk": [1] * 9}).encode())

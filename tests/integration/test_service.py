@@ -12,13 +12,14 @@ from typing import ClassVar
 import pytest
 
 from common import messages, topology
+from common.delivery import Delivery
 from common.errors import MessageError, Unavailable
 from common.health import ServiceMetrics, listen
 from common.messages import Chunk, ChunkFailed, Message, RunFailed
 from common.service import Service, serve
 from common.settings import BrokerSettings
 from common.topology import Queue
-from common.transport import Delivery, Session, amqp
+from common.transport import Session, amqp
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
@@ -89,7 +90,7 @@ def start() -> Iterator[Callable[[Echo], Running]]:
         assert not running.thread.is_alive()
 
 
-def test_a_message_is_answered_and_the_service_closed_in_the_end(start: Callable[[Echo], Running]) -> None:
+def test_a_message_is_answered_and_the_service_is_closed_at_the_end(start: Callable[[Echo], Running]) -> None:
     service = Echo()
     running = start(service)
     running.session.publish([failed("one")])
@@ -98,10 +99,10 @@ def test_a_message_is_answered_and_the_service_closed_in_the_end(start: Callable
     assert service.closed.wait(10)
 
 
-def test_what_only_time_can_mend_is_tried_again_until_it_works(
+def test_a_message_is_tried_again_while_something_is_unavailable(
     start: Callable[[Echo], Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.service._PAUSE_S", 0.01)
+    monkeypatch.setattr("common.service.RETRY_PAUSE_S", 0.01)
     running = start(Echo([Unavailable("the disk is full")] * 3))
     running.session.publish([failed("patience")])
     assert running.answer() == "patience"
@@ -112,7 +113,7 @@ def test_what_only_time_can_mend_is_tried_again_until_it_works(
     ("error", "reason"),
     [(MessageError("no use for it"), "no use for it"), (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero")],
 )
-def test_a_message_that_cannot_be_handled_is_kept_with_its_reason_and_the_next_one_answered(
+def test_a_message_that_cannot_be_handled_is_dead_lettered_with_its_reason(
     start: Callable[[Echo], Running], error: Exception, reason: str
 ) -> None:
     running = start(Echo([error]))
@@ -124,7 +125,7 @@ def test_a_message_that_cannot_be_handled_is_kept_with_its_reason_and_the_next_o
     assert messages.decode(letter.kind, letter.body, RELEASES) == failed("bad")
 
 
-def test_an_unreadable_notice_of_a_dead_letter_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:
+def test_an_unreadable_dead_letter_notice_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:
     running = start(Echo([MessageError("bad")]))
     running.session.publish([failed("bad"), failed("good")])
     assert running.answer() == "good"
@@ -142,7 +143,7 @@ def ask(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_a_service_tells_its_health_and_its_numbers(start: Callable[[Echo], Running]) -> None:
+def test_a_service_reports_its_health_and_its_metrics(start: Callable[[Echo], Running]) -> None:
     running = start(Echo([MessageError("bad")]))
     port = free_port()
     with listen(running.monitor, port):
@@ -175,7 +176,7 @@ def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
         assert ask(port, "/readyz") == (503, "not connected to the broker\n")
 
 
-def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor, port = ServiceMetrics("echo"), free_port()
     monkeypatch.setattr("common.health.STUCK_S", 0.0)
     monitor.heartbeat()
@@ -187,7 +188,7 @@ def test_a_loop_that_does_not_turn_is_not_alive(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.broker
-def test_heartbeats_go_on_while_a_message_takes_longer_than_they_allow(
+def test_heartbeats_are_answered_while_a_message_is_handled(
     broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker closes a connection that is silent for two heartbeats: ours must outlive five of them."""

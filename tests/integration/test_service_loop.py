@@ -52,7 +52,7 @@ class Punctual(Service):
             self.confirmed.set()
 
 
-def test_what_a_service_publishes_in_its_turn_arrives_though_something_was_away(transport: Transport) -> None:
+def test_a_service_publishes_in_its_poll_after_something_was_unavailable(transport: Transport) -> None:
     listener = transport.open([topology.follower("run")])
     service, stop = Punctual(), threading.Event()
     loop = threading.Thread(target=serve, args=(service, transport.open(service.consumes), stop))
@@ -69,7 +69,7 @@ def test_what_a_service_publishes_in_its_turn_arrives_though_something_was_away(
 
 
 @pytest.mark.broker
-def test_a_message_in_whose_handling_the_broker_goes_away_before_a_stop_comes_again(vhost: BrokerSettings) -> None:
+def test_a_message_is_redelivered_where_the_broker_was_lost_before_the_stop(vhost: BrokerSettings) -> None:
     stop, news = threading.Event(), RunFailed("run", "never confirmed")
 
     class Unlucky(Punctual):

@@ -11,14 +11,14 @@ import pika
 import pytest
 
 from common import topology
-from common.dead_letters import dead_letters, requeue
+from common.delivery import Delivery, dead_letter_headers
 from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunPlan, RunRequest
 from common.settings import BrokerSettings
 from common.signature import SIGNATURE, Signer
 from common.submission import Outcome, follow, submit
 from common.topology import Queue
-from common.transport import Delivery, dead_letter_headers
 from common.transport.amqp import parameters
+from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from physics import RELEASES
 from tests.integration.test_command import run
@@ -36,7 +36,7 @@ def delivery(signer: Signer = OURS, queue: str = "plans", message: Message = MES
     return Delivery(queue, message.kind, message.encode(), headers, redelivered=False, token=None)
 
 
-def test_what_was_signed_with_the_key_is_believed() -> None:
+def test_a_message_signed_with_the_key_is_accepted() -> None:
     assert OURS.problem(delivery()) is None
     assert OURS.problem(replace(delivery(), redelivered=True)) is None
 
@@ -65,19 +65,19 @@ CHANGED = dict(changed_deliveries())
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_whatever_was_changed_is_refused_and_always_in_the_same_words(what: str) -> None:
+def test_every_changed_message_is_rejected_with_the_same_reason(what: str) -> None:
     problem = OURS.problem(CHANGED[what])
     assert problem == "its signature is missing or wrong (MESSAGE_KEY must be the same everywhere)"
 
 
-def test_without_a_key_nothing_is_signed_and_nothing_refused() -> None:
+def test_without_a_key_no_message_is_signed_and_none_is_rejected() -> None:
     nobody = Signer("")
     assert delivery(nobody).headers == MESSAGE.headers
     assert nobody.problem(delivery(nobody)) is None
     assert nobody.problem(delivery(OURS)) is None
 
 
-def test_what_goes_to_an_exchange_is_believed_in_the_queues_that_listen_to_it() -> None:
+def test_a_message_to_an_exchange_is_accepted_in_the_bound_queues() -> None:
     folder = ResultFiles("run", {"result.json": b"{}"})
     assert OURS.problem(delivery(queue="follow.run", message=folder)) is None
     assert OURS.problem(delivery(queue="plans", message=folder)) is not None
@@ -88,7 +88,7 @@ def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> D
     return replace(letter, queue=topology.DEAD_NOTICES.name, headers=headers)
 
 
-def test_a_notice_of_a_death_is_believed_of_a_worker_with_the_key_alone() -> None:
+def test_a_dead_letter_notice_is_accepted_only_from_a_worker_with_the_key() -> None:
     foreign = delivery(Signer(""))
     assert OURS.problem(dead(OURS, foreign)) is None
     assert OURS.problem(dead(Signer("fedcba9876543210-of-nobody"), foreign)) is not None
@@ -97,7 +97,7 @@ def test_a_notice_of_a_death_is_believed_of_a_worker_with_the_key_alone() -> Non
     assert OURS.problem(replace(notice, headers={**notice.headers, "run_id": "another"})) is not None
 
 
-def test_what_the_broker_dead_letters_is_believed_by_its_own_signature() -> None:
+def test_a_message_that_the_broker_dead_lettered_keeps_its_signature() -> None:
     headers = {**delivery().headers, "x-first-death-queue": "plans", "x-first-death-reason": "expired"}
     notice = replace(delivery(), queue=topology.DEAD_NOTICES.name, headers=headers)
     assert OURS.problem(notice) is None
@@ -139,7 +139,7 @@ def take(session: RabbitMQSession) -> Delivery:
 
 
 @pytest.mark.broker
-def test_a_signature_survives_the_dead_letter_queue_and_the_way_back(
+def test_a_signature_survives_dead_lettering_and_requeuing(
     keyed: BrokerSettings, open_session: Callable[..., RabbitMQSession]
 ) -> None:
     session = open_session(keyed, topology.PLANS, topology.DEAD_NOTICES)
@@ -155,7 +155,7 @@ def test_a_signature_survives_the_dead_letter_queue_and_the_way_back(
 
 
 @pytest.mark.broker
-def test_signed_workers_give_the_same_bits_refuse_strangers_and_shrug_at_a_replay(
+def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
     keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], tmp_path: Path
 ) -> None:
     """A stranger can publish to the broker and read what is in it, but has not got the key."""
@@ -183,9 +183,7 @@ def test_signed_workers_give_the_same_bits_refuse_strangers_and_shrug_at_a_repla
 
 
 @pytest.mark.broker
-def test_a_command_without_the_key_is_told_so_and_one_with_it_gets_its_result(
-    keyed_workers: Workers, tmp_path: Path
-) -> None:
+def test_a_command_needs_the_key_for_its_result(keyed_workers: Workers, tmp_path: Path) -> None:
     keyed_workers.start_all()
     variables = keyed_workers.environment()
     url = "amqp://{RABBITMQ_HOST}:{RABBITMQ_PORT}/{RABBITMQ_VHOST}".format(**variables)
@@ -198,7 +196,7 @@ def test_a_command_without_the_key_is_told_so_and_one_with_it_gets_its_result(
 
 
 @pytest.mark.broker
-def test_a_follower_passes_over_a_forged_result(
+def test_a_follower_ignores_a_forged_result(
     keyed: BrokerSettings, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession]
 ) -> None:
     follower = open_session(keyed, topology.follower("run"))

@@ -10,10 +10,10 @@ import pytest
 import trustme
 
 from common import topology
-from common.dead_letters import dead_letters
 from common.errors import BrokerError
 from common.messages import Chunk, ChunkFailed
 from common.settings import BrokerSettings
+from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.integration.test_command import run
 from tests.support.broker import Broker, running_broker
@@ -64,7 +64,7 @@ def plain_port(listening: Broker) -> int:
     return listening.settings.port
 
 
-def test_messages_travel_through_tls(secure: BrokerSettings) -> None:
+def test_messages_are_sent_over_tls(secure: BrokerSettings) -> None:
     session = RabbitMQTransport(secure, connect_timeout_s=20).open([topology.PLANS])
     sent = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever" * 100_000)
     session.publish([sent])
@@ -86,7 +86,7 @@ def test_messages_travel_through_tls(secure: BrokerSettings) -> None:
         ({"host": "127.0.0.1"}, "refused: IP address mismatch, certificate is not valid for '127.0.0.1'"),
     ],
 )
-def test_a_certificate_that_is_not_the_broker_s_ends_it_at_once(
+def test_a_wrong_certificate_is_an_error_at_once(
     secure: BrokerSettings, folder: Path, changes: dict[str, str | None], words: str
 ) -> None:
     if changes.get("tls_ca"):
@@ -99,12 +99,12 @@ def test_a_certificate_that_is_not_the_broker_s_ends_it_at_once(
         dead_letters(wrong)
 
 
-def test_tls_at_a_port_without_it_says_so(secure: BrokerSettings, plain_port: int) -> None:
+def test_tls_at_a_port_without_tls_is_an_error(secure: BrokerSettings, plain_port: int) -> None:
     with pytest.raises(BrokerError, match=r"does not speak TLS; is the port right \(5671 by default\)\?"):
         RabbitMQTransport(replace(secure, port=plain_port), connect_timeout_s=None).open([])
 
 
-def test_the_command_and_the_services_use_it_as_the_environment_says(
+def test_the_command_and_the_services_use_tls_as_the_environment_says(
     secure: BrokerSettings, folder: Path, tmp_path: Path
 ) -> None:
     workers = Workers(secure, tmp_path)
@@ -125,7 +125,7 @@ def test_the_command_and_the_services_use_it_as_the_environment_says(
         workers.stop()
 
 
-def test_a_service_with_a_wrong_authority_ends_with_one_line(
+def test_a_service_with_a_wrong_certificate_authority_ends_with_one_line(
     secure: BrokerSettings, folder: Path, tmp_path: Path
 ) -> None:
     workers = Workers(replace(secure, tls_ca=folder / "other-ca.pem"), tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,33 +10,28 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pika.adapters.utils import io_services_utils
+from pika.channel import Channel
 
 from common import messages, topology
+from common.delivery import Delivery
 from common.errors import BrokerError
 from common.messages import Chunk, ChunkFailed, Message, Progress, RunFailed
 from common.settings import BrokerSettings
 from common.topology import Queue
-from common.transport import Delivery, Session, Transport
+from common.transport import Session, Transport
 from common.transport.embedded import EmbeddedTransport
-from common.transport.publishing import Publisher
-from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
+from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
 from tests.chaos.proxy import Proxy
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
 
 
-def test_pika_still_reads_as_much_at_a_time_as_it_is_told() -> None:
-    consume = io_services_utils._AsyncTransportBase._consume
-    assert {"_MAX_RECV_BYTES", "_MAX_CONSUME_BYTES"} <= set(consume.__code__.co_names)
-
-
 @pytest.fixture
 def open_session(transport: Transport) -> Iterator[Callable[..., Session]]:
     opened: list[Session] = []
 
-    def make(*queues: Queue, prefetch: int = 2) -> Session:
+    def make(*queues: Queue, prefetch: int = 1) -> Session:
         opened.append(transport.open(queues, prefetch))
         return opened[-1]
 
@@ -63,7 +57,7 @@ def read(delivery: Delivery) -> Message:
     return messages.decode(delivery.kind, delivery.body, RELEASES)
 
 
-def test_whoever_waits_for_a_message_is_woken_from_another_thread(open_session: Callable[..., Session]) -> None:
+def test_receive_can_be_ended_from_another_thread(open_session: Callable[..., Session]) -> None:
     session = open_session(topology.PLANS)
     waiter = threading.Thread(target=session.receive, args=(60.0,), daemon=True)
     waiter.start()
@@ -74,7 +68,7 @@ def test_whoever_waits_for_a_message_is_woken_from_another_thread(open_session: 
     assert not waiter.is_alive()
 
 
-def test_what_is_published_arrives_whole_and_in_order(open_session: Callable[..., Session]) -> None:
+def test_published_messages_arrive_unchanged_and_in_order(open_session: Callable[..., Session]) -> None:
     sender, receiver = open_session(), open_session(topology.PLANS)
     sent = [failed(number) for number in range(50)]
     sender.publish(sent)
@@ -87,7 +81,7 @@ def test_what_is_published_arrives_whole_and_in_order(open_session: Callable[...
     assert receiver.receive(0.2) is None
 
 
-def test_a_delivery_carries_its_queue_its_kind_and_the_headers_of_its_chunk(
+def test_a_delivery_has_its_queue_its_kind_and_the_headers_of_its_chunk(
     open_session: Callable[..., Session],
 ) -> None:
     session = open_session(topology.PLANS)
@@ -97,42 +91,42 @@ def test_a_delivery_carries_its_queue_its_kind_and_the_headers_of_its_chunk(
     assert dict(delivery.headers) == {"run_id": "run", "sample": "Zee", "start": 7, "stop": 8}
 
 
-def test_what_was_not_settled_comes_again_to_the_next_consumer(open_session: Callable[..., Session]) -> None:
+def test_unacknowledged_deliveries_are_redelivered_to_the_next_consumer(open_session: Callable[..., Session]) -> None:
     first = open_session(topology.PLANS)
     first.publish([failed(1), failed(2)])
     take(first)
     first.close()
-    second = open_session(topology.PLANS)
+    second = open_session(topology.PLANS, prefetch=2)
     deliveries = [take(second), take(second)]
     assert [read(delivery) for delivery in deliveries] == [failed(1), failed(2)]
     assert deliveries[0].redelivered
 
 
-def test_what_came_of_a_delivery_is_there_before_the_delivery_is_gone(open_session: Callable[..., Session]) -> None:
+def test_a_delivery_is_acknowledged_after_its_outcome_is_published(open_session: Callable[..., Session]) -> None:
     worker, sender = open_session(topology.RUNS), open_session()
     sender.publish([messages.RunRequest("run", 1.0, messages.RunSettings())])
     worker.publish_and_acknowledge(take(worker), [failed(1), failed(2)])
     worker.close()
-    successor = open_session(topology.RUNS, topology.PLANS)
+    successor = open_session(topology.RUNS, topology.PLANS, prefetch=2)
     received = [read(take(successor)), read(take(successor))]
     assert received == [failed(1), failed(2)]
 
 
-def test_an_exchange_gives_every_listener_a_copy(open_session: Callable[..., Session]) -> None:
+def test_an_exchange_gives_every_bound_queue_a_copy(open_session: Callable[..., Session]) -> None:
     one, two = open_session(topology.follower("one")), open_session(topology.follower("two"))
     news = RunFailed("run", "no reason")
     one.publish([news])
     assert [read(take(one)), read(take(two))] == [news, news]
 
 
-def test_news_reaches_the_listeners(open_session: Callable[..., Session]) -> None:
+def test_a_message_published_without_confirm_reaches_the_bound_queues(open_session: Callable[..., Session]) -> None:
     listener, worker = open_session(topology.follower("one")), open_session()
     news = Progress("plan", Chunk("run", "Zee", 0, 5))
     worker.publish_without_confirm(news)
     assert read(take(listener)) == news
 
 
-def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_hears_of_it(
+def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_is_notified(
     open_session: Callable[..., Session],
 ) -> None:
     worker = open_session(topology.PLANS)
@@ -148,7 +142,7 @@ def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_hears_of_it(
         assert letter.headers["start"] == 3
 
 
-def test_a_full_queue_makes_its_publisher_wait_and_loses_nothing(
+def test_a_publisher_waits_for_a_full_queue_and_no_message_is_lost(
     open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = Queue("small", limit=4)
@@ -177,19 +171,19 @@ def test_a_full_queue_makes_its_publisher_wait_and_loses_nothing(
 
 
 @pytest.mark.broker
-def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
+def test_messages_that_a_full_queue_rejected_are_sent_again_when_there_is_room(
     vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = Queue("small", limit=4)
     monkeypatch.setattr(topology, "QUEUES", (*topology.QUEUES, small))
     monkeypatch.setattr(ChunkFailed, "route", small.name)
-    times_sent, publish = Counter[int](), Publisher._publish
+    times_sent, publish = Counter[int](), Channel.basic_publish
 
-    def count(publisher: Publisher, sent: Any) -> None:
-        times_sent[sent.publication.headers["start"]] += 1
-        publish(publisher, sent)
+    def count(channel: Channel, exchange: str, routing_key: str, body: bytes, properties: Any, **others: Any) -> None:
+        times_sent[properties.headers["start"]] += 1
+        publish(channel, exchange, routing_key, body, properties, **others)
 
-    monkeypatch.setattr(Publisher, "_publish", count)
+    monkeypatch.setattr(Channel, "basic_publish", count)
     transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, receiver = transport.open([]), transport.open([small], prefetch=1)
     with ThreadPoolExecutor(1) as thread:
@@ -206,13 +200,13 @@ def test_what_a_full_queue_refused_is_sent_again_once_there_is_room_for_it(
         session.close()
 
 
-def test_a_session_names_the_queues_that_nobody_consumes(open_session: Callable[..., Session]) -> None:
+def test_a_session_names_the_queues_without_a_consumer(open_session: Callable[..., Session]) -> None:
     session = open_session(topology.RUNS, topology.CHUNKS)
     expected = {"events", "selected", "plans", "dead-notices", "results.visualisation"}
     wait_until(lambda: set(session.queues_without_consumer()) == expected, "the idle queues are known", 10)
 
 
-def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Session]) -> None:
+def test_a_session_reports_the_depths_of_its_queues(open_session: Callable[..., Session]) -> None:
     session, sender = open_session(topology.PLANS), open_session()
     sender.publish([failed(number) for number in range(5)])
     letter = take(session)
@@ -222,7 +216,7 @@ def test_a_session_says_how_long_its_queues_are(open_session: Callable[..., Sess
 
 
 @pytest.mark.broker
-def test_the_length_of_a_queue_is_that_of_the_broker_and_unknown_where_it_is_away(vhost: BrokerSettings) -> None:
+def test_queue_depths_are_the_broker_s_and_empty_without_a_connection(vhost: BrokerSettings) -> None:
     transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, receiver = transport.open([]), transport.open([topology.PLANS], prefetch=2)
     sender.publish([failed(number) for number in range(5)])
@@ -261,9 +255,7 @@ def test_a_session_survives_broken_connections_and_delivers_everything(broker: B
 
 @pytest.mark.broker
 @pytest.mark.parametrize("pieces", [1, 2], ids=["after Connection.Start", "after Connection.Tune"])
-def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_again(
-    vhost: BrokerSettings, pieces: int
-) -> None:
+def test_a_connection_that_is_lost_in_the_handshake_is_made_again(vhost: BrokerSettings, pieces: int) -> None:
     with Proxy(vhost.port) as proxy:
         session = RabbitMQTransport(replace(vhost, port=proxy.port), connect_timeout_s=20).open([topology.PLANS])
         proxy.cut_new_after = pieces
@@ -273,31 +265,6 @@ def test_a_connection_that_is_lost_in_its_handshake_is_no_refusal_and_is_made_ag
         session.publish([failed(1)])
         assert read(take(session)) == failed(1)
         session.close()
-
-
-def test_a_delivery_that_is_taken_while_its_connection_is_lost_holds_nobody_up() -> None:
-    session = RabbitMQSession(BrokerSettings(), [], 2)
-    delivery = Delivery("plans", "chunk-failed", b"", {}, redelivered=False, token=(0, 1))
-    over = threading.Event()
-
-    def take_all() -> None:
-        while not over.is_set():
-            session.receive(0.0001)
-
-    threading.Thread(target=take_all, daemon=True).start()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # the two threads meet at every step
-    try:
-        for _ in range(5_000):
-            for _ in range(3):
-                session._inbox.put(delivery)
-            forgetting = threading.Thread(target=session._forget_connection, daemon=True)
-            forgetting.start()
-            forgetting.join(10)
-            assert not forgetting.is_alive()
-    finally:
-        sys.setswitchinterval(interval)
-        over.set()
 
 
 @pytest.mark.broker
@@ -327,7 +294,7 @@ def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: Broke
 
 
 @pytest.mark.broker
-def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message_kept(
+def test_a_queue_that_was_deleted_is_declared_again_and_the_message_is_kept(
     broker: Broker, vhost: BrokerSettings
 ) -> None:
     session = RabbitMQTransport(vhost, connect_timeout_s=20).open([])
@@ -340,7 +307,7 @@ def test_a_queue_that_is_deleted_under_a_publisher_is_made_again_and_the_message
 
 
 @pytest.mark.broker
-def test_every_queue_is_a_durable_quorum_queue_with_its_bound(broker: Broker, vhost: BrokerSettings) -> None:
+def test_every_queue_is_a_durable_quorum_queue_with_its_limits(broker: Broker, vhost: BrokerSettings) -> None:
     RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.DEAD_NOTICES]).close()
     queues = {queue["name"]: queue for queue in broker.api("GET", f"queues/{vhost.vhost}")}
     assert {"runs", "chunks", "events", "selected", "plans", "events.dead", "dead-notices"} <= queues.keys()
@@ -352,9 +319,7 @@ def test_every_queue_is_a_durable_quorum_queue_with_its_bound(broker: Broker, vh
 
 
 @pytest.mark.broker
-def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
-    broker: Broker, vhost: BrokerSettings
-) -> None:
+def test_each_follower_has_a_queue_that_ends_with_its_connection(broker: Broker, vhost: BrokerSettings) -> None:
     def theirs() -> list[str]:
         return [queue["name"] for queue in broker.api("GET", f"queues/{vhost.vhost}") if "follow." in queue["name"]]
 
@@ -381,7 +346,9 @@ def test_a_follower_s_queue_ends_with_its_connection_and_two_followers_hear_all(
         ({"vhost": "nowhere"}, ["nowhere", "RABBITMQ_VHOST"]),
     ],
 )
-def test_a_broker_that_refuses_says_why(vhost: BrokerSettings, wrong: dict[str, str], words: Sequence[str]) -> None:
+def test_the_error_says_what_the_broker_refuses(
+    vhost: BrokerSettings, wrong: dict[str, str], words: Sequence[str]
+) -> None:
     with pytest.raises(BrokerError) as refused:
         RabbitMQTransport(replace(vhost, **wrong), connect_timeout_s=20).open([])
     for word in words:
@@ -389,7 +356,7 @@ def test_a_broker_that_refuses_says_why(vhost: BrokerSettings, wrong: dict[str, 
     assert "wrong" not in str(refused.value)
 
 
-def test_a_broker_that_is_not_there_is_reported_with_its_address() -> None:
+def test_a_broker_that_does_not_answer_is_reported_with_its_address() -> None:
     nobody = BrokerSettings("127.0.0.1", 1)
     with pytest.raises(BrokerError, match=r"no RabbitMQ answers at amqp://atlas@127\.0\.0\.1:1"):
         RabbitMQTransport(nobody, connect_timeout_s=1).open([])

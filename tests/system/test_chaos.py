@@ -64,7 +64,7 @@ def stage(undisturbed: tuple[Undisturbed, Path], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.broker
 @pytest.mark.parametrize("faults", [OF_PROCESSES, OF_MESSAGES], ids=["of processes", "of messages"])
-def test_whatever_goes_wrong_in_a_run_its_numbers_are_those_of_the_undisturbed_one(
+def test_a_run_with_faults_gives_the_numbers_of_a_run_without(
     stage: Stage, undisturbed: tuple[Undisturbed, Path], faults: list[Fault]
 ) -> None:
     strikes: list[Strike] = []
@@ -72,7 +72,7 @@ def test_whatever_goes_wrong_in_a_run_its_numbers_are_those_of_the_undisturbed_o
     assert {strike.fault.name for strike in strikes} == {fault.name for fault in faults}
 
 
-def test_every_sort_of_fault_that_needs_no_root_is_in_the_short_set_and_a_seed_deals_them_the_same_way_again() -> None:
+def test_the_short_suite_has_every_kind_of_fault_and_a_seed_repeats_the_plan() -> None:
     assert {type(fault) for fault in (*OF_PROCESSES, *OF_MESSAGES)} == {type(fault) for fault in DECK} - {FillDisk}
     plan = plan_of(DECK, 400, 8, seed=1)
     assert {fault.name for handful in plan for fault in handful} == {fault.name for fault in DECK}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from common import topology
+from common.delivery import Delivery
 from common.errors import BrokerError, MessageError
 from common.messages import (
     Chunk,
@@ -35,7 +36,6 @@ from common.messages import (
     StatusRequest,
 )
 from common.settings import RunSettings, read
-from common.transport import Delivery
 from tests.support import toy_run, worker_functions
 from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until

@@ -2,8 +2,8 @@
 
 import sys
 
-from common.service import main
 from workers.analysis.service import Analysis
+from workers.process import main
 
 if __name__ == "__main__":
     sys.exit(main(Analysis))

@@ -17,6 +17,7 @@ import awkward as ak
 import numpy as np
 
 from common import topology
+from common.delivery import Delivery
 from common.errors import MessageError
 from common.messages import (
     ChunkFailed,
@@ -35,8 +36,6 @@ from common.messages import (
 from common.releases import Release, Releases
 from common.service import Service
 from common.settings import Settings
-from common.topology import Queue
-from common.transport import Delivery
 from physics import RELEASES
 from workers.analysis.fit_pool import FitPool
 from workers.analysis.histograms import fill
@@ -60,7 +59,6 @@ class Analysis(Service):
 
     name: ClassVar[str] = "analysis"
     releases: ClassVar[Releases] = RELEASES
-    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.SELECTED, topology.DEAD_NOTICES)
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
         self._store = store or Store(settings.database)

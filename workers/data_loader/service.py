@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
-from common import topology
+from common.delivery import Delivery
 from common.errors import DataError, MessageError
 from common.messages import (
     Chunk,
@@ -26,8 +26,6 @@ from common.messages import (
 from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
-from common.topology import Queue
-from common.transport import Delivery
 from physics import RELEASES
 from workers.data_loader import reading
 from workers.data_loader.remote.fetch import Fetcher
@@ -41,7 +39,6 @@ class DataLoader(Service):
 
     name: ClassVar[str] = "data-loader"
     releases: ClassVar[Releases] = RELEASES
-    consumes: ClassVar[Sequence[Queue]] = (topology.RUNS, topology.CHUNKS)
 
     def __init__(self, settings: Settings, *, decompression_threads: int = 2) -> None:
         """Decompress baskets in so many threads, which use other cores; 0 for a process that has one core."""

@@ -2,8 +2,8 @@
 
 import sys
 
-from common.service import main
 from workers.data_processor.service import DataProcessor
+from workers.process import main
 
 if __name__ == "__main__":
     sys.exit(main(DataProcessor))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from common import topology
 from common.errors import MessageError
 from common.messages import Events, Message, Progress, Selected
 from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
-from common.topology import Queue
 from physics import RELEASES
 from workers.data_processor.selection import select
 
@@ -21,7 +19,6 @@ class DataProcessor(Service):
 
     name: ClassVar[str] = "data-processor"
     releases: ClassVar[Releases] = RELEASES
-    consumes: ClassVar[Sequence[Queue]] = (topology.EVENTS,)
 
     def __init__(self, settings: Settings) -> None:
         """Use no settings: the messages and the releases say everything."""

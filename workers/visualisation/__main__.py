@@ -2,7 +2,7 @@
 
 import sys
 
-from common.service import main
+from workers.process import main
 from workers.visualisation.service import Visualisation
 
 if __name__ == "__main__":
