@@ -1,1 +1,1 @@
-"""Faults in the middle of runs, from a seed, and what must hold after each of them."""
+"""Injects faults into runs, chosen by a seed, and checks what must hold after each run."""

@@ -1,4 +1,4 @@
-"""The stage and the faults where the services are the containers of compose.yaml."""
+"""The environment and the fault catalogue where the services are the containers of compose.yaml."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import psutil
 from docker.models.containers import Container
 
 from common.settings import BrokerSettings
-from tests.chaos.delivery_faults import ComeLate, Duplicate, Reorder, RepeatRequest
-from tests.chaos.fault import Fault, Moment, OfService
-from tests.chaos.line_faults import Alarm, KillBroker
-from tests.chaos.stage import ERLANG, FITTER, SERVICES, Run, Stage
+from tests.chaos.delivery_faults import Duplicate, RedeliverAfterRun, Reorder, RepeatRequest
+from tests.chaos.environment import ERLANG, FIT_ARGUMENTS, SERVICES, Environment, Run
+from tests.chaos.fault import Fault, Phase, ServiceFault
+from tests.chaos.network_faults import KillBroker, MemoryAlarm
 from tests.support.broker import Broker
 from tests.support.paths import ROOT
 from tests.support.waiting import free_port, wait_until
 
-#: How the stack's broker is spoken to, but for its port.
+#: The stack's broker, except for its port.
 SETTINGS = BrokerSettings("127.0.0.1")
 
 
 class ServiceContainers:
-    """The services of a Compose project of our own; ``folder`` is where their results go."""
+    """The services of a Compose project of its own; their results go to ``folder``."""
 
     def __init__(self, folder: Path, replicas: Mapping[str, int]) -> None:
         self.folder = folder
@@ -40,9 +40,9 @@ class ServiceContainers:
         self.broker_port, self.api_port = free_port(), free_port()
         self._engine = docker.from_env()
         self._ended: dict[str, int] = {}
-        self._looked = 0.0
+        self._updated_at = 0.0
         (folder / "service-results").mkdir()
-        (folder / "service-results").chmod(0o777)  # the service is a user of its own
+        (folder / "service-results").chmod(0o777)  # the service runs as another user
 
     def compose(self, *arguments: str) -> None:
         """Run docker compose on the project; raises CalledProcessError where it fails."""
@@ -54,7 +54,7 @@ class ServiceContainers:
             "PAGE_PORT": str(free_port()),
             "OUTPUT_DIR": str(self.folder / "service-results"),
             "ERLANG": ERLANG,
-            # As our own sessions have it, whatever stands in .env.
+            # As in SETTINGS, whatever is in .env.
             "RABBITMQ_USER": SETTINGS.user,
             "RABBITMQ_PASS": SETTINGS.password,
             "RABBITMQ_VHOST": SETTINGS.vhost,
@@ -66,12 +66,12 @@ class ServiceContainers:
             subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=log, stderr=log)
 
     def start(self) -> None:
-        """Bring the project up, with its replicas, of images that are there."""
+        """Start the project and its replicas from images that exist."""
         scale = [f"--scale={service.replace('_', '-')}={number}" for service, number in self.replicas.items()]
         self.compose("up", "--detach", "--wait", "--no-build", *scale)
 
     def stop(self) -> None:
-        """Keep the logs, and take the project down with all it holds."""
+        """Save the logs, and delete the project with its volumes."""
         self.compose("logs", "--no-color")
         self.compose("down", "--volumes", "--timeout", "10")
 
@@ -82,73 +82,75 @@ class ServiceContainers:
         return found
 
     def ended(self) -> dict[str, int]:
-        """How many containers have ended, by service; looked at once a second."""
-        if time.monotonic() > self._looked + 1:
-            self._looked = time.monotonic()
+        """How many containers have ended, by service; updated once a second."""
+        if time.monotonic() > self._updated_at + 1:
+            self._updated_at = time.monotonic()
             self._ended = {
                 service: sum(one.status != "running" for one in self.containers(service.replace("_", "-")))
                 for service in SERVICES
             }
         return self._ended
 
-    def has_lost(self) -> bool:
-        """Whether a container has ended that was to run."""
+    def has_ended(self) -> bool:
+        """Whether a container has ended."""
         return any(self.ended().values())
 
-    def fitter(self) -> psutil.Process | None:
-        """The process that the analysis has its fits done in, where there is one: a process of this machine, too."""
+    def fit_process(self) -> psutil.Process | None:
+        """The analysis service's process for fits, if it runs; it is a process of this machine, too."""
         (analysis,) = self.containers("analysis")
-        with suppress(docker.errors.APIError):  # it is not running
+        with suppress(docker.errors.APIError):  # the container does not run
             table = analysis.top()
             for row in table["Processes"]:
-                if FITTER in row[-1]:
+                if any(argument in row[-1] for argument in FIT_ARGUMENTS):
                     return psutil.Process(int(row[table["Titles"].index("PID")]))
         return None
 
 
-class KillContainer(OfService):
+class KillContainer(ServiceFault):
     """SIGKILL of a container, which is started again."""
 
     kind = "docker kill"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        container = rng.choice(stage.workers.containers(self.service.replace("_", "-")))
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        container = rng.choice(environment.workers.containers(self.service.replace("_", "-")))
         container.kill()
         container.start()
         return True
 
 
-class Disconnect(OfService):
-    """A container without a network for five seconds: no reset tells either side."""
+class Disconnect(ServiceFault):
+    """A container without a network for five seconds; neither side gets a reset."""
 
     kind = "docker network disconnect for 5 s"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
         name = self.service.replace("_", "-")
-        container = rng.choice(stage.workers.containers(name))
-        network = docker.from_env().networks.get(f"{stage.workers.project}_default")
+        container = rng.choice(environment.workers.containers(name))
+        network = docker.from_env().networks.get(f"{environment.workers.project}_default")
         network.disconnect(container)
         time.sleep(5)
         network.connect(container, aliases=[name])
         return True
 
 
-def _deck() -> list[Fault]:
-    moments: list[tuple[str, Moment]] = [(service, "chunks") for service in SERVICES]
-    deck: list[Fault] = [KillContainer(*when) for when in (*moments, ("analysis", "fit"), ("visualisation", "drawing"))]
-    deck += [Disconnect(*when) for when in moments[1:3]]
-    deck += [KillBroker(), KillBroker("drawing"), Alarm(), RepeatRequest(late=False), RepeatRequest(late=True)]
-    sorts: tuple[Callable[[str], Fault], ...] = (Duplicate, Reorder, ComeLate)
-    return [*deck, *(of(queue) for queue in ("chunks", "events", "selected") for of in sorts)]
+def _faults() -> list[Fault]:
+    phases: list[tuple[str, Phase]] = [(service, "chunks") for service in SERVICES]
+    faults: list[Fault] = [
+        KillContainer(*when) for when in (*phases, ("analysis", "fit"), ("visualisation", "drawing"))
+    ]
+    faults += [Disconnect(*when) for when in phases[1:3]]
+    faults += [KillBroker(), KillBroker("drawing"), MemoryAlarm(), RepeatRequest(late=False), RepeatRequest(late=True)]
+    kinds: tuple[Callable[[str], Fault], ...] = (Duplicate, Reorder, RedeliverAfterRun)
+    return [*faults, *(of(queue) for queue in ("chunks", "events", "selected") for of in kinds)]
 
 
-#: One fault of every sort that containers can suffer.
-DECK: tuple[Fault, ...] = tuple(_deck())
+#: The fault catalogue of containers.
+FAULTS: tuple[Fault, ...] = tuple(_faults())
 
 
 @contextmanager
-def set_stage(folder: Path, **replicas: int) -> Iterator[Stage]:
-    """Bring up a Compose project of our own, and take it down in the end."""
+def open_environment(folder: Path, **replicas: int) -> Iterator[Environment]:
+    """Start a Compose project of its own, and delete it at the end."""
     workers = ServiceContainers(folder, replicas)
     try:
         workers.start()
@@ -157,8 +159,8 @@ def set_stage(folder: Path, **replicas: int) -> Iterator[Stage]:
         control = ("docker", "exec", container.id, "rabbitmqctl")
         broker = Broker(settings, workers.api_port, control, {}, container.kill, container.start, tls_port=None)
         wait_until(lambda: broker.api("GET", "overview"), "RabbitMQ answered", 120)
-        stage = Stage(broker, None, settings, workers)
-        stage.wait_until_ready()
-        yield stage
+        environment = Environment(broker, None, settings, workers)
+        environment.wait_until_ready()
+        yield environment
     finally:
         workers.stop()

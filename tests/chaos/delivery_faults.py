@@ -1,4 +1,4 @@
-"""Faults of deliveries: twice, late, in another order."""
+"""Faults of deliveries: duplicated, reordered, or after the run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import pika
 
+from tests.chaos.environment import Environment, Run
 from tests.chaos.fault import Fault
-from tests.chaos.redelivery import Taken, channel_of, disturb, put
-from tests.chaos.stage import Run, Stage
+from tests.chaos.redelivery import Taken, open_channel, put, redeliver
+
+DURATION_S = 2.0
 
 
 @dataclass(frozen=True)
-class OfQueue(Fault):
-    """A fault of one queue's deliveries, for two seconds."""
+class QueueFault(Fault):
+    """A fault of the deliveries of one queue, for two seconds."""
 
     queue: str
 
@@ -23,52 +25,52 @@ class OfQueue(Fault):
         return f"{self.kind}: {self.queue}"
 
 
-class Duplicate(OfQueue):
-    kind = "deliveries come three times, shuffled"
+class Duplicate(QueueFault):
+    kind = "deliveries three times, in random order"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        return bool(disturb(stage.vhost, self.queue, 2.0, 3, rng))
-
-
-class Reorder(OfQueue):
-    kind = "deliveries come in another order"
-
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        return bool(disturb(stage.vhost, self.queue, 2.0, 1, rng))
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        return bool(redeliver(environment.vhost, self.queue, DURATION_S, 3, rng))
 
 
-class ComeLate(OfQueue):
-    kind = "deliveries come again after the run"
+class Reorder(QueueFault):
+    kind = "deliveries in random order"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        taken = disturb(stage.vhost, self.queue, 2.0, 1, rng)
-        stage.afterwards.append(lambda: _put_all(stage, taken))
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        return bool(redeliver(environment.vhost, self.queue, DURATION_S, 1, rng))
+
+
+class RedeliverAfterRun(QueueFault):
+    kind = "deliveries once more after the run"
+
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        taken = redeliver(environment.vhost, self.queue, DURATION_S, 1, rng)
+        environment.after_run.append(lambda: _put_all(environment, taken))
         return bool(taken)
 
 
 @dataclass(frozen=True)
 class RepeatRequest(Fault):
-    """The run's own request comes a second time: while it is under way, or after it."""
+    """The run's own request is published a second time: during the run, or (``late``) after it."""
 
     late: bool
-    kind = "the run's request comes again"
+    kind = "the run's request published twice"
 
     @property
     def name(self) -> str:
-        return f"{self.kind}, {'after' if self.late else 'in'} the run"
+        return f"{self.kind}, {'after' if self.late else 'during'} the run"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
         request = run.request
         properties = pika.BasicProperties(type=request.kind, delivery_mode=2, headers=request.headers)
         again = [Taken(request.route, properties, request.encode())]
         if self.late:
-            stage.afterwards.append(lambda: _put_all(stage, again))
+            environment.after_run.append(lambda: _put_all(environment, again))
         else:
-            _put_all(stage, again)
+            _put_all(environment, again)
         return True
 
 
-def _put_all(stage: Stage, messages: list[Taken]) -> None:
-    with channel_of(stage.vhost) as channel:
+def _put_all(environment: Environment, messages: list[Taken]) -> None:
+    with open_channel(environment.vhost) as channel:
         for message in messages:
             put(channel, message)

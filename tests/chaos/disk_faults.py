@@ -8,15 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.fault import Fault, OfService
-from tests.chaos.stage import Run, Stage
+from tests.chaos.environment import Environment, Run
+from tests.chaos.fault import Fault, ServiceFault
 
 
 @dataclass(frozen=True)
-class FullDisk(OfService):
-    """No file of the service can grow, until it has said that it waits."""
+class FullDisk(ServiceFault):
+    """No file of the service can grow, until ``log_text`` is in its log."""
 
-    complaint: str = ""
+    log_text: str = ""
 
     @property
     def kind(self) -> str:
@@ -26,40 +26,40 @@ class FullDisk(OfService):
     def name(self) -> str:
         return self.kind
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        log = stage.workers.folder / f"{self.service}.log"
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        log = environment.workers.folder / f"{self.service}.log"
         limit = log.stat().st_size + 32 * 1024  # the log itself needs some room
-        complained = news_in(log, self.complaint)
-        with stage.file_size_limit(self.service, limit):
-            return run.wait_for(complained)
+        is_logged = appears_in(log, self.log_text)
+        with environment.file_size_limit(self.service, limit):
+            return run.wait_for(is_logged)
 
 
 class FillDisk(Fault):
-    """The database's file system is filled to the last byte, where it is one of its own (made by root)."""
+    """The database's file system is filled to the last byte; only where it is a separate one, which needs root."""
 
     kind = "file system full: analysis"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        if not stage.workers.database.is_mount():
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        if not environment.workers.database.is_mount():
             return False
-        complained = news_in(stage.workers.folder / "analysis.log", "waits: the database")
-        ballast = stage.workers.database / "ballast"
+        is_logged = appears_in(environment.workers.folder / "analysis.log", "waits: the database")
+        filler = environment.workers.database / "filler"
         try:
-            with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            with suppress(OSError), open(filler, "wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-            return run.wait_for(complained)
+            return run.wait_for(is_logged)
         finally:
-            ballast.unlink()
+            filler.unlink()
 
 
-def news_in(log: Path, text: str) -> Callable[[], bool]:
-    """Whether a text has come into a log since now."""
+def appears_in(log: Path, text: str) -> Callable[[], bool]:
+    """A function that returns whether a text was written to a log since this call."""
     size = log.stat().st_size
 
-    def has_come() -> bool:
+    def has_appeared() -> bool:
         with open(log, "rb") as file:
             file.seek(size)
             return text.encode() in file.read()
 
-    return has_come
+    return has_appeared

@@ -1,4 +1,4 @@
-"""What a fault is: something that goes wrong at some moment of a run."""
+"""The base classes of the faults."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.chaos.stage import Run, Stage
+from tests.chaos.environment import Environment, Run
 
-#: When in a run: while chunks are under way, while the fit is, or while the plots are drawn.
-Moment = Literal["chunks", "fit", "drawing"]
+#: The phases of a run: chunks are read and added up, the result is fitted, the plots are drawn.
+Phase = Literal["chunks", "fit", "drawing"]
 
 
 class Fault(ABC):
-    """Something that goes wrong.
+    """A fault that can be injected into a run.
 
-    ``kind`` is what it is counted under; ``felt_by`` the service, as progress
-    names it, whose next progress shows that the fault is over.
+    ``kind`` is its name in the table; ``phase`` the phase of the run in which
+    it is injected; ``affects`` the service, as progress messages name it, whose
+    next progress shows that the pipeline has recovered.
     """
 
     kind: str
-    moment: Moment = "chunks"
-    felt_by: str = "analysis"
+    phase: Phase = "chunks"
+    affects: str = "analysis"
 
     @property
     def name(self) -> str:
-        return self.kind + ("" if self.moment == "chunks" else f" ({self.moment})")
+        return self.kind + ("" if self.phase == "chunks" else f" ({self.phase})")
 
     @abstractmethod
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        """Let it happen, and make good what a person would; False where the run was over before."""
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        """Inject the fault, and restart what it ended; False where its phase was over before."""
 
 
 @dataclass(frozen=True)
-class OfService(Fault):
+class ServiceFault(Fault):
     """A fault of one service."""
 
     service: str
-    moment: Moment = "chunks"
+    phase: Phase = "chunks"
 
     @property
-    def felt_by(self) -> str:
+    def affects(self) -> str:
         return "analysis" if self.service == "visualisation" else self.service.replace("_", "-")
 
     @property
     def name(self) -> str:
-        return f"{self.kind}: {self.service}" + ("" if self.moment == "chunks" else f" ({self.moment})")
+        return f"{self.kind}: {self.service}" + ("" if self.phase == "chunks" else f" ({self.phase})")

@@ -1,4 +1,4 @@
-"""What must hold after a run, whatever was done to it."""
+"""The invariants that must hold after every run, whatever fault was injected."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from common import topology
 from common.names import is_name
 from common.result_folder import TEMPORARY
 from common.submission import Outcome
-from tests.chaos.stage import Run, Stage
+from tests.chaos.environment import Environment, Run
 from tests.support.runs import numbers, numbers_of
 
-#: How long no fewer messages may be left, before what is left will stay.
-SETTLE_S = 60.0
-#: For so long the broker's counts, which are half a second old at most, must say that all queues are empty.
-QUIET_SAMPLES = 40
+#: How long the number of messages in the queues may stay the same before they count as left over.
+DRAIN_TIMEOUT_S = 60.0
+#: So many times in a row the queues must be empty; the broker's counts are at most half a second old.
+EMPTY_SAMPLES = 40
 
-#: How a file that was written to its end ends.
-_ENDS: Mapping[str, Callable[[bytes], bool]] = {
+#: Whether a file of each format is complete.
+_IS_COMPLETE: Mapping[str, Callable[[bytes], bool]] = {
     ".png": lambda content: content.endswith(b"IEND\xaeB`\x82"),
     ".pdf": lambda content: content.rstrip().endswith(b"%%EOF"),
     ".json": lambda content: bool(json.loads(content)),
@@ -32,53 +32,53 @@ _ENDS: Mapping[str, Callable[[bytes], bool]] = {
 }
 
 
-def violations(stage: Stage, run: Run, undisturbed: str) -> list[str]:
-    """Each invariant that does not hold, in words."""
+def violations(environment: Environment, run: Run, reference: str) -> list[str]:
+    """Describe each invariant that does not hold."""
     outcome = run.outcome.result()
-    found = list(_of_the_result(outcome, undisturbed))
-    found += _of_the_queues(stage)
-    found += _of_the_services(stage)
+    found = list(_result(outcome, reference))
+    found += _queues(environment)
+    found += _services(environment)
     if not found:
-        found += _of_the_folder(stage.output, run.request.run_id, outcome, undisturbed)
+        found += _folder(environment.output, run.request.run_id, outcome, reference)
     return found
 
 
-def _of_the_result(outcome: Outcome, undisturbed: str) -> Iterator[str]:
+def _result(outcome: Outcome, reference: str) -> Iterator[str]:
     if outcome.problem is not None:
         yield f"the run has no result: {outcome.problem}"
     elif outcome.result is None or not outcome.result["complete"]:
         yield f"the run is not complete: {outcome.result and outcome.result['problems']}"
     elif outcome.result["fit_problem"] is not None:
         yield f"the run has no fit: {outcome.result['fit_problem']}"
-    elif numbers(outcome) != undisturbed:
-        yield "the numbers are not those of the undisturbed run"
+    elif numbers(outcome) != reference:
+        yield "the numbers are not those of the reference run"
 
 
-def _of_the_queues(stage: Stage) -> Iterator[str]:
+def _queues(environment: Environment) -> Iterator[str]:
     """Every queue of the pipeline becomes empty, with nothing unacknowledged, and stays so."""
     names = {queue.name for queue in topology.QUEUES} | {
         topology.dead_letter_queue(q.name).name for q in topology.QUEUES
     }
-    fewest, deadline, empty_samples = sys.maxsize, time.monotonic() + SETTLE_S, 0
-    while empty_samples < QUIET_SAMPLES:
-        full = {q["name"]: q["messages"] for q in stage.queues() if q["name"] in names and q.get("messages")}
-        empty_samples = 0 if full else empty_samples + 1
-        if sum(full.values()) < fewest:
-            fewest, deadline = sum(full.values()), time.monotonic() + SETTLE_S
-        if full and time.monotonic() > deadline:
-            yield f"messages are left: {full}"
+    fewest, deadline, empty_samples = sys.maxsize, time.monotonic() + DRAIN_TIMEOUT_S, 0
+    while empty_samples < EMPTY_SAMPLES:
+        left = {q["name"]: q["messages"] for q in environment.queues() if q["name"] in names and q.get("messages")}
+        empty_samples = 0 if left else empty_samples + 1
+        if sum(left.values()) < fewest:
+            fewest, deadline = sum(left.values()), time.monotonic() + DRAIN_TIMEOUT_S
+        if left and time.monotonic() > deadline:
+            yield f"messages are left: {left}"
             return
         time.sleep(0.05)
 
 
-def _of_the_services(stage: Stage) -> Iterator[str]:
-    for service, number in stage.workers.ended().items():
+def _services(environment: Environment) -> Iterator[str]:
+    for service, number in environment.workers.ended().items():
         if number:
-            yield f"{number} of {service} ended unasked"
+            yield f"{number} of {service} ended by themselves"
 
 
-def _of_the_folder(output: Path, run_id: str, outcome: Outcome, undisturbed: str) -> Iterator[str]:
-    """The run's folder is whole; beside it are only folders of runs and temporary folders of killed services."""
+def _folder(output: Path, run_id: str, outcome: Outcome, reference: str) -> Iterator[str]:
+    """The run's folder is complete; beside it are only folders of runs and temporary folders of killed services."""
     for path in output.iterdir():
         if not (path.is_dir() and (is_name(path.name) or path.name.startswith(TEMPORARY))):
             yield f"{path.name} was left in the output folder"
@@ -91,10 +91,10 @@ def _of_the_folder(output: Path, run_id: str, outcome: Outcome, undisturbed: str
         yield f"the folder holds {sorted(files)}, its follower got {sorted(outcome.files)}"
     for name, content in files.items():
         try:
-            whole = _ENDS[Path(name).suffix](content)
+            complete = _IS_COMPLETE[Path(name).suffix](content)
         except ValueError:
-            whole = False
-        if not whole:
-            yield f"{name} is half-written"
-    if numbers_of(json.loads(files["result.json"])) != undisturbed:
-        yield "the folder's numbers are not those of the undisturbed run"
+            complete = False
+        if not complete:
+            yield f"{name} is not complete"
+    if numbers_of(json.loads(files["result.json"])) != reference:
+        yield "the folder's numbers are not those of the reference run"

@@ -6,39 +6,39 @@ import random
 import signal
 from dataclasses import dataclass
 
-from tests.chaos.fault import Fault, Moment, OfService
-from tests.chaos.stage import Run, Stage
+from tests.chaos.environment import Environment, Run
+from tests.chaos.fault import Fault, Phase, ServiceFault
 from tests.support.waiting import wait_until
 
 
-class Kill(OfService):
+class Kill(ServiceFault):
     kind = "SIGKILL"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        process = rng.choice(stage.workers.running(self.service))
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        process = rng.choice(environment.workers.running(self.service))
         process.kill()
         process.wait()
-        stage.workers.keep_up()
+        environment.workers.start_missing()
         return True
 
 
-class Stop(OfService):
+class Stop(ServiceFault):
     kind = "SIGSTOP beyond the heartbeat"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        process = rng.choice(stage.workers.running(self.service))
-        ports: set[int] = wait_until(lambda: stage.proxied_ports(process), f"{self.service} is connected")
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        process = rng.choice(environment.workers.running(self.service))
+        ports: set[int] = wait_until(lambda: environment.proxied_ports(process), f"{self.service} was connected")
         process.send_signal(signal.SIGSTOP)
         try:
-            wait_until(lambda: not ports & stage.proxy.client_ports(), "the broker gave the stopped service up")
+            wait_until(lambda: not ports & environment.proxy.client_ports(), "the broker closed the connection")
         finally:
             process.send_signal(signal.SIGCONT)
         return True
 
 
 @dataclass(frozen=True)
-class KillAt(OfService):
-    """SIGKILL at a named point of tests/chaos/worker.py."""
+class KillAt(ServiceFault):
+    """SIGKILL at a named point of tests/chaos/service_process.py."""
 
     point: str = ""
 
@@ -46,11 +46,11 @@ class KillAt(OfService):
     def kind(self) -> str:
         return f"SIGKILL {self.point}"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        order = stage.workers.order(self.service)
-        # The visualisation passes most points once a run, the others many times.
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        order = environment.workers.kill_order(self.service)
+        # The visualisation passes most points once in a run, the others many times.
         passages = 1 if self.service == "visualisation" else rng.randint(1, 5)
-        running = len(stage.workers.running(self.service))
+        running = len(environment.workers.running(self.service))
         new = order.with_suffix(".new")
         new.write_text(f"{self.point}:{passages}")
         new.rename(order)
@@ -58,18 +58,18 @@ class KillAt(OfService):
         try:
             order.unlink()
         except FileNotFoundError:
-            wait_until(lambda: len(stage.workers.running(self.service)) < running, f"{self.service} has died")
-            stage.workers.keep_up()
+            wait_until(lambda: len(environment.workers.running(self.service)) < running, f"{self.service} has ended")
+            environment.workers.start_missing()
             return True
         return False
 
 
 class KillFit(Fault):
-    kind = "SIGKILL of the fit alone"
-    moment: Moment = "fit"
+    kind = "SIGKILL of the process for fits"
+    phase: Phase = "fit"
 
-    def inflict(self, stage: Stage, run: Run, rng: random.Random) -> bool:
-        process = stage.workers.fitter()
+    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+        process = environment.workers.fit_process()
         if process is not None:
             process.kill()
         return process is not None

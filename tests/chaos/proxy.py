@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback between services and broker, which cuts, refuses, delays and holds connections."""
+"""A TCP proxy between the services and the broker that can cut, refuse, delay and hold connections."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from dataclasses import dataclass
 
 _PIECE = 16_384
-#: Closing such a socket sends a reset, and nothing that was still to be sent.
-_LINGER_NOT = struct.pack("ii", 1, 0)
+#: The SO_LINGER option with which closing a socket sends a reset, and drops the data not sent yet.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(eq=False)
-class Line:
-    """One connection through the proxy; ``cut_after`` more pieces from the broker it is cut, None: never."""
+class ProxiedConnection:
+    """One connection through the proxy; it is cut after ``cut_after`` more pieces from the broker (None: never)."""
 
     client: socket.socket
     broker: socket.socket
@@ -24,11 +24,11 @@ class Line:
     cut_after: int | None = None
 
     def close(self, *, reset: bool) -> None:
-        """Close both sides; with a reset, what is on its way is lost."""
+        """Close both sides; with a reset, the data in transit is lost."""
         for end in (self.client, self.broker):
             if reset:
                 with contextlib.suppress(OSError):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
             end.close()
@@ -37,9 +37,9 @@ class Line:
 class Proxy:
     """Forwards 127.0.0.1:``port`` to 127.0.0.1:``broker_port``; a context manager.
 
-    ``delay_s`` holds every piece of data up; ``refuses`` resets whoever
-    connects; ``cut_new_after`` cuts new connections after so many pieces of
-    data from the broker, of which the first is Connection.Start, the second
+    ``delay_s`` delays every piece of data; ``refuses`` resets every new
+    connection; ``cut_new_after`` cuts new connections after so many pieces of
+    data from the broker: the first is Connection.Start, the second
     Connection.Tune.
     """
 
@@ -49,9 +49,9 @@ class Proxy:
         self.cut_new_after: int | None = None
         self.cuts = 0
         self._broker_port = broker_port
-        self._flows = threading.Event()
-        self._flows.set()
-        self._lines: set[Line] = set()
+        self._forwarding = threading.Event()
+        self._forwarding.set()
+        self._connections: set[ProxiedConnection] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
@@ -63,29 +63,29 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.let_flow()
+        self.release()
         self.cut()
 
     def cut(self) -> int:
-        """Reset every connection, and return how many there were."""
+        """Reset all connections, and return their number."""
         with self._lock:
-            lines = list(self._lines)
-        for line in lines:
-            self._end(line, reset=True)
-        return len(lines)
+            connections = list(self._connections)
+        for connection in connections:
+            self._end(connection, reset=True)
+        return len(connections)
 
     def hold(self) -> None:
-        """Let nothing through, in either direction, while the connections stand."""
-        self._flows.clear()
+        """Forward no data in either direction; the connections stay open."""
+        self._forwarding.clear()
 
-    def let_flow(self) -> None:
-        """Let everything through again."""
-        self._flows.set()
+    def release(self) -> None:
+        """Forward data again."""
+        self._forwarding.set()
 
     def client_ports(self) -> set[int]:
-        """The ports of the clients that are connected."""
+        """The ports of the connected clients."""
         with self._lock:
-            return {line.client_port for line in self._lines}
+            return {connection.client_port for connection in self._connections}
 
     def _accept(self) -> None:
         while True:
@@ -94,7 +94,7 @@ class Proxy:
             except OSError:
                 return
             if self.refuses:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 client.close()
                 continue
             try:
@@ -103,27 +103,29 @@ class Proxy:
                 client.close()
                 continue
             broker.settimeout(None)
-            line = Line(client, broker, client_port, self.cut_new_after)
+            connection = ProxiedConnection(client, broker, client_port, self.cut_new_after)
             with self._lock:
-                self._lines.add(line)
+                self._connections.add(connection)
             for source, sink, from_broker in ((client, broker, False), (broker, client, True)):
-                threading.Thread(target=self._pump, args=(line, source, sink, from_broker), daemon=True).start()
+                threading.Thread(target=self._pump, args=(connection, source, sink, from_broker), daemon=True).start()
 
-    def _pump(self, line: Line, source: socket.socket, sink: socket.socket, from_broker: bool) -> None:
+    def _pump(
+        self, connection: ProxiedConnection, source: socket.socket, sink: socket.socket, from_broker: bool
+    ) -> None:
         with contextlib.suppress(OSError):
             while piece := source.recv(_PIECE):
-                self._flows.wait()
+                self._forwarding.wait()
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(piece)
-                if from_broker and line.cut_after is not None:
-                    line.cut_after -= 1
-                    if line.cut_after <= 0:
+                if from_broker and connection.cut_after is not None:
+                    connection.cut_after -= 1
+                    if connection.cut_after <= 0:
                         self.cuts += 1
                         break
-        self._end(line, reset=False)
+        self._end(connection, reset=False)
 
-    def _end(self, line: Line, *, reset: bool) -> None:
+    def _end(self, connection: ProxiedConnection, *, reset: bool) -> None:
         with self._lock:
-            self._lines.discard(line)
-        line.close(reset=reset)
+            self._connections.discard(connection)
+        connection.close(reset=reset)

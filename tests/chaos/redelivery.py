@@ -1,4 +1,4 @@
-"""Makes deliveries come twice, late or in another order, by taking messages out of a queue and putting them back."""
+"""Repeats and reorders deliveries, by taking messages from a queue and putting them back."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from common.settings import BrokerSettings
 from common.transport.amqp import parameters
 
-#: Messages taken at once: enough to bring them into another order.
-_HANDFUL = 8
+#: How many messages are taken at once, to be put back in another order.
+_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Taken:
 
 
 @contextmanager
-def channel_of(settings: BrokerSettings) -> Iterator[BlockingChannel]:
-    """A channel that confirms what is published."""
+def open_channel(settings: BrokerSettings) -> Iterator[BlockingChannel]:
+    """A channel with publisher confirms."""
     connection = pika.BlockingConnection(parameters(settings))
     try:
         channel = connection.channel()
@@ -41,7 +41,7 @@ def channel_of(settings: BrokerSettings) -> Iterator[BlockingChannel]:
 
 
 def put(channel: BlockingChannel, message: Taken) -> None:
-    """Put a message into its queue; waits while that is full."""
+    """Put a message into its queue; waits while the queue is full."""
     while True:
         try:
             return channel.basic_publish("", message.queue, message.body, message.properties, mandatory=True)
@@ -49,30 +49,30 @@ def put(channel: BlockingChannel, message: Taken) -> None:
             channel.connection.sleep(0.05)
 
 
-def disturb(settings: BrokerSettings, queue: str, seconds: float, copies: int, rng: random.Random) -> list[Taken]:
-    """Put every message of a queue back ``copies`` times, in any order, for so many seconds; returns the messages.
+def redeliver(settings: BrokerSettings, queue: str, seconds: float, copies: int, rng: random.Random) -> list[Taken]:
+    """Put every message of a queue back ``copies`` times, in random order, and return the messages.
 
-    The services get what we leave: our consumer has priority.
+    This goes on for so many seconds. Its consumer has priority over those of the services.
     """
     everything: list[Taken] = []
-    with channel_of(settings) as channel:
-        channel.basic_qos(prefetch_count=_HANDFUL)
+    with open_channel(settings) as channel:
+        channel.basic_qos(prefetch_count=_BATCH_SIZE)
         deadline = time.monotonic() + seconds
-        handful: list[tuple[int, Taken]] = []
+        batch: list[tuple[int, Taken]] = []
         for method, properties, body in channel.consume(queue, inactivity_timeout=0.2, arguments={"x-priority": 10}):
             if method is not None:
-                handful.append((method.delivery_tag, Taken(queue, properties, body)))
+                batch.append((method.delivery_tag, Taken(queue, properties, body)))
             over = time.monotonic() > deadline
-            if len(handful) == _HANDFUL or method is None or over:
-                put_back = [taken for _, taken in handful] * copies
+            if len(batch) == _BATCH_SIZE or method is None or over:
+                put_back = [taken for _, taken in batch] * copies
                 rng.shuffle(put_back)
                 for message in put_back:
                     put(channel, message)
-                for tag, taken in handful:
+                for tag, taken in batch:
                     channel.basic_ack(tag)
                     everything.append(taken)
-                handful = []
+                batch = []
             if over:
                 break
-        channel.cancel()  # what has been delivered since goes back to the queue
+        channel.cancel()  # messages delivered since go back to the queue
     return everything

@@ -1,4 +1,4 @@
-"""The stage: a broker that can be killed, a proxy before it, the services behind that, and runs to be disturbed."""
+"""The environment of a scenario: a broker that can be killed, a proxy in front of it, the services, and runs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from tests.support.runs import Quiet, in_time, run_on_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
-#: RabbitMQ tells every 5 s how many messages a queue holds; here every 0.5 s.
+#: RabbitMQ updates its queue depths every 5 s; with this, every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
-#: An argument of the analysis service's worker process, which does the fits.
-FITTER = "--multiprocessing-fork"
-#: The longest a run may take, with all that is done to it.
+#: One of these is an argument of the analysis service's process for fits.
+FIT_ARGUMENT = "--multiprocessing-fork"
+#: The longest that a run with faults may take.
 RUN_DEADLINE_S = 480.0
 START_DEADLINE_S = 60.0
 
 
 class ServiceProcesses(Workers):
-    """The four services as processes that can be ordered to die at a named point, behind the proxy."""
+    """The four services as processes behind the proxy, which can be killed at a named point."""
 
     def __init__(self, settings: BrokerSettings, folder: Path, cache: Path, replicas: Mapping[str, int]) -> None:
         super().__init__(settings, folder)
@@ -51,15 +51,15 @@ class ServiceProcesses(Workers):
     def environment(self) -> dict[str, str]:
         return super().environment() | {"DATABASE": str(self.database / "analysis.sqlite")}
 
-    def order(self, service: str) -> Path:
-        """The file that orders a service to die."""
+    def kill_order(self, service: str) -> Path:
+        """The file that says at which point a service is to be killed."""
         return self.folder / f"{service}.order"
 
     def command(self, service: str) -> list[str]:
-        return [sys.executable, "-m", "tests.chaos.worker", service, str(self.order(service))]
+        return [sys.executable, "-m", "tests.chaos.service_process", service, str(self.kill_order(service))]
 
-    def keep_up(self) -> None:
-        """Start what is missing."""
+    def start_missing(self) -> None:
+        """Start the processes that are missing."""
         for service, wanted in self.replicas.items():
             self.start(service, wanted - len(self.running(service)))
 
@@ -67,22 +67,22 @@ class ServiceProcesses(Workers):
         """How many processes have ended, by service."""
         return {service: self.replicas[service] - len(self.running(service)) for service in SERVICES}
 
-    def has_lost(self) -> bool:
-        """Whether a process has ended that was to run."""
+    def has_ended(self) -> bool:
+        """Whether a process has ended."""
         return any(self.ended().values())
 
-    def fitter(self) -> psutil.Process | None:
-        """The process that the analysis has its fits done in, where there is one."""
+    def fit_process(self) -> psutil.Process | None:
+        """The analysis service's process for fits, if it runs."""
         for analysis in self.running("analysis"):
             with suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(analysis.pid).children():
-                    if FITTER in child.cmdline():
+                    if FIT_ARGUMENTS & set(child.cmdline()):
                         return child
         return None
 
 
 class Run:
-    """A run under way: how far it is, and how it ended. Its follower has a connection of its own to the broker."""
+    """A run and its follower, which has a connection of its own to the broker."""
 
     def __init__(self, settings: BrokerSettings, run: RunSettings) -> None:
         self.request = RunRequest(new_run_id(run.release), time.time(), run)
@@ -109,19 +109,19 @@ class Run:
     def is_drawing(self) -> bool:
         return "drawing the plots" in self._notes
 
-    def done(self, stage: str = "analysis") -> int:
-        """The entries that a stage has done."""
-        return self._done.get(stage, 0)
+    def done(self, service: str = "analysis") -> int:
+        """How many entries a service has handled."""
+        return self._done.get(service, 0)
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Wait until a condition holds, and return True; False where the run is over before."""
+        """Wait until a condition holds, and return True; False where the run ends before."""
         with self._changed:
             while not condition() and not self.is_over():
                 self._changed.wait(0.05)
             return not self.is_over()
 
     def give_up(self) -> None:
-        """Follow the run no longer."""
+        """Stop following the run."""
         self._given_up = True
 
     def _on_progress(self, events: Mapping[str, int]) -> None:
@@ -141,17 +141,17 @@ class Run:
         self._pool.shutdown()
 
 
-class Stage:
-    """Broker, proxy and services, ready for one run after the other."""
+class Environment:
+    """Broker, proxy and services, for one run after the other."""
 
     def __init__(self, broker: Broker, proxy: Proxy, vhost: BrokerSettings, workers: ServiceProcesses) -> None:
         self.broker, self.proxy, self.vhost, self.workers = broker, proxy, vhost, workers
-        #: What is to be done once the run under way is over.
-        self.afterwards: list[Callable[[], None]] = []
+        #: Called after the run.
+        self.after_run: list[Callable[[], None]] = []
 
     @property
     def output(self) -> Path:
-        """Where the visualisation puts its result folders."""
+        """The folder of the visualisation's result folders."""
         return self.workers.folder / "service-results"
 
     def run(self, run: RunSettings) -> Run:
@@ -159,7 +159,7 @@ class Stage:
         return Run(self.vhost, run)
 
     def wait_until_ready(self) -> None:
-        """Wait until every queue has its consumers."""
+        """Wait until the services consume their queues."""
         wanted = {
             "chunks": self.workers.replicas["data_loader"],
             "events": self.workers.replicas["data_processor"],
@@ -171,10 +171,10 @@ class Stage:
             queues = {queue["name"]: queue.get("consumers", 0) for queue in self.queues()}
             return all(queues.get(name, 0) >= number for name, number in wanted.items())
 
-        wait_until(all_consume, "the services consume", START_DEADLINE_S)
+        wait_until(all_consume, "the services consumed", START_DEADLINE_S)
 
     def queues(self) -> list[dict[str, Any]]:
-        """The queues of the virtual host, as the management API tells of them."""
+        """The queues of the virtual host, from the management API."""
         found: list[dict[str, Any]] = self.broker.api("GET", f"queues/{quote(self.vhost.vhost, safe='')}")
         return found
 
@@ -182,16 +182,16 @@ class Stage:
         """SIGKILL the broker, start it again, and wait until it answers."""
         self.broker.kill()
         self.broker.start()
-        wait_until(self.queues, "the broker is back", 120)
+        wait_until(self.queues, "the broker answered again", 120)
 
     def proxied_ports(self, process: Popen[bytes]) -> set[int]:
-        """The ports of a process' connections to the broker."""
+        """The local ports of a process's connections to the proxy."""
         connections = psutil.Process(process.pid).net_connections("tcp4")
         return {c.laddr.port for c in connections if c.raddr and c.raddr.port == self.proxy.port}
 
     @contextmanager
     def file_size_limit(self, service: str, limit: int) -> Iterator[None]:
-        """No file of a service may grow beyond ``limit`` bytes, as if its disk were full."""
+        """Limit the size of a service's files to ``limit`` bytes, as if its disk were full."""
         (process,) = self.workers.running(service)
         _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, hard))
@@ -202,22 +202,22 @@ class Stage:
 
 
 class HeldFit:
-    """Keeps a fit, which takes a fifth of a second, from ending before a fault can strike in it."""
+    """Suspends the process for fits, because a fit takes less time than it takes to inject a fault into it."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._process: psutil.Process | None = None
 
     def hold(self) -> None:
-        """Stop the process for fits, where it has been started; a fit that it is asked for does not end."""
+        """Suspend the process, if it runs."""
         if self._process is None or not self._process.is_running():
-            self._process = self._stage.workers.fitter()
+            self._process = self._environment.workers.fit_process()
             if self._process is not None:
                 with suppress(psutil.NoSuchProcess):
                     self._process.suspend()
 
-    def let_go(self) -> None:
-        """Let it go on, if it still lives."""
+    def release(self) -> None:
+        """Resume the process, if it still runs."""
         if self._process is not None:
             with suppress(psutil.NoSuchProcess):
                 self._process.resume()
@@ -225,25 +225,25 @@ class HeldFit:
 
 
 @contextmanager
-def set_stage(broker: Broker, cache: Path, folder: Path, **replicas: int) -> Iterator[Stage]:
-    """Set the stage on a virtual host of its own, and clear it in the end."""
+def open_environment(broker: Broker, cache: Path, folder: Path, **replicas: int) -> Iterator[Environment]:
+    """Start an environment on a virtual host of its own, and end it."""
     vhost = broker.new_vhost()
     with Proxy(vhost.port) as proxy:
         workers = ServiceProcesses(replace(vhost, port=proxy.port), folder, cache, replicas)
-        with own_file_system(workers.database):
+        with separate_file_system(workers.database):
             try:
-                workers.keep_up()
-                stage = Stage(broker, proxy, vhost, workers)
-                stage.wait_until_ready()
-                yield stage
+                workers.start_missing()
+                environment = Environment(broker, proxy, vhost, workers)
+                environment.wait_until_ready()
+                yield environment
             finally:
                 workers.stop()
                 broker.delete_vhost(vhost)
 
 
 @contextmanager
-def own_file_system(folder: Path) -> Iterator[None]:
-    """Put a small file system at a folder, where we are root and may: it can be filled without harm to others."""
+def separate_file_system(folder: Path) -> Iterator[None]:
+    """Mount a small file system at a folder, where the user is root, so that it can be filled without harm."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     try:
