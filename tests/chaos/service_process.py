@@ -100,15 +100,15 @@ class KillPoints:
     def wrap_rename(self) -> None:
         """Set the points around the renaming of a folder, by which a result folder is put in place."""
         for name in ("rename", "replace"):
-            rename = getattr(os, name)
-            wrapped = self.around(rename, *VISUALISATION_POINTS)
+            setattr(os, name, self._around_folders(getattr(os, name)))
 
-            def renamed(
-                source: Any, target: Any, rename: Any = rename, wrapped: Any = wrapped, **keywords: Any
-            ) -> None:
-                (wrapped if os.path.isdir(source) else rename)(source, target, **keywords)
+    def _around_folders(self, rename: Callable[..., None]) -> Callable[..., None]:
+        wrapped = self.around(rename, *VISUALISATION_POINTS)
 
-            setattr(os, name, renamed)
+        def renamed(source: Any, target: Any, **keywords: Any) -> None:
+            (wrapped if os.path.isdir(source) else rename)(source, target, **keywords)
+
+        return renamed
 
 
 def main(service: str, order: str) -> None:
