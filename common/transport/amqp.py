@@ -17,6 +17,12 @@ from common.topology import Queue
 
 HEARTBEAT_S = 30
 
+#: Bytes of a frame. pika reads 4 KiB at a time, and at each read copies the part of a frame that it has; of smaller
+#: frames it copies less. To receive 290 messages of 0.3 MB takes 0.23 s of CPU time with the default of 128 KiB, and
+#: 0.19 s with 32 KiB; reads of 128 KiB would take 0.17 s, but pika has no setting for their size (open question
+#: upstream: make it a connection parameter).
+FRAME_BYTES = 32 * 1024
+
 #: How many deliveries of a message may fail; at the next failure the broker moves it to the dead-letter queue, with
 #: the reason ``delivery_limit``. So a message that kills its worker ends after 11 workers: half an hour where
 #: Kubernetes restarts them with its back-off, two minutes under Compose.
@@ -42,6 +48,7 @@ def parameters(settings: BrokerSettings) -> pika.ConnectionParameters:
         credentials=pika.PlainCredentials(settings.user, settings.password),
         ssl_options=tls,
         heartbeat=HEARTBEAT_S,
+        frame_max=FRAME_BYTES,
         blocked_connection_timeout=None,
         socket_timeout=5,
         stack_timeout=10,

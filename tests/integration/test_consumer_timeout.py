@@ -1,4 +1,4 @@
-"""RabbitMQ takes a delivery back that was not acknowledged for consumer_timeout: who only waits loses nothing by it."""
+"""RabbitMQ redelivers a message that was not acknowledged within consumer_timeout; no message is lost by it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TOTAL = 40
 
 
 @pytest.fixture
-def impatient(broker: Broker) -> Iterator[Broker]:
-    """The broker, waiting two seconds for an acknowledgement on new channels, and looking twice a second."""
+def short_timeout(broker: Broker) -> Iterator[Broker]:
+    """The broker, with a consumer_timeout of two seconds on new channels, checked twice a second."""
     broker.ctl("eval", setting("consumer_timeout", 1000 * TIMEOUT_S) + setting("channel_tick_interval", 500) + "ok.")
     yield broker
     broker.ctl("eval", setting("consumer_timeout", 1_800_000) + setting("channel_tick_interval", 60_000) + "ok.")
@@ -38,14 +38,14 @@ def setting(name: str, value: int) -> str:
     return f"application:set_env(rabbit, {name}, {value}), "
 
 
-class Into(ChunkFailed):
-    """A small message into a queue of arrays."""
+class InEvents(ChunkFailed):
+    """A small message in the queue ``events``."""
 
     route: ClassVar[str] = topology.EVENTS.name
 
 
 class Forwarding(Service):
-    """Sends what it gets in ``plans`` on to ``events``, which holds sixteen."""
+    """Forwards messages from ``plans`` to ``events``, which holds 16."""
 
     name: ClassVar[str] = "forwarding"
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS,)
@@ -56,13 +56,13 @@ class Forwarding(Service):
     def handle(self, message: Message) -> Sequence[Message]:
         assert isinstance(message, ChunkFailed)
         self.handled.append(message.chunk.start)
-        return [Into(message.chunk, message.problem)]
+        return [InEvents(message.chunk, message.problem)]
 
 
 def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
-    impatient: Broker, caplog: pytest.LogCaptureFixture
+    short_timeout: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    vhost: BrokerSettings = impatient.new_vhost()
+    vhost: BrokerSettings = short_timeout.new_vhost()
     transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     sender, stop, service = transport.open([]), threading.Event(), Forwarding()
     sender.publish([ChunkFailed(Chunk("run", "Zee", number, number + 1), "whatever") for number in range(TOTAL)])
@@ -70,9 +70,11 @@ def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
     loop = threading.Thread(target=serve, args=(service, session, stop, ServiceMetrics("forwarding")))
     loop.start()
     try:
-        # Nobody consumes events: the queue fills, the acknowledgements stay away, and the broker loses patience.
-        wait_until(lambda: "acknowledgement" in caplog.text or "ended a consumer" in caplog.text, "it timed out", 60)
-        wait_until(lambda: len(service.handled) > len(set(service.handled)), "the delivery came again", 30)
+        # The queue events is full and has no consumer: no delivery is acknowledged until the timeout.
+        wait_until(
+            lambda: "acknowledgement" in caplog.text or "cancelled a consumer" in caplog.text, "it timed out", 60
+        )
+        wait_until(lambda: len(service.handled) > len(set(service.handled)), "a message was redelivered", 30)
         assert loop.is_alive()
         receiver, arrived = transport.open([topology.EVENTS]), set[int]()
 
@@ -85,7 +87,7 @@ def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
                 receiver.publish_and_acknowledge(delivery)
             return arrived == set(range(TOTAL))
 
-        wait_until(all_arrived, "everything has arrived", 60)
+        wait_until(all_arrived, "all messages had arrived", 60)
         assert dead_letters(vhost) == []
         receiver.close()
     finally:
@@ -95,12 +97,12 @@ def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
     assert not loop.is_alive()
 
 
-def test_a_consumer_that_the_broker_cancels_consumes_again(impatient: Broker) -> None:
-    """As RabbitMQ does from 4.3 on where a delivery took too long, and always where a queue is deleted."""
-    vhost = impatient.new_vhost()
+def test_a_consumer_that_the_broker_cancels_consumes_again(short_timeout: Broker) -> None:
+    """RabbitMQ cancels a consumer whose queue is deleted, and from 4.3 on one that exceeds consumer_timeout."""
+    vhost = short_timeout.new_vhost()
     transport = RabbitMQTransport(vhost, connect_timeout_s=20)
     consumer, sender = transport.open([topology.PLANS]), transport.open([])
-    impatient.api("DELETE", f"queues/{vhost.vhost}/plans")
+    short_timeout.api("DELETE", f"queues/{vhost.vhost}/plans")
     sender.publish([ChunkFailed(Chunk("run", "Zee", 0, 1), "whatever")])
     delivery = wait_until(lambda: consumer.receive(0.5), "the message came", 30)
     consumer.publish_and_acknowledge(delivery)

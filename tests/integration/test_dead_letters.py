@@ -1,4 +1,4 @@
-"""What could not be handled is listed where it lies, and goes back without a moment in which it is nowhere."""
+"""Dead letters can be listed and requeued, and are in at least one queue at any time."""
 
 from __future__ import annotations
 
@@ -53,17 +53,17 @@ def open_session(vhost: BrokerSettings) -> Iterator[Callable[..., RabbitMQSessio
 
 
 @pytest.fixture
-def kill(open_session: Callable[..., RabbitMQSession]) -> Callable[..., None]:
+def dead_letter(open_session: Callable[..., RabbitMQSession]) -> Callable[..., None]:
     """Dead-letters messages, each with its number as the reason."""
 
-    def kill(*messages: Message) -> None:
+    def dead_letter(*messages: Message) -> None:
         worker = open_session(topology.PLANS)
         for number, message in enumerate(messages):
             worker.publish([message])
             worker.dead_letter(take(worker), f"reason {number}")
         worker.close()
 
-    return kill
+    return dead_letter
 
 
 def take(session: RabbitMQSession) -> Delivery:
@@ -72,9 +72,11 @@ def take(session: RabbitMQSession) -> Delivery:
     return delivery
 
 
-def test_dead_letters_are_listed_with_their_headers_and_kept(vhost: BrokerSettings, kill: Callable[..., None]) -> None:
+def test_dead_letters_are_listed_with_their_headers_and_kept(
+    vhost: BrokerSettings, dead_letter: Callable[..., None]
+) -> None:
     message = failed("one", 30)
-    kill(message, failed("two"))
+    dead_letter(message, failed("two"))
     for _ in range(3):
         first, second = dead_letters(vhost)
         assert (first.queue, first.kind, first.run_id, first.sample) == ("plans", "chunk-failed", "one", "Zee")
@@ -87,10 +89,10 @@ def test_dead_letters_are_listed_with_their_headers_and_kept(vhost: BrokerSettin
 
 
 def test_a_requeued_dead_letter_is_its_original_message(
-    vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession]
+    vhost: BrokerSettings, dead_letter: Callable[..., None], open_session: Callable[..., RabbitMQSession]
 ) -> None:
     message = failed("one", 30)
-    kill(message, failed("two"))
+    dead_letter(message, failed("two"))
     (sent,) = requeue(vhost, "one")
     assert sent.run_id == "one"
     plans = open_session(topology.PLANS)
@@ -100,9 +102,9 @@ def test_a_requeued_dead_letter_is_its_original_message(
 
 
 def test_the_analysis_is_notified_of_a_dead_letter_before_it_is_requeued(
-    vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession]
+    vhost: BrokerSettings, dead_letter: Callable[..., None], open_session: Callable[..., RabbitMQSession]
 ) -> None:
-    kill(failed("one"))
+    dead_letter(failed("one"))
     requeue(vhost)
     notices = open_session(topology.DEAD_NOTICES)
     assert [take(notices).kind, take(notices).kind] == ["chunk-failed", "requeued"]
@@ -119,13 +121,16 @@ requeue(settings.read(os.environ).broker)
 
 
 def test_a_requeue_that_is_killed_halfway_leaves_the_message_in_both_queues(
-    vhost: BrokerSettings, kill: Callable[..., None], open_session: Callable[..., RabbitMQSession], workers: Workers
+    vhost: BrokerSettings,
+    dead_letter: Callable[..., None],
+    open_session: Callable[..., RabbitMQSession],
+    workers: Workers,
 ) -> None:
-    kill(failed("one"))
+    dead_letter(failed("one"))
     command = [sys.executable, "-c", KILLED_BEFORE_IT_ACKNOWLEDGES]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | workers.environment(), timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
-    wait_until(lambda: len(dead_letters(vhost)) == 1, "the letter is still there", 20)
+    wait_until(lambda: len(dead_letters(vhost)) == 1, "the dead letter was still there", 20)
     assert take(open_session(topology.PLANS)).headers["run_id"] == "one"
 
 
@@ -160,9 +165,9 @@ def fill(vhost: BrokerSettings, queue: str) -> None:
 
 
 def test_the_command_shows_a_table_or_json_and_requeues(
-    vhost: BrokerSettings, kill: Callable[..., None], tmp_path: Path
+    vhost: BrokerSettings, dead_letter: Callable[..., None], tmp_path: Path
 ) -> None:
-    kill(failed("one", 30), failed("two"))
+    dead_letter(failed("one", 30), failed("two"))
     broker = ["--broker", f"amqp://{vhost.host}:{vhost.port}/{vhost.vhost}"]
     secret = {"RABBITMQ_USER": vhost.user, "RABBITMQ_PASS": vhost.password, "COLUMNS": "200"}
 

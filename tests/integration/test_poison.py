@@ -1,4 +1,4 @@
-"""Whatever is put into a queue: it is dead-lettered with the reason, its run says so, and the worker goes on."""
+"""Malformed messages are dead-lettered with a reason, their run reports it, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.workers import Workers
 from tests.unit.test_array_pickle import calls
 
 RUN = RunSettings(release="demo", demo_events=12_000, chunk_entries=1_000)
-Poison = Callable[[bytes, type[Events] | type[Selected]], bytes]
+Malform = Callable[[bytes, type[Events] | type[Selected]], bytes]
 
 
 def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An honest message's header and columns, to be changed and put together again."""
+    """The header and the columns of a valid message."""
     message = kind.decode(body, RELEASES)
     header = {
         "chunk": dataclasses.asdict(message.chunk),
@@ -56,12 +56,12 @@ def _of_another_type(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
 
 def _of_another_length(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
     header, columns = parts(body, kind)
-    honest = array_pickle.dumps(header, ak.Array(columns))
+    valid = array_pickle.dumps(header, ak.Array(columns))
     number = len(next(iter(columns.values())))
     assert number < 256
     marker = b"K" + bytes([number])  # pickle's BININT1
-    assert marker in honest
-    return honest.replace(marker, b"K" + bytes([number + 1]))
+    assert marker in valid
+    return valid.replace(marker, b"K" + bytes([number + 1]))
 
 
 def _cut(body: bytes, kind: type[Events] | type[Selected]) -> bytes:
@@ -83,7 +83,7 @@ def _with_another_cutflow(body: bytes, kind: type[Events] | type[Selected]) -> b
     return array_pickle.dumps({**header, "cutflow": {"invented": 1}}, ak.Array(columns))
 
 
-POISONS: Mapping[str, tuple[Poison, str]] = {
+MALFORMED: Mapping[str, tuple[Malform, str]] = {
     "empty": (lambda body, kind: b"", "the message is empty"),
     "no pickle": (lambda body, kind: b"<html>502 Bad Gateway</html>", "pickle"),
     "cut in the middle": (_cut, "not a pickled array"),
@@ -99,19 +99,19 @@ POISONS: Mapping[str, tuple[Poison, str]] = {
 
 
 @pytest.fixture(scope="module")
-def generous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker that takes messages of 128 MiB, as RabbitMQ 3 does."""
-    with running_broker(tmp_path_factory.mktemp("generous"), "max_message_size = 134217728\n") as broker:
+def permissive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that accepts messages of 128 MiB, as RabbitMQ 3 does."""
+    with running_broker(tmp_path_factory.mktemp("permissive"), "max_message_size = 134217728\n") as broker:
         yield broker
 
 
 @pytest.fixture
-def workers(generous: Broker, tmp_path: Path) -> Iterator[Workers]:
-    vhost = generous.new_vhost()
+def workers(permissive: Broker, tmp_path: Path) -> Iterator[Workers]:
+    vhost = permissive.new_vhost()
     running = Workers(vhost, tmp_path)
     yield running
     running.stop()
-    generous.delete_vhost(vhost)
+    permissive.delete_vhost(vhost)
 
 
 @pytest.mark.broker
@@ -125,14 +125,14 @@ def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
     submit(follower, "run", RUN)
     for service in {"data_loader", "data_processor", "visualisation", "analysis"} - {consumer}:
         workers.start(service)
-    thief = transport.open([queue], prefetch=len(POISONS))
-    stolen = [wait_until(lambda: thief.receive(0.5), "a message to be poisoned came", 60) for _ in POISONS]
+    consumer_session = transport.open([queue], prefetch=len(MALFORMED))
+    taken = [wait_until(lambda: consumer_session.receive(0.5), "a message came", 60) for _ in MALFORMED]
     expected: dict[str, str] = {}
-    for message, (poison, reason) in zip(stolen, POISONS.values(), strict=True):
-        replace(workers, message, poison(message.body, kind))
-        thief.publish_and_acknowledge(message)
+    for message, (malform, reason) in zip(taken, MALFORMED.values(), strict=True):
+        replace(workers, message, malform(message.body, kind))
+        consumer_session.publish_and_acknowledge(message)
         expected["{sample}[{start}:{stop}]".format(**message.headers)] = reason
-    thief.close()
+    consumer_session.close()
     (process,) = workers.start(consumer)
 
     outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
@@ -149,16 +149,16 @@ def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
     assert {letter.queue for letter in letters} == {queue.name}
     assert sorted(f"{letter.sample}[{letter.start}:{letter.stop}]" for letter in letters) == sorted(expected)
     assert max(letter.size for letter in letters) == 100_000_000
-    assert process.poll() is None, "the worker that met them all is still the same process"
+    assert process.poll() is None, "the worker has exited"
 
 
-def replace(workers: Workers, stolen: Delivery, body: bytes) -> None:
+def replace(workers: Workers, taken: Delivery, body: bytes) -> None:
     """Publish another body under a message's headers."""
     with pika.BlockingConnection(parameters(workers.settings)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        properties = pika.BasicProperties(type=stolen.kind, headers=dict(stolen.headers), delivery_mode=2)
-        channel.basic_publish("", stolen.queue, body, properties)
+        properties = pika.BasicProperties(type=taken.kind, headers=dict(taken.headers), delivery_mode=2)
+        channel.basic_publish("", taken.queue, body, properties)
 
 
 @pytest.mark.broker
@@ -182,7 +182,7 @@ def test_malformed_json_is_dead_lettered_and_the_next_run_is_complete(workers: W
     workers.start_all()
     targets = (("runs", "run-request"), ("chunks", "chunk-task"), ("plans", "sample-plan"), ("plans", "x"))
     bodies = (b"", b"{", b"[]", b"\xff\xfe", b'{"run_id": "../../x"}', json.dumps({"chunk": [1] * 9}).encode())
-    wait_until(lambda: "connected to" in workers.log("analysis"), "the analysis is there", 60)
+    wait_until(lambda: "connected to" in workers.log("analysis"), "the analysis was connected", 60)
     with pika.BlockingConnection(parameters(workers.settings)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -196,7 +196,7 @@ def test_malformed_json_is_dead_lettered_and_the_next_run_is_complete(workers: W
     assert outcome.result is not None
     assert outcome.result["complete"]
     expected = len(targets) * len(bodies)
-    wait_until(lambda: len(dead_letters(workers.settings)) == expected, "all are dead")
+    wait_until(lambda: len(dead_letters(workers.settings)) == expected, "all were dead-lettered")
     letters = dead_letters(workers.settings)
     assert all(letter.problem != "not said" for letter in letters)
     assert sorted(path.name for path in (workers.folder / "service-results").iterdir()) == ["run"]

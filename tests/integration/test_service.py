@@ -1,4 +1,4 @@
-"""The loop around every service: what fails is kept with its reason, and the loop goes on."""
+"""The loop of every service: a message that fails is dead-lettered with its reason, and the loop goes on."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def failed(problem: str) -> ChunkFailed:
 
 
 class Echo(Service):
-    """Answers ``plans`` with news on ``results``; what its orders say it raises, once each."""
+    """Answers messages in ``plans`` with messages on ``results``, after it has raised each of ``errors`` once."""
 
     name: ClassVar[str] = "echo"
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.DEAD_NOTICES)
 
-    def __init__(self, orders: Sequence[Exception] = ()) -> None:
-        self.orders = list(orders)
+    def __init__(self, errors: Sequence[Exception] = ()) -> None:
+        self.errors = list(errors)
         self.closed = threading.Event()
 
     def decode(self, delivery: Delivery) -> Message:
@@ -48,8 +48,8 @@ class Echo(Service):
 
     def handle(self, message: Message) -> Sequence[Message]:
         assert isinstance(message, ChunkFailed)
-        if self.orders:
-            raise self.orders.pop(0)
+        if self.errors:
+            raise self.errors.pop(0)
         return [RunFailed("run", message.problem)]
 
     def close(self) -> None:
@@ -57,14 +57,14 @@ class Echo(Service):
 
 
 class Running:
-    """An Echo in its loop over an embedded transport, and a listener to what it says."""
+    """An Echo in its loop over an embedded transport, and a session that receives its answers."""
 
     def __init__(self, service: Echo) -> None:
         self.transport = EmbeddedTransport()
         self.stop = threading.Event()
-        self.monitor = ServiceMetrics("echo")
+        self.metrics = ServiceMetrics("echo")
         self.session = self.transport.open([topology.follower("run")])
-        arguments = (service, self.transport.open(service.consumes), self.stop, self.monitor)
+        arguments = (service, self.transport.open(service.consumes), self.stop, self.metrics)
         self.thread = threading.Thread(target=serve, args=arguments, daemon=True)
         self.thread.start()
 
@@ -104,8 +104,8 @@ def test_a_message_is_tried_again_while_something_is_unavailable(
 ) -> None:
     monkeypatch.setattr("common.service.RETRY_PAUSE_S", 0.01)
     running = start(Echo([Unavailable("the disk is full")] * 3))
-    running.session.publish([failed("patience")])
-    assert running.answer() == "patience"
+    running.session.publish([failed("again")])
+    assert running.answer() == "again"
     assert running.transport.depth("plans.dead") == 0
 
 
@@ -119,8 +119,8 @@ def test_a_message_that_cannot_be_handled_is_dead_lettered_with_its_reason(
     running = start(Echo([error]))
     running.session.publish([failed("bad"), failed("good")])
     assert running.answer() == "good"
-    graveyard = running.transport.open([topology.dead_letter_queue("plans")])
-    letter = wait_until(lambda: graveyard.receive(0.5), "the dead letter is there", 10)
+    dead = running.transport.open([topology.dead_letter_queue("plans")])
+    letter = wait_until(lambda: dead.receive(0.5), "the dead letter is there", 10)
     assert reason in letter.headers["problem"]
     assert messages.decode(letter.kind, letter.body, RELEASES) == failed("bad")
 
@@ -146,7 +146,7 @@ def ask(port: int, path: str) -> tuple[int, str]:
 def test_a_service_reports_its_health_and_its_metrics(start: Callable[[Echo], Running]) -> None:
     running = start(Echo([MessageError("bad")]))
     port = free_port()
-    with listen(running.monitor, port):
+    with listen(running.metrics, port):
         running.session.publish([failed("bad"), failed("good")])
         assert running.answer() == "good"
         assert ask(port, "/healthz") == (200, "ok\n")
@@ -170,20 +170,20 @@ def test_a_service_reports_its_health_and_its_metrics(start: Callable[[Echo], Ru
 
 
 def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
-    monitor, port = ServiceMetrics("echo"), free_port()
-    with listen(monitor, port):
+    metrics, port = ServiceMetrics("echo"), free_port()
+    with listen(metrics, port):
         assert ask(port, "/healthz")[0] == 200
         assert ask(port, "/readyz") == (503, "not connected to the broker\n")
 
 
 def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor, port = ServiceMetrics("echo"), free_port()
+    metrics, port = ServiceMetrics("echo"), free_port()
     monkeypatch.setattr("common.health.STUCK_S", 0.0)
-    monitor.heartbeat()
-    with listen(monitor, port):
+    metrics.heartbeat()
+    with listen(metrics, port):
         status, text = ask(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
-        with monitor.handling("plans", "run-plan"):
+        with metrics.handling("plans", "run-plan"):
             assert ask(port, "/healthz")[0] == 200
 
 
@@ -191,14 +191,14 @@ def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> N
 def test_heartbeats_are_answered_while_a_message_is_handled(
     broker: Broker, vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker closes a connection that is silent for two heartbeats: ours must outlive five of them."""
+    """The broker closes a connection that misses two heartbeats; this one lasts for five."""
     monkeypatch.setattr(amqp, "HEARTBEAT_S", 1)
     session: Session = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     session.publish([failed("slow")])
     delivery = wait_until(lambda: session.receive(0.5), "the message came", 10)
     (connection,) = wait_until(lambda: broker.api("GET", f"vhosts/{vhost.vhost}/connections"), "it is listed", 20)
     assert connection["timeout"] == 1
-    threading.Event().wait(5)  # the work: nothing here turns the connection but its own thread
+    threading.Event().wait(5)  # a message that takes five heartbeats
     assert session.is_connected()
     session.publish_and_acknowledge(delivery)
     assert session.receive(1.0) is None

@@ -1,4 +1,4 @@
-"""The loop's turn: what a service does unasked, over both transports."""
+"""The work that a service does in its poll, over both transports."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ def transport(request: pytest.FixtureRequest) -> Transport:
     return RabbitMQTransport(request.getfixturevalue("vhost"), connect_timeout_s=20)
 
 
-class Punctual(Service):
-    """Publishes once, unasked; at its first turn what it needs is away."""
+class Polling(Service):
+    """Publishes a message in its second poll; the first one raises Unavailable."""
 
-    name: ClassVar[str] = "punctual"
+    name: ClassVar[str] = "polling"
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS,)
 
     def __init__(self) -> None:
-        self.turns = 0
+        self.polls = 0
         self.confirmed = threading.Event()
 
     def handle(self, message: Message) -> Sequence[Message]:
         return []
 
     def poll(self) -> None:
-        self.turns += 1
-        if self.turns == 1:
+        self.polls += 1
+        if self.polls == 1:
             raise Unavailable("the disk is full")
         if not self.confirmed.is_set():
-            self.publish([RunFailed("run", "nobody asked")])
+            self.publish([RunFailed("run", "from a poll")])
             self.confirmed.set()
 
 
 def test_a_service_publishes_in_its_poll_after_something_was_unavailable(transport: Transport) -> None:
     listener = transport.open([topology.follower("run")])
-    service, stop = Punctual(), threading.Event()
+    service, stop = Polling(), threading.Event()
     loop = threading.Thread(target=serve, args=(service, transport.open(service.consumes), stop))
     loop.start()
     try:
-        delivery = wait_until(lambda: listener.receive(0.5), "the news came", 20)
-        assert messages.decode(delivery.kind, delivery.body, RELEASES) == RunFailed("run", "nobody asked")
+        delivery = wait_until(lambda: listener.receive(0.5), "the message came", 20)
+        assert messages.decode(delivery.kind, delivery.body, RELEASES) == RunFailed("run", "from a poll")
         assert service.confirmed.wait(20)
     finally:
         stop.set()
@@ -70,30 +70,30 @@ def test_a_service_publishes_in_its_poll_after_something_was_unavailable(transpo
 
 @pytest.mark.broker
 def test_a_message_is_redelivered_where_the_broker_was_lost_before_the_stop(vhost: BrokerSettings) -> None:
-    stop, news = threading.Event(), RunFailed("run", "never confirmed")
+    stop, outcome = threading.Event(), RunFailed("run", "never confirmed")
 
-    class Unlucky(Punctual):
+    class LosesBroker(Polling):
         def poll(self) -> None: ...
 
         def handle(self, message: Message) -> Sequence[Message]:
             proxy.refuses = True
             proxy.cut()
             stop.set()
-            self.publish([news])
+            self.publish([outcome])
             return []
 
     direct = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.dead_letter_queue("plans")])
     sent = ChunkFailed(Chunk("run", "Zee", 0, 1), "no reason")
     direct.publish([sent])
     with Proxy(vhost.port) as proxy:
-        service = Unlucky()
+        service = LosesBroker()
         session = RabbitMQTransport(replace(vhost, port=proxy.port), connect_timeout_s=20, stop=stop).open(
             service.consumes
         )
         with pytest.raises(BrokerError, match="has not confirmed"):
             serve(service, session, stop)
     successor = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
-    delivery = wait_until(lambda: successor.receive(0.5), "the message came again", 20)
+    delivery = wait_until(lambda: successor.receive(0.5), "the message was redelivered", 20)
     assert messages.decode(delivery.kind, delivery.body, RELEASES) == sent
     assert direct.receive(0.5) is None
     for opened in (direct, successor):

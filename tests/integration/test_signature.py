@@ -1,4 +1,4 @@
-"""With a key, nobody who has not got it can make, change or redirect a message; nothing of theirs is decoded."""
+"""With a key, messages that were made, changed or redirected without it are rejected and not decoded."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
 KEY = "0123456789abcdef-of-this-test"
-OURS = Signer(KEY)
+SIGNER = Signer(KEY)
 MESSAGE = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever")
 
 
-def delivery(signer: Signer = OURS, queue: str = "plans", message: Message = MESSAGE) -> Delivery:
+def delivery(signer: Signer = SIGNER, queue: str = "plans", message: Message = MESSAGE) -> Delivery:
     headers = signer.sign(message.route, message.kind, message.encode(), message.headers)
     return Delivery(queue, message.kind, message.encode(), headers, redelivered=False, token=None)
 
 
 def test_a_message_signed_with_the_key_is_accepted() -> None:
-    assert OURS.problem(delivery()) is None
-    assert OURS.problem(replace(delivery(), redelivered=True)) is None
+    assert SIGNER.problem(delivery()) is None
+    assert SIGNER.problem(replace(delivery(), redelivered=True)) is None
 
 
 def _without_signature(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,19 +46,19 @@ def _without_signature(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_deliveries() -> Iterator[tuple[str, Delivery]]:
-    honest = delivery()
-    yield "another key", delivery(Signer("fedcba9876543210-of-nobody"))
-    yield "another body", replace(honest, body=honest.body + b" ")
-    yield "another kind", replace(honest, kind="chunk-task")
-    yield "another queue", replace(honest, queue="chunks")
-    yield "no signature", replace(honest, headers=_without_signature(honest.headers))
-    yield "an empty signature", replace(honest, headers={**honest.headers, SIGNATURE: ""})
-    yield "a signature of bytes", replace(honest, headers={**honest.headers, SIGNATURE: b"\xff"})
-    yield "half a signature", replace(honest, headers={**honest.headers, SIGNATURE: honest.headers[SIGNATURE][:32]})
+    valid = delivery()
+    yield "another key", delivery(Signer("fedcba9876543210-of-another"))
+    yield "another body", replace(valid, body=valid.body + b" ")
+    yield "another kind", replace(valid, kind="chunk-task")
+    yield "another queue", replace(valid, queue="chunks")
+    yield "no signature", replace(valid, headers=_without_signature(valid.headers))
+    yield "an empty signature", replace(valid, headers={**valid.headers, SIGNATURE: ""})
+    yield "a signature of bytes", replace(valid, headers={**valid.headers, SIGNATURE: b"\xff"})
+    yield "half a signature", replace(valid, headers={**valid.headers, SIGNATURE: valid.headers[SIGNATURE][:32]})
     for name in ("run_id", "sample", "start", "stop"):
-        yield f"another {name}", replace(honest, headers={**honest.headers, name: "other"})
-        left = {other: value for other, value in honest.headers.items() if other != name}
-        yield f"no {name}", replace(honest, headers=left)
+        yield f"another {name}", replace(valid, headers={**valid.headers, name: "other"})
+        left = {other: value for other, value in valid.headers.items() if other != name}
+        yield f"no {name}", replace(valid, headers=left)
 
 
 CHANGED = dict(changed_deliveries())
@@ -66,21 +66,21 @@ CHANGED = dict(changed_deliveries())
 
 @pytest.mark.parametrize("what", CHANGED)
 def test_every_changed_message_is_rejected_with_the_same_reason(what: str) -> None:
-    problem = OURS.problem(CHANGED[what])
+    problem = SIGNER.problem(CHANGED[what])
     assert problem == "its signature is missing or wrong (MESSAGE_KEY must be the same everywhere)"
 
 
 def test_without_a_key_no_message_is_signed_and_none_is_rejected() -> None:
-    nobody = Signer("")
-    assert delivery(nobody).headers == MESSAGE.headers
-    assert nobody.problem(delivery(nobody)) is None
-    assert nobody.problem(delivery(OURS)) is None
+    unsigned = Signer("")
+    assert delivery(unsigned).headers == MESSAGE.headers
+    assert unsigned.problem(delivery(unsigned)) is None
+    assert unsigned.problem(delivery(SIGNER)) is None
 
 
 def test_a_message_to_an_exchange_is_accepted_in_the_bound_queues() -> None:
     folder = ResultFiles("run", {"result.json": b"{}"})
-    assert OURS.problem(delivery(queue="follow.run", message=folder)) is None
-    assert OURS.problem(delivery(queue="plans", message=folder)) is not None
+    assert SIGNER.problem(delivery(queue="follow.run", message=folder)) is None
+    assert SIGNER.problem(delivery(queue="plans", message=folder)) is not None
 
 
 def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> Delivery:
@@ -90,18 +90,18 @@ def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> D
 
 def test_a_dead_letter_notice_is_accepted_only_from_a_worker_with_the_key() -> None:
     foreign = delivery(Signer(""))
-    assert OURS.problem(dead(OURS, foreign)) is None
-    assert OURS.problem(dead(Signer("fedcba9876543210-of-nobody"), foreign)) is not None
-    notice = dead(OURS, foreign)
-    assert OURS.problem(replace(notice, headers={**notice.headers, "problem": "another"})) is not None
-    assert OURS.problem(replace(notice, headers={**notice.headers, "run_id": "another"})) is not None
+    assert SIGNER.problem(dead(SIGNER, foreign)) is None
+    assert SIGNER.problem(dead(Signer("fedcba9876543210-of-another"), foreign)) is not None
+    notice = dead(SIGNER, foreign)
+    assert SIGNER.problem(replace(notice, headers={**notice.headers, "problem": "another"})) is not None
+    assert SIGNER.problem(replace(notice, headers={**notice.headers, "run_id": "another"})) is not None
 
 
 def test_a_message_that_the_broker_dead_lettered_keeps_its_signature() -> None:
     headers = {**delivery().headers, "x-first-death-queue": "plans", "x-first-death-reason": "expired"}
     notice = replace(delivery(), queue=topology.DEAD_NOTICES.name, headers=headers)
-    assert OURS.problem(notice) is None
-    assert OURS.problem(replace(notice, headers=_without_signature(headers))) is not None
+    assert SIGNER.problem(notice) is None
+    assert SIGNER.problem(replace(notice, headers=_without_signature(headers))) is not None
 
 
 # --- over a broker --------------------------------------------------------------
@@ -158,16 +158,16 @@ def test_a_signature_survives_dead_lettering_and_requeuing(
 def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
     keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], tmp_path: Path
 ) -> None:
-    """A stranger can publish to the broker and read what is in it, but has not got the key."""
+    """Somebody without the key publishes forged messages, and publishes a signed one several times."""
     forged = [RunPlan("run", 1.0, DEMO), RunRequest("run", 1.0, DEMO), MESSAGE]
     open_session(vhost).publish(forged)
     for service in ("data_loader", "data_processor", "visualisation"):
         keyed_workers.start(service)
-    spy = open_session(vhost, topology.SELECTED)
+    reader = open_session(vhost, topology.SELECTED)
     follower = open_session(keyed_workers.settings, topology.follower("signed"))
     submit(follower, "signed", DEMO)
-    copied = take(spy)
-    spy.close()
+    copied = take(reader)
+    reader.close()
     with pika.BlockingConnection(parameters(vhost)) as connection:
         properties = pika.BasicProperties(type=copied.kind, headers=dict(copied.headers))
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""AMQPS: the broker's certificate and host name are verified, and a refusal is one clear line."""
+"""AMQPS: the broker's certificate and host name are verified, and a refusal is one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ssl_options.verify = verify_none
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost, the authority that signed it, and one that did not."""
+    """A certificate for localhost, the authority that signed it, and another authority."""
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -42,13 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     certificate.private_key_pem.write_to_path(folder / "server.key")
     trustme.CA().cert_pem.write_to_path(folder / "other-ca.pem")
     for path in folder.iterdir():
-        path.chmod(0o644)  # another user reads them in the container
+        path.chmod(0o644)  # the container reads them as another user
     return folder
 
 
 @pytest.fixture(scope="module")
 def listening(folder: Path) -> Iterator[Broker]:
-    """A broker that listens both with TLS and without."""
+    """A broker that listens with TLS and without."""
     with running_broker(folder, LISTENER) as broker:
         yield broker
 
@@ -68,7 +68,7 @@ def test_messages_are_sent_over_tls(secure: BrokerSettings) -> None:
     session = RabbitMQTransport(secure, connect_timeout_s=20).open([topology.PLANS])
     sent = ChunkFailed(Chunk("run", "Zee", 0, 10), "whatever" * 100_000)
     session.publish([sent])
-    delivery = wait_until(lambda: session.receive(0.5), "it came", 20)
+    delivery = wait_until(lambda: session.receive(0.5), "the message came", 20)
     assert delivery.body == sent.encode()
     session.publish_and_acknowledge(delivery)
     session.close()
@@ -93,7 +93,7 @@ def test_a_wrong_certificate_is_an_error_at_once(
         changes = {**changes, "tls_ca": folder / str(changes["tls_ca"])}  # type: ignore[dict-item]
     wrong = replace(secure, **changes)  # type: ignore[arg-type]
     with pytest.raises(BrokerError) as refused:
-        RabbitMQTransport(wrong, connect_timeout_s=None).open([])  # for ever, if it were let
+        RabbitMQTransport(wrong, connect_timeout_s=None).open([])  # would wait for ever
     assert words in str(refused.value)
     with pytest.raises(BrokerError, match="shows a certificate that is refused"):
         dead_letters(wrong)

@@ -1,4 +1,4 @@
-"""Both transports keep the same promises; RabbitMQ also when its connections break."""
+"""Both transports behave alike; RabbitMQ also where connections are lost."""
 
 from __future__ import annotations
 
@@ -114,16 +114,16 @@ def test_a_delivery_is_acknowledged_after_its_outcome_is_published(open_session:
 
 def test_an_exchange_gives_every_bound_queue_a_copy(open_session: Callable[..., Session]) -> None:
     one, two = open_session(topology.follower("one")), open_session(topology.follower("two"))
-    news = RunFailed("run", "no reason")
-    one.publish([news])
-    assert [read(take(one)), read(take(two))] == [news, news]
+    failure = RunFailed("run", "no reason")
+    one.publish([failure])
+    assert [read(take(one)), read(take(two))] == [failure, failure]
 
 
 def test_a_message_published_without_confirm_reaches_the_bound_queues(open_session: Callable[..., Session]) -> None:
     listener, worker = open_session(topology.follower("one")), open_session()
-    news = Progress("plan", Chunk("run", "Zee", 0, 5))
-    worker.publish_without_confirm(news)
-    assert read(take(listener)) == news
+    progress = Progress("plan", Chunk("run", "Zee", 0, 5))
+    worker.publish_without_confirm(progress)
+    assert read(take(listener)) == progress
 
 
 def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_is_notified(
@@ -132,8 +132,8 @@ def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_is_notified(
     worker = open_session(topology.PLANS)
     worker.publish([failed(3)])
     worker.dead_letter(take(worker), "cannot be read")
-    graveyard = open_session(topology.dead_letter_queue("plans"), topology.DEAD_NOTICES)
-    letters = {delivery.queue: delivery for delivery in (take(graveyard), take(graveyard))}
+    dead = open_session(topology.dead_letter_queue("plans"), topology.DEAD_NOTICES)
+    letters = {delivery.queue: delivery for delivery in (take(dead), take(dead))}
     assert letters.keys() == {"plans.dead", "dead-notices"}
     for letter in letters.values():
         assert read(letter) == failed(3)
@@ -195,7 +195,7 @@ def test_messages_that_a_full_queue_rejected_are_sent_again_when_there_is_room(
             receiver.publish_and_acknowledge(delivery)
         published.result(20)
     assert len(times_sent) == 40
-    assert sum(times_sent.values()) <= 2 * 40 + 4  # a place may be taken between the question and the answer
+    assert sum(times_sent.values()) <= 2 * 40 + 4  # the room may be gone before the messages arrive
     for session in (sender, receiver):
         session.close()
 
@@ -203,14 +203,14 @@ def test_messages_that_a_full_queue_rejected_are_sent_again_when_there_is_room(
 def test_a_session_names_the_queues_without_a_consumer(open_session: Callable[..., Session]) -> None:
     session = open_session(topology.RUNS, topology.CHUNKS)
     expected = {"events", "selected", "plans", "dead-notices", "results.visualisation"}
-    wait_until(lambda: set(session.queues_without_consumer()) == expected, "the idle queues are known", 10)
+    wait_until(lambda: set(session.queues_without_consumer()) == expected, "the names were known", 10)
 
 
 def test_a_session_reports_the_depths_of_its_queues(open_session: Callable[..., Session]) -> None:
     session, sender = open_session(topology.PLANS), open_session()
     sender.publish([failed(number) for number in range(5)])
     letter = take(session)
-    session.dead_letter(letter, "made unreadable by a test")
+    session.dead_letter(letter, "for a test")
     wait_until(lambda: session.queue_depths().get("plans.dead") == 1, "the dead letter is counted", 10)
     assert session.queue_depths().keys() == {"plans", "plans.dead"}
 
@@ -330,12 +330,12 @@ def test_each_follower_has_a_queue_that_ends_with_its_connection(broker: Broker,
     assert one.connections() == 1
     before = theirs()
     wait_until(lambda: broker.cut_connections(vhost), "the connections were cut", 30)
-    wait_until(lambda: one.connections() == two.connections() == 2, "both are back", 30)
-    after = wait_until(lambda: len(found := theirs()) == 2 and found, "they have new queues", 30)
+    wait_until(lambda: one.connections() == two.connections() == 2, "both were connected again", 30)
+    after = wait_until(lambda: len(found := theirs()) == 2 and found, "they had new queues", 30)
     assert not set(before) & set(after)
     for session in (one, two):
         session.close()
-    wait_until(lambda: not theirs(), "their queues are gone", 30)
+    wait_until(lambda: not theirs(), "their queues were deleted", 30)
 
 
 @pytest.mark.broker
@@ -357,6 +357,6 @@ def test_the_error_says_what_the_broker_refuses(
 
 
 def test_a_broker_that_does_not_answer_is_reported_with_its_address() -> None:
-    nobody = BrokerSettings("127.0.0.1", 1)
+    unreachable = BrokerSettings("127.0.0.1", 1)
     with pytest.raises(BrokerError, match=r"no RabbitMQ answers at amqp://atlas@127\.0\.0\.1:1"):
-        RabbitMQTransport(nobody, connect_timeout_s=1).open([])
+        RabbitMQTransport(unreachable, connect_timeout_s=1).open([])

@@ -1,4 +1,4 @@
-"""A real RabbitMQ for the tests: from a container where a Docker engine answers, else from this machine's package."""
+"""A RabbitMQ for the tests: a container where a Docker engine answers, else Debian's package."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ CONFIGURATION = ROOT / "kubernetes" / "rabbitmq.conf"
 
 @dataclass(frozen=True)
 class Broker:
-    """A running RabbitMQ; ``control`` is the command that is rabbitmqctl for it.
+    """A running RabbitMQ; ``control`` is its rabbitmqctl command.
 
-    ``kill`` ends it without a word (SIGKILL), ``start`` starts it again on the same ports and data.
+    ``kill`` ends it with SIGKILL, ``start`` starts it again on the same ports and data.
     """
 
     settings: BrokerSettings
@@ -45,7 +45,7 @@ class Broker:
     tls_port: int | None
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """Ask the management API."""
+        """Send a request to the management API."""
         request = urllib.request.Request(
             f"http://{self.settings.host}:{self.api_port}/api/{path}",
             method=method,
@@ -78,7 +78,7 @@ class Broker:
         self.api("DELETE", f"vhosts/{vhost.vhost}")
 
     def cut_connections(self, vhost: BrokerSettings) -> int:
-        """Close every connection to a virtual host from the broker's side."""
+        """Have the broker close every connection to a virtual host; returns their number."""
         cut = 0
         for connection in self.api("GET", f"vhosts/{vhost.vhost}/connections"):
             with contextlib.suppress(urllib.error.HTTPError):
@@ -176,17 +176,17 @@ def broker_from_package(folder: Path, configuration: str, erlang: str) -> Iterat
 
 @contextlib.contextmanager
 def running_broker(folder: Path, configuration: str = "", erlang: str = "") -> Iterator[Broker]:
-    """A RabbitMQ that answers, of whoever asks for it, with the configuration of Compose and Kubernetes.
+    """A RabbitMQ with the configuration of Compose and Kubernetes.
 
-    ``configuration`` are more lines of rabbitmq.conf, in which {folder} and {tls_port} are as the broker sees
-    them; ``erlang`` are more arguments of its virtual machine.
+    ``configuration`` are more lines of rabbitmq.conf, in which {folder} and {tls_port} are replaced; ``erlang`` are
+    more arguments of its virtual machine.
     """
     if docker_answers():
         running = broker_in_container(folder, configuration, erlang)
     elif SERVER.exists():
         running = broker_from_package(folder, configuration, erlang)
     else:
-        pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server is there")
+        pytest.skip("needs RabbitMQ: neither a Docker engine nor rabbitmq-server was found")
     with running as started:
         wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
         yield started

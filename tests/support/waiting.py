@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, and ports that are free."""
+"""Waiting for a condition with a deadline, and free ports."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
-    """Wait until a condition holds, and return what it gave; fails the test after the deadline."""
+    """Wait until a condition is true, and return its value; fails the test after the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, urllib.error.URLError, subprocess.CalledProcessError):
             if value := condition():
                 return value
         time.sleep(0.05)
-    pytest.fail(f"waited {timeout_s:g} s in vain until {what}")
+    pytest.fail(f"not within {timeout_s:g} s: {what}")

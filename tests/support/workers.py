@@ -62,7 +62,7 @@ class Workers:
         return [process for name, process in self._processes if name == service and process.poll() is None]
 
     def kill(self, service: str) -> None:
-        """SIGKILL every process of a service."""
+        """Kill every process of a service with SIGKILL."""
         for process in self.running(service):
             process.kill()
             process.wait()
@@ -71,7 +71,7 @@ class Workers:
         return (self.folder / f"{service}.log").read_text()
 
     def stop(self) -> dict[str, list[int]]:
-        """SIGTERM all; returns the exit codes by service."""
+        """Stop all processes with SIGTERM; returns the exit codes by service."""
         codes: dict[str, list[int]] = {}
         for _, process in self._processes:
             if process.poll() is None:
