@@ -8,6 +8,7 @@ redelivered.
 
 from __future__ import annotations
 
+import math
 import queue
 import random
 import secrets
@@ -91,10 +92,7 @@ class _Batch:
 
 
 class RabbitMQSession:
-    """One service's session.
-
-    Its public methods are called from the service's thread only, except for ``wake`` and ``queue_depths``.
-    """
+    """One service's session, used from its thread only, except for ``wake`` and ``queue_depths``."""
 
     def __init__(self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int, stop: threading.Event) -> None:
         self._settings = settings
@@ -118,9 +116,9 @@ class RabbitMQSession:
     def connect(self, timeout_s: float | None) -> None:
         """Connect, and wait until that is done; raises BrokerError as ``RabbitMQTransport.open`` does."""
         self._connection.start()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while not self._connection.wait(0.2):
-            if self._stop.is_set() or (deadline is not None and time.monotonic() >= deadline):
+            if self._stop.is_set() or time.monotonic() >= deadline:
                 self._connection.stop()
                 raise BrokerError(
                     f"no RabbitMQ answers at {self._settings}; is it running, and is --broker (RABBITMQ_HOST, "
@@ -131,8 +129,8 @@ class RabbitMQSession:
     def receive(self, timeout_s: float) -> Delivery | None:
         """Return the next delivery, or None after the timeout or where ``wake`` was called.
 
-        A redelivered message may be the one that killed its last consumer. It is returned once everything before it
-        is acknowledged, so that no other message is redelivered with it. Raises BrokerError where the broker refuses.
+        A redelivered message, which may be the one that killed its last consumer, is returned once everything before
+        it is acknowledged, so that no other is redelivered with it. Raises BrokerError where the broker refuses.
         """
         deadline = time.monotonic() + timeout_s
         delivery, self._postponed = self._postponed, None
@@ -172,7 +170,7 @@ class RabbitMQSession:
         """
         self.publish_encoded(self._sign(messages))
 
-    def publish_encoded(self, messages: Sequence[OutgoingMessage], timeout_s: float | None = None) -> None:
+    def publish_encoded(self, messages: Sequence[OutgoingMessage], timeout_s: float = math.inf) -> None:
         """Publish messages as they are, and return once the broker has confirmed them.
 
         Raises BrokerError where they are not confirmed within ``timeout_s``, or though ``stop`` is set.
@@ -181,12 +179,12 @@ class RabbitMQSession:
             return
         batch = _Batch(messages)
         self._submit(batch)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while not batch.confirmed.wait(CONFIRM_TIMEOUT_S if timeout_s is None else min(CONFIRM_TIMEOUT_S, timeout_s)):
+        deadline = time.monotonic() + timeout_s
+        while not batch.confirmed.wait(min(CONFIRM_TIMEOUT_S, timeout_s)):
             self._raise_failure()
             if self._stop.is_set():
                 raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages before the stop")
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages in {timeout_s:g} s")
         self._raise_failure()
 
@@ -274,8 +272,7 @@ class RabbitMQSession:
 
     def _on_declared(self, channel: pika.channel.Channel, names: Mapping[str, str]) -> None:
         self._channel = channel
-        # In random order: of several redelivered messages, one of each queue, it is not always the same that comes
-        # first. The others get through before the one that kills its consumers.
+        # In random order, so that the redelivered message that kills its consumers is not always the first to come.
         for consumed in random.sample(self._queues, len(self._queues)):
             channel.basic_consume(names.get(consumed.name, consumed.name), self._receiver(consumed.name))
         self._connection.established()

@@ -7,7 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -196,12 +196,17 @@ def test_heartbeats_are_answered_while_a_message_is_handled(
     session: Session = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     session.publish([failed("slow")])
     delivery = wait_until(lambda: session.receive(0.5), "the message came", 10)
-    (connection,) = wait_until(lambda: broker.api("GET", f"vhosts/{vhost.vhost}/connections"), "it is listed", 20)
-    assert connection["timeout"] == 1
-    threading.Event().wait(5)  # a message that takes five heartbeats
+
+    def connection() -> dict[str, Any]:
+        (found,) = broker.api("GET", f"vhosts/{vhost.vhost}/connections")
+        return found
+
+    first = wait_until(lambda: (found := connection()).get("recv_oct") and found, "its statistics came", 20)
+    assert first["timeout"] == 1
+    heartbeats = 5 * 8  # bytes
+    wait_until(lambda: connection()["recv_oct"] >= first["recv_oct"] + heartbeats, "five heartbeats came", 30)
     assert session.is_connected()
     session.publish_and_acknowledge(delivery)
     assert session.receive(1.0) is None
-    (same,) = broker.api("GET", f"vhosts/{vhost.vhost}/connections")
-    assert same["name"] == connection["name"]
+    assert connection()["name"] == first["name"]
     session.close()

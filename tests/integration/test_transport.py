@@ -19,6 +19,7 @@ from common.messages import Chunk, ChunkFailed, Message, Progress, RunFailed
 from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport import Session, Transport
+from common.transport.amqp import DELIVERY_LIMIT
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
@@ -170,6 +171,25 @@ def test_a_publisher_waits_for_a_full_queue_and_no_message_is_lost(
     assert received == sent
 
 
+def test_a_publisher_waits_for_a_full_queue_that_is_bound_to_an_exchange(
+    open_session: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Queue("small", exchanges=(topology.RESULTS.name,), limit=4)
+    monkeypatch.setattr(topology, "QUEUES", (*topology.QUEUES, small))
+    sender, receiver = open_session(), open_session(small)
+    sent = {f"number {number}" for number in range(40)}
+    with ThreadPoolExecutor(1) as thread:
+        published = thread.submit(sender.publish, [RunFailed("run", problem) for problem in sent])
+        received = set()
+        while received != sent:
+            delivery = take(receiver)
+            message = read(delivery)
+            assert isinstance(message, RunFailed)
+            received.add(message.problem)
+            receiver.publish_and_acknowledge(delivery)
+        published.result(20)
+
+
 @pytest.mark.broker
 def test_messages_that_a_full_queue_rejected_are_sent_again_when_there_is_room(
     vhost: BrokerSettings, monkeypatch: pytest.MonkeyPatch
@@ -315,7 +335,11 @@ def test_every_queue_is_a_durable_quorum_queue_with_its_limits(broker: Broker, v
         assert (queue["type"], queue["durable"]) == ("quorum", True)
     for name in ("events", "selected"):
         assert queues[name]["arguments"]["x-max-length"] == 16
-        assert queues[name]["arguments"]["x-overflow"] == "reject-publish"
+    for name in (queue.name for queue in topology.QUEUES if queue.has_dead_letter_queue):
+        arguments = queues[name]["arguments"]
+        assert arguments["x-delivery-limit"] == DELIVERY_LIMIT
+        assert arguments["x-dead-letter-strategy"] == "at-least-once"
+        assert arguments["x-overflow"] == "reject-publish"
 
 
 @pytest.mark.broker
