@@ -19,7 +19,7 @@ from docker.models.containers import Container
 
 from common.settings import BrokerSettings
 from tests.chaos.delivery_faults import Duplicate, RedeliverAfterRun, Reorder, RepeatRequest
-from tests.chaos.environment import ERLANG, FIT_ARGUMENTS, SERVICES, Environment, Run
+from tests.chaos.environment import ERLANG, FIT_ARGUMENT, SERVICES, Environment, Run
 from tests.chaos.fault import Fault, Phase, ServiceFault
 from tests.chaos.network_faults import KillBroker, MemoryAlarm
 from tests.support.broker import Broker
@@ -101,7 +101,7 @@ class ServiceContainers:
         with suppress(docker.errors.APIError):  # the container does not run
             table = analysis.top()
             for row in table["Processes"]:
-                if any(argument in row[-1] for argument in FIT_ARGUMENTS):
+                if FIT_ARGUMENT in row[-1]:
                     return psutil.Process(int(row[table["Titles"].index("PID")]))
         return None
 

@@ -31,7 +31,7 @@ from tests.support.workers import Workers
 #: RabbitMQ updates its queue depths every 5 s; with this, every 0.5 s.
 ERLANG = "-rabbit quorum_tick_interval 500 -rabbit collect_statistics_interval 500"
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
-#: One of these is an argument of the analysis service's process for fits.
+#: An argument of the analysis service's process for fits.
 FIT_ARGUMENT = "--multiprocessing-fork"
 #: The longest that a run with faults may take.
 RUN_DEADLINE_S = 480.0
@@ -76,7 +76,7 @@ class ServiceProcesses(Workers):
         for analysis in self.running("analysis"):
             with suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(analysis.pid).children():
-                    if FIT_ARGUMENTS & set(child.cmdline()):
+                    if FIT_ARGUMENT in child.cmdline():
                         return child
         return None
 
