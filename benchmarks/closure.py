@@ -110,7 +110,7 @@ class Laboratory:
 
     def __init__(self, cache: Path) -> None:
         self.release = RELEASES["demo"]
-        self.run = RunSettings(release=self.release.name)
+        self.run = RELEASES.resolve(RunSettings(release=self.release.name))
         self._common = {
             sample.name: self._of_file(sample, cache)
             for sample in self.release.samples

@@ -51,6 +51,8 @@ class Implementation(ABC):
 
 def check(name: str, measured: Round, reference: Round) -> None:
     """Raise BenchmarkError unless the same events were selected with the same weights, up to float32 rounding."""
+    if measured.samples.keys() != reference.samples.keys() or not reference.samples:
+        raise BenchmarkError(f"{name} analysed {sorted(measured.samples)}, the notebook {sorted(reference.samples)}")
     for sample, wanted in reference.samples.items():
         found = measured.samples[sample]
         same = math.isclose(found["sum_of_weights"], wanted["sum_of_weights"], rel_tol=1e-5)
