@@ -22,7 +22,6 @@ from statistics import median
 from benchmarks.comparison import Implementation, Round, by_service, check, markdown, table, write
 from benchmarks.stack import FULL_SIZE, BenchmarkError, Stack, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
-from physics import RELEASES
 from tests.support.paths import ROOT
 
 
@@ -72,7 +71,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    run = RELEASES.resolve(RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True))))
+    run = RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True)))
     rounds: dict[str, list[Round]] = {}
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))

@@ -50,7 +50,7 @@ def branches(release: Release, sample: Sample) -> list[str]:
 
 def main(analyse: Callable[[RunSettings, Path], Mapping[str, Found]]) -> int:
     """Measure an implementation and print its results; returns the exit code."""
-    run, cache = RunSettings.from_json(json.loads(sys.argv[1])), Path(sys.argv[2])
+    run, cache = RELEASES.resolve(RunSettings.from_json(json.loads(sys.argv[1]))), Path(sys.argv[2])
     process = psutil.Process()
     before, started = cpu_seconds(process), time.perf_counter()
     found = analyse(run, cache)
