@@ -160,6 +160,11 @@ class WorkerPool:
         return _Processes(executor, writing_end)
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use; on macOS, which has no limit for a process, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """Submit a call; a process that is started for it ignores an interrupt from the keyboard from its first moment."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from common.service import Service, serve
 from common.settings import Settings
 from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
-from common.worker_pool import WorkerPool
+from common.worker_pool import WorkerPool, available_cores
 from workers import chunk_worker
 from workers.analysis.fit_pool import FitPool
 from workers.analysis.service import Analysis
@@ -50,7 +49,7 @@ class EmbeddedServices:
     ) -> None:
         self.transport = EmbeddedTransport()
         self._settings = settings
-        self._number = _cores() if processes is None else processes
+        self._number = available_cores() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
         self._fits = FitPool()
         self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
@@ -153,8 +152,3 @@ class _PooledDataLoader(DataLoader):
         except WorkerProcessError as error:
             return [ChunkFailed(task.chunk, f"the chunk could not be processed: {error}")]
         return cast("Sequence[Message]", outcome)
-
-
-def _cores() -> int:
-    """How many cores this process may use; on macOS, which has no limit for a process, all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Processes that draw figures, which all tests of a test process use; they start with the first figure."""
+"""A pool of processes that draw figures, shared by all tests of a test process."""
 
 from workers.visualisation.plots.pool import DrawingPool
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.plots.pool import DrawingPool, draw_files
+from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class PartialPlots:
                 return drawing
             if latest is not None and (latest.version == run.result_version or now < latest.next_s):
                 return None
-            drawing = self._pool.submit(draw_files, run.result, "m4l", ("png",), DPI)
+            drawing = self._pool.submit(run.result, "m4l", ("png",), DPI)
             self._drawings[run.run_id] = drawing
         drawing.add_done_callback(lambda drawing: self._keep(run, drawing, now))
         return drawing

@@ -1,107 +1,71 @@
-"""A pool of processes that draw figures: matplotlib is not thread-safe, and a core draws one figure at a time."""
+"""A process pool that draws figures: matplotlib is not thread-safe, and drawing uses a whole core."""
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from common.errors import MessageError
-
-log = logging.getLogger(__name__)
+from common.errors import MessageError, WorkerProcessError
+from common.worker_pool import WorkerPool, available_cores
 
 DPI = 150
-#: A result has fourteen figures or so: more processes would not draw them faster.
+#: A result has about fourteen figures: more processes would not draw them faster.
 MAX_PROCESSES = 8
+#: A figure whose worker process exits, for example because it was killed, is drawn once more.
 ATTEMPTS = 2
 
 
 class DrawingPool:
-    """Draws figures in processes, one per core that this process may use. Safe to use from several threads.
+    """Draws figures in worker processes, by default one per core that this process may use; any thread may call.
 
-    The processes start with the first figure, or with ``start``. A pool of which
-    a process exited is replaced by a new one.
+    The processes start with the first figure, or with ``start``.
     """
 
     def __init__(self, processes: int | None = None) -> None:
-        self._processes = processes or min(_cores(), MAX_PROCESSES)
-        self._lock = threading.Lock()
-        self._executor: ProcessPoolExecutor | None = None
+        number = processes or min(available_cores(), MAX_PROCESSES)
+        self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=import_figures)
+        self._threads = ThreadPoolExecutor(number, thread_name_prefix="drawing")
 
     def start(self) -> None:
-        """Start the processes, unless they are running; returns at once."""
-        if self._executor is None:
-            for _ in range(self._processes):
-                self.submit(os.getpid)
+        """Start the worker processes, unless that was done; returns before they are ready."""
+        self._workers.start()
 
     def draw(self, result: Mapping[str, Any], figures: Sequence[str]) -> dict[str, bytes]:
         """Draw figures of a result as png and pdf; returns the files by name.
 
-        If a process exits meanwhile, all figures are drawn once more. Raises
-        MessageError if that fails too, or if a histogram is not valid.
+        Raises MessageError if a histogram is not valid, or if the worker process
+        of a figure exits in every attempt.
         """
-        for _ in range(ATTEMPTS):
-            drawings = [self.submit(draw_files, result, figure, ("png", "pdf"), DPI) for figure in figures]
-            try:
-                return {name: file for drawing in drawings for name, file in drawing.result().items()}
-            except BrokenProcessPool:
-                log.warning("run %s: a process that draws figures exited", result.get("run_id"))
-        raise MessageError(
-            f"run {result.get('run_id')}: its figures cannot be drawn; a process that draws them exited "
-            f"{ATTEMPTS} times: it may need more memory"
-        )
+        drawings = [self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures]
+        try:
+            return {name: file for drawing in drawings for name, file in drawing.result().items()}
+        except WorkerProcessError as error:
+            raise MessageError(
+                f"run {result.get('run_id')}: its figures cannot be drawn: {error}; drawing may need more memory"
+            ) from error
 
-    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
-        """Call a function in a process of the pool."""
-        with self._lock:
-            if self._executor is None:
-                self._executor = self._new_executor()
-            try:
-                return self._executor.submit(function, *arguments)
-            except BrokenProcessPool:
-                self._executor = self._new_executor()
-                return self._executor.submit(function, *arguments)
+    def submit(
+        self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
+    ) -> Future[dict[str, bytes]]:
+        """Have ``draw_files`` called in a worker process; the future raises WorkerProcessError as WorkerPool does."""
+        return self._threads.submit(self._workers.call, draw_files, result, figure, formats, dpi)
 
     def close(self) -> None:
-        """Stop the processes; figures that have not been started are not drawn."""
-        with self._lock:
-            if self._executor is not None:
-                self._executor.shutdown(wait=False, cancel_futures=True)
+        """End the worker processes; figures that are not finished are not drawn."""
+        self._workers.close()
+        self._threads.shutdown(cancel_futures=True)
 
-    def _new_executor(self) -> ProcessPoolExecutor:
-        spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._processes, mp_context=spawn, initializer=_initialise)
+
+def import_figures() -> None:
+    """Import what the figures need."""
+    import workers.visualisation.plots.fit  # noqa: F401
 
 
 def draw_files(result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
-    """Draw a figure of a result, a histogram's or one of the fit, and return its files by name."""
+    """Draw a figure of a result, either a histogram or a figure of the fit; returns its files by name."""
     from workers.visualisation.plots.fit import FIGURES
     from workers.visualisation.plots.stack import figure_bytes, histogram_figure
 
     drawn = FIGURES[figure](result) if figure in FIGURES else histogram_figure(result, figure)
     return {f"{figure}.{kind}": figure_bytes(drawn, kind, dpi) for kind in formats}
-
-
-def _initialise() -> None:
-    """Prepare a process: import matplotlib, ignore Ctrl-C, and exit when the parent process is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    import workers.visualisation.plots.fit  # noqa: F401
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use; macOS does not say, so that it is all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
