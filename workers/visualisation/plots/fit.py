@@ -19,7 +19,7 @@ from workers.visualisation.plots.scans import (
     limits_figure,
     mass_figure,
 )
-from workers.visualisation.plots.stack import draw_watermarks, stack_figure, style
+from workers.visualisation.plots.stack import mark_incomplete, stack_figure, style
 
 #: Parameters without a correlation of at least this size are left out of the figure.
 MIN_CORRELATION = 0.1
@@ -75,7 +75,7 @@ def pulls_figure(result: Mapping[str, Any]) -> Figure:
         axes.tick_params(axis="y", which="both", left=False, right=False)
         axes.minorticks_off()
         draw_header(figure, result)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 
@@ -110,7 +110,7 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
         axes.minorticks_off()
         figure.colorbar(mesh, ax=axes, label="Correlation", fraction=0.05, pad=0.02).minorticks_off()
         draw_header(figure, result)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 

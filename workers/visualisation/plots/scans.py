@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_release
-from workers.visualisation.plots.stack import WARNING, draw_watermarks, energy_and_luminosity, style
+from workers.visualisation.plots.stack import WARNING, energy_and_luminosity, mark_incomplete, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
@@ -37,7 +37,7 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
         ]
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
         _draw_text(axes, text)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 
@@ -70,7 +70,7 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
         ]
         _draw_text(axes, text)
         axes.legend(loc="upper right", fontsize=12)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 
@@ -106,7 +106,7 @@ def mass_figure(result: Mapping[str, Any]) -> Figure:
         )
         figure.align_ylabels()
         draw_header(figure, result)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 

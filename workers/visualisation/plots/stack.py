@@ -44,7 +44,10 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "//////", "linewidth": 0}
 POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
-WATERMARK: dict[str, Any] = {"rotation": 25, "weight": "bold", "ha": "center", "va": "center", "alpha": 0.28}
+WATERMARK: dict[str, Any] = {
+    "size": 76, "weight": "bold", "rotation": 25, "ha": "center", "va": "center",
+    "color": WARNING, "alpha": 0.28, "zorder": 10,
+}  # fmt: skip
 
 
 def garwood_interval(counts: Array) -> tuple[Array, Array]:
@@ -96,8 +99,9 @@ def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figur
     Simulation is stacked in the release's order, with a hatched statistical
     uncertainty. Data have Garwood intervals; bins without data have no point. The
     ratio panel is drawn if there are both data and simulation, and has no point
-    where the simulation is not positive. Toy and incomplete results have a
-    watermark. Raises MessageError if the histogram is not valid (see read_histogram).
+    where the simulation is not positive. The figure of a toy is labelled as one, and
+    the figure of an incomplete result has a watermark. Raises MessageError if the
+    histogram is not valid (see read_histogram).
     """
     edges, contents = read_histogram(result, histogram)
     requested = {sample["category"] for sample in result.get("samples", {}).values()}
@@ -148,7 +152,7 @@ def stack_figure(
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
         _draw_labels(main, result, histogram, notes)
-        draw_watermarks(figure, result)
+        mark_incomplete(figure, result)
     return figure
 
 
@@ -224,16 +228,13 @@ def energy_and_luminosity(result: Mapping[str, Any]) -> str:
     return rf"$\sqrt{{s}}$ = {result_release(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
 
 
-def draw_watermarks(figure: Figure, result: Mapping[str, Any]) -> None:
-    """Draw the watermarks of a toy and of an incomplete run, and an incomplete run's first problem at the top."""
-    words = {"TOY": 150} if is_toy(result) else {}
-    if not result["complete"]:
-        words["INCOMPLETE"] = 76
-        problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["chunks are missing"]
-        more = f" (and {len(others)} more)" if others else ""
-        if len(problem + more) > PROBLEM_LENGTH:
-            problem = problem[: PROBLEM_LENGTH - len(more) - 1] + "…"
-        figure.text(0.02, 0.965, f"INCOMPLETE: {problem}{more}", size=9, color=WARNING, parse_math=False)
-    for row, (word, size) in enumerate(words.items()):
-        height = 0.36 + 0.14 * len(words) - 0.28 * row
-        figure.text(0.54, height, word, size=size, color=WARNING, zorder=10, **WATERMARK)
+def mark_incomplete(figure: Figure, result: Mapping[str, Any]) -> None:
+    """Draw a watermark across the figure of an incomplete run, and the run's first problem at the top."""
+    if result["complete"]:
+        return
+    problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["chunks are missing"]
+    more = f" (and {len(others)} more)" if others else ""
+    if len(problem + more) > PROBLEM_LENGTH:
+        problem = problem[: PROBLEM_LENGTH - len(more) - 1] + "…"
+    figure.text(0.02, 0.965, f"INCOMPLETE: {problem}{more}", size=9, color=WARNING, parse_math=False)
+    figure.text(0.54, 0.5, "INCOMPLETE", **WATERMARK)
