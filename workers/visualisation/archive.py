@@ -1,4 +1,4 @@
-"""The finished runs in the output folder: list them, read their files, delete the oldest."""
+"""List the finished runs in the output folder, read their files, and delete the oldest runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from common.result_folder import delete_folder
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-#: A folder may change twice without a change of its time, if both changes are within this.
+#: The coarsest resolution of modification times; a second change within it may not be visible.
 _MTIME_RESOLUTION_NS = 2_000_000_000
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run; its result.json was written at ``written_ns`` (nanoseconds since 1970)."""
+    """A finished run; ``written_ns`` is when its result.json was written, in nanoseconds since 1970."""
 
     run_id: str
     written_ns: int
@@ -59,8 +59,8 @@ class Archive:
                 return ()
             if self._scanned is None or self._scanned[0] != changed_ns:
                 entries = self._scan()
-                is_sure = time.time_ns() - changed_ns > _MTIME_RESOLUTION_NS
-                self._scanned = (changed_ns if is_sure else 0, entries)
+                is_old = time.time_ns() - changed_ns > _MTIME_RESOLUTION_NS
+                self._scanned = (changed_ns if is_old else 0, entries)
             return self._scanned[1]
 
     def find(self, run_id: str) -> Entry | None:
@@ -93,11 +93,11 @@ class Archive:
         except OSError:
             return None
 
-    def prune(self, keep: int, spare: Collection[str]) -> list[str]:
-        """Delete all but the ``keep`` newest runs, and return their ids; runs in ``spare`` are not deleted."""
+    def prune(self, keep: int, protected: Collection[str]) -> list[str]:
+        """Delete all but the ``keep`` newest runs, and return their ids; runs in ``protected`` are not deleted."""
         deleted = []
-        for entry in sorted(self._scan(), key=lambda entry: entry.run_id in spare, reverse=True)[keep:]:
-            if entry.run_id not in spare and self._delete(entry.run_id):
+        for entry in sorted(self._scan(), key=lambda entry: entry.run_id in protected, reverse=True)[keep:]:
+            if entry.run_id not in protected and self._delete(entry.run_id):
                 deleted.append(entry.run_id)
         return deleted
 
@@ -119,7 +119,7 @@ class Archive:
 
 
 def _entry(output: Path, run_id: str) -> Entry | None:
-    """Return the run of a folder; None if the name is not valid, there is no result.json, or one of them is a link."""
+    """Return the run of a folder; None if the name is not valid, it has no result.json, or one of the two is a link."""
     if not is_name(run_id):
         return None
     try:

@@ -24,10 +24,10 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
     """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
 
     The files are result.json, every histogram and every figure of the fit as
-    png and pdf, histograms.root, and workspace.json if there is a fit. The same
-    result gives the same bytes, except for histograms.root: ROOT's format has the
-    time of writing and a unique id. Raises MessageError if a histogram is not
-    valid, and ValueError for a number that JSON does not have.
+    png and pdf, histograms.root, and workspace.json if the result has one. The same
+    result gives the same bytes, except for histograms.root: ROOT's format contains
+    the time of writing and a unique id. Raises MessageError if a histogram is not
+    valid, and ValueError for a number that is not finite, which JSON cannot represent.
     """
     files = {"result.json": _json(result)}
     files |= pool.draw(result, [*result["histograms"], *(FIT_FIGURES if result.get("fit") else ())])
@@ -38,9 +38,9 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
 
 
 def root_file(result: Mapping[str, Any]) -> bytes:
-    """Return a ROOT file with a directory for each histogram and in it a TH1D for each category, variances in fSumw2.
+    """Return a ROOT file with a directory per histogram and in it a TH1D per category, with the variances in fSumw2.
 
-    A variation of m4l has a directory, too: ``m4l_scale_up/zz`` beside
+    A variation of m4l also has a directory: ``m4l_scale_up/zz`` beside
     ``m4l/zz``, where cabinetry reads it with the InputPath
     ``histograms.root:{VariationPath}/{SamplePath}``. ``m4l_fine`` is the histogram
     of the mass measurement. Titles are the release's labels as ROOT's TLatex,

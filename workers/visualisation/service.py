@@ -1,4 +1,4 @@
-"""The visualisation service: draws a finished run, writes and publishes its result files, and serves a page."""
+"""The visualisation service: draws finished runs, writes and publishes their result files, and serves the web page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Visualisation(Service):
-    """Makes the result files of every final result; with ``keep`` False it publishes them only, and has no page."""
+    """Makes the result files of every final result.
+
+    Without ``keep``, it publishes the files but does not write them, and serves no page.
+    """
 
     name: ClassVar[str] = "visualisation"
     releases: ClassVar[Releases] = RELEASES
@@ -44,20 +47,20 @@ class Visualisation(Service):
             self._needs_status = True
 
     def close(self) -> None:
-        """Stop the page, and the pool unless the caller has passed it."""
+        """Stop the page, and the pool unless it was passed by the caller."""
         if self._page is not None:
             self._page.close()
         if self._closes_pool:
             self._pool.close()
 
     def poll(self) -> None:
-        """Ask the analysis, once after the start, for the runs under way."""
+        """Request the status of the runs under way from the analysis, once after the start."""
         if self._needs_status:
             self.publish([StatusRequest(None)])
             self._needs_status = False
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Update the page; draw a final result, write its folder and return its files."""
+        """Update the page; for a final result, draw it, write its folder and return its files."""
         if not isinstance(message, RunStarted | Result | Progress | FetchProgress | RunFailed):
             raise MessageError(f"the visualisation does not handle {message.kind} messages")
         if self._live is not None:
@@ -72,7 +75,7 @@ class Visualisation(Service):
         return [ResultFiles(message.run_id, files)]
 
     def _existing_files(self, result: Result) -> dict[str, bytes] | None:
-        """Return the files of the result's folder if it has this result: a redelivered result is not drawn again."""
+        """Return the files of the run's folder if it holds this result, so that it is not drawn twice."""
         if self._output is None:
             return None
         try:

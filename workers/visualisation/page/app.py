@@ -1,4 +1,4 @@
-"""The routes of the page: read-only, from memory and the output folder, without anything from other sites."""
+"""The routes of the web page; all are read-only, and no page loads anything from another site."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from workers.visualisation.archive import Archive, Entry
 from workers.visualisation.page import captions, formatting, views
-from workers.visualisation.page.document import Documents, of_live
+from workers.visualisation.page.document import Documents, partial_document
 from workers.visualisation.page.live import LiveRun, LiveRuns
 from workers.visualisation.page.partial_plot import PartialPlots
 from workers.visualisation.page.streams import State, Streams
@@ -33,13 +33,13 @@ STATIC = {
     "page.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-#: For a file that the browser displays by itself: the page that it makes around the file has inline styles.
+#: Headers of a file that the browser displays: browsers put it into a document with inline styles.
 FILE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 ERRORS = {
     404: "There is no such page.",
     405: "This page is read-only.",
     500: "The page failed; the log of the visualisation service has the reason.",
-    503: "There are too many viewers. Reload the page to see the present state.",
+    503: "There are too many viewers. Reload the page to see the current state.",
 }
 
 
@@ -69,7 +69,7 @@ class Page:
                 Route("/runs/{run_id}/partial.png", self._partial_plot),
                 Route("/runs/{run_id}/files/{name}", self._file),
                 Route("/static/{name}", self._static_file),
-                Route("/favicon.ico", self._icon),  # browsers ask for it when they display a file
+                Route("/favicon.ico", self._icon),  # requested by browsers that display a file
             ],
             exception_handlers={HTTPException: self._error, Exception: self._error},
         )
@@ -100,7 +100,7 @@ class Page:
         page = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 9 else 1
         page = min(max(page, 1), pages)
         return {
-            "live": [(run, of_live(run)) for run in live if not run.has_failed],
+            "live": [(run, partial_document(run)) for run in live if not run.has_failed],
             "rows": [
                 views.row(run, self._documents.summary(run.run_id, run.written_ns))
                 if isinstance(run, Entry) else views.failed_row(run)
@@ -119,7 +119,7 @@ class Page:
 
     async def _run_events(self, request: Request) -> Response:
         run_id = request.path_params["run_id"]
-        self._run_key(run_id)  # raises if the run is not known
+        self._run_key(run_id)  # raises a 404 if the run is not known
 
         def state() -> State:
             run = self._live.get(run_id)
@@ -132,7 +132,7 @@ class Page:
         return self._streams.response(f"run {run_id}", state)
 
     def _run_key(self, run_id: str) -> object:
-        """Return a value that changes with the content of a run's page; raises a 404 if the run is not known."""
+        """Return a value that changes when the run's page does; raises a 404 if the run is not known."""
         run = self._live.get(run_id)
         if run is not None:
             plot = self._plots.plot(run_id)
@@ -143,7 +143,8 @@ class Page:
         run = self._live.get(run_id)
         if run is not None:
             plot = self._plots.plot(run_id)
-            return {"run_id": run_id, "run": run, "document": of_live(run), "plot": plot if plot and plot.png else None}
+            document = partial_document(run)
+            return {"run_id": run_id, "run": run, "document": document, "plot": plot if plot and plot.png else None}
         entry = self._entry(run_id)
         document = self._documents.whole(run_id, entry.written_ns)
         files = self._archive.files(run_id)
@@ -154,14 +155,14 @@ class Page:
             "row": views.row(entry, document),
             "files": files,
             "plots": captions.plots(files, document),
-            "version": entry.written_ns,  # part of the plots' addresses: a run with the same id may be repeated
+            "version": entry.written_ns,  # in the plots' addresses, because a run may be repeated with the same id
         }
 
     def _entry(self, run_id: str) -> Entry:
         """Return a finished run; raises a 404 if it is not known."""
         entry = self._archive.find(run_id)
         if entry is None:
-            raise _NotFound("There is no run with this id. It may have been deleted (RESULTS_KEEP), or never started.")
+            raise _NotFound("There is no run with this id. It was deleted (RESULTS_KEEP) or has not started.")
         return entry
 
     async def _partial_plot(self, request: Request) -> Response:
@@ -196,7 +197,7 @@ class Page:
     def _icon(self, request: Request) -> Response:
         return _bytes(request, self._static["icon.svg"], STATIC["icon.svg"], {})
 
-    # Answers
+    # Responses
 
     def _html(self, template: str, context: Mapping[str, Any], status: int = 200) -> Response:
         return HTMLResponse(self._render(template, context), status, headers={"cache-control": "no-cache"})
@@ -211,14 +212,14 @@ class Page:
 
 
 class _NotFound(HTTPException):
-    """There is no such run or file; ``detail`` is shown to the viewer."""
+    """A run or file does not exist; ``detail`` is shown to the viewer."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(404, detail)
 
 
 def _bytes(request: Request, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:
-    """Answer with a file, or with 304 if the browser has this content already."""
+    """Return a response with a file, or with status 304 if the browser has this content in its cache."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {**headers, "etag": tag, "cache-control": "no-cache"}
     if request.headers.get("if-none-match") == tag:

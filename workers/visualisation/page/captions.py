@@ -1,4 +1,4 @@
-"""The plots and other files of a result: order, captions, alternative texts and media types."""
+"""Captions, alternative texts, media types and the order of the files of a result."""
 
 from __future__ import annotations
 

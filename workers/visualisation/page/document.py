@@ -1,4 +1,4 @@
-"""result.json as typed objects; every part is optional, and a file that is not valid does not raise."""
+"""Typed objects for result.json; every part is optional, and a file that is not valid raises nothing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Document(msgspec.Struct):
 
     @property
     def events_read(self) -> int:
-        """Events that were read of all samples."""
+        """Number of events that were read, of all samples."""
         return sum(sample.events_read for sample in self.samples.values())
 
     @property
@@ -97,7 +97,7 @@ class Document(msgspec.Struct):
 UNREADABLE = Document(problems=["its result.json cannot be read"])
 
 
-def of_result(result: Mapping[str, Any]) -> Document:
+def to_document(result: Mapping[str, Any]) -> Document:
     """Return the document of a result; UNREADABLE if it is not valid."""
     try:
         return msgspec.convert(result, Document)
@@ -105,9 +105,9 @@ def of_result(result: Mapping[str, Any]) -> Document:
         return UNREADABLE
 
 
-def of_live(run: LiveRun) -> Document:
-    """Return the partial result of a run without a result folder; before that, a document of its settings."""
-    document = of_result(run.result or {})
+def partial_document(run: LiveRun) -> Document:
+    """Return the partial result of a run under way; before its first one, a document with the settings only."""
+    document = to_document(run.result or {})
     if document.release or run.settings is None:
         return document
     release = RELEASES[run.settings.release]
@@ -115,7 +115,7 @@ def of_live(run: LiveRun) -> Document:
 
 
 class Documents:
-    """The documents of an archive, cached."""
+    """Reads the documents of an archive, and caches them."""
 
     def __init__(self, archive: Archive) -> None:
         def read(run_id: str, _written_ns: int) -> Document:

@@ -1,4 +1,4 @@
-"""The runs under way and those that failed, from the messages of the results exchange."""
+"""The state of runs under way and of failed runs, from the messages of the results exchange."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.progress import RunProgress
 from common.settings import RunSettings
 
 MAX_RUNS = 100
-#: So many ids of finished runs are kept, to ignore messages that arrive late.
+#: Number of ids of finished runs that are kept, to ignore messages that arrive after the end of a run.
 MAX_FINISHED = 10_000
 MAX_FETCHES = 20
 SILENT_S = 60.0
@@ -22,7 +22,7 @@ SILENT_S = 60.0
 
 @dataclass(frozen=True)
 class StageState:
-    """The events and chunks that a stage has finished; ``throughput`` in events per second."""
+    """The numbers of events and chunks that a stage has finished; ``throughput`` is in events per second."""
 
     name: Stage
     events: int
@@ -55,7 +55,7 @@ class LiveRun:
 
     @property
     def total_events(self) -> int:
-        """Events that will be read of the files opened so far."""
+        """Number of events to be read from the files opened so far."""
         return sum(self.planned.values())
 
     @property
@@ -80,9 +80,9 @@ class LiveRun:
 
 
 class LiveRuns:
-    """Keeps the state of up to MAX_RUNS runs; the run without a message for longest is dropped first.
+    """Keeps the state of up to MAX_RUNS runs; the run whose last message is the oldest is dropped first.
 
-    The service's loop updates it, the page's threads read it.
+    The service's loop updates it, and the page's threads read it.
     """
 
     def __init__(self, is_finished: Callable[[str], bool]) -> None:
@@ -108,7 +108,7 @@ class LiveRuns:
                 self._runs.popitem(last=False)
 
     def report_problem(self, run_id: str, problem: str) -> None:
-        """Show why a run's folder cannot be written."""
+        """Record why a run's folder cannot be written."""
         with self._lock:
             if run_id in self._runs:
                 self._runs[run_id].problem = problem
@@ -199,7 +199,7 @@ class _Run:
 
 
 def _events_read(result: Mapping[str, Any] | None) -> int:
-    """Return the events in a partial result; every stage has finished them, also if progress messages were lost."""
+    """Return the events of a partial result, which all stages have finished even if progress messages were lost."""
     samples = (result or {}).get("samples")
     if not isinstance(samples, dict):
         return 0

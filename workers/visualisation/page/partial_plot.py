@@ -1,4 +1,4 @@
-"""The plot of a run under way, drawn only while a viewer has the run's page open."""
+"""Draw the plot of a run under way, only while a viewer has the run's page open."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
 
-#: The plot of a run is drawn at most every so many seconds, and takes at most a third of a core's time.
-EVERY_S = 1.0
-SHARE = 3
+#: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes.
+MIN_INTERVAL_S = 1.0
+MIN_INTERVAL_DRAWINGS = 3
 DPI = 100
 MAX_PLOTS = 20
 
@@ -29,7 +29,7 @@ class Plot:
 
     version: int
     png: bytes
-    next_s: float  # the next version may be drawn at this time of the monotonic clock
+    next_s: float  # when the next version may be drawn, by the monotonic clock
 
 
 class PartialPlots:
@@ -64,9 +64,9 @@ class PartialPlots:
         png = b""
         try:
             png = drawing.result()["m4l.png"]
-        except Exception as error:  # whatever a partial result holds, the page is shown without its plot
+        except Exception as error:  # the page is shown without the plot
             log.warning("run %s: the partial result cannot be drawn: %s", run.run_id, error)
-        next_s = started_s + max(EVERY_S, SHARE * (time.monotonic() - started_s))
+        next_s = started_s + max(MIN_INTERVAL_S, MIN_INTERVAL_DRAWINGS * (time.monotonic() - started_s))
         with self._lock:
             self._drawings.pop(run.run_id, None)
             self._plots[run.run_id] = Plot(run.result_version, png, next_s)

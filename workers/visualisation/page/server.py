@@ -1,4 +1,4 @@
-"""Serve the page from a thread: uvicorn, started by the first visitor, and the security headers of every answer."""
+"""Serve the page with uvicorn in a thread, and add the security headers to every response."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SECURITY_HEADERS = {
 
 
 class PageServer:
-    """Serves the page on ``port`` in a thread. Raises OSError if the port is in use."""
+    """Serves the page on ``port`` in a thread. Raises OSError if the port cannot be used."""
 
     def __init__(self, port: int, live: LiveRuns, archive: Archive, pool: DrawingPool) -> None:
         self._live, self._archive, self._pool = live, archive, pool
@@ -48,7 +48,7 @@ class PageServer:
         self._thread.start()
 
     def close(self) -> None:
-        """End the viewers' streams and stop."""
+        """End the viewers' streams and stop the server."""
         self._stopping.set()
         if self._server is not None:
             self._server.should_exit = True
@@ -59,7 +59,7 @@ class PageServer:
             while not select.select([listener], [], [], _TICK_S)[0]:
                 if self._stopping.is_set():
                     return
-            # Imported for the first visitor: many services run without one.
+            # Imported at the first connection, because many services have no viewer.
             import uvicorn
 
             from workers.visualisation.page.app import Page
@@ -77,14 +77,14 @@ class PageServer:
 
 
 class SecurityHeaders:
-    """Adds the security headers to every answer of an application that does not set them itself."""
+    """Middleware that adds the security headers which a response does not have."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
         self._headers = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the application does, with the headers added."""
+        """Call the application, and add the headers to its response."""
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Server-sent events: the main part of a page is sent to its viewers whenever it changes."""
+"""Send the main part of a page to its viewers whenever it changes, as server-sent events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_VIEWERS = 500
 
 @dataclass(frozen=True)
 class State:
-    """The state of a page: its content changes with ``key``; after ``is_last`` it does not change any more."""
+    """The state of a page: the content has changed if ``key`` has; ``is_last`` says that it will not change again."""
 
     key: object
     render: Callable[[], str]
@@ -43,7 +43,7 @@ class Streams:
     async def _stream(self, page: str, state: Callable[[], State]) -> AsyncIterator[str]:
         self._viewers += 1
         try:
-            sent_key, quiet_ticks = None, 0
+            sent_key, unchanged_ticks = None, 0
             while not self._stopping.is_set():
                 try:
                     now, text = await run_in_threadpool(self._changed, page, state, sent_key)
@@ -51,9 +51,9 @@ class Streams:
                     break
                 sent_key = now.key
                 if text is not None:
-                    quiet_ticks = 0
+                    unchanged_ticks = 0
                     yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
-                elif (quiet_ticks := quiet_ticks + 1) % HEARTBEAT_TICKS == 0:
+                elif (unchanged_ticks := unchanged_ticks + 1) % HEARTBEAT_TICKS == 0:
                     yield ": heartbeat\n\n"
                 if now.is_last:
                     yield "event: end\ndata: end\n\n"

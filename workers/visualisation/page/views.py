@@ -1,4 +1,4 @@
-"""The rows, tables and texts that the templates show of a run."""
+"""The rows, tables and texts of a run that the templates show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from markupsafe import Markup, escape
 
 from workers.visualisation.archive import Entry
-from workers.visualisation.page.document import Document, of_live
+from workers.visualisation.page.document import Document, partial_document
 from workers.visualisation.page.formatting import setting
 from workers.visualisation.page.live import LiveRun
 
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Row:
-    """A run in the list.
+    """A finished or failed run in the list.
 
     ``state`` is complete, incomplete or failed; ``finished_s`` is in seconds since
     1970, None for a failed run.
@@ -75,11 +75,11 @@ def row(entry: Entry, document: Document) -> Row:
 
 def failed_row(run: LiveRun) -> Row:
     """Return the row of a failed run."""
-    return Row(run.run_id, "failed", None, of_live(run), run.problem)
+    return Row(run.run_id, "failed", None, partial_document(run), run.problem)
 
 
 def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[float]]]] | None:
-    """Return the channels, and each category's events in their histograms; None if the result has no channels."""
+    """Return the channels, and the events of each category in the channels' histograms; None without channels."""
     names = [name for name in document.histograms if name.startswith("m4l_") and name[4:] in CHANNELS]
     rows = []
     for category in document.categories:
@@ -157,17 +157,17 @@ def data_from(document: Document) -> str:
 
 
 def title(run_id: str, run: LiveRun | None, document: Document) -> str:
-    """Return the title of the window, which begins with TOY, INCOMPLETE or FAILED."""
-    marks = ["TOY"] if document.is_toy else []
+    """Return the title of a run's page: TOY, INCOMPLETE or FAILED, the percentage analysed, and the run id."""
+    labels = ["TOY"] if document.is_toy else []
     if run is None:
-        marks += [] if document.complete else ["INCOMPLETE"]
+        labels += [] if document.complete else ["INCOMPLETE"]
     elif run.state == "failed":
-        marks.append("FAILED")
+        labels.append("FAILED")
     else:
-        marks += ["INCOMPLETE"] if document.problems else []
+        labels += ["INCOMPLETE"] if document.problems else []
     if run is not None and not run.has_failed and run.total_events:
-        marks.append(f"{100 * run.stages[-1].events // run.total_events} %")
-    return " – ".join([*marks, run_id])
+        labels.append(f"{100 * run.stages[-1].events // run.total_events} %")
+    return " – ".join([*labels, run_id])
 
 
 def sum_of(histogram: Mapping[str, Any] | None, category: str) -> float | None:

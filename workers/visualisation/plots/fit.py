@@ -1,4 +1,4 @@
-"""The figures of a fit: m4l before and after it, pulls and correlations; the scans are in scans."""
+"""The figures of a fit: m4l before and after the fit, pulls and correlations; scans.py has the others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from workers.visualisation.plots.scans import (
 )
 from workers.visualisation.plots.stack import mark_incomplete, stack_figure, style
 
-#: Parameters without a correlation of at least this size are left out of the figure.
+#: Parameters whose correlations are all smaller than this are left out of the figure.
 MIN_CORRELATION = 0.1
-#: Colours of the correlations from -1 to 1; an odd number makes the middle one white.
+#: Number of colours for correlations from -1 to 1; it is odd, so that the middle one is white.
 COLOURS = 41
 
 _PARAMETERS = MappingProxyType(
@@ -53,7 +53,7 @@ def postfit_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def pulls_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw the fitted value of each nuisance parameter and its uncertainty, in units of its constraint's width."""
+    """Draw the pull of each nuisance parameter: its fitted value and uncertainty in units of its constraint's width."""
     parameters = {name: of for name, of in result["fit"]["parameters"].items() if "pull" in of}
     names = sorted(parameters, key=lambda name: name.startswith(_STATISTICS))  # bin statistics last
     rows = np.arange(len(names))

@@ -1,4 +1,4 @@
-"""The histograms of a result document: their contents, checked, and the labels of their axes."""
+"""Read and check the histograms of a result document, and label their axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scans of a fit: the profile likelihoods of the signal strength and of the mass, and CLs."""
+"""The figures of a fit's scans: profile likelihoods of the signal strength and of the mass, and CLs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.visualisation.plots.stack import WARNING, energy_and_luminosity, ma
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
-#: Height of a scan's axes in units of its curves; the text is above them.
+#: Height of a scan's axes in units of the height of its curve; the text is above the curve.
 _HEADROOM = 1.35
 
 
@@ -143,7 +143,7 @@ def _draw_interval(axes: Axes, value: float, interval: list[float | None]) -> No
 
 
 def _draw_levels(axes: Axes, x: Array, top: float) -> None:
-    """Draw lines at 1, 4 and 9 (one, two and three standard deviations), and leave space for text above them."""
+    """Draw lines at 1, 4 and 9 (one, two and three standard deviations), and set the axes' limits."""
     axes.set(xlim=(x[0], x[-1]), ylim=(0, _HEADROOM * max(top, 4.5)))
     for sigma in (1, 2, 3):
         if sigma**2 < axes.get_ylim()[1] / 1.3:
@@ -158,7 +158,7 @@ def _draw_text(axes: Axes, lines: list[str]) -> None:
 
 
 def _with_errors(value: float, interval: list[float | None]) -> str:
-    """Return a value with its upper and lower error in mathtext; an end of None is left out."""
+    """Format a value with its upper and lower error in mathtext; the error of an end that is None is left out."""
     low, high = interval
     up = "" if high is None else f"^{{+{high - value:.2f}}}"
     down = "" if low is None else f"_{{-{value - low:.2f}}}"
@@ -166,5 +166,5 @@ def _with_errors(value: float, interval: list[float | None]) -> str:
 
 
 def _limit(limit: float | None, end: float) -> str:
-    """Return a limit, or that it is beyond the end of the scan."""
+    """Format a limit; None means that it is beyond the end of the scan."""
     return f"{limit:.2f}" if limit is not None else f"more than {end:.2g}"

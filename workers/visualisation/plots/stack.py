@@ -29,15 +29,18 @@ from workers.visualisation.plots.histograms import (
 
 #: Probability of a normal variable to lie within one standard deviation of its mean.
 ONE_SIGMA = 0.682689492137
-HEADROOM = 0.6  # empty space for the labels and the legend, as a fraction of the height of what is drawn
+#: Height of the space above the histogram for labels and legend, as a fraction of the histogram's height.
+HEADROOM = 0.6
+#: Upper end of the ratio panel.
 RATIO_LIMIT = 2.0
+#: The most characters of a problem that fit in the width of a figure.
 PROBLEM_LENGTH = 104
 WARNING = "#b00020"
 STYLE: dict[Any, Any] = {
     **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
     "text.hinting": "none",  # the same glyph positions on every machine
-    "xtick.minor.ndivs": 2, "ytick.minor.ndivs": 2,  # ticks take most of the time of a figure; 14 % less of it
+    "xtick.minor.ndivs": 2, "ytick.minor.ndivs": 2,  # fewer ticks: they take most of the time of drawing
     "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
     "mathtext.fallback": "stix",  # for the radical sign and ℓ, which TeX Gyre Heros does not have
     "pdf.fonttype": 3,  # matplotlib cannot embed OpenType-CFF fonts such as TeX Gyre Heros as Type 42
@@ -78,7 +81,7 @@ def garwood_interval(counts: Array) -> tuple[Array, Array]:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the ATLAS style inside the block, independent of the machine's matplotlibrc."""
+    """Use the ATLAS style within the context, whatever the machine's matplotlibrc says."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -184,7 +187,7 @@ def _draw_stack(
 def _draw_points(
     axes: Axes, edges: Array, points: Array, *, over: Array, limit: float, label: str, colour: str
 ) -> None:
-    """Draw counts / over with their intervals, where both are positive; an arrow marks a point beyond the limit.
+    """Draw ``counts / over`` with intervals where both are positive; an arrow stands for a point above the limit.
 
     ``points`` are the counts and the ends of their intervals, shape (3, bins).
     """
@@ -199,7 +202,7 @@ def _draw_points(
 
 
 def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
-    """Draw the ratio panel without its points: a line at 1 with the simulation's relative uncertainty."""
+    """Draw a line at 1 with the relative uncertainty of the simulation: the ratio panel without its points."""
     relative = np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
     axes.stairs(1 + relative, edges, baseline=1 - relative, **HATCH)
     axes.axhline(1, color="black", linewidth=0.8)

@@ -7,7 +7,7 @@ const RETRY_MS = 3000;
 let source = null;
 let ended = false;
 
-// Makes `old` equal to `fresh` and keeps the nodes that are equal, so that focus and scroll position are kept.
+// Changes only the nodes of `old` that differ from `fresh`, so that focus and scroll position are kept.
 function morph(old, fresh) {
   if (old.nodeType === Node.TEXT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
@@ -19,10 +19,10 @@ function morph(old, fresh) {
   while (old.childNodes.length > fresh.childNodes.length) old.lastChild.remove();
   const children = [...fresh.childNodes];
   children.forEach((child, index) => {
-    const there = old.childNodes[index];
-    if (!there) old.append(child);
-    else if (there.nodeName !== child.nodeName) there.replaceWith(child);
-    else morph(there, child);
+    const existing = old.childNodes[index];
+    if (!existing) old.append(child);
+    else if (existing.nodeName !== child.nodeName) existing.replaceWith(child);
+    else morph(existing, child);
   });
 }
 
