@@ -211,8 +211,8 @@ def test_a_long_problem_is_shortened_to_the_width_of_the_figure() -> None:
     assert line.get_text().endswith("… (and 1 more)")
 
 
-def test_an_incomplete_run_without_a_problem_says_that_chunks_are_missing() -> None:
-    assert "INCOMPLETE: chunks are missing" in texts(histogram_figure(result(complete=False)))
+def test_an_incomplete_run_without_a_problem_says_that_chunks_are_not_analysed() -> None:
+    assert "INCOMPLETE: not all chunks are analysed" in texts(histogram_figure(result(complete=False)))
 
 
 def test_a_bin_without_data_has_no_point() -> None:

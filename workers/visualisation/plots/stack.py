@@ -235,7 +235,7 @@ def mark_incomplete(figure: Figure, result: Mapping[str, Any]) -> None:
     """Draw a watermark across the figure of an incomplete run, and the run's first problem at the top."""
     if result["complete"]:
         return
-    problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["chunks are missing"]
+    problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["not all chunks are analysed"]
     more = f" (and {len(others)} more)" if others else ""
     if len(problem + more) > PROBLEM_LENGTH:
         problem = problem[: PROBLEM_LENGTH - len(more) - 1] + "…"
