@@ -6,7 +6,7 @@ is submitted to that RabbitMQ, where the services wait, and followed here.
 
     analysis.py dead-letters [--broker amqp://..] [--run RUN_ID] [--json] [--requeue]
 
-shows what could not be handled, and sends it back once the cause is mended.
+lists the messages that could not be handled, and requeues them once the cause is fixed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from common.submission import Outcome
     from common.transport import Transport
 
-# Worker processes import this module, too: the functions import what only the command needs.
+# Worker processes import this module, too, so the functions import what only the command needs.
 
 COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
-#: How long a broker that does not answer is waited for.
+#: How long the command waits for a broker that does not answer, in seconds.
 BROKER_CONNECT_TIMEOUT_S = 15.0
-#: How many problems are printed; all stand in result.json.
+#: How many problems are printed; result.json has all of them.
 SHOWN_PROBLEMS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one analysis as the flags and the environment say; returns the exit code."""
+    """Run one analysis with the settings of the flags and the environment; returns the exit code."""
     from common.logs import configure_logging
     from common.submission import new_run_id
     from physics import RELEASES
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
             parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
-    parser.epilog = "analysis.py dead-letters --help: what could not be handled, and how it is tried again"
+    parser.epilog = "analysis.py dead-letters --help: list and requeue the messages that could not be handled"
     return parser
 
 
@@ -84,23 +84,27 @@ def _dead_letters(arguments: Sequence[str], console: Console) -> int:
     from common.transport.dead_letters import dead_letters, requeue
 
     parser = argparse.ArgumentParser(
-        prog="analysis.py dead-letters", description="Show what no service could handle.", allow_abbrev=False
+        prog="analysis.py dead-letters",
+        description="List the messages that no service could handle, and requeue them.",
+        allow_abbrev=False,
     )
     parser.add_argument("--broker", metavar="amqp://..", help="the RabbitMQ (default: RABBITMQ_HOST and the others)")
-    parser.add_argument("--run", metavar="RUN_ID", help="only what is missing from this run")
+    parser.add_argument("--run", metavar="RUN_ID", help="only the messages of this run")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    parser.add_argument("--requeue", action="store_true", help="send all that is shown back to the queues it came from")
+    parser.add_argument(
+        "--requeue", action="store_true", help="move the listed messages back to the queues they came from"
+    )
     flags = parser.parse_args(arguments)
     broker = settings.read(os.environ).broker
     if flags.broker:
         broker = broker.with_url(flags.broker)
-    letters = (requeue if flags.requeue else dead_letters)(broker, flags.run)
+    found = (requeue if flags.requeue else dead_letters)(broker, flags.run)
     if flags.json:
-        print(json.dumps([asdict(letter) for letter in letters], indent=2))
-    elif letters:
-        console.print(dead_letters_table(letters))
+        print(json.dumps([asdict(dead_letter) for dead_letter in found], indent=2))
+    elif found:
+        console.print(dead_letters_table(found))
     if not flags.json:
-        console.print(f"{len(letters)} dead letters{' requeued' if flags.requeue else ''}")
+        console.print(f"{len(found)} dead letters{' requeued' if flags.requeue else ''}")
     return COMPLETE
 
 

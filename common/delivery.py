@@ -1,4 +1,4 @@
-"""A message as it arrives from a queue."""
+"""A message as it arrives from a queue, and what the headers of a dead letter say."""
 
 from __future__ import annotations
 
@@ -37,6 +37,37 @@ class Delivery:
     redelivered: bool
     token: Any = field(repr=False)
     rejection_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """What the headers of a dead letter say; a value that they do not contain is None.
+
+    Parameters
+    ----------
+    queue
+        The name of the queue it was in.
+    kind
+        What kind of message it is.
+    run_id, sample, start, stop
+        The run, the sample and the entries that it is about.
+    size
+        The size of its body in bytes.
+    problem
+        Why it could not be handled.
+    died
+        When it was dead-lettered (UTC, ISO 8601).
+    """
+
+    queue: str
+    kind: str
+    run_id: str | None
+    sample: str | None
+    start: int | None
+    stop: int | None
+    size: int
+    problem: str
+    died: str | None
 
 
 def dead_letter_headers(delivery: Delivery, problem: str) -> dict[str, str]:

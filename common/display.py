@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from common.dead_letters import DeadLetter
+from common.delivery import DeadLetter
 from common.messages import Stage
 from common.progress import RunProgress
 
@@ -51,7 +51,7 @@ class Bars:
         self._progress.stop()
 
     def progress(self, run: RunProgress) -> None:
-        """Move the bars; the total of the events is known once the files have been opened."""
+        """Update the bars. The total number of events is known once all files have been opened."""
         self._progress.update(self._tasks["plan"], completed=len(run.planned), note="")
         total = run.total_events if run.planned else None
         for stage, done in run.stages.items():
@@ -134,7 +134,7 @@ def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
     return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"
 
 
-def dead_letters_table(letters: Sequence[DeadLetter]) -> Table:
+def dead_letters_table(dead_letters: Sequence[DeadLetter]) -> Table:
     """Return a table with a row for each dead letter."""
     table = Table(title="Dead letters", box=SIMPLE_HEAD)
     for heading in ("queue", "run", "sample", "entries", "kind"):
@@ -142,8 +142,16 @@ def dead_letters_table(letters: Sequence[DeadLetter]) -> Table:
     table.add_column("bytes", justify="right")
     table.add_column("died (UTC)")
     table.add_column("reason", overflow="fold", ratio=1)
-    for letter in letters:
-        entries = "" if letter.start is None else f"{letter.start}:{letter.stop}"
-        cells = (letter.queue, letter.run_id, letter.sample, entries, letter.kind, str(letter.size), letter.died)
-        table.add_row(*(Text(cell or "") for cell in (*cells, letter.problem)))
+    for dead_letter in dead_letters:
+        entries = "" if dead_letter.start is None else f"{dead_letter.start}:{dead_letter.stop}"
+        cells = (
+            dead_letter.queue,
+            dead_letter.run_id,
+            dead_letter.sample,
+            entries,
+            dead_letter.kind,
+            str(dead_letter.size),
+            dead_letter.died,
+        )
+        table.add_row(*(Text(cell or "") for cell in (*cells, dead_letter.problem)))
     return table

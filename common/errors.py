@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Base class of the errors that are reported to a user in words."""
+    """Base class of the errors that are reported to a user as one line."""
 
 
 class SettingsError(PipelineError):
@@ -27,7 +27,7 @@ class FetchError(DataError):
     url
         The address of the file.
     reason
-        Why the transfer failed, in words.
+        Why the transfer failed, as text.
     unreachable
         True if the server could not be reached, so that its other files would
         fail in the same way.
@@ -41,7 +41,7 @@ class FetchError(DataError):
 
 
 class BrokerError(PipelineError):
-    """The broker refused something that a retry cannot mend (credentials, permissions, queue arguments)."""
+    """The broker refused something that a retry cannot fix (credentials, permissions, queue arguments)."""
 
 
 class WorkerProcessError(PipelineError):

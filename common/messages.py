@@ -361,9 +361,9 @@ class _DeadLetterHeaders(Message):
         names = ("run_id", "sample", "start", "stop")
         known = {name: headers[name] for name in names if headers.get(name) is not None}
         try:
-            letter = msgspec.convert({"queue": queue, **said, **known}, cls)
-            _ = letter.chunk  # raises where its entries end before they start
-            return letter
+            notice = msgspec.convert({"queue": queue, **said, **known}, cls)
+            _ = notice.chunk  # raises where its entries end before they start
+            return notice
         except msgspec.ValidationError as error:
             raise MessageError(f"headers of a dead letter of {queue}: {error}") from None
 

@@ -86,7 +86,7 @@ class Release:
 
     ``per_gev`` is how many of the file's energy units make one GeV.
     ``loader_steps`` and ``processor_steps`` name the selection in its order;
-    the services of these names know how to apply each.
+    the services of these names implement each step.
     ``channels`` gives the sum of the four leading leptons' types per channel.
     ``events`` and ``selected`` declare the columns of the messages of these
     kinds, which are checked when a message is read.

@@ -1,6 +1,6 @@
 """The loop that all four services run in: receive a message, handle it, publish the outcome, acknowledge.
 
-A service implements ``handle``, which turns a message into messages. The loop
+A service implements ``handle``, which returns the messages that answer a message. The loop
 deals with errors, dead letters, retries and the stop.
 """
 
@@ -23,7 +23,7 @@ from common.transport import Session
 
 log = logging.getLogger(__name__)
 
-#: How long the loop waits for a message before it looks at ``stop`` again.
+#: How long the loop waits for a message before it checks ``stop`` again.
 _RECEIVE_TIMEOUT_S = 0.5
 #: The pause before another attempt where something outside is unavailable.
 RETRY_PAUSE_S = 1.0
@@ -54,7 +54,7 @@ class Service(ABC):
 
     @abstractmethod
     def handle(self, message: Message) -> Sequence[Message]:
-        """Do what the message asks for, and return the messages to publish.
+        """Handle a message, and return the messages to publish.
 
         Raises MessageError for a message that cannot be handled (it is
         dead-lettered), and Unavailable where something outside is unavailable
@@ -66,7 +66,7 @@ class Service(ABC):
         return messages.decode(delivery.kind, delivery.body, self.releases)
 
     def poll(self) -> None:  # noqa: B027  optional
-        """Do work that no message asks for. Called between messages, at least twice a second, and after ``wake``.
+        """Do work that no message causes. Called between messages, at least twice a second, and after ``wake``.
 
         Raises Unavailable where something outside is unavailable for now; it is called again in any case.
         """

@@ -1,7 +1,7 @@
 """The settings of the pipeline: frozen, typed objects, and the function that reads them.
 
 A value comes from the command-line flag, else from the environment variable
-of the same name, else from the default. Each default stands once: as the
+of the same name, else from the default. Each default is defined once: as the
 default of a field, or in ``VARIABLES``. No other module reads the environment.
 """
 
@@ -218,7 +218,7 @@ VARIABLES = (
     Variable("RABBITMQ_USER", BrokerSettings.user, "broker: user"),
     Variable("RABBITMQ_PASS", BrokerSettings.password, "broker: password"),
     Variable("RABBITMQ_VHOST", BrokerSettings.vhost, "broker: virtual host"),
-    Variable("RABBITMQ_TLS_CA", "", "broker: file with the certificate authority to trust; turns TLS on"),
+    Variable("RABBITMQ_TLS_CA", "", "broker: file with the certificate authority to trust; enables TLS"),
     Variable("MESSAGE_KEY", "", "secret that signs messages, the same for every service; '': unsigned"),
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),

@@ -78,8 +78,8 @@ def follow(
     The display gets the final result when it arrives, and at the latest before
     this function returns. If ``is_alive`` returns False, the function returns an
     outcome without a result. Messages that were published while the connection
-    was lost do not reach the follower; after reconnecting it asks the analysis
-    for the status of the run.
+    was lost are not received; after reconnecting the follower requests the
+    status of the run from the analysis.
     """
     progress = RunProgress()
     shown: Mapping[str, Any] | None = None

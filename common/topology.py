@@ -67,7 +67,7 @@ CHUNKS = Queue("chunks", "data-loader", ("file-task", "chunk-task"))
 EVENTS = Queue("events", "data-processor", ("events",), limit=16)
 SELECTED = Queue("selected", "analysis", ("selected",), limit=16)
 PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "status-request"))
-#: A copy of every dead letter, from which the analysis service learns what is missing from a run. A notice that a
+#: A copy of every dead letter, which lets the analysis service record what is missing from a run. A notice that a
 #: dead letter is requeued takes the same queue, so that it never overtakes the dead letter.
 DEAD_NOTICES = Queue("dead-notices", "analysis", ("dead-letter", "requeued"), has_dead_letter_queue=False)
 VISUALISATION = Queue("results.visualisation", "visualisation", exchanges=(RESULTS.name,), limit=10_000)
@@ -100,7 +100,7 @@ def follower(run_id: str) -> Queue:
     """The queue of a command that follows one run.
 
     It is exclusive, because a durable queue that the broker loses would block the confirms of every publisher. A
-    follower that lost its connection asks for the state of the run again.
+    follower that lost its connection requests the status of its run.
     """
     return Queue(
         f"{_FOLLOW}{run_id}",
@@ -118,5 +118,5 @@ def dead_letter_queue(queue: str) -> Queue:
 
 def routes_to(queue: str) -> tuple[str, ...]:
     """The routes by which a message can have come into a queue: its own name, and the exchanges it is bound to."""
-    bound = {known.name: known.exchanges for known in (*QUEUES, follower(queue.removeprefix(_FOLLOW)))}
+    bound = {one.name: one.exchanges for one in (*QUEUES, follower(queue.removeprefix(_FOLLOW)))}
     return (queue, *bound.get(queue, ()))

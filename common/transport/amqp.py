@@ -26,9 +26,9 @@ FRAME_BYTES = 32 * 1024
 #: How many deliveries of a message may fail; at the next failure the broker moves it to the dead-letter queue, with
 #: the reason ``delivery_limit``. So a message that kills its worker ends after 11 workers: half an hour where
 #: Kubernetes restarts them with its back-off, two minutes under Compose.
-#: Before RabbitMQ 4.3 every return of a message to its queue counts: a worker that died, a lost connection, a restart
-#: of the broker, an exceeded consumer_timeout. From 4.3 on, only deaths and lost connections do. Ten is more than the
-#: eight faults that one run of the chaos suite suffers, and fewer than the 20 that RabbitMQ 4 sets by itself.
+#: Before RabbitMQ 4.3 every return of a message to its queue counts: the exit of a worker, a lost connection, a restart
+#: of the broker, an exceeded consumer_timeout. From 4.3 on, only exits and lost connections do. Ten is more than the
+#: eight faults that one run of the chaos suite has, and fewer than the 20 that RabbitMQ 4 sets by itself.
 DELIVERY_LIMIT = 10
 
 #: The limit of queues without a dead-letter queue, where the broker would delete the message: none is ever reached.
@@ -101,7 +101,7 @@ def declare(
 
 
 def refusal(settings: BrokerSettings, error: BaseException) -> str | None:
-    """What the broker refused, in words; None where another attempt may succeed."""
+    """What the broker refused, as text; None where another attempt may succeed."""
     for cause in causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
@@ -120,7 +120,7 @@ def _reply_code(error: BaseException) -> int | None:
     """The reply code with which the broker refused or closed the connection; None where it sent none.
 
     pika reports a connection that ends in the handshake as a refused user or virtual host, even where it was only
-    lost. Whether the broker sent a reply code can be told from the text alone.
+    lost. Only the text shows whether the broker sent a reply code.
     """
     if isinstance(error, pika.exceptions.AuthenticationError):  # the broker accepts no password at all
         return 403
@@ -140,5 +140,5 @@ def causes(error: object) -> Iterator[BaseException]:
 
 
 def brief(error: object) -> str:
-    """An error in a few words."""
+    """A short description of an error."""
     return str(error) or type(error).__name__

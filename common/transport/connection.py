@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ in a thread of its own, which is made again whenever it is lost."""
+"""A connection to RabbitMQ in a thread of its own, which reconnects whenever it is lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Connection:
         on_lost: Callable[[], None],
     ) -> None:
         self.failure: BrokerError | None = None
-        #: The number of the connection, from 1; it rises when a connection is lost.
+        #: The number of the connection, from 1; it increases when a connection is lost.
         self.number = 1
         #: How many connections were established so far.
         self.established_count = 0

@@ -12,7 +12,7 @@ import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
 from common import topology
-from common.dead_letters import DeadLetter
+from common.delivery import DeadLetter
 from common.errors import BrokerError, MessageError
 from common.messages import RequeueNotice
 from common.settings import BrokerSettings
@@ -32,7 +32,7 @@ _DEAD_LETTER_HEADERS = ("problem", "queue", "died", NOTICE_SIGNATURE)
 class _Received:
     """A dead letter, its delivery tag, and the message itself."""
 
-    letter: DeadLetter
+    dead_letter: DeadLetter
     tag: int
     headers: dict[str, Any]
     body: bytes
@@ -44,16 +44,21 @@ class _Received:
             for name, value in self.headers.items()
             if name not in _DEAD_LETTER_HEADERS and not name.startswith("x-")
         }
-        return OutgoingMessage("", self.letter.queue, self.letter.kind, self.body, own, mandatory=True)
+        return OutgoingMessage("", self.dead_letter.queue, self.dead_letter.kind, self.body, own, mandatory=True)
 
     def notices(self, signer: Signer) -> list[OutgoingMessage]:
         """The notice to its run to wait for it; none where its headers do not name a run."""
-        letter = self.letter
-        if letter.run_id is None:
+        dead_letter = self.dead_letter
+        if dead_letter.run_id is None:
             return []
-        named = {"run_id": letter.run_id, "sample": letter.sample, "start": letter.start, "stop": letter.stop}
+        named = {
+            "run_id": dead_letter.run_id,
+            "sample": dead_letter.sample,
+            "start": dead_letter.start,
+            "stop": dead_letter.stop,
+        }
         try:
-            return [OutgoingMessage.of(RequeueNotice.from_headers(letter.queue, named), signer)]
+            return [OutgoingMessage.of(RequeueNotice.from_headers(dead_letter.queue, named), signer)]
         except MessageError:
             return []
 
@@ -64,7 +69,9 @@ def dead_letters(settings: BrokerSettings, run_id: str | None = None) -> list[De
     Raises BrokerError where the broker refuses or does not answer.
     """
     with _channel(settings) as channel:
-        return [received.letter for received in _receive_all(channel) if run_id in (None, received.letter.run_id)]
+        return [
+            received.dead_letter for received in _receive_all(channel) if run_id in (None, received.dead_letter.run_id)
+        ]
 
 
 def requeue(settings: BrokerSettings, run_id: str | None = None) -> list[DeadLetter]:
@@ -78,19 +85,19 @@ def requeue(settings: BrokerSettings, run_id: str | None = None) -> list[DeadLet
     signer = Signer(settings.message_key)
     with _channel(settings) as channel, closing(RabbitMQTransport(settings, _CONNECT_TIMEOUT_S).open([])) as session:
         for received in _receive_all(channel):
-            letter = received.letter
-            if run_id not in (None, letter.run_id):
+            dead_letter = received.dead_letter
+            if run_id not in (None, dead_letter.run_id):
                 continue
             session.publish_encoded(received.notices(signer))
             try:
                 session.publish_encoded([received.original()], ROOM_TIMEOUT_S)
             except BrokerError as error:
                 raise BrokerError(
-                    f"{error}: the queue {letter.queue} may be full; start the service that consumes it, and try "
+                    f"{error}: the queue {dead_letter.queue} may be full; start the service that consumes it, and try "
                     "again. The dead letters that are left stay in their queues"
                 ) from None
             channel.basic_ack(received.tag)
-            moved.append(letter)
+            moved.append(dead_letter)
     return moved
 
 
@@ -123,8 +130,8 @@ def _receive_all(channel: BlockingChannel) -> Iterator[_Received]:
             if method is None:
                 break
             headers = properties.headers or {}
-            letter = _described(queue.name, properties.type or "", headers, len(body))
-            yield _Received(letter, method.delivery_tag, headers, body)
+            dead_letter = _described(queue.name, properties.type or "", headers, len(body))
+            yield _Received(dead_letter, method.delivery_tag, headers, body)
 
 
 def _depth(channel: BlockingChannel, queue: str) -> int:

@@ -74,7 +74,7 @@ def bounded_queues(queues: Mapping[str, Queue]) -> dict[_Address, Queue]:
 class Publisher:
     """Sends messages until they are confirmed, on one channel.
 
-    Where a queue is full (``bounded``: the bounded queue behind each address), its depth is asked for, and as many
+    Where a queue is full (``bounded``: the bounded queue behind each address), its depth is requested, and as many
     messages are sent as there is room for. A queue that was deleted is declared again with ``declare``.
     Used from the connection's thread only.
     """

@@ -39,7 +39,7 @@ from common.transport.publishing import OutgoingMessage, Publisher, bounded_queu
 ANSWER_TIMEOUT_S = 1.0
 #: How long ``close`` waits for the confirms of what was published.
 CLOSE_TIMEOUT_S = 8.0
-#: How long ``publish`` waits for confirms between two looks at ``stop``.
+#: How long ``publish`` waits for confirms between two checks of ``stop``.
 CONFIRM_TIMEOUT_S = 2.0
 
 #: The number of the connection, and the delivery tag in it.
@@ -100,7 +100,7 @@ class RabbitMQSession:
         self._queues = tuple(queues)
         self._prefetch = prefetch
         self._stop = stop
-        self._bounded = bounded_queues({known.name: known for known in (*topology.QUEUES, *queues)})
+        self._bounded = bounded_queues({one.name: one for one in (*topology.QUEUES, *queues)})
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._postponed: Delivery | None = None
         self._outbox: deque[_Batch] = deque()
@@ -203,7 +203,7 @@ class RabbitMQSession:
 
     def queues_without_consumer(self) -> Sequence[str]:
         """Return the names of the services' queues without a consumer; none where the broker does not answer."""
-        states = self._ask([known.name for known in topology.QUEUES])
+        states = self._ask([one.name for one in topology.QUEUES])
         return [name for name, state in states.items() if not state.consumer_count]
 
     def queue_depths(self) -> Mapping[str, int]:
@@ -211,8 +211,8 @@ class RabbitMQSession:
 
         May be called from any thread. A queue for which the broker does not answer is left out.
         """
-        dead = [topology.dead_letter_queue(known.name) for known in self._queues if known.has_dead_letter_queue]
-        states = self._ask([known.name for known in (*self._queues, *dead) if not known.exclusive])
+        dead = [topology.dead_letter_queue(one.name) for one in self._queues if one.has_dead_letter_queue]
+        states = self._ask([one.name for one in (*self._queues, *dead) if not one.exclusive])
         return {name: state.message_count for name, state in states.items()}
 
     def close(self) -> None:
@@ -264,7 +264,7 @@ class RabbitMQSession:
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         # An exclusive queue gets a new name with each connection: the broker may not have deleted the last one yet.
         suffix = secrets.token_hex(4)
-        names = {known.name: f"{known.name}.{suffix}" for known in self._queues if known.exclusive}
+        names = {one.name: f"{one.name}.{suffix}" for one in self._queues if one.exclusive}
         declared = partial(declare, channel, self._queues, names)
         channel.basic_qos(prefetch_count=self._prefetch)
         self._publisher = Publisher(channel, self._bounded, lambda: declared(lambda: None))

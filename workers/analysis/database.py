@@ -69,7 +69,7 @@ class Database:
                 f"DATABASE={str(path)!r}: {error}; give a file in a directory that this user may write to"
             ) from None
         if version not in (0, _VERSION):
-            raise SettingsError(f"DATABASE={str(path)!r}: made by another version ({version}); move it away")
+            raise SettingsError(f"DATABASE={str(path)!r}: made by another version ({version}); move the file elsewhere")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

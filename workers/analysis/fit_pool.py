@@ -18,19 +18,19 @@ from common.worker_pool import WorkerPool
 
 log = logging.getLogger(__name__)
 
-#: A fit takes less than a second, or several on a busy machine; one that takes this long is given up.
+#: A fit takes less than a second, or several on a busy machine; one that takes longer than this is ended.
 TIMEOUT_S = 600.0
 #: A fit whose worker process exits, for example because it was killed, is done once more.
 ATTEMPTS = 2
 
 
-#: A fit as JSON, or else the reason in words why there is none.
+#: A fit as JSON, or else the reason why there is none.
 FitAnswer = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """A result document without its fit, and the fit, or the reason in words why there is none."""
+    """A result document without its fit, and the fit, or the reason why there is none."""
 
     result: Mapping[str, Any]
     fit: Mapping[str, Any] | None
@@ -54,7 +54,7 @@ def fit_document(result: Mapping[str, Any]) -> FitAnswer:
 
 
 class FitPool:
-    """Does fits in a worker process, in the order they are asked for, and keeps their outcomes.
+    """Does fits in a worker process, in the order of the requests, and keeps their outcomes.
 
     ``function`` is what the worker process calls with a result document.
     """

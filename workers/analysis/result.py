@@ -91,7 +91,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     }
     try:
         if not result["complete"]:
-            raise NoFit("the run is not complete" if final else "the run goes on")
+            raise NoFit("the run is not complete" if final else "the run is under way")
         result["workspace"] = workspace_of(result)
     except NoFit as reason:
         result["fit_problem"] = str(reason)

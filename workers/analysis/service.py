@@ -44,7 +44,7 @@ from workers.analysis.store import PartialSums, Run, Store
 
 log = logging.getLogger(__name__)
 
-#: PartialSums results of a run are at least this far apart, and take at most a tenth of the service's time.
+#: Partial results of a run are at least this far apart, and take at most a tenth of the service's time.
 PARTIAL_EVERY_S = 0.5
 _PARTIAL_SHARE = 10
 #: How long the chunks of a run without a plan are kept. Plans have a queue of their own and may arrive later.
@@ -183,20 +183,20 @@ class Analysis(Service):
         changed = self._store.add(message.chunk, sums)
         return [Progress("analysis", message.chunk), *self._state(message.chunk.run_id, changed=changed)]
 
-    def _on_dead_letter(self, letter: DeadLetterNotice) -> Sequence[Message]:
+    def _on_dead_letter(self, notice: DeadLetterNotice) -> Sequence[Message]:
         """Mark what a dead-lettered message carried as lost."""
-        problem = f"a message in {letter.queue} could not be handled: {letter.problem}"
-        run_id = letter.run_id
+        problem = f"a message in {notice.queue} could not be handled: {notice.problem}"
+        run_id = notice.run_id
         if run_id is None:
             return []
         run = self._store.run(run_id)
-        if letter.queue == topology.VISUALISATION.name:  # a result that cannot be drawn
+        if notice.queue == topology.VISUALISATION.name:  # a result that cannot be drawn
             return [] if run is not None and self._store.result(run_id) is None else [RunFailed(run_id, problem)]
-        if letter.chunk is not None:
-            self._store.fail(letter.chunk, problem)
-        elif letter.sample is not None:
-            self._store.mark_lost(run_id, letter.sample, problem)
-        elif letter.queue == topology.RUNS.name and run is not None:
+        if notice.chunk is not None:
+            self._store.fail(notice.chunk, problem)
+        elif notice.sample is not None:
+            self._store.mark_lost(run_id, notice.sample, problem)
+        elif notice.queue == topology.RUNS.name and run is not None:
             for sample in run.settings.samples:
                 self._store.mark_lost(run_id, sample, problem)
         if run is None:

@@ -65,11 +65,11 @@ class Store:
     def plan(self, plan: SamplePlan) -> None:
         """Store a sample's chunks, or its problem. The first plan with chunks is kept."""
         with self.database.transaction() as db:
-            known = db.execute(
+            row = db.execute(
                 "SELECT planned AND problem IS NULL, lost FROM samples WHERE run_id = ? AND sample = ?",
                 (plan.run_id, plan.sample),
             ).fetchone()
-            is_planned, lost = known or (False, None)
+            is_planned, lost = row or (False, None)
             if is_planned:
                 return
             db.execute(
@@ -127,7 +127,7 @@ class Store:
             )
 
     def reopen(self, run_id: str, sample: str | None = None, chunk: Chunk | None = None) -> None:
-        """Wait again for a chunk, a sample or a whole run that was lost, unless the run is complete."""
+        """Wait again for a chunk, a sample or a run that was lost, unless the run is complete."""
         with self.database.transaction() as db:
             db.execute("UPDATE runs SET result = NULL WHERE run_id = ? AND NOT complete", (run_id,))
             db.execute("DELETE FROM failures WHERE run_id = ?", (run_id,))
@@ -257,7 +257,7 @@ class Store:
             )
 
     def problems(self, run_id: str) -> list[str]:
-        """The reasons why a run is not complete, in words, in a fixed order."""
+        """The reasons why a run is not complete, as text, in a fixed order."""
         samples = self.database.rows(
             "SELECT sample, CASE WHEN planned THEN problem ELSE lost END AS why FROM samples "
             "WHERE run_id = ? AND why IS NOT NULL ORDER BY sample",

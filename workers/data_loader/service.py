@@ -35,7 +35,7 @@ FETCH_PROGRESS_EVERY_S = 0.5
 
 
 class DataLoader(Service):
-    """Turns a run request into file tasks, a file task into chunk tasks, and a chunk task into events."""
+    """Answers a run request with file tasks, a file task with chunk tasks, and a chunk task with events."""
 
     name: ClassVar[str] = "data-loader"
     releases: ClassVar[Releases] = RELEASES

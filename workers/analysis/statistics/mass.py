@@ -63,7 +63,7 @@ def mass_of(result: Mapping[str, Any]) -> dict[str, Any]:
     - ``interval_gev``: both uncertainties, added in quadrature on each side; 68.3 %;
     - ``error_gev``: half the length of that interval; None if one of its ends is missing;
     - ``scan``: ``m_h_gev``, ``twice_delta_nll`` (statistical) and the fitted ``signal_strength``;
-    - ``problem``: says in words why something is None, or is None itself.
+    - ``problem``: says why something is None, or is None itself.
     """
     return MassFit(result).measure(None)
 
@@ -193,7 +193,7 @@ def _measured(twice_nll: FloatArray, strength: FloatArray, threshold: float) -> 
         None if side is None else best + sign * float(np.hypot(side - best, scale))
         for sign, side in zip((-1, 1), sides, strict=True)
     )
-    missing = [word for word, side in (("below", low), ("above", high)) if side is None]
+    missing = [where for where, side in (("below", low), ("above", high)) if side is None]
     return {
         **measured,
         "value_gev": best,

@@ -171,7 +171,7 @@ def _values(contents: Mapping[str, Sequence[float]]) -> FloatArray:
 
 
 def _bins(chosen: npt.NDArray[np.bool_]) -> str:
-    """The m4l bins of a mask, in words."""
+    """The m4l bins of a mask, as text."""
     ranges = [f"{low:g} to {high:g}" for low, high in zip(M4L.edges[:-1][chosen], M4L.edges[1:][chosen], strict=True)]
     more = f" and {len(ranges) - 3} more bins" if len(ranges) > 3 else ""
     return ", ".join(ranges[:3]) + f" GeV{more}"

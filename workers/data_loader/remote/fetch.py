@@ -1,4 +1,4 @@
-"""Download whole files into a local cache: reading them in place sends the open data server too many requests."""
+"""Download files completely into a local cache: reading them remotely sends the open data server too many requests."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Fetcher:
                 if attempt >= policy.attempts or never_connected:
                     if not part.resumable()[0]:
                         part.discard()
-                    reason = f"{error.reason} (given up after attempt {attempt})"
+                    reason = f"{error.reason} (the last of {attempt} attempts)"
                     raise FetchError(error.url, reason, unreachable=never_connected) from None
                 time.sleep(policy.delay_s(attempt))
             except (FetchError, OSError):  # the file is not there, or the disk is full
