@@ -21,9 +21,9 @@ from monitoring.sources.base import MonitorError, Source
 OK, FAILED = 0, 1
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Show, record or compare as the flags say; returns the exit code."""
-    flags, command = arguments.parse(list(sys.argv[1:] if words is None else words))
+    flags, command = arguments.parse(list(sys.argv[1:] if argv is None else argv))
     try:
         return _compare(flags) if flags.action == "compare" else _record(flags, command)
     except MonitorError as error:

@@ -22,12 +22,12 @@ cpu_monitor.py compare FILE FILE [..]             compare recordings: table, com
 """
 
 
-def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
     """Return the flags, with ``action`` None, ``record`` or ``compare``, and the command after ``--``."""
-    if words[:1] == ["compare"]:
-        return _compare_parser().parse_args(words[1:], argparse.Namespace(action="compare")), ()
-    separator = list(words).index("--") if "--" in words else len(words)
-    return _record_parser().parse_args(words[:separator]), words[separator + 1 :]
+    if argv[:1] == ["compare"]:
+        return _compare_parser().parse_args(argv[1:], argparse.Namespace(action="compare")), ()
+    separator = list(argv).index("--") if "--" in argv else len(argv)
+    return _record_parser().parse_args(argv[:separator]), argv[separator + 1 :]
 
 
 def _record_parser() -> argparse.ArgumentParser:

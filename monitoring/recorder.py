@@ -45,7 +45,7 @@ class RecordingOptions:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether sums matter: they are written, or the cost of a command is asked for."""
+        """Whether sums matter: they are written, or the cost of a command is requested."""
         return bool(self.outputs or self.command)
 
 

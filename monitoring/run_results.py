@@ -77,9 +77,9 @@ def _seconds(timestamp: str | float) -> float:
 
 def result_folders(command: Sequence[str], output: str) -> list[Path]:
     """Return where ``command`` writes its result: its ``--output`` flag, else ``output``."""
-    for index, word in enumerate(command):
-        if word.startswith("--output="):
-            return [Path(word.partition("=")[2])]
-        if word == "--output" and index + 1 < len(command):
+    for index, argument in enumerate(command):
+        if argument.startswith("--output="):
+            return [Path(argument.partition("=")[2])]
+        if argument == "--output" and index + 1 < len(command):
             return [Path(command[index + 1])]
     return [Path(output)]

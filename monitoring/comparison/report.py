@@ -60,7 +60,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _cells(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Return the rows as text; the name of a service stands in its first row only."""
+    """Return the rows as text; only the first row of a service has its name."""
     rows: list[tuple[str, ...]] = []
     previous = None
     for row in comparison.rows:

@@ -26,7 +26,7 @@ def service_of(command: Sequence[str]) -> str | None:
         package, _, module = value.partition(".")
         if flag == "-m" and package == "workers" and module.isidentifier() and "python" in command[0]:
             return module.replace("_", "-")
-    if command and Path(command[0]).name == "beam.smp" and any("rabbit" in word for word in command):
+    if command and Path(command[0]).name == "beam.smp" and any("rabbit" in argument for argument in command):
         return "rabbitmq"
     return None
 
