@@ -3,7 +3,7 @@
     python -m benchmarks [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
 
 Makes a toy release with the size and the branches of the real one, once. Then the implementations do the same run
-in turn, in several rounds. Needs RabbitMQ as the tests do; ``pip install -e '.[test,benchmarks]'`` installs
+one after the other, in several rounds. Needs RabbitMQ as the tests do; ``pip install -e '.[test,benchmarks]'`` installs
 the packages that the implementations need.
 """
 

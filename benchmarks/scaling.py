@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
 
-Toy releases of these sizes are processed in turn by services with RabbitMQ. The time is expected to be proportional
-to the number of events, and the memory of each service to be constant.
+Toy releases of these sizes are processed one after the other by services with RabbitMQ. The time is expected to be
+proportional to the number of events, and the memory of each service to be constant.
 """
 
 from __future__ import annotations

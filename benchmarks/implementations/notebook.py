@@ -24,7 +24,7 @@ from physics import RELEASES
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
-    """Process the files in turn, batch by batch."""
+    """Process the files one after the other, batch by batch."""
     release = RELEASES[run.release]
     found = {}
     for name, (path, sample) in files(run, cache).items():
