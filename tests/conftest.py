@@ -21,7 +21,7 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 #: Markers of tests that run only if -m names the marker, or with --all-tests.
 NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")
-#: Markers of tests that other tests would disturb, or that would disturb others.
+#: Markers of tests that must not run at the same time as other tests.
 ALONE = ("alone", "compose", "docker", "kubernetes")
 
 
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that were not asked for; an expression given with -m applies to all others."""
+    """Deselect the tests that were not selected; an expression given with -m applies to all others."""
     named = set(re.findall(r"\w+", config.getoption("-m")))
     unwanted = [] if config.getoption("--all-tests") else [marker for marker in NOT_BY_DEFAULT if marker not in named]
     stage = config.getoption("--stage")
@@ -68,7 +68,7 @@ def vhost(broker: Broker) -> Iterator[BrokerSettings]:
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
 def transport(request: pytest.FixtureRequest) -> Transport:
-    """Each transport in turn, with queues for this test alone."""
+    """Each transport, with queues for this test alone."""
     if request.param == "embedded":
         return EmbeddedTransport()
     return RabbitMQTransport(request.getfixturevalue("vhost"), connect_timeout_s=20)

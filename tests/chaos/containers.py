@@ -19,7 +19,7 @@ from docker.models.containers import Container
 
 from common.settings import BrokerSettings
 from tests.chaos.delivery_faults import Duplicate, RedeliverAfterRun, Reorder, RepeatRequest
-from tests.chaos.environment import ERLANG, FIT_ARGUMENT, SERVICES, Environment, Run
+from tests.chaos.environment import ERLANG, FIT_ARGUMENT, SERVICES, Environment, FollowedRun
 from tests.chaos.fault import Fault, Phase, ServiceFault
 from tests.chaos.network_faults import KillBroker, MemoryAlarm
 from tests.support.broker import Broker
@@ -111,7 +111,7 @@ class KillContainer(ServiceFault):
 
     kind = "docker kill"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         container = rng.choice(environment.workers.containers(self.service.replace("_", "-")))
         container.kill()
         container.start()
@@ -123,7 +123,7 @@ class Disconnect(ServiceFault):
 
     kind = "docker network disconnect for 5 s"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         name = self.service.replace("_", "-")
         container = rng.choice(environment.workers.containers(name))
         network = docker.from_env().networks.get(f"{environment.workers.project}_default")

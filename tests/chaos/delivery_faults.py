@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pika
 
-from tests.chaos.environment import Environment, Run
+from tests.chaos.environment import Environment, FollowedRun
 from tests.chaos.fault import Fault
 from tests.chaos.redelivery import Taken, open_channel, put, redeliver
 
@@ -28,21 +28,21 @@ class QueueFault(Fault):
 class Duplicate(QueueFault):
     kind = "deliveries three times, in random order"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         return bool(redeliver(environment.vhost, self.queue, DURATION_S, 3, rng))
 
 
 class Reorder(QueueFault):
     kind = "deliveries in random order"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         return bool(redeliver(environment.vhost, self.queue, DURATION_S, 1, rng))
 
 
 class RedeliverAfterRun(QueueFault):
     kind = "deliveries once more after the run"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         taken = redeliver(environment.vhost, self.queue, DURATION_S, 1, rng)
         environment.after_run.append(lambda: _put_all(environment, taken))
         return bool(taken)
@@ -59,7 +59,7 @@ class RepeatRequest(Fault):
     def name(self) -> str:
         return f"{self.kind}, {'after' if self.late else 'during'} the run"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         request = run.request
         properties = pika.BasicProperties(type=request.kind, delivery_mode=2, headers=request.headers)
         again = [Taken(request.route, properties, request.encode())]

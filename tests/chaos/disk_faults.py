@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.chaos.environment import Environment, Run
+from tests.chaos.environment import Environment, FollowedRun
 from tests.chaos.fault import Fault, ServiceFault
 
 
@@ -26,7 +26,7 @@ class FullDisk(ServiceFault):
     def name(self) -> str:
         return self.kind
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         log = environment.workers.folder / f"{self.service}.log"
         limit = log.stat().st_size + 32 * 1024  # the log itself needs some room
         is_logged = appears_in(log, self.log_text)
@@ -39,7 +39,7 @@ class FillDisk(Fault):
 
     kind = "file system full: analysis"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         if not environment.workers.database.is_mount():
             return False
         is_logged = appears_in(environment.workers.folder / "analysis.log", "waits: the database")

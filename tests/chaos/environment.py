@@ -24,7 +24,7 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, new_run_id
 from tests.chaos.proxy import Proxy
 from tests.support.broker import Broker
-from tests.support.runs import Quiet, in_time, run_on_broker
+from tests.support.runs import QuietDisplay, before_deadline, run_on_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
@@ -81,7 +81,7 @@ class ServiceProcesses(Workers):
         return None
 
 
-class Run:
+class FollowedRun:
     """A run and its follower, which has a connection of its own to the broker."""
 
     def __init__(self, settings: BrokerSettings, run: RunSettings) -> None:
@@ -90,13 +90,13 @@ class Run:
         self._done: dict[str, int] = {}
         self._notes: set[str] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="follower")
-        display = Quiet(self._on_progress)
+        display = QuietDisplay(self._on_progress)
         display.note = self._on_note
-        self._given_up = False
-        in_the_time = in_time(RUN_DEADLINE_S)
+        self._stopped = False
+        is_before_deadline = before_deadline(RUN_DEADLINE_S)
 
         def is_alive() -> bool:
-            return in_the_time() and not self._given_up
+            return is_before_deadline() and not self._stopped
 
         self.outcome: Future[Outcome] = self._pool.submit(
             run_on_broker, settings, run, display, self.request.run_id, is_alive
@@ -120,9 +120,9 @@ class Run:
                 self._changed.wait(0.05)
             return not self.is_over()
 
-    def give_up(self) -> None:
+    def stop(self) -> None:
         """Stop following the run."""
-        self._given_up = True
+        self._stopped = True
 
     def _on_progress(self, events: Mapping[str, int]) -> None:
         self._done = dict(events)
@@ -154,9 +154,9 @@ class Environment:
         """The folder of the visualisation's result folders."""
         return self.workers.folder / "service-results"
 
-    def run(self, run: RunSettings) -> Run:
+    def run(self, run: RunSettings) -> FollowedRun:
         """Submit a run, and follow it in the background."""
-        return Run(self.vhost, run)
+        return FollowedRun(self.vhost, run)
 
     def wait_until_ready(self) -> None:
         """Wait until the services consume their queues."""

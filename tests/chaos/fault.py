@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.chaos.environment import Environment, Run
+from tests.chaos.environment import Environment, FollowedRun
 
 #: The phases of a run: chunks are read and added up, the result is fitted, the plots are drawn.
 Phase = Literal["chunks", "fit", "drawing"]
@@ -30,7 +30,7 @@ class Fault(ABC):
         return self.kind + ("" if self.phase == "chunks" else f" ({self.phase})")
 
     @abstractmethod
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         """Inject the fault, and restart what it ended; False where its phase was over before."""
 
 

@@ -15,7 +15,7 @@ from common import topology
 from common.names import is_name
 from common.result_folder import TEMPORARY
 from common.submission import Outcome
-from tests.chaos.environment import Environment, Run
+from tests.chaos.environment import Environment, FollowedRun
 from tests.support.runs import numbers, numbers_of
 
 #: How long the number of messages in the queues may stay the same before they count as left over.
@@ -32,7 +32,7 @@ _IS_COMPLETE: Mapping[str, Callable[[bytes], bool]] = {
 }
 
 
-def violations(environment: Environment, run: Run, reference: str) -> list[str]:
+def violations(environment: Environment, run: FollowedRun, reference: str) -> list[str]:
     """Describe each invariant that does not hold."""
     outcome = run.outcome.result()
     found = list(_result(outcome, reference))

@@ -6,7 +6,7 @@ import random
 import time
 from dataclasses import dataclass
 
-from tests.chaos.environment import SERVICES, Environment, Run
+from tests.chaos.environment import SERVICES, Environment, FollowedRun
 from tests.chaos.fault import Fault, Phase
 from tests.chaos.service_process import HEARTBEAT_S
 from tests.support.waiting import wait_until
@@ -17,7 +17,7 @@ class KillBroker(Fault):
     phase: Phase = "chunks"
     kind = "SIGKILL of the broker"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         environment.restart_broker()
         return True
 
@@ -27,7 +27,7 @@ class PowerCut(Fault):
     phase: Phase = "chunks"
     kind = "SIGKILL of everything at once"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         for service in SERVICES:
             environment.workers.kill(service)
         environment.restart_broker()
@@ -40,14 +40,14 @@ class Cut(Fault):
     phase: Phase = "chunks"
     kind = "TCP: all connections reset"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         return environment.proxy.cut() > 0
 
 
 class Refuse(Fault):
     kind = "TCP: refused for 3 s"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         environment.proxy.refuses = True
         environment.proxy.cut()
         time.sleep(3)
@@ -66,7 +66,7 @@ class CutHandshake(Fault):
     def name(self) -> str:
         return f"{self.kind}, after {'Start' if self.pieces == 1 else 'Tune'}"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         before, connections = environment.proxy.cuts, sum(environment.workers.replicas.values())
         environment.proxy.cut_new_after = self.pieces
         environment.proxy.cut()
@@ -80,7 +80,7 @@ class CutHandshake(Fault):
 class Delay(Fault):
     kind = "TCP: every piece 0.1 s late, for 3 s"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         environment.proxy.delay_s = 0.1
         time.sleep(3)
         environment.proxy.delay_s = 0.0
@@ -90,7 +90,7 @@ class Delay(Fault):
 class Hold(Fault):
     kind = "TCP: nothing forwarded, beyond the heartbeat"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         environment.proxy.hold()
         time.sleep(3 * HEARTBEAT_S)
         environment.proxy.release()
@@ -100,7 +100,7 @@ class Hold(Fault):
 class MemoryAlarm(Fault):
     kind = "broker out of memory, blocks publishers"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         environment.broker.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
         wait_until(lambda: environment.broker.api("GET", "nodes")[0]["mem_alarm"], "the broker raised its alarm")
         environment.broker.ctl("set_vm_memory_high_watermark", "0.6")

@@ -6,7 +6,7 @@ import random
 import signal
 from dataclasses import dataclass
 
-from tests.chaos.environment import Environment, Run
+from tests.chaos.environment import Environment, FollowedRun
 from tests.chaos.fault import Fault, Phase, ServiceFault
 from tests.support.waiting import wait_until
 
@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 class Kill(ServiceFault):
     kind = "SIGKILL"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         process = rng.choice(environment.workers.running(self.service))
         process.kill()
         process.wait()
@@ -25,7 +25,7 @@ class Kill(ServiceFault):
 class Stop(ServiceFault):
     kind = "SIGSTOP beyond the heartbeat"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         process = rng.choice(environment.workers.running(self.service))
         ports: set[int] = wait_until(lambda: environment.proxied_ports(process), f"{self.service} was connected")
         process.send_signal(signal.SIGSTOP)
@@ -46,7 +46,7 @@ class KillAt(ServiceFault):
     def kind(self) -> str:
         return f"SIGKILL {self.point}"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         order = environment.workers.kill_order(self.service)
         # The visualisation passes most points once in a run, the others many times.
         passages = 1 if self.service == "visualisation" else rng.randint(1, 5)
@@ -68,7 +68,7 @@ class KillFit(Fault):
     kind = "SIGKILL of the process for fits"
     phase: Phase = "fit"
 
-    def inject(self, environment: Environment, run: Run, rng: random.Random) -> bool:
+    def inject(self, environment: Environment, run: FollowedRun, rng: random.Random) -> bool:
         process = environment.workers.fit_process()
         if process is not None:
             process.kill()

@@ -52,7 +52,7 @@ def put(channel: BlockingChannel, message: Taken) -> None:
 def redeliver(settings: BrokerSettings, queue: str, seconds: float, copies: int, rng: random.Random) -> list[Taken]:
     """Put every message of a queue back ``copies`` times, in random order, and return the messages.
 
-    This goes on for so many seconds. Its consumer has priority over those of the services.
+    Repeats this for so many seconds. Its consumer has priority over those of the services.
     """
     everything: list[Taken] = []
     with open_channel(settings) as channel:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.settings import RunSettings
-from tests.chaos.environment import Environment, HeldFit, Run
+from tests.chaos.environment import Environment, FollowedRun, HeldFit
 from tests.chaos.fault import Fault, Phase
 from tests.chaos.invariants import violations
 from tests.support.runs import numbers, run_embedded
@@ -73,7 +73,7 @@ def run_scenario(
             if injected is not None:
                 on_injected(injected)
         if run.wait_for(environment.workers.has_ended):
-            run.give_up()  # a service ended by itself: the run cannot end
+            run.stop()  # a service exited without a fault, so the run cannot end
         run.outcome.result()
         while environment.after_run:
             environment.after_run.pop()()
@@ -85,7 +85,7 @@ def run_scenario(
         run.close()
 
 
-def _is_due(phase: Phase, run: Run, fit: HeldFit, after: float, entries: int) -> bool:
+def _is_due(phase: Phase, run: FollowedRun, fit: HeldFit, after: float, entries: int) -> bool:
     """Whether a phase, and in it the entry ``after``, is reached or over."""
     match phase:
         case "chunks":
@@ -98,7 +98,7 @@ def _is_due(phase: Phase, run: Run, fit: HeldFit, after: float, entries: int) ->
 
 
 def _inject(
-    environment: Environment, run: Run, fit: HeldFit, fault: Fault, reference: Reference, rng: random.Random
+    environment: Environment, run: FollowedRun, fit: HeldFit, fault: Fault, reference: Reference, rng: random.Random
 ) -> InjectedFault | None:
     at, started = run.done() / reference.entries, time.monotonic()
     is_over = fault.phase == "fit" and run.is_drawing()

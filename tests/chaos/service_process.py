@@ -2,8 +2,8 @@
 
 The points are set by wrapping public functions of pika, sqlite3, os and the
 store, so that the service's own code has none. ``ORDER`` is a file with the
-name of a point and how many times it is to be passed before. The process that
-reaches it deletes the file and kills itself with SIGKILL.
+name of a point and how many times it is to be passed before. The process at this
+point deletes the file and kills itself with SIGKILL.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class KillPoints:
         self._order = order
         self._passed = 0
 
-    def reach(self, point: str) -> None:
+    def pass_point(self, point: str) -> None:
         """Kill this process, if the order names this point."""
         try:
             wanted, passages = self._order.read_text().rsplit(":", 1)
@@ -65,9 +65,9 @@ class KillPoints:
         """Wrap a function with a point before it and one after it."""
 
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
-            self.reach(before)
+            self.pass_point(before)
             result = function(*arguments, **keywords)
-            self.reach(after)
+            self.pass_point(after)
             return result
 
         return wrapped

@@ -97,7 +97,7 @@ def test_a_run_with_missing_files_says_so_in_its_last_line_and_result(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "expected"),
     [
         (["--lumi", "-1"], ["LUMI=-1", "LUMI=10"]),
         (["--fraction", "2"], ["FRACTION=2", "FRACTION=0.5"]),
@@ -110,11 +110,11 @@ def test_a_run_with_missing_files_says_so_in_its_last_line_and_result(tmp_path: 
         (["--lumy", "1"], ["--lumy"]),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: list[str], words: list[str]) -> None:
+def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: list[str], expected: list[str]) -> None:
     done = run(tmp_path, *flags)
     assert done.returncode == 2
-    for word in words:
-        assert word in done.stderr
+    for text in expected:
+        assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
 
@@ -140,5 +140,5 @@ def test_without_a_network_the_error_names_the_address_and_alternatives(tmp_path
     done = run(tmp_path, "--data", "http://127.0.0.1:1/4lep", "--samples", "data_A")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    for word in ("http://127.0.0.1:1/4lep/Data/data_A.4lep.root", "--data DIR", "--release demo"):
-        assert word in last
+    for text in ("http://127.0.0.1:1/4lep/Data/data_A.4lep.root", "--data DIR", "--release demo"):
+        assert text in last

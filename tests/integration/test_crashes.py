@@ -99,15 +99,15 @@ def dying(workers: Workers) -> Iterator[Callable[[], RestartedService]]:
 
 
 @pytest.mark.parametrize("kind", [ChunkFailed, InEvents], ids=["plans", "events"])
-def test_a_message_that_kills_its_workers_is_dead_lettered_without_its_neighbours(
+def test_a_message_that_kills_its_workers_is_dead_lettered_and_no_other(
     open_session: Callable[..., Session],
     dying: Callable[[], RestartedService],
     vhost: BrokerSettings,
     kind: type[ChunkFailed],
 ) -> None:
     sender, answers = open_session(), open_session(topology.follower("run"))
-    neighbours = [message(number, kind=other) for other in (ChunkFailed, InEvents) for number in range(3)]
-    sender.publish([*neighbours[:1], *neighbours[3:4], message(9, VICTIM, kind), *neighbours[1:3], *neighbours[4:]])
+    others = [message(number, kind=other) for other in (ChunkFailed, InEvents) for number in range(3)]
+    sender.publish([*others[:1], *others[3:4], message(9, VICTIM, kind), *others[1:3], *others[4:]])
     service, answered = dying(), []
 
     def is_done() -> bool:
@@ -116,13 +116,13 @@ def test_a_message_that_kills_its_workers_is_dead_lettered_without_its_neighbour
         if delivery is not None:
             answered.append(delivery.body)
             answers.publish_and_acknowledge(delivery)
-        died_for_the_last_time = service.deaths > DELIVERY_LIMIT
-        return died_for_the_last_time and len(dead_letters(vhost)) == 1 and len(answered) >= len(neighbours)
+        reached_the_limit = service.deaths > DELIVERY_LIMIT
+        return reached_the_limit and len(dead_letters(vhost)) == 1 and len(answered) >= len(others)
 
-    wait_until(is_done, "the message was dead-lettered and its neighbours were handled", 120)
-    (letter,) = dead_letters(vhost)
-    assert (letter.queue, letter.sample, letter.start) == (kind.route, VICTIM, 9)
-    assert letter.problem == "the broker dead-lettered it: delivery_limit"
+    wait_until(is_done, "the message was dead-lettered and the others were handled", 120)
+    (dead_letter,) = dead_letters(vhost)
+    assert (dead_letter.queue, dead_letter.sample, dead_letter.start) == (kind.route, VICTIM, 9)
+    assert dead_letter.problem == "the broker dead-lettered it: delivery_limit"
     assert service.deaths == DELIVERY_LIMIT + 1
 
 
@@ -185,4 +185,4 @@ def test_listing_dead_letters_a_hundred_times_keeps_them(
     wait_until(lambda: dead_letters(vhost), "the dead letter is listed", 20)
     for _ in range(100):
         dead_letters(vhost)
-    assert [letter.problem for letter in dead_letters(vhost)] == ["for a test"]
+    assert [dead_letter.problem for dead_letter in dead_letters(vhost)] == ["for a test"]

@@ -98,7 +98,7 @@ def test_a_requeued_dead_letter_is_its_original_message(
     plans = open_session(topology.PLANS)
     delivery = take(plans)
     assert (delivery.kind, delivery.body, dict(delivery.headers)) == (message.kind, message.encode(), message.headers)
-    assert [letter.run_id for letter in dead_letters(vhost)] == ["two"]
+    assert [dead_letter.run_id for dead_letter in dead_letters(vhost)] == ["two"]
 
 
 def test_the_analysis_is_notified_of_a_dead_letter_before_it_is_requeued(
@@ -148,11 +148,11 @@ def test_requeuing_to_a_full_queue_is_an_error_and_the_dead_letters_are_kept(
     with pytest.raises(BrokerError, match="the queue events may be full; start the service that consumes it"):
         requeue(vhost)
 
-    assert [letter.problem for letter in dead_letters(vhost)] == ["for a test"]
+    assert [dead_letter.problem for dead_letter in dead_letters(vhost)] == ["for a test"]
 
 
 def fill(vhost: BrokerSettings, queue: str) -> None:
-    """Publish to a queue until it refuses."""
+    """Publish to a queue until it rejects a message."""
     with pika.BlockingConnection(parameters(vhost)) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
@@ -173,10 +173,10 @@ def test_the_command_shows_a_table_or_json_and_requeues(
 
     table = run(tmp_path, "dead-letters", *broker, **secret)
     assert table.returncode == 0, table.stderr
-    for word in ("plans", "one", "two", "Zee", "30:40", "chunk-failed", "reason 0", "2 dead letters"):
-        assert word in table.stdout
+    for text in ("plans", "one", "two", "Zee", "30:40", "chunk-failed", "reason 0", "2 dead letters"):
+        assert text in table.stdout
     listed = json.loads(run(tmp_path, "dead-letters", *broker, "--json", "--run", "two", **secret).stdout)
-    assert [(letter["run_id"], letter["problem"]) for letter in listed] == [("two", "reason 1")]
+    assert [(dead_letter["run_id"], dead_letter["problem"]) for dead_letter in listed] == [("two", "reason 1")]
     done = run(tmp_path, "dead-letters", *broker, "--requeue", **secret)
     assert "2 dead letters requeued" in done.stdout
     assert run(tmp_path, "dead-letters", *broker, **secret).stdout == "0 dead letters\n"

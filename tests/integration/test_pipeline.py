@@ -1,4 +1,4 @@
-"""Whole runs: the same bits with every transport, number of replicas, fault and restart."""
+"""Complete runs: the same bits with every transport, number of replicas, fault and restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
 from tests.support.broker import Broker
 from tests.support.real_data import real_data
-from tests.support.runs import Quiet, in_time, numbers, run_embedded, run_on_broker
+from tests.support.runs import QuietDisplay, before_deadline, numbers, run_embedded, run_on_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from workers.embedded import EmbeddedServices
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cache: Path) -> str:
+def reference(cache: Path) -> str:
     """The numbers of a demo run without faults."""
     outcome = run_embedded(DEMO, cache)
     assert outcome.result is not None
@@ -74,20 +74,18 @@ def test_real_events_give_the_published_counts_and_yields(
 @pytest.mark.broker
 @pytest.mark.parametrize(("data_loaders", "data_processors"), [(1, 1), (1, 2), (2, 4)])
 def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(
-    demo_workers: Workers, undisturbed: str, data_loaders: int, data_processors: int
+    demo_workers: Workers, reference: str, data_loaders: int, data_processors: int
 ) -> None:
     demo_workers.start_all(data_loaders, data_processors)
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
 
 
-def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, undisturbed: str) -> None:
-    assert numbers(run_embedded(DEMO, cache, data_loaders=3, data_processors=2)) == undisturbed
+def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, reference: str) -> None:
+    assert numbers(run_embedded(DEMO, cache, data_loaders=3, data_processors=2)) == reference
 
 
 @pytest.mark.broker
-def test_workers_process_several_runs_at_once_and_another_one_after_them(
-    demo_workers: Workers, undisturbed: str
-) -> None:
+def test_workers_process_several_runs_at_once_and_another_one_after_them(demo_workers: Workers, reference: str) -> None:
     demo_workers.start_all()
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     runs = [f"run-{number}" for number in range(3)]
@@ -95,24 +93,24 @@ def test_workers_process_several_runs_at_once_and_another_one_after_them(
     for session, run_id in zip(sessions, runs, strict=True):
         submit(session, run_id, DEMO)
     for session, run_id in zip(sessions, runs, strict=True):
-        assert numbers(follow(session, run_id, RELEASES, Quiet(), in_time())) == undisturbed
+        assert numbers(follow(session, run_id, RELEASES, QuietDisplay(), before_deadline())) == reference
         session.close()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
 
 
 @pytest.mark.broker
 def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
-    broker: Broker, demo_workers: Workers, undisturbed: str
+    broker: Broker, demo_workers: Workers, reference: str
 ) -> None:
     """The follower's queue is exclusive: a durable one could come back without a leader and block all publishers."""
     demo_workers.start_all()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower, bystander = (transport.open([topology.follower(name)], prefetch=100) for name in ("run", "bystander"))
     broker.kill()
     broker.start()
     submit(follower, "run", DEMO)
-    assert numbers(follow(follower, "run", RELEASES, Quiet(), in_time())) == undisturbed
+    assert numbers(follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())) == reference
     for session in (follower, bystander):
         session.close()
 
@@ -120,7 +118,7 @@ def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
 @pytest.mark.broker
 @pytest.mark.parametrize("victim", ["data_loader", "data_processor", "analysis", "visualisation"])
 def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
-    demo_workers: Workers, undisturbed: str, victim: str
+    demo_workers: Workers, reference: str, victim: str
 ) -> None:
     demo_workers.start_all()
     progress_when_killed = []
@@ -131,14 +129,14 @@ def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
             demo_workers.kill(victim)
             demo_workers.start(victim)
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(kill))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(kill))) == reference
     assert progress_when_killed
     assert progress_when_killed[0]["analysis"] < 20_000
 
 
 @pytest.mark.broker
 def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
-    demo_workers: Workers, undisturbed: str, broker: Broker
+    demo_workers: Workers, reference: str, broker: Broker
 ) -> None:
     demo_workers.start_all()
     cut: list[bool] = []
@@ -147,12 +145,12 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
         if len(cut) < 1 and events.get("analysis", 0) > 2_000:
             cut.append(wait_until(lambda: broker.cut_connections(demo_workers.settings), "connections were cut"))
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(cut_connections))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(cut_connections))) == reference
     assert cut
 
 
 @pytest.mark.broker
-def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Workers, undisturbed: str) -> None:
+def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Workers, reference: str) -> None:
     demo_workers.start_all()
     services = ("data_loader", "data_processor", "analysis", "visualisation")
     for service in services:
@@ -164,7 +162,7 @@ def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Wor
             codes.append(demo_workers.stop())
             demo_workers.start_all()
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, Quiet(restart_all))) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(restart_all))) == reference
     assert codes == [{service: [0] for service in services}]
 
 
@@ -237,7 +235,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
     consumer_of_one.close()
     demo_workers.start(consumer)
-    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
@@ -245,7 +243,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
 
 
 @pytest.mark.broker
-def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_workers: Workers, undisturbed: str) -> None:
+def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_workers: Workers, reference: str) -> None:
     transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
     follower = transport.open([topology.follower("run")], prefetch=100)
     submit(follower, "run", DEMO)
@@ -255,24 +253,28 @@ def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_worker
     consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
     consumer_of_one.close()
     demo_workers.start("data_processor")
-    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
 
-    (letter,) = requeue(demo_workers.settings, "run")
-    assert (letter.queue, letter.kind, letter.problem) == ("events", "events", "made unreadable by a test")
+    (dead_letter,) = requeue(demo_workers.settings, "run")
+    assert (dead_letter.queue, dead_letter.kind, dead_letter.problem) == (
+        "events",
+        "events",
+        "made unreadable by a test",
+    )
 
     written = demo_workers.folder / "service-results" / "run" / "result.json"
     result = wait_until(
         lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is complete", 60
     )
-    assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == undisturbed
+    assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == reference
     assert dead_letters(demo_workers.settings) == []
 
 
 @pytest.mark.broker
-def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_workers: Workers, undisturbed: str) -> None:
+def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_workers: Workers, reference: str) -> None:
     class Poison(Selected):
         kind = "selected"
         route = topology.EVENTS.name
@@ -286,11 +288,11 @@ def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_worke
     poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", {}, None)
     sender.publish([poison])
     sender.close()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == undisturbed
+    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
     dead_letter_session = transport.open([topology.dead_letter_queue("events")])
-    letter = take(dead_letter_session)
-    assert letter.headers["run_id"] == "another-run"
-    assert "GLOBAL" in letter.headers["problem"]
+    dead_letter = take(dead_letter_session)
+    assert dead_letter.headers["run_id"] == "another-run"
+    assert "GLOBAL" in dead_letter.headers["problem"]
     dead_letter_session.close()
 
 
@@ -303,7 +305,7 @@ def test_an_invalid_run_request_ends_with_the_reason(demo_workers: Workers) -> N
     demo_workers.start_all()
     session = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30).open([topology.follower("wrong")])
     session.publish([Wrong("wrong", 1.0, DEMO)])
-    outcome = follow(session, "wrong", RELEASES, Quiet(), in_time())
+    outcome = follow(session, "wrong", RELEASES, QuietDisplay(), before_deadline())
     session.close()
     assert outcome.problem is not None
     assert "LUMI=-5" in outcome.problem

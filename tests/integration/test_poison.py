@@ -1,4 +1,4 @@
-"""Malformed messages are dead-lettered with a reason, their run reports it, and the worker goes on."""
+"""Malformed messages are dead-lettered with a reason, their run reports it, and the worker continues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
-from tests.integration.test_pipeline import Quiet, in_time
+from tests.integration.test_pipeline import QuietDisplay, before_deadline
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -116,7 +116,7 @@ def workers(permissive: Broker, tmp_path: Path) -> Iterator[Workers]:
 
 @pytest.mark.broker
 @pytest.mark.parametrize(("kind", "consumer"), [(Events, "data_processor"), (Selected, "analysis")])
-def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
+def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_continues(
     workers: Workers, kind: type[Events] | type[Selected], consumer: str
 ) -> None:
     queue = {"events": topology.EVENTS, "selected": topology.SELECTED}[kind.route]
@@ -135,7 +135,7 @@ def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
     consumer_session.close()
     (process,) = workers.start(consumer)
 
-    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
     follower.close()
 
     assert outcome.result is not None
@@ -145,10 +145,12 @@ def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_goes_on(
     for chunk, reason in expected.items():
         assert problems[chunk].startswith(f"a message in {queue.name} could not be handled: ")
         assert reason in problems[chunk]
-    letters = dead_letters(workers.settings)
-    assert {letter.queue for letter in letters} == {queue.name}
-    assert sorted(f"{letter.sample}[{letter.start}:{letter.stop}]" for letter in letters) == sorted(expected)
-    assert max(letter.size for letter in letters) == 100_000_000
+    found = dead_letters(workers.settings)
+    assert {dead_letter.queue for dead_letter in found} == {queue.name}
+    assert sorted(f"{dead_letter.sample}[{dead_letter.start}:{dead_letter.stop}]" for dead_letter in found) == sorted(
+        expected
+    )
+    assert max(dead_letter.size for dead_letter in found) == 100_000_000
     assert process.poll() is None, "the worker has exited"
 
 
@@ -191,12 +193,12 @@ def test_malformed_json_is_dead_lettered_and_the_next_run_is_complete(workers: W
                 channel.basic_publish("", queue, body, pika.BasicProperties(type=kind, headers={"run_id": "../../x"}))
     follower = RabbitMQTransport(workers.settings, connect_timeout_s=30).open([topology.follower("run")], prefetch=100)
     submit(follower, "run", RUN)
-    outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
+    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert outcome.result["complete"]
     expected = len(targets) * len(bodies)
     wait_until(lambda: len(dead_letters(workers.settings)) == expected, "all were dead-lettered")
-    letters = dead_letters(workers.settings)
-    assert all(letter.problem != "not said" for letter in letters)
+    found = dead_letters(workers.settings)
+    assert all(dead_letter.problem != "not said" for dead_letter in found)
     assert sorted(path.name for path in (workers.folder / "service-results").iterdir()) == ["run"]

@@ -71,7 +71,7 @@ def test_neither_password_nor_key_is_in_logs_results_or_command_lines(
         assert any(program in line for line in seen)
     # A lost connection and a refused login are logged too.
     assert broker.cut_connections(debug_workers.settings) > 0
-    wait_until(lambda: "is away" in debug_workers.log("analysis"), "the lost connection is logged", 30)
+    wait_until(lambda: "connecting again" in debug_workers.log("analysis"), "the lost connection is logged", 30)
     broker.api("DELETE", f"permissions/{debug_workers.settings.vhost}/{debug_workers.settings.user}")
     debug_workers.start("data_processor")
     wait_until(lambda: "RABBITMQ_" in debug_workers.log("data_processor"), "the refusal is logged", 30)

@@ -1,4 +1,4 @@
-"""The loop of every service: a message that fails is dead-lettered with its reason, and the loop goes on."""
+"""The loop of every service: a message that fails is dead-lettered with the reason, and the loop continues."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ def test_a_message_that_cannot_be_handled_is_dead_lettered_with_its_reason(
     running.session.publish([failed("bad"), failed("good")])
     assert running.answer() == "good"
     dead = running.transport.open([topology.dead_letter_queue("plans")])
-    letter = wait_until(lambda: dead.receive(0.5), "the dead letter is there", 10)
-    assert reason in letter.headers["problem"]
-    assert messages.decode(letter.kind, letter.body, RELEASES) == failed("bad")
+    dead_letter = wait_until(lambda: dead.receive(0.5), "the dead letter is there", 10)
+    assert reason in dead_letter.headers["problem"]
+    assert messages.decode(dead_letter.kind, dead_letter.body, RELEASES) == failed("bad")
 
 
 def test_an_unreadable_dead_letter_notice_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:
@@ -134,7 +134,7 @@ def test_an_unreadable_dead_letter_notice_makes_no_new_dead_letter(start: Callab
     assert running.transport.depth("plans.dead") == 1
 
 
-def ask(port: int, path: str) -> tuple[int, str]:
+def get(port: int, path: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -149,11 +149,11 @@ def test_a_service_reports_its_health_and_its_metrics(start: Callable[[Echo], Ru
     with listen(running.metrics, port):
         running.session.publish([failed("bad"), failed("good")])
         assert running.answer() == "good"
-        assert ask(port, "/healthz") == (200, "ok\n")
-        assert ask(port, "/readyz") == (200, "ok\n")
-        assert ask(port, "/elsewhere")[0] == 404
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert get(port, "/readyz") == (200, "ok\n")
+        assert get(port, "/elsewhere")[0] == 404
         status, metrics = wait_until(
-            lambda: (found := ask(port, "/metrics")) and 'handled_total{queue="plans"} 1.0' in found[1] and found,
+            lambda: (found := get(port, "/metrics")) and 'handled_total{queue="plans"} 1.0' in found[1] and found,
             "the message is counted",
             10,
         )
@@ -172,8 +172,8 @@ def test_a_service_reports_its_health_and_its_metrics(start: Callable[[Echo], Ru
 def test_a_service_that_is_not_connected_is_alive_but_not_ready() -> None:
     metrics, port = ServiceMetrics("echo"), free_port()
     with listen(metrics, port):
-        assert ask(port, "/healthz")[0] == 200
-        assert ask(port, "/readyz") == (503, "not connected to the broker\n")
+        assert get(port, "/healthz")[0] == 200
+        assert get(port, "/readyz") == (503, "not connected to the broker\n")
 
 
 def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +181,10 @@ def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("common.health.STUCK_S", 0.0)
     metrics.heartbeat()
     with listen(metrics, port):
-        status, text = ask(port, "/healthz")
+        status, text = get(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
         with metrics.handling("plans", "run-plan"):
-            assert ask(port, "/healthz")[0] == 200
+            assert get(port, "/healthz")[0] == 200
 
 
 @pytest.mark.broker

@@ -22,7 +22,7 @@ from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
 from physics import RELEASES
 from tests.integration.test_command import run
-from tests.integration.test_pipeline import DEMO, Quiet, in_time, numbers, run_embedded
+from tests.integration.test_pipeline import DEMO, QuietDisplay, before_deadline, numbers, run_embedded
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
@@ -83,9 +83,11 @@ def test_a_message_to_an_exchange_is_accepted_in_the_bound_queues() -> None:
     assert SIGNER.problem(delivery(queue="plans", message=folder)) is not None
 
 
-def dead(signer: Signer, letter: Delivery, problem: str = "cannot be read") -> Delivery:
-    headers = signer.sign_notice(letter.kind, letter.body, {**letter.headers, **dead_letter_headers(letter, problem)})
-    return replace(letter, queue=topology.DEAD_NOTICES.name, headers=headers)
+def dead(signer: Signer, dead_letter: Delivery, problem: str = "cannot be read") -> Delivery:
+    headers = signer.sign_notice(
+        dead_letter.kind, dead_letter.body, {**dead_letter.headers, **dead_letter_headers(dead_letter, problem)}
+    )
+    return replace(dead_letter, queue=topology.DEAD_NOTICES.name, headers=headers)
 
 
 def test_a_dead_letter_notice_is_accepted_only_from_a_worker_with_the_key() -> None:
@@ -158,7 +160,7 @@ def test_a_signature_survives_dead_lettering_and_requeuing(
 def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
     keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], tmp_path: Path
 ) -> None:
-    """Somebody without the key publishes forged messages, and publishes a signed one several times."""
+    """A publisher without the key sends forged messages, and publishes a signed one several times."""
     forged = [RunPlan("run", 1.0, DEMO), RunRequest("run", 1.0, DEMO), MESSAGE]
     open_session(vhost).publish(forged)
     for service in ("data_loader", "data_processor", "visualisation"):
@@ -174,10 +176,10 @@ def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
             connection.channel().basic_publish("", copied.queue, copied.body, properties)
     keyed_workers.start("analysis")
 
-    outcome = follow(follower, "signed", RELEASES, Quiet(), in_time())
+    outcome = follow(follower, "signed", RELEASES, QuietDisplay(), before_deadline())
 
     assert numbers(outcome) == numbers(run_embedded(DEMO, tmp_path / "cache"))
-    refused = {(letter.queue, letter.kind): letter.problem for letter in dead_letters(vhost)}
+    refused = {(dead_letter.queue, dead_letter.kind): dead_letter.problem for dead_letter in dead_letters(vhost)}
     assert refused.keys() == {("plans", "run-plan"), ("plans", "chunk-failed"), ("runs", "run-request")}
     assert all("its signature is missing or wrong" in problem for problem in refused.values())
 
@@ -202,5 +204,5 @@ def test_a_follower_ignores_a_forged_result(
     follower = open_session(keyed, topology.follower("run"))
     open_session(vhost).publish([ResultFiles("run", {"result.json": b'{"forged": true}'})])
     open_session(keyed).publish([ResultFiles("run", {"result.json": b'{"forged": false}'})])
-    outcome: Outcome = follow(follower, "run", RELEASES, Quiet(), in_time())
+    outcome: Outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
     assert outcome.result == {"forged": False}

@@ -22,7 +22,7 @@ from common.submission import Outcome, follow
 from common.transport import Session, Transport
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
-from tests.integration.test_pipeline import in_time
+from tests.integration.test_pipeline import before_deadline
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
 from tests.unit.test_fit_plots import fitted
@@ -67,7 +67,7 @@ def services(transport: Transport) -> Iterator[Session]:
 def following(transport: Transport, services: Session) -> Iterator[Callable[[Shown], Any]]:
     """Follows the run in a thread; returns the future outcome."""
     with ThreadPoolExecutor(1) as thread, closing(transport.open([topology.follower(RUN)])) as session:
-        yield lambda display: thread.submit(follow, session, RUN, RELEASES, display, in_time())
+        yield lambda display: thread.submit(follow, session, RUN, RELEASES, display, before_deadline())
 
 
 def test_the_result_is_shown_before_its_files_arrive(services: Session, following: Callable[[Shown], Any]) -> None:
@@ -110,16 +110,16 @@ def test_a_run_that_fails_after_its_result_has_a_problem(services: Session, foll
 
 
 @pytest.mark.broker
-def test_a_follower_that_lost_its_connection_asks_for_the_status(broker: Broker, vhost: BrokerSettings) -> None:
+def test_a_follower_that_lost_its_connection_requests_the_status(broker: Broker, vhost: BrokerSettings) -> None:
     transport, result = RabbitMQTransport(vhost, connect_timeout_s=20), fitted()
     outcome: Future[Outcome]
     with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
-        outcome = thread.submit(follow, session, RUN, RELEASES, Shown(), in_time())
+        outcome = thread.submit(follow, session, RUN, RELEASES, Shown(), before_deadline())
         wait_until(lambda: broker.cut_connections(vhost), "the follower lost its connection", 30)
         with closing(transport.open([topology.PLANS])) as analysis:
-            asked = wait_until(lambda: analysis.receive(0.5), "the follower asked", 20)
-            assert messages.decode(asked.kind, asked.body, RELEASES) == StatusRequest(RUN)
-            analysis.publish_and_acknowledge(asked, [folder(result)])
+            request = wait_until(lambda: analysis.receive(0.5), "the follower sent a status request", 20)
+            assert messages.decode(request.kind, request.body, RELEASES) == StatusRequest(RUN)
+            analysis.publish_and_acknowledge(request, [folder(result)])
         assert outcome.result(20).result == result
 
 
@@ -152,10 +152,10 @@ def test_the_bars_print_the_results() -> None:
     with Bars(console, 4) as bars:
         bars.result(result)
         printed = console.export_text()
-    for words in (
+    for text in (
         "Cutflow",
         "Yields",
         "115 to 130 GeV: ",
         f"signal strength {result['fit']['signal_strength']:.2f} ± ",
     ):
-        assert words in printed
+        assert text in printed

@@ -76,7 +76,7 @@ def test_messages_are_sent_over_tls(secure: BrokerSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         (
             {"tls_ca": "other-ca.pem"},
@@ -87,14 +87,14 @@ def test_messages_are_sent_over_tls(secure: BrokerSettings) -> None:
     ],
 )
 def test_a_wrong_certificate_is_an_error_at_once(
-    secure: BrokerSettings, folder: Path, changes: dict[str, str | None], words: str
+    secure: BrokerSettings, folder: Path, changes: dict[str, str | None], expected: str
 ) -> None:
     if changes.get("tls_ca"):
         changes = {**changes, "tls_ca": folder / str(changes["tls_ca"])}  # type: ignore[dict-item]
     wrong = replace(secure, **changes)  # type: ignore[arg-type]
     with pytest.raises(BrokerError) as refused:
         RabbitMQTransport(wrong, connect_timeout_s=None).open([])  # would wait for ever
-    assert words in str(refused.value)
+    assert expected in str(refused.value)
     with pytest.raises(BrokerError, match="shows a certificate that is refused"):
         dead_letters(wrong)
 

@@ -134,13 +134,13 @@ def test_a_dead_letter_is_kept_with_its_reason_and_the_analysis_is_notified(
     worker.publish([failed(3)])
     worker.dead_letter(take(worker), "cannot be read")
     dead = open_session(topology.dead_letter_queue("plans"), topology.DEAD_NOTICES)
-    letters = {delivery.queue: delivery for delivery in (take(dead), take(dead))}
-    assert letters.keys() == {"plans.dead", "dead-notices"}
-    for letter in letters.values():
-        assert read(letter) == failed(3)
-        assert letter.headers["problem"] == "cannot be read"
-        assert letter.headers["queue"] == "plans"
-        assert letter.headers["start"] == 3
+    found = {delivery.queue: delivery for delivery in (take(dead), take(dead))}
+    assert found.keys() == {"plans.dead", "dead-notices"}
+    for dead_letter in found.values():
+        assert read(dead_letter) == failed(3)
+        assert dead_letter.headers["problem"] == "cannot be read"
+        assert dead_letter.headers["queue"] == "plans"
+        assert dead_letter.headers["start"] == 3
 
 
 def test_a_publisher_waits_for_a_full_queue_and_no_message_is_lost(
@@ -223,14 +223,14 @@ def test_messages_that_a_full_queue_rejected_are_sent_again_when_there_is_room(
 def test_a_session_names_the_queues_without_a_consumer(open_session: Callable[..., Session]) -> None:
     session = open_session(topology.RUNS, topology.CHUNKS)
     expected = {"events", "selected", "plans", "dead-notices", "results.visualisation"}
-    wait_until(lambda: set(session.queues_without_consumer()) == expected, "the names were known", 10)
+    wait_until(lambda: set(session.queues_without_consumer()) == expected, "the names were reported", 10)
 
 
 def test_a_session_reports_the_depths_of_its_queues(open_session: Callable[..., Session]) -> None:
     session, sender = open_session(topology.PLANS), open_session()
     sender.publish([failed(number) for number in range(5)])
-    letter = take(session)
-    session.dead_letter(letter, "for a test")
+    dead_letter = take(session)
+    session.dead_letter(dead_letter, "for a test")
     wait_until(lambda: session.queue_depths().get("plans.dead") == 1, "the dead letter is counted", 10)
     assert session.queue_depths().keys() == {"plans", "plans.dead"}
 
@@ -364,19 +364,19 @@ def test_each_follower_has_a_queue_that_ends_with_its_connection(broker: Broker,
 
 @pytest.mark.broker
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "expected"),
     [
         ({"password": "wrong"}, ["refuses the user or the password", "RABBITMQ_PASS"]),
         ({"vhost": "nowhere"}, ["nowhere", "RABBITMQ_VHOST"]),
     ],
 )
 def test_the_error_says_what_the_broker_refuses(
-    vhost: BrokerSettings, wrong: dict[str, str], words: Sequence[str]
+    vhost: BrokerSettings, wrong: dict[str, str], expected: Sequence[str]
 ) -> None:
     with pytest.raises(BrokerError) as refused:
         RabbitMQTransport(replace(vhost, **wrong), connect_timeout_s=20).open([])
-    for word in words:
-        assert word in str(refused.value)
+    for text in expected:
+        assert text in str(refused.value)
     assert "wrong" not in str(refused.value)
 
 

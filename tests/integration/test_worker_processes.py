@@ -22,7 +22,7 @@ from common.worker_pool import WorkerPool
 from physics import RELEASES
 from tests.support import worker_functions
 from tests.support.paths import ROOT
-from tests.support.runs import Quiet, in_time, numbers, run_embedded
+from tests.support.runs import QuietDisplay, before_deadline, numbers, run_embedded
 from tests.support.waiting import wait_until
 from workers import chunk_worker, embedded
 from workers.data_processor.service import DataProcessor
@@ -158,7 +158,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cache: Path) -> str:
+def reference(cache: Path) -> str:
     """The numbers of a run without worker processes."""
     return numbers(run_embedded(DEMO, cache, processes=0))
 
@@ -171,17 +171,19 @@ def run_in_processes(
         services.prepare()
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
-        is_in_time = in_time()
-        outcome = follow(session, "run", RELEASES, Quiet(on_progress), lambda: is_in_time() and services.is_alive())
+        is_in_time = before_deadline()
+        outcome = follow(
+            session, "run", RELEASES, QuietDisplay(on_progress), lambda: is_in_time() and services.is_alive()
+        )
     assert worker_processes() == []
     return outcome
 
 
-def test_worker_processes_give_the_bits_of_the_threads(cache: Path, undisturbed: str) -> None:
-    assert numbers(run_in_processes(DEMO, cache)) == undisturbed
+def test_worker_processes_give_the_bits_of_the_threads(cache: Path, reference: str) -> None:
+    assert numbers(run_in_processes(DEMO, cache)) == reference
 
 
-def test_killed_worker_processes_change_no_bit(cache: Path, undisturbed: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_killed_worker_processes_change_no_bit(cache: Path, reference: str, caplog: pytest.LogCaptureFixture) -> None:
     killed: list[int] = []
 
     def kill_all(events: Mapping[str, int]) -> None:
@@ -191,13 +193,13 @@ def test_killed_worker_processes_change_no_bit(cache: Path, undisturbed: str, ca
                 process.kill()
 
     with caplog.at_level(logging.WARNING):
-        assert numbers(run_in_processes(DEMO, cache, kill_all)) == undisturbed
+        assert numbers(run_in_processes(DEMO, cache, kill_all)) == reference
     assert len(killed) >= 2
     assert "the worker processes are replaced" in caplog.text
 
 
 def test_a_longer_run_starts_worker_processes_by_itself(
-    cache: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+    cache: Path, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "PROCESSES_AFTER_S", 0.1)
     with EmbeddedServices(settings.read({"CACHE": str(cache)}), processes=1) as services:
@@ -205,9 +207,9 @@ def test_a_longer_run_starts_worker_processes_by_itself(
         without = len(worker_processes())
         submit(session, "run", DEMO)
         wait_until(lambda: len(worker_processes()) > without, "a worker process was started")
-        is_in_time = in_time()
-        outcome = follow(session, "run", RELEASES, Quiet(), lambda: is_in_time() and services.is_alive())
-    assert numbers(outcome) == undisturbed
+        is_in_time = before_deadline()
+        outcome = follow(session, "run", RELEASES, QuietDisplay(), lambda: is_in_time() and services.is_alive())
+    assert numbers(outcome) == reference
 
 
 def test_an_unreadable_file_has_the_same_reason_in_a_worker_process(cache: Path, tmp_path: Path) -> None:

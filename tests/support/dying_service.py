@@ -19,13 +19,13 @@ VICTIM = "Zmumu"
 
 
 class DyingService(Service):
-    """Publishes RunFailed for every ChunkFailed of another sample; of VICTIM's it dies as if out of memory."""
+    """Publishes RunFailed for every ChunkFailed; one of the sample VICTIM kills it, as running out of memory does."""
 
     name: ClassVar[str] = "dying"
     consumes: ClassVar[Sequence[Queue]] = (topology.PLANS, topology.EVENTS)
 
     def __init__(self, settings: Settings) -> None:
-        """Take the settings, which it does not need."""
+        """Ignore the settings."""
 
     def handle(self, message: Message) -> Sequence[Message]:
         assert isinstance(message, ChunkFailed)

@@ -1,4 +1,4 @@
-"""Whole runs of the pipeline, embedded and on a broker, and the numbers of their results."""
+"""Complete runs of the pipeline, embedded and on a broker, and the numbers of their results."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from workers.embedded import EmbeddedServices
 DEADLINE_S = 90
 
 
-class Quiet:
-    """Shows nothing; ``events`` counts what each stage has done."""
+class QuietDisplay:
+    """A display that prints nothing. ``events`` has the number of events that each stage has finished."""
 
     def __init__(self, on_progress: Callable[[Mapping[str, int]], None] = lambda events: None) -> None:
         self.events: dict[str, int] = {}
@@ -35,8 +35,8 @@ class Quiet:
     def result(self, document: Mapping[str, Any]) -> None: ...
 
 
-def in_time(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
-    """Ends a run that hangs."""
+def before_deadline(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
+    """Return a function that is true for so many seconds, for ``is_alive`` of ``follow``."""
     deadline = time.monotonic() + deadline_s
     return lambda: time.monotonic() < deadline
 
@@ -46,13 +46,13 @@ def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
     with EmbeddedServices(read, **replicas) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
-        return follow(session, "run", RELEASES, Quiet(), services.is_alive)
+        return follow(session, "run", RELEASES, QuietDisplay(), services.is_alive)
 
 
 def run_on_broker(
     settings: BrokerSettings,
     run: RunSettings,
-    display: Quiet | None = None,
+    display: QuietDisplay | None = None,
     run_id: str | None = None,
     is_alive: Callable[[], bool] | None = None,
 ) -> Outcome:
@@ -61,13 +61,13 @@ def run_on_broker(
     session = RabbitMQTransport(settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
-        return follow(session, run_id, RELEASES, display or Quiet(), is_alive or in_time())
+        return follow(session, run_id, RELEASES, display or QuietDisplay(), is_alive or before_deadline())
     finally:
         session.close()
 
 
 def numbers(outcome: Outcome) -> str:
-    """All that must not depend on how a run was done, to the last bit."""
+    """Return the parts of a result that must not depend on how the run was done, as JSON with all digits."""
     assert outcome.problem is None
     result = json.loads(outcome.files["result.json"])
     assert result == outcome.result
@@ -75,6 +75,6 @@ def numbers(outcome: Outcome) -> str:
 
 
 def numbers_of(result: Mapping[str, Any]) -> str:
-    """The same of a result.json's document."""
+    """Return the same for the document of a result.json."""
     kept = ("samples", "categories", "histograms", "window", "problems", "complete")
     return json.dumps({key: result[key] for key in kept})

@@ -1,4 +1,4 @@
-"""A run with enough simulated events to be fitted: a Z at 91, a Higgs of 125 GeV, ZZ from 180, few Z and tt̄."""
+"""A run with enough simulated events for a fit: Z at 91 GeV, Higgs boson at 125 GeV, ZZ from 180 GeV, some Z and tt̄."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workers.analysis.store import PartialSums, Store
 
 RELEASE = RELEASES["demo"]
 SAMPLES = ("data_A", "Zee", "llll", "ggH125_ZZ4lep")
-#: Expected events, and simulated ones.
+#: The numbers of expected and of simulated events.
 YIELDS = {"Zee": (70.0, 400), "llll": (240.0, 20_000), "ggH125_ZZ4lep": (15.0, 8_000)}
 
 
 def masses(rng: np.random.Generator, sample: str, n: int) -> npt.NDArray[np.float64]:
-    """N values of m4l in GeV."""
+    """Draw n values of m4l in GeV."""
     if sample == "ggH125_ZZ4lep":
         return rng.normal(124.8, 2.2, n)
     if sample == "Zee":
@@ -47,7 +47,7 @@ def events_of(rng: np.random.Generator, m4l: npt.NDArray[np.float64], weight: fl
 
 
 def drawn(sample: str, seed: int = 1) -> ak.Array:
-    """A sample's selected events: weighted simulation, or data from the sum of all simulation."""
+    """Draw a sample's selected events: weighted simulation, or data from the sum of all simulation."""
     rng = np.random.default_rng([seed, *sample.encode()])
     if sample in YIELDS:
         expected, simulated = YIELDS[sample]
@@ -57,7 +57,7 @@ def drawn(sample: str, seed: int = 1) -> ak.Array:
 
 
 def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> list[Message]:
-    """Everything that makes the run whole, one chunk a sample."""
+    """Return all messages of a complete run with one chunk per sample."""
     found: list[Message] = [RunPlan(run_id, 1000.0, RunSettings(release=RELEASE.name, samples=samples))]
     for sample in samples:
         events = drawn(sample, seed)
@@ -68,7 +68,7 @@ def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int 
 
 
 def document(samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> dict[str, Any]:
-    """The result document of the run, up to its fit."""
+    """Return the result document of the run, without the fit."""
     with closing(Store(None)) as store:
         for message in messages(samples=samples, seed=seed):
             if isinstance(message, RunPlan):

@@ -1,4 +1,4 @@
-"""Functions that tests have called in worker processes, which import them by name."""
+"""Functions that tests call in worker processes, which import them by name."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from common.settings import RunSettings
 from common.submission import follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import RELEASES
-from tests.support.runs import Quiet
+from tests.support.runs import QuietDisplay
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from tests.unit.test_page import RUN, Site, document, finished, quiet_port, under_way
@@ -71,7 +71,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made.service.close()
 
 
-def in_time(seconds: float) -> Callable[[], bool]:
+def before_deadline(seconds: float) -> Callable[[], bool]:
     """Return a function that is True for so many seconds."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
@@ -120,7 +120,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
     assert tab.evaluate("document.querySelector('#partial-plot').decode().then(() => true)")
     assert tab.title().startswith("TOY – ")
 
-    outcome = follow(session, run_id, RELEASES, Quiet(), in_time(300))
+    outcome = follow(session, run_id, RELEASES, QuietDisplay(), before_deadline(300))
     session.close()
     assert outcome.result is not None
     tab.wait_for_selector("h1 .badge.complete")  # without a reload

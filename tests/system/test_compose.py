@@ -25,7 +25,7 @@ from tests.support.waiting import free_port, wait_until
 pytestmark = pytest.mark.compose
 
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
-#: Long enough to be disturbed: 205 chunks.
+#: Long enough for faults during the run: 205 chunks.
 DEMO = RunSettings(release="demo", demo_events=200_000, chunk_entries=1_000)
 FLAGS = ("--release", "demo", "--demo-events", "200000", "--chunk-entries", "1000")
 
@@ -77,8 +77,8 @@ class Stack:
 
     def analysed(self) -> float:
         """The number of events that the analysis service has handled since it started."""
-        ask = "exec 3<>/dev/tcp/127.0.0.1/9100; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
-        metrics = self.compose("exec", "-T", "analysis", "bash", "-c", ask)
+        script = "exec 3<>/dev/tcp/127.0.0.1/9100; printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        metrics = self.compose("exec", "-T", "analysis", "bash", "-c", script)
         (events,) = re.findall(r"^atlas_events_total (\S+)", metrics, re.MULTILINE)
         return float(events)
 
@@ -98,14 +98,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The numbers of the demo run, embedded in one process."""
     return numbers(run_embedded(DEMO, tmp_path_factory.mktemp("cache")))
 
 
-def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(stack: Stack, undisturbed: str) -> None:
+def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(stack: Stack, reference: str) -> None:
     bits, folder = stack.run(*FLAGS)
-    assert bits == undisturbed
+    assert bits == reference
     assert (folder / "m4l.png").read_bytes().startswith(b"\x89PNG")
     assert pwd.getpwuid(folder.stat().st_uid).pw_uid == os.getuid()
 
@@ -123,14 +123,14 @@ def test_real_events_in_a_host_directory_give_the_published_numbers(stack: Stack
         assert samples[name]["yield"] == pytest.approx(published["yield"], rel=1e-6)
 
 
-def test_added_replicas_change_no_bit_and_are_kept(stack: Stack, undisturbed: str) -> None:
+def test_added_replicas_change_no_bit_and_are_kept(stack: Stack, reference: str) -> None:
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=4", "--scale", "data-loader=2")
-    assert stack.run(*FLAGS)[0] == undisturbed
+    assert stack.run(*FLAGS)[0] == reference
     assert (len(stack.containers("data-processor")), len(stack.containers("data-loader"))) == (4, 2)
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=1", "--scale", "data-loader=1")
 
 
-def test_restarting_every_worker_during_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+def test_restarting_every_worker_during_a_run_changes_no_bit(stack: Stack, reference: str) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS)
         stack.wait_for_progress()
@@ -144,11 +144,11 @@ def test_restarting_every_worker_during_a_run_changes_no_bit(stack: Stack, undis
             assert subprocess.run(state, check=True, capture_output=True, text=True).stdout.strip() == "0", service
             subprocess.run(["docker", "start", container], check=True, capture_output=True)
         assert not running.done()
-        assert running.result()[0] == undisturbed
+        assert running.result()[0] == reference
     assert max(took.values()) < 10, took
 
 
-def test_killing_and_restarting_the_broker_during_a_run_changes_no_bit(stack: Stack, undisturbed: str) -> None:
+def test_killing_and_restarting_the_broker_during_a_run_changes_no_bit(stack: Stack, reference: str) -> None:
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS)
         stack.wait_for_progress()
@@ -156,7 +156,7 @@ def test_killing_and_restarting_the_broker_during_a_run_changes_no_bit(stack: St
         subprocess.run(["docker", "kill", broker], check=True, capture_output=True)
         assert not running.done()
         subprocess.run(["docker", "start", broker], check=True, capture_output=True)
-        assert running.result()[0] == undisturbed
+        assert running.result()[0] == reference
 
 
 @pytest.mark.parametrize("service", WORKERS)
@@ -177,25 +177,25 @@ def test_ports_are_bound_to_localhost_only(stack: Stack) -> None:
     bindings = []
     for service in ("rabbitmq", *WORKERS):
         (container,) = stack.containers(service)
-        ask = ["docker", "inspect", "--format", "{{json .HostConfig.PortBindings}}", container]
-        ports = json.loads(subprocess.run(ask, check=True, capture_output=True, text=True).stdout) or {}
+        command = ["docker", "inspect", "--format", "{{json .HostConfig.PortBindings}}", container]
+        ports = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) or {}
         bindings += [binding["HostIp"] for published in ports.values() for binding in published]
     assert bindings
     assert set(bindings) == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "expected"),
     [
         (["--lumi", "-1"], "LUMI=-1"),
         (["--data", "nowhere"], "no such directory"),
         (["--broker", "amqp://elsewhere"], "--broker is for analysis.py"),
     ],
 )
-def test_wrong_usage_is_exit_code_2_with_the_reason(stack: Stack, flags: list[str], words: str) -> None:
+def test_wrong_usage_is_exit_code_2_with_the_reason(stack: Stack, flags: list[str], expected: str) -> None:
     done = stack.docker_run(*flags)
     assert done.returncode == 2
-    assert words in done.stderr + done.stdout
+    assert expected in done.stderr + done.stdout
 
 
 def test_a_missing_engine_is_reported_in_one_line(tmp_path: Path) -> None:

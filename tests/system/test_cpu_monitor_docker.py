@@ -28,8 +28,10 @@ os._exit(0)
 """
 
 
-def docker(*words: str) -> str:
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+def docker(*arguments: str) -> str:
+    return subprocess.run(
+        ["docker", *arguments], check=True, capture_output=True, text=True, timeout=120
+    ).stdout.strip()
 
 
 def has_image() -> bool:

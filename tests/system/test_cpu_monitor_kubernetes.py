@@ -33,9 +33,9 @@ time.sleep(3600)
 """
 
 
-def kubectl(*words: str, text: str | None = None) -> str:
+def kubectl(*arguments: str, text: str | None = None) -> str:
     return subprocess.run(
-        ["kubectl", *words], input=text, check=True, capture_output=True, text=True, timeout=120
+        ["kubectl", *arguments], input=text, check=True, capture_output=True, text=True, timeout=120
     ).stdout.strip()
 
 
@@ -102,8 +102,8 @@ class Namespace:
 
     def reported(self, pod: str) -> float:
         """The CPU seconds that a pod printed, summed over restarts; 0 before it has."""
-        words = kubectl("-n", self.name, "logs", pod).split()
-        return float(words[1]) if words[:1] == ["used"] else 0.0
+        printed = kubectl("-n", self.name, "logs", pod).split()
+        return float(printed[1]) if printed[:1] == ["used"] else 0.0
 
     def record(self, pods: Path, names: Sequence[str], interval: str = "1") -> Recording:
         """Create pods and record until all have used their CPU time."""

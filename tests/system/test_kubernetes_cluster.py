@@ -22,7 +22,7 @@ from tests.support.real_data import real_data
 from tests.support.waiting import wait_until
 
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
-#: Long enough to be disturbed: about 400 chunks.
+#: Long enough for faults during the run: about 400 chunks.
 LONG = ("--release", "demo", "--demo-events", "1000000", "--chunk-entries", "2500")
 DEADLINE_S = 600
 
@@ -113,8 +113,8 @@ class Cluster:
 
     def handled(self, service: str, queue: str) -> float:
         """How many messages of a queue a service has handled since its pod started."""
-        ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
-        for line in self.kubectl("exec", f"deployment/{service}", "--", "python", "-c", ask).splitlines():
+        script = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9100/metrics').read().decode())"
+        for line in self.kubectl("exec", f"deployment/{service}", "--", "python", "-c", script).splitlines():
             if line.startswith(f'atlas_messages_handled_total{{queue="{queue}"}}'):
                 return float(line.split()[-1])
         return 0.0
@@ -164,16 +164,16 @@ def embedded(folder: Path, *flags: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The numbers of the LONG run."""
     return embedded(tmp_path_factory.mktemp("embedded"), *LONG)
 
 
 def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(
-    start: Callable[..., Run], undisturbed: str
+    start: Callable[..., Run], reference: str
 ) -> None:
     run = start(*LONG)
-    assert numbers(run.result()) == undisturbed
+    assert numbers(run.result()) == reference
     (folder,) = run.output.iterdir()
     assert {"result.json", "m4l.png", "m4l.pdf", "histograms.root"} <= {path.name for path in folder.iterdir()}
     assert {path.stat().st_uid for path in (folder, *folder.iterdir())} == {os.getuid()}
@@ -225,7 +225,7 @@ def file_server(image: str) -> dict[str, Any]:
 
 
 def test_deleting_all_pods_and_the_broker_during_a_run_changes_no_bit(
-    cluster: Cluster, start: Callable[..., Run], undisturbed: str
+    cluster: Cluster, start: Callable[..., Run], reference: str
 ) -> None:
     run = start(*LONG)
     run.wait_for_progress()
@@ -234,11 +234,11 @@ def test_deleting_all_pods_and_the_broker_during_a_run_changes_no_bit(
     assert run.is_under_way()
     cluster.kubectl("delete", "--grace-period=0", "--force", *cluster.pods("rabbitmq"))
     assert run.is_under_way()
-    assert numbers(run.result()) == undisturbed
+    assert numbers(run.result()) == reference
 
 
 def test_a_rollout_restart_during_a_run_changes_no_bit(
-    cluster: Cluster, start: Callable[..., Run], undisturbed: str
+    cluster: Cluster, start: Callable[..., Run], reference: str
 ) -> None:
     run = start(*LONG)
     run.wait_for_progress()
@@ -247,19 +247,19 @@ def test_a_rollout_restart_during_a_run_changes_no_bit(
     cluster.kubectl("rollout", "restart", *deployments)
     cluster.ready(*deployments)
     assert run.is_under_way()
-    assert numbers(run.result()) == undisturbed
+    assert numbers(run.result()) == reference
     wait_until(lambda: not before & set(cluster.pods(*WORKERS)), "the old pods had ended", DEADLINE_S)
 
 
 def test_scaling_the_processor_during_a_run_changes_no_bit(
-    cluster: Cluster, start: Callable[..., Run], undisturbed: str
+    cluster: Cluster, start: Callable[..., Run], reference: str
 ) -> None:
     run = start(*LONG)
     run.wait_for_progress()
     cluster.kubectl("scale", "deployment/data-processor", "--replicas=4")
     cluster.ready("deployment/data-processor")
     assert run.is_under_way()
-    assert numbers(run.result()) == undisturbed
+    assert numbers(run.result()) == reference
     assert len(cluster.pods("data-processor")) == 4
     cluster.kubectl("scale", "deployment/data-processor", "--replicas=1")
 
@@ -309,7 +309,7 @@ def test_down_deletes_the_workloads_and_names_what_is_kept(cluster: Cluster) -> 
     assert cluster.kubectl("get", everything, ours, "--output=name") == ""
 
 
-def test_losing_one_of_three_brokers_during_a_run_changes_no_bit(start: Callable[..., Run], undisturbed: str) -> None:
+def test_losing_one_of_three_brokers_during_a_run_changes_no_bit(start: Callable[..., Run], reference: str) -> None:
     three = Cluster("atlas-test-three", HIGH_AVAILABILITY="1")
 
     def members() -> dict[str, int]:
@@ -331,11 +331,11 @@ def test_losing_one_of_three_brokers_during_a_run_changes_no_bit(start: Callable
         three.kubectl("scale", "statefulset/rabbitmq", "--replicas=2")
         three.kubectl("wait", "--for=delete", "pod/rabbitmq-2", "--timeout=180s")
         assert run.is_under_way()
-        assert numbers(run.result()) == undisturbed
+        assert numbers(run.result()) == reference
         again = start(*LONG, on=three)
         again.wait_for_progress()
         three.kubectl("delete", "pod/rabbitmq-0", "--grace-period=0", "--force")
         assert again.is_under_way()
-        assert numbers(again.result()) == undisturbed
+        assert numbers(again.result()) == reference
     finally:
         three.script("--down")

@@ -1,4 +1,4 @@
-"""The analysis service turns a run's messages, however they come, into one final result."""
+"""The analysis service makes one final result of a run's messages, whatever their order."""
 
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ def without(*left_out: Message) -> list[Message]:
 
 
 def dead_letter(queue: str, message: Message, problem: str = "it is not a pickle") -> Delivery:
-    """A notice as the service loop's give-up makes it."""
+    """Return a notice as the service loop publishes it."""
     headers = {**message.headers, "problem": problem, "queue": queue}
     return Delivery(topology.DEAD_NOTICES.name, message.kind, b"cannot be read", headers, False, token=None)
 
 
 def dead_letter_of_the_broker(queue: str, headers: Mapping[str, Any], kind: str, reason: str) -> Delivery:
-    """A notice as RabbitMQ makes it, of a message that it has delivered too often, say."""
+    """Return a notice as RabbitMQ publishes it, for example at the delivery limit."""
     made = {
         **headers,
-        "x-delivery-count": 21,
+        "x-delivery-count": 11,
         "x-first-death-queue": queue,
         "x-first-death-reason": reason,
         "x-first-death-exchange": "",
@@ -152,7 +152,7 @@ def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
     ]
 
 
-def test_messages_repeated_after_the_end_publish_the_result_once(analysis: Analysis, clock: Clock) -> None:
+def test_messages_repeated_third_publish_the_result_once(analysis: Analysis, clock: Clock) -> None:
     final = Result("run", final=True, result=final_of(analysis, RUN))
     clock.now += 3600
     published: list[Message] = []
@@ -164,7 +164,7 @@ def test_messages_repeated_after_the_end_publish_the_result_once(analysis: Analy
     for message in [*RUN[1:], other_bounds, other_plan, *late]:
         assert results(analysis.handle(message)) == [], message
         assert published == [final], message
-    for _ in range(2):  # whoever asks for the run again is answered each time
+    for _ in range(2):  # a repeated plan is answered each time
         assert results(analysis.handle(RUN_PLAN)) == [final]
 
 
@@ -197,7 +197,7 @@ def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock
         analysis.close()
 
 
-def test_runs_do_not_mix(analysis: Analysis) -> None:
+def test_several_runs_at_once_are_kept_apart(analysis: Analysis) -> None:
     other = Chunk("other", "Zee", 0, 10)
     handle_all(analysis, [RunPlan("other", 1000.0, RunSettings(samples=("Zee",))), of_chunk(other)])
 
@@ -210,7 +210,7 @@ def test_runs_do_not_mix(analysis: Analysis) -> None:
 
 
 class Loop:
-    """Stands in for the service loop: what is published in a turn."""
+    """Calls ``poll`` as the service loop does, and keeps what is published."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
@@ -218,23 +218,23 @@ class Loop:
         analysis.publish = self.published.extend
 
     def finals(self, timeout_s: float = 300.0) -> list[Result]:
-        """Turn until a final result is published."""
+        """Poll until a final result is published."""
 
-        def turned() -> list[Result]:
+        def polled() -> list[Result]:
             self.analysis.poll()
             return [result for result in results(self.published) if result.final]
 
-        return wait_until(turned, "a final result was published", timeout_s)
+        return wait_until(polled, "a final result was published", timeout_s)
 
 
 def fitting(
     store: Store, function: Callable[[Mapping[str, Any]], FitAnswer] = fit_document, timeout_s: float = 60.0
 ) -> Loop:
-    """A service that has this function called in place of the fit."""
+    """Return a service that calls this function instead of the fit."""
     return Loop(Analysis(read({}), store, FitPool(function, timeout_s)))
 
 
-def test_a_whole_run_is_final_only_with_its_fit() -> None:
+def test_a_complete_run_is_final_only_with_its_fit() -> None:
     loop = fitting(Store(None))
     *_, last = handle_all(loop.analysis, toy_run.messages())
     assert isinstance(last, Result)
@@ -275,25 +275,25 @@ def test_a_service_killed_during_a_fit_fits_again_after_its_restart(tmp_path: Pa
     assert final.result["fit"] == {"signal_strength": 1.5}
     successor.analysis.close()
 
-    after_the_end = fitting(Store(path), worker_functions.fit_without_end)
-    after_the_end.analysis.poll()
-    assert after_the_end.published == []
-    after_the_end.analysis.close()
+    third = fitting(Store(path), worker_functions.fit_without_end)
+    third.analysis.poll()
+    assert third.published == []
+    third.analysis.close()
 
 
 def test_an_interrupted_publication_is_made_by_the_restarted_service(tmp_path: Path) -> None:
     path = tmp_path / "analysis.sqlite"
-    cut_off = fitting(Store(path), worker_functions.find_fit)
-    handle_all(cut_off.analysis, toy_run.messages())
+    interrupted = fitting(Store(path), worker_functions.find_fit)
+    handle_all(interrupted.analysis, toy_run.messages())
 
     def refuse(messages: Sequence[Message]) -> None:
         if any(isinstance(message, Result) and message.final for message in messages):
             raise BrokerError("the connection broke")
 
-    cut_off.analysis.publish = refuse
+    interrupted.analysis.publish = refuse
     with pytest.raises(BrokerError):
-        cut_off.finals()
-    cut_off.analysis.close()
+        interrupted.finals()
+    interrupted.analysis.close()
 
     successor = fitting(Store(path), worker_functions.find_fit)
     assert len(successor.finals()) == 1
@@ -375,7 +375,7 @@ def test_partial_results_are_published_at_most_twice_a_second(analysis: Analysis
     assert read_so_far == [round((at - 2000) / 0.1) * 10 for at in times]
 
 
-# --- what fails -------------------------------------------------------------
+# --- failures -------------------------------------------------------------
 
 
 def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysis: Analysis) -> None:
@@ -487,9 +487,9 @@ def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
     tmp_path: Path,
 ) -> None:
     first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
-    told = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
-    assert first.handle(StatusRequest("run")) == told != []
-    assert second.handle(StatusRequest("run")) == told
+    failed = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
+    assert first.handle(StatusRequest("run")) == failed != []
+    assert second.handle(StatusRequest("run")) == failed
     second.handle(RUN_PLAN)
     assert second.handle(StatusRequest("run")) == []
     for service in (first, second):
@@ -521,15 +521,17 @@ def test_a_requeued_chunk_completes_its_ended_run(analysis: Analysis, clock: Clo
     clock.now += 3600
 
     assert results(notify(analysis, requeued(lost))) == []
-    (mended,) = results(analysis.handle(lost))
+    (completed,) = results(analysis.handle(lost))
 
     expected = final_of(Analysis(read({}), Store(None)), RUN)
-    assert (mended.final, mended.result["complete"]) == (True, True)
+    assert (completed.final, completed.result["complete"]) == (True, True)
     for key in ("samples", "categories", "histograms", "window", "problems"):
-        assert mended.result[key] == expected[key]
+        assert completed.result[key] == expected[key]
 
 
-def test_after_a_requeued_file_task_the_run_waits_for_the_whole_sample(analysis: Analysis, clock: Clock) -> None:
+def test_after_a_requeued_file_task_the_run_waits_for_all_chunks_of_the_sample(
+    analysis: Analysis, clock: Clock
+) -> None:
     task = FileTask("run", "Zee", RUN_PLAN.settings)
     of_zee = [PLANS[1], *(m for m in RUN if isinstance(m, Selected) and m.chunk.sample == "Zee")]
     handle_all(analysis, without(*of_zee))
@@ -562,50 +564,50 @@ def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: An
     assert isinstance(message, DeadLetterNotice)
 
 
-class Outlet:
-    """Keeps what a service publishes unasked."""
+class Published:
+    """Keeps the messages that a service publishes in ``poll``."""
 
     def __init__(self, service: Analysis) -> None:
-        self.published: list[Message] = []
-        service.publish = self.published.extend  # type: ignore[method-assign]
+        self.messages: list[Message] = []
+        service.publish = self.messages.extend  # type: ignore[method-assign]
 
 
 def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
     analysis: Analysis, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outlet = Outlet(analysis)
-    strangers = [of_chunk(Chunk("nobody-s", "Zee", start, start + 10)) for start in (0, 10)]
-    handle_all(analysis, strangers)
+    sent = Published(analysis)
+    orphaned = [of_chunk(Chunk("without-plan", "Zee", start, start + 10)) for start in (0, 10)]
+    handle_all(analysis, orphaned)
     analysis.poll()
     clock.now += 3599
     analysis.poll()
-    assert outlet.published == []
+    assert sent.messages == []
 
     clock.now += 61
     analysis.poll()
 
-    (failed,) = outlet.published
-    assert failed == RunFailed("nobody-s", "chunks arrived, but no plan of the run within 1 h")
+    (failed,) = sent.messages
+    assert failed == RunFailed("without-plan", "chunks arrived, but no plan of the run within 1 h")
     assert "Zee[0:10], Zee[10:20]" in caplog.text
     assert store.orphaned() == set()
     clock.now += 7200
     analysis.poll()
-    assert outlet.published == [failed]
+    assert sent.messages == [failed]
 
 
 def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(analysis: Analysis, clock: Clock) -> None:
-    outlet = Outlet(analysis)
+    sent = Published(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
     analysis.poll()
     clock.now += 3540
     analysis.poll()
     assert final_of(analysis, plans)["complete"]
-    assert outlet.published == []
+    assert sent.messages == []
 
 
 def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(analysis: Analysis, clock: Clock) -> None:
-    Outlet(analysis)
+    Published(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
     analysis.poll()
@@ -618,8 +620,8 @@ def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(analysis
 
 
 def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis, store: Store) -> None:
-    stranger = of_chunk(Chunk("run", "Zee", 3, 5))
-    handle_all(analysis, [*RUN, stranger])
+    unplanned = of_chunk(Chunk("run", "Zee", 3, 5))
+    handle_all(analysis, [*RUN, unplanned])
     assert store.database.row("SELECT count(*) FROM chunks WHERE NOT planned") == (0,)
 
 
@@ -647,16 +649,16 @@ def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None
 
 
 @pytest.mark.parametrize(
-    "news", [Progress("data-loader", ZEE), FetchProgress("run", "Zee", 10, 100)], ids=lambda m: m.kind
+    "message", [Progress("data-loader", ZEE), FetchProgress("run", "Zee", 10, 100)], ids=lambda m: m.kind
 )
-def test_a_dead_lettered_progress_message_changes_no_run(analysis: Analysis, news: Message) -> None:
+def test_a_dead_lettered_progress_message_changes_no_run(analysis: Analysis, message: Message) -> None:
     handle_all(analysis, RUN[:-1])
     queue = topology.VISUALISATION.name
 
-    assert notify(analysis, dead_letter_of_the_broker(queue, news.headers, news.kind, "maxlen")) == []
+    assert notify(analysis, dead_letter_of_the_broker(queue, message.headers, message.kind, "maxlen")) == []
 
     assert final_of(analysis, RUN[-1:])["complete"] is True
-    assert notify(analysis, dead_letter_of_the_broker(queue, news.headers, news.kind, "maxlen")) == []
+    assert notify(analysis, dead_letter_of_the_broker(queue, message.headers, message.kind, "maxlen")) == []
 
 
 def test_a_dead_letter_without_a_run_is_ignored_and_an_invalid_one_rejected(analysis: Analysis) -> None:

@@ -1,4 +1,4 @@
-"""Who imports whom: ARCHITECTURE.md says it, this reads the imports of every module."""
+"""The imports of every module follow the rules in ARCHITECTURE.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def modules(folder: str) -> Iterator[Path]:
 
 
 def imports(module: Path) -> Iterator[str]:
-    """The modules of the project that a module imports, wherever in it the import stands."""
+    """The modules of the project that a module imports, also within functions."""
     for node in ast.walk(ast.parse(module.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom):
@@ -66,7 +66,7 @@ def test_no_service_imports_another(service: str) -> None:
     assert not found
 
 
-def test_only_the_transports_know_rabbitmq() -> None:
+def test_only_the_transports_import_pika() -> None:
     """Entry points choose a transport; nothing else in common or in a service imports one or pika."""
     found = [
         f"{module.relative_to(ROOT)}"

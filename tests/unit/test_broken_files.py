@@ -17,7 +17,7 @@ from tests.support.real_data import real_data
 from workers.data_loader.service import DataLoader
 
 RELEASE = RELEASES["2020e-13tev"]
-BROKEN, WHOLE = RELEASE.sample("WH125_ZZ4lep"), RELEASE.sample("data_A")
+BROKEN, INTACT = RELEASE.sample("WH125_ZZ4lep"), RELEASE.sample("data_A")
 
 Break = Callable[[Path], None]
 
@@ -101,7 +101,7 @@ def read_all(loader: DataLoader, sample: str, settings: RunSettings) -> list[Mes
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_broken_file_is_named_and_the_other_file_is_complete(what: str, tmp_path: Path) -> None:
     data = tmp_path / "4lep"
-    for sample in (BROKEN, WHOLE):
+    for sample in (BROKEN, INTACT):
         target = data / sample.file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(real_data() / "4lep" / sample.file, target)
@@ -118,5 +118,5 @@ def test_a_broken_file_is_named_and_the_other_file_is_complete(what: str, tmp_pa
         assert len(problem) > len(f"{data / BROKEN.file}: ")
     events = [answer for answer in answers if isinstance(answer, Events)]
     assert sum(one.cutflow["read"] for one in events) == sum(one.chunk.stop - one.chunk.start for one in events)
-    whole = [answer for answer in read_all(loader, WHOLE.name, settings) if isinstance(answer, Events)]
-    assert sum(one.cutflow["read"] for one in whole) == 39
+    intact = [answer for answer in read_all(loader, INTACT.name, settings) if isinstance(answer, Events)]
+    assert sum(one.cutflow["read"] for one in intact) == 39

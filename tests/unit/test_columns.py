@@ -26,8 +26,8 @@ def test_records_have_the_same_pickle_as_an_awkward_array_of_the_columns(events:
 
 @pytest.mark.parametrize("cut", [slice(None), slice(2, 5), slice(0, 0), np.arange(7) % 2 == 0])
 def test_columns_equal_those_of_to_numpy_also_for_sliced_records(cut: object) -> None:
-    whole = records({"m4l": np.linspace(80, 250, 7), "lep_pt": np.arange(28, dtype=np.float32).reshape(7, 4)})
-    part = whole[cut]
+    full = records({"m4l": np.linspace(80, 250, 7), "lep_pt": np.arange(28, dtype=np.float32).reshape(7, 4)})
+    part = full[cut]
     found = columns_of(part)
     assert list(found) == ["m4l", "lep_pt"]
     for name, values in found.items():

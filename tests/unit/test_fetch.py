@@ -115,7 +115,7 @@ def server() -> Iterator[ScriptedServer]:
         yield it
 
 
-def whole(body: bytes = BODY, **headers: str) -> Step:
+def complete(body: bytes = BODY, **headers: str) -> Step:
     return lambda request: request.reply(200, body, **headers)
 
 
@@ -124,7 +124,7 @@ def status(code: int) -> Step:
 
 
 def short(**headers: str) -> Step:
-    """Announce the whole length, send half of it and close the connection."""
+    """Announce the full length, send half of it and close the connection."""
     return lambda request: request.reply(200, BODY[:HALF], SIZE, **headers)
 
 
@@ -193,7 +193,7 @@ class SilentPort:
 
 
 def test_a_complete_file_is_cached_and_nothing_else(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [whole()]
+    server.script = [complete()]
     seen: list[tuple[int, int | None]] = []
     path = fetch(server.url(), tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == BODY
@@ -222,7 +222,7 @@ def test_without_a_content_length_the_length_in_the_root_header_counts(server: S
 
 
 def test_a_compressed_response_is_decompressed(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [whole(gzip.compress(BODY, 1), Content_Encoding="gzip", ETag='"v1"')]
+    server.script = [complete(gzip.compress(BODY, 1), Content_Encoding="gzip", ETag='"v1"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
 
 
@@ -257,7 +257,7 @@ def test_a_url_of_another_scheme_or_without_host_is_an_error(url: str, tmp_path:
 
 @pytest.mark.parametrize("failure", [short(), dropped(), status(503), status(429), status(500)])
 def test_a_temporary_failure_is_retried(failure: Step, server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [failure, failure, whole()]
+    server.script = [failure, failure, complete()]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert len(server.requests) == 3
     assert left_in(tmp_path) == {"data_A.root"}
@@ -267,13 +267,13 @@ def test_a_server_that_sends_nothing_is_retried(server: ScriptedServer, tmp_path
     def silent(request: Request) -> None:
         request.server.release.wait(10)
 
-    server.script = [silent, whole()]
+    server.script = [silent, complete()]
     policy = RetryPolicy(first_delay_s=0.001, read_timeout_s=0.1)
     assert fetch(server.url(), tmp_path, policy=policy).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("failure", [short(), dropped(), status(503)])
-def test_a_permanent_failure_is_given_up_after_five_attempts(
+def test_a_lasting_failure_is_an_error_after_five_attempts(
     failure: Step, server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script = [failure]
@@ -308,8 +308,8 @@ def test_the_date_is_the_version_if_the_etag_is_weak(server: ScriptedServer, tmp
     assert server.requests[1]["If-Range"] == date
 
 
-def test_a_server_that_ignores_ranges_sends_the_whole_file_again(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [short(ETag='"v1"'), whole(ETag='"v1"')]
+def test_a_server_that_ignores_ranges_sends_the_complete_file_again(server: ScriptedServer, tmp_path: Path) -> None:
+    server.script = [short(ETag='"v1"'), complete(ETag='"v1"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert "Range" in server.requests[1]
 
@@ -320,7 +320,9 @@ def test_a_file_of_unknown_version_is_not_resumed(server: ScriptedServer, tmp_pa
     assert "Range" not in server.requests[1]
 
 
-def test_a_file_that_changed_between_attempts_is_downloaded_whole(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_file_that_changed_between_attempts_is_downloaded_from_the_start(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
     server.script = [short(ETag='"v1"'), ranged(CHANGED_BODY, etag='"v2"')]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == CHANGED_BODY
 
@@ -349,7 +351,7 @@ def test_a_range_beyond_the_end_starts_the_download_over(server: ScriptedServer,
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
 
 
-def test_the_next_call_resumes_a_download_that_was_given_up(server: ScriptedServer, tmp_path: Path) -> None:
+def test_the_next_call_resumes_a_download_that_failed(server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [short(ETag='"v1"'), status(503)]
     with pytest.raises(FetchError, match="HTTP 503"):
         fetch(server.url(), tmp_path, policy=QUICK)
@@ -380,17 +382,17 @@ def test_a_client_error_after_half_a_file_leaves_no_file(server: ScriptedServer,
 
 
 @pytest.mark.parametrize(
-    ("page", "words"),
+    ("page", "expected"),
     [(b"<!DOCTYPE html><p>Sorry", "an HTML page that is not a ROOT file"), (b"", "not a ROOT file")],
 )
 def test_an_html_page_instead_of_the_file_is_an_error(
-    page: bytes, words: str, server: ScriptedServer, tmp_path: Path
+    page: bytes, expected: str, server: ScriptedServer, tmp_path: Path
 ) -> None:
-    server.script = [whole(page)]
-    with pytest.raises(FetchError, match=words):
+    server.script = [complete(page)]
+    with pytest.raises(FetchError, match=expected):
         fetch(server.url(), tmp_path)
     assert left_in(tmp_path) == set()
-    server.script = [whole()]
+    server.script = [complete()]
     assert fetch(server.url(), tmp_path).read_bytes() == BODY
 
 
@@ -408,7 +410,7 @@ def test_credentials_never_appear_in_errors(server: ScriptedServer, tmp_path: Pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_named_and_no_other_url_is_tried(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [whole()]
+    server.script = [complete()]
     target = cache_path(server.url(), tmp_path)
     target.parent.mkdir(parents=True)
     target.with_name("data_A.root.part").symlink_to("/dev/full")
@@ -479,20 +481,20 @@ def test_an_unreachable_server_is_not_tried_again_at_once_but_later(tmp_path: Pa
         with pytest.raises(FetchError, match="refused"):
             fetcher.fetch(url)
     with serving(port=int(url.split(":")[2].split("/")[0])) as server:
-        server.script = [whole()]
+        server.script = [complete()]
         with pytest.raises(FetchError, match="refused"):
             fetchers[0].fetch(url)
         assert fetchers[1].fetch(url).read_bytes() == BODY
 
 
 def test_the_next_url_is_used_if_the_first_fails(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [status(404), whole()]
+    server.script = [status(404), complete()]
     path = Fetcher(tmp_path, QUICK).fetch_first([refused_url(), server.url("/gone.root"), server.url()])
     assert path.read_bytes() == BODY
 
 
 def test_the_error_names_every_url_with_its_reason_and_what_to_do(server: ScriptedServer, tmp_path: Path) -> None:
-    server.script = [status(404), whole(b"<html>")]
+    server.script = [status(404), complete(b"<html>")]
     urls = [refused_url(), server.url("/gone.root"), server.url("/page.root")]
     with pytest.raises(FetchError) as caught:
         Fetcher(tmp_path, QUICK).fetch_first(urls)

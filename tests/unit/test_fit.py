@@ -1,4 +1,4 @@
-"""The fit agrees with pyhf's own inference and with cabinetry's, finds what was put in, and says why there is none."""
+"""The fit agrees with pyhf and cabinetry, finds the true values, and reports why there is none."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_bins_without_background_or_data_or_signal_make_no_fit() -> None:
         workspace_of(changed("signal", "values", dict.fromkeys(range(34), 0.0)))
 
 
-# --- against the field's own tools ------------------------------------------
+# --- compared with pyhf, Minuit and cabinetry ------------------------------------------
 
 
 def test_signal_strength_parameters_and_errors_are_minuit_s() -> None:
@@ -205,7 +205,7 @@ def test_the_root_file_has_every_variation() -> None:
                 assert file[f"{name}/{category}"].values().tolist() == contents["values"]
 
 
-# --- what it finds ----------------------------------------------------------
+# --- fitted values ----------------------------------------------------------
 
 
 def test_a_fit_of_asimov_data_returns_their_parameters() -> None:
@@ -320,9 +320,9 @@ def test_the_same_histograms_give_the_same_fit_in_another_process() -> None:
     result, fit = fitted()
     fits = FitPool()
     fits.start()
-    for run_id, asked in (("run", result), ("other", document(seed=2)), ("again", result)):
+    for run_id, requested in (("run", result), ("other", document(seed=2)), ("again", result)):
         done = Event()
-        fits.submit(run_id, asked, then=done.set)
+        fits.submit(run_id, requested, then=done.set)
         assert done.wait(300)
 
     assert json.dumps(fits.outcomes()["run"].fit) == json.dumps(fit)

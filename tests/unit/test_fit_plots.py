@@ -66,17 +66,17 @@ def test_only_the_fit_of_an_incomplete_run_has_a_watermark(name: str) -> None:
 def test_the_fit_of_a_toy_is_labelled_as_one_and_another_names_its_data(name: str) -> None:
     toy, real = fitted(), fitted() | {"toy": False, "release": "2020e-13tev"}
     assert "TOY demo – not ATLAS data" in texts(draw(name, toy))
-    words = texts(draw(name, real))
-    assert "TOY" not in words
-    assert "Open Data" in words
-    assert "for education" in words
+    shown = texts(draw(name, real))
+    assert "TOY" not in shown
+    assert "Open Data" in shown
+    assert "for education" in shown
 
 
 def test_every_nuisance_parameter_has_a_pull() -> None:
     result = fitted()
-    words = texts(draw("fit_pulls", result))
+    shown = texts(draw("fit_pulls", result))
     for expected in ("Luminosity", "Lepton scale factors", r"$ZZ^{*}$ normalisation", "MC stat. 120–125 GeV"):
-        assert expected in words
+        assert expected in shown
     (axes,) = draw("fit_pulls", result).axes
     names = [name for name in result["fit"]["parameters"] if name != "mu"]
     assert len(axes.get_yticks()) == len(names)

@@ -82,7 +82,7 @@ def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 @pytest.fixture(params=[("submission",), ("submission", "high-availability")], ids=["one broker", "three brokers"])
-def whole(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
+def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
     """The rendered manifests of the pipeline and a submission."""
     return build(tmp_path, *request.param)
 
@@ -95,8 +95,8 @@ def test_every_manifest_matches_the_schema_of_current_releases(path: Path, relea
             kubernetes_validate.validate(manifest, release, strict=True)
 
 
-def test_rendered_manifests_match_the_schema_of_the_latest_release(whole: list[Manifest]) -> None:
-    for manifest in whole:
+def test_rendered_manifests_match_the_schema_of_the_latest_release(rendered: list[Manifest]) -> None:
+    for manifest in rendered:
         kubernetes_validate.validate(manifest, RELEASES[-1], strict=True)
 
 
@@ -109,9 +109,9 @@ def test_rendered_manifests_have_one_broker_or_three(tmp_path: Path) -> None:
         assert set(made) == {broker} | {f"Deployment/{service}" for service in SERVICES}
 
 
-def test_every_pod_follows_the_restricted_security_standard(whole: list[Manifest]) -> None:
+def test_every_pod_follows_the_restricted_security_standard(rendered: list[Manifest]) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/."""
-    for name, pod in pods(whole).items():
+    for name, pod in pods(rendered).items():
         spec = pod["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), name
         assert spec["securityContext"]["runAsNonRoot"] is True, name
@@ -126,15 +126,15 @@ def test_every_pod_follows_the_restricted_security_standard(whole: list[Manifest
             assert context["capabilities"] == {"drop": ["ALL"]}, name
 
 
-def test_every_container_has_resource_requests_and_limits(whole: list[Manifest]) -> None:
-    for name, pod in pods(whole).items():
+def test_every_container_has_resource_requests_and_limits(rendered: list[Manifest]) -> None:
+    for name, pod in pods(rendered).items():
         for container in containers(pod):
             for kind in ("requests", "limits"):
                 assert container["resources"][kind].keys() == {"cpu", "memory"}, name
 
 
-def test_every_service_has_probes_and_no_worker_has_a_token(whole: list[Manifest]) -> None:
-    for name, pod in pods(whole).items():
+def test_every_service_has_probes_and_no_worker_has_a_token(rendered: list[Manifest]) -> None:
+    for name, pod in pods(rendered).items():
         (main,) = pod["spec"]["containers"]
         if name != "Job/submit":
             assert {"startupProbe", "readinessProbe", "livenessProbe"} <= main.keys(), name
@@ -143,8 +143,8 @@ def test_every_service_has_probes_and_no_worker_has_a_token(whole: list[Manifest
         assert pod["spec"]["automountServiceAccountToken"] is (name == "StatefulSet/rabbitmq"), name
 
 
-def test_a_deployment_with_a_volume_never_has_two_pods(whole: list[Manifest]) -> None:
-    for name, deployment in by_name(whole, "Deployment").items():
+def test_a_deployment_with_a_volume_never_has_two_pods(rendered: list[Manifest]) -> None:
+    for name, deployment in by_name(rendered, "Deployment").items():
         claims = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v]
         if claims:
             assert deployment["spec"]["strategy"] == {"type": "Recreate"}, name
@@ -154,11 +154,11 @@ def test_a_deployment_with_a_volume_never_has_two_pods(whole: list[Manifest]) ->
             assert "replicas" not in deployment["spec"], f"{name}: the next apply would undo 'kubectl scale'"
 
 
-def test_everything_that_a_pod_refers_to_exists(whole: list[Manifest]) -> None:
-    configs, claims = by_name(whole, "ConfigMap"), by_name(whole, "PersistentVolumeClaim")
-    accounts = by_name(whole, "ServiceAccount")
+def test_everything_that_a_pod_refers_to_exists(rendered: list[Manifest]) -> None:
+    configs, claims = by_name(rendered, "ConfigMap"), by_name(rendered, "PersistentVolumeClaim")
+    accounts = by_name(rendered, "ServiceAccount")
     secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE", "MESSAGE_KEY"}  # made by kubernetes-run.sh
-    for name, pod in pods(whole).items():
+    for name, pod in pods(rendered).items():
         assert pod["spec"]["serviceAccountName"] in accounts, name
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
         for volume in volumes.values():
@@ -177,14 +177,15 @@ def test_everything_that_a_pod_refers_to_exists(whole: list[Manifest]) -> None:
                     assert mount["subPath"] in configs[config["name"]]["data"], name
 
 
-def test_every_selector_matches_its_pods(whole: list[Manifest]) -> None:
-    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
+def test_every_selector_matches_its_pods(rendered: list[Manifest]) -> None:
+    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(rendered).items()}
 
     def found(selector: Mapping[str, Any]) -> set[str]:
         return {name for name in labels if matches(selector, labels[name])}
 
     services = {
-        name: found({"matchLabels": service["spec"]["selector"]}) for name, service in by_name(whole, "Service").items()
+        name: found({"matchLabels": service["spec"]["selector"]})
+        for name, service in by_name(rendered, "Service").items()
     }
     assert services.pop("rabbitmq-nodes", {"rabbitmq"}) == {"rabbitmq"}
     assert services == {"rabbitmq": {"rabbitmq"}, "visualisation": {"visualisation"}, "workers": SERVICES}
@@ -193,9 +194,9 @@ def test_every_selector_matches_its_pods(whole: list[Manifest]) -> None:
         assert found(budget["spec"]["selector"]) == {name}
 
 
-def test_only_services_reach_the_broker_and_only_the_page_is_public(whole: list[Manifest]) -> None:
-    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(whole).items()}
-    policies = by_name(whole, "NetworkPolicy")
+def test_only_services_reach_the_broker_and_only_the_page_is_public(rendered: list[Manifest]) -> None:
+    labels = {name.partition("/")[2]: pod["metadata"]["labels"] for name, pod in pods(rendered).items()}
+    policies = by_name(rendered, "NetworkPolicy")
     assert {n for n in labels if matches(policies["nothing"]["spec"]["podSelector"], labels[n])} == labels.keys()
     assert "ingress" not in policies["nothing"]["spec"]
 
@@ -215,8 +216,8 @@ def test_only_services_reach_the_broker_and_only_the_page_is_public(whole: list[
 
     clients = {name for name in labels if may_reach("rabbitmq", 5672, labels[name])}
     assert clients - {"rabbitmq"} == SERVICES | {"submit"}
-    assert not may_reach("rabbitmq", 5672, {"app": "stranger"})
-    assert not may_reach("rabbitmq", 15672, {"app": "stranger"})
+    assert not may_reach("rabbitmq", 5672, {"app": "other"})
+    assert not may_reach("rabbitmq", 15672, {"app": "other"})
     from_outside = {(n, p) for n in labels for p in (4369, 5672, 8080, 9100, 15672, 25672) if may_reach(n, p, None)}
     assert from_outside == {("visualisation", 8080)}
 
@@ -264,8 +265,8 @@ def test_autoscaling_targets_loader_and_processor_by_existing_queues() -> None:
         assert trigger["authenticationRef"] == {"name": "rabbitmq"}
 
 
-def test_rendered_manifests_grant_no_cluster_permissions(whole: list[Manifest]) -> None:
-    assert not {m["kind"] for m in whole} & {"ClusterRole", "ClusterRoleBinding"}
+def test_rendered_manifests_grant_no_cluster_permissions(rendered: list[Manifest]) -> None:
+    assert not {m["kind"] for m in rendered} & {"ClusterRole", "ClusterRoleBinding"}
     monitor = read(MANIFESTS / "cpu-monitor-role.yaml")
     verbs = {verb for m in monitor for rule in m.get("rules", []) for verb in rule["verbs"]}
     assert verbs == {"get", "list"}
@@ -323,7 +324,7 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "words"),
+    ("arguments", "environment", "expected"),
     [
         (["--data", "4lep"], {}, "the pods cannot read this machine's directories; give an address"),
         (["--data=/home/me/4lep"], {}, "DATA_CLAIM=<PersistentVolumeClaim>"),
@@ -335,12 +336,12 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     ],
 )
 def test_wrong_usage_is_reported_before_kubectl_is_called(
-    machine: Machine, arguments: list[str], environment: dict[str, str], words: str
+    machine: Machine, arguments: list[str], environment: dict[str, str], expected: str
 ) -> None:
     machine.add_stub("kubectl", "exit 1")
     done = machine.run(*arguments, **environment)
     assert done.returncode == 2
-    assert words in last_line(done)
+    assert expected in last_line(done)
     assert machine.calls() == []
 
 

@@ -1,4 +1,4 @@
-"""Messages: each kind survives the journey, and what is not as its kind declares is refused in words."""
+"""Each kind of message is decoded as it was encoded; a body that its kind does not declare is rejected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ JSON_MESSAGES: list[Message] = [
     Progress("data-loader", CHUNK),
     FetchProgress(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
-    RunFailed(RUN, "it came to nothing"),
+    RunFailed(RUN, "no such sample"),
     StatusRequest(RUN),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     RequeueNotice(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
@@ -66,14 +66,14 @@ def decode(kind: str, body: bytes) -> Message:
 
 
 def events(count: int) -> ak.Array:
-    """Events of bit patterns that a conversion would not leave alone: NaN, infinities, subnormals, −0."""
-    dice = np.random.default_rng(count)
+    """Return events of random bits, NaN, infinities, subnormals and −0 included, which a conversion would change."""
+    rng = np.random.default_rng(count)
 
     def floats(width: int) -> np.ndarray[Any, Any]:
-        return dice.integers(0, 256, (count, 4 * width), np.uint8).view(np.float32).reshape(count, width)
+        return rng.integers(0, 256, (count, 4 * width), np.uint8).view(np.float32).reshape(count, width)
 
     columns = {name: floats(4) for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy")}
-    columns |= {name: dice.integers(-128, 128, (count, 4), np.int8) for name in ("lep_charge", "lep_type")}
+    columns |= {name: rng.integers(-128, 128, (count, 4), np.int8) for name in ("lep_charge", "lep_type")}
     return ak.Array(columns | {"weight": floats(1)[:, 0]})
 
 
@@ -103,15 +103,15 @@ def bits(array: ak.Array) -> dict[str, tuple[str, bytes]]:
     return {name: (str(array[name].type), ak.to_numpy(array[name]).tobytes()) for name in array.fields}
 
 
-# --- the journey ----------------------------------------------------------------
+# --- encoding and decoding ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
-def test_a_message_without_an_array_survives_the_journey(message: Message) -> None:
+def test_a_message_without_an_array_is_decoded_as_it_was_encoded(message: Message) -> None:
     assert decode(message.kind, message.encode()) == message
 
 
-def test_every_kind_is_covered_here() -> None:
+def test_these_tests_cover_every_kind_of_message() -> None:
     kinds = {message.kind for message in JSON_MESSAGES} | {"events", "selected"}
     assert kinds == set(messages.KINDS)
 
@@ -119,7 +119,7 @@ def test_every_kind_is_covered_here() -> None:
 @pytest.mark.parametrize(
     ("count", "sample"), [(0, "Zee"), (0, "data_A"), (1, "Zee"), (1000, "data_A"), (MAX_CHUNK_ENTRIES, "llll")]
 )
-def test_events_survive_bit_for_bit_and_the_largest_chunk_fits(count: int, sample: str) -> None:
+def test_events_are_decoded_bit_for_bit_and_the_largest_chunk_fits(count: int, sample: str) -> None:
     message = events_message(count, sample)
     body = message.encode()
     assert len(body) < MIB_8
@@ -130,7 +130,7 @@ def test_events_survive_bit_for_bit_and_the_largest_chunk_fits(count: int, sampl
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_selected_events_survive_bit_for_bit(count: int) -> None:
+def test_selected_events_are_decoded_bit_for_bit(count: int) -> None:
     message = selected_message(selected()[:count])
     back = decode("selected", message.encode())
     assert isinstance(back, Selected)
@@ -138,7 +138,7 @@ def test_selected_events_survive_bit_for_bit(count: int) -> None:
     assert bits(back.events) == bits(message.events)
 
 
-def test_a_run_request_takes_what_it_leaves_out_from_the_data_loaders_settings() -> None:
+def test_settings_missing_in_a_run_request_are_those_of_the_data_loader() -> None:
     body = json.dumps({"run_id": "mine", "submitted": 0, "settings": {"samples": ["llll", "Zee"]}}).encode()
     assert decode("run-request", body) == RunRequest("mine", 0.0, RunSettings(samples=("Zee", "llll")))
     assert RunRequest.decode(body, RELEASES, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
@@ -149,7 +149,7 @@ def test_a_sample_plans_chunks_lie_between_its_bounds() -> None:
     assert SamplePlan(RUN, "Zee").chunks == ()
 
 
-# --- what is refused ----------------------------------------------------------------
+# --- rejected messages ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(messages.KINDS))
@@ -191,7 +191,7 @@ def test_names_of_a_hundred_characters_are_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "changes", "words"),
+    ("message", "changes", "expected"),
     [
         (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": 5, "stop": 4}}, "end before"),
         (ChunkTask(CHUNK, SETTINGS), {"chunk": {"run_id": RUN, "sample": "Zee", "start": -1, "stop": 4}}, ">= 0"),
@@ -208,20 +208,22 @@ def test_names_of_a_hundred_characters_are_names() -> None:
         (SamplePlan(RUN, "Zee"), {"entries": -1}, ">= 0"),
         (SamplePlan(RUN, "Zee"), {"bounds": [0, 10, 10]}, "bounds .* do not rise"),
         (SamplePlan(RUN, "Zee"), {"bounds": [10, 0]}, "bounds .* do not rise"),
-        (Progress("plan", CHUNK), {"stage": "dreaming"}, "Invalid enum value 'dreaming'"),
+        (Progress("plan", CHUNK), {"stage": "unknown"}, "Invalid enum value 'unknown'"),
         (ResultFiles(RUN, {}), {"files": {"../../etc/passwd": ""}}, "regex"),
         (ResultFiles(RUN, {}), {"files": {"a.png": "%%%"}}, "base64"),
         (RunFailed(RUN, "so"), {"problem": None}, "Expected `str`"),
     ],
 )
-def test_a_field_out_of_its_range_is_refused_in_words(message: Message, changes: dict[str, Any], words: str) -> None:
+def test_a_field_out_of_its_range_is_refused_with_the_reason(
+    message: Message, changes: dict[str, Any], expected: str
+) -> None:
     content = json.loads(message.encode()) | changes
-    with pytest.raises(MessageError, match=words):
+    with pytest.raises(MessageError, match=expected):
         decode(message.kind, json.dumps(content).encode())
 
 
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
-def test_a_message_without_one_of_its_fields_is_refused_but_a_newer_one_may_have_more(message: Message) -> None:
+def test_a_missing_field_is_refused_and_an_unknown_one_ignored(message: Message) -> None:
     content = json.loads(message.encode())
     by_kind = {SamplePlan: {"entries", "bounds", "problem"}, RequeueNotice: {"run_id", "sample", "start", "stop"}}
     optional = by_kind.get(type(message), set())
@@ -231,7 +233,7 @@ def test_a_message_without_one_of_its_fields_is_refused_but_a_newer_one_may_have
     assert decode(message.kind, json.dumps(content | {"of-a-later-version": 1}).encode()) == message
 
 
-def test_json_nested_deeper_than_python_goes_is_refused() -> None:
+def test_json_nested_too_deeply_for_python_is_refused() -> None:
     for kind in ("result", "run-request", "run-failed"):
         body = b'{"run_id":"a","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         with pytest.raises(MessageError):
@@ -244,7 +246,7 @@ def test_a_chunk_cannot_end_before_it_starts() -> None:
     assert str(Chunk(RUN, "Zee", 5, 5)) == "Zee[5:5]"
 
 
-def test_a_body_that_no_broker_takes_is_refused_where_it_is_written() -> None:
+def test_a_body_too_large_for_the_broker_is_refused_by_the_sender() -> None:
     too_many = events_message(120_000)
     with pytest.raises(MessageError, match=r"Zee\[0:120000\] .*CHUNK_ENTRIES.*more than the 8388608"):
         too_many.encode()
@@ -263,7 +265,7 @@ def with_header(**changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "expected"),
     [
         ({"cutflow": {"read": -1}}, "cutflow"),
         ({"cutflow": {"read": 1.5}}, "cutflow"),
@@ -276,9 +278,9 @@ def with_header(**changes: Any) -> bytes:
         ({"chunk": None}, "chunk"),
     ],
 )
-def test_a_header_of_an_array_that_is_out_of_its_range_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_a_header_of_an_array_that_is_out_of_its_range_is_refused(changes: dict[str, Any], expected: str) -> None:
     assert isinstance(decode("events", with_header()), Events)
-    with pytest.raises(MessageError, match=words):
+    with pytest.raises(MessageError, match=expected):
         decode("events", with_header(**changes))
 
 
@@ -287,7 +289,7 @@ def without(array: ak.Array, name: str) -> ak.Array:
 
 
 @pytest.mark.parametrize(
-    ("array", "words"),
+    ("array", "expected"),
     [
         (without(events(2), "lep_phi"), "has the fields"),
         (ak.with_field(events(2), [1, 2], "lep_m"), "has the fields"),
@@ -300,13 +302,13 @@ def without(array: ak.Array, name: str) -> ak.Array:
         (ak.Array([1.0, 2.0]), "not plain records"),
     ],
 )
-def test_an_array_of_other_fields_or_types_is_refused(array: ak.Array, words: str) -> None:
-    with pytest.raises(MessageError, match=words):
+def test_an_array_of_other_fields_or_types_is_refused(array: ak.Array, expected: str) -> None:
+    with pytest.raises(MessageError, match=expected):
         decode("events", replace(events_message(2), events=array).encode())
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "expected"),
     [
         ({"channel": np.array([0, 3], np.int8)}, "field 'channel' has a value outside 0 to 2"),
         ({"channel": np.array([-1, 0], np.int8)}, "field 'channel' has a value outside 0 to 2"),
@@ -317,8 +319,8 @@ def test_an_array_of_other_fields_or_types_is_refused(array: ak.Array, words: st
         ({"weight": np.array([0.5, 0.5])}, "'weight' is .*float64"),
     ],
 )
-def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any], words: str) -> None:
-    with pytest.raises(MessageError, match=words):
+def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(MessageError, match=expected):
         decode("selected", selected_message(selected(**changed)).encode())
 
 
@@ -326,19 +328,19 @@ def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any],
 
 
 @pytest.mark.parametrize("message", [*JSON_MESSAGES, events_message(1), selected_message()], ids=lambda m: m.kind)
-def test_the_headers_of_every_message_say_which_run_a_dead_letter_belongs_to(message: Message) -> None:
-    letter = DeadLetterNotice.from_headers("a queue", message.headers, problem="why")
-    assert letter.run_id == RUN
-    assert letter.chunk == getattr(message, "chunk", None)
-    assert letter.sample == getattr(message, "sample", letter.chunk and letter.chunk.sample)
+def test_the_headers_of_every_message_name_its_run_as_a_dead_letter(message: Message) -> None:
+    notice = DeadLetterNotice.from_headers("a queue", message.headers, problem="why")
+    assert notice.run_id == RUN
+    assert notice.chunk == getattr(message, "chunk", None)
+    assert notice.sample == getattr(message, "sample", notice.chunk and notice.chunk.sample)
 
 
-def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter() -> None:
-    letter = DeadLetterNotice.from_headers(
+def test_a_dead_letter_without_a_run_has_no_chunk_and_unknown_headers_are_ignored() -> None:
+    notice = DeadLetterNotice.from_headers(
         "events", {"x-death": [{"count": 1}], "problem": b"\xff", "run_id": None}, problem="why"
     )
-    assert letter == DeadLetterNotice(queue="events", problem="why")
-    assert letter.chunk is None
+    assert notice == DeadLetterNotice(queue="events", problem="why")
+    assert notice.chunk is None
 
 
 @pytest.mark.parametrize(
@@ -358,6 +360,6 @@ def test_a_dead_letter_of_no_run_has_no_chunk_and_foreign_headers_do_not_matter(
         {"run_id": RUN, "sample": "Zee", "start": {}, "stop": object()},
     ],
 )
-def test_hostile_headers_of_a_dead_letter_are_refused(headers: dict[str, object]) -> None:
+def test_invalid_headers_of_a_dead_letter_are_refused(headers: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         DeadLetterNotice.from_headers("events", headers, problem="why")

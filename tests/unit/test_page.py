@@ -327,7 +327,7 @@ def test_a_failed_run_is_listed_with_the_reason(site: Site) -> None:
     assert "<title>FAILED – lost</title>" in site.text("/runs/lost")
 
 
-def test_a_restarted_service_asks_the_analysis_once_for_the_runs_under_way(site: Site) -> None:
+def test_a_restarted_service_requests_the_runs_under_way_once(site: Site) -> None:
     sent: list[Message] = []
     site.service.publish = sent.extend
     site.service.poll()

@@ -15,10 +15,10 @@ from workers.analysis.statistics.rates import Rates
 STEP = 1e-6
 
 
-def anywhere(likelihood: Likelihood, seed: int, reach: float = 3.0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Parameters within the bounds, nuisance parameters up to ``reach`` standard deviations off."""
+def anywhere(likelihood: Likelihood, seed: int, spread: float = 3.0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Parameters within the bounds, nuisance parameters up to ``spread`` standard deviations off."""
     rng = np.random.default_rng(seed)
-    low, high = np.maximum(likelihood.low, -reach), np.minimum(likelihood.high, reach)
+    low, high = np.maximum(likelihood.low, -spread), np.minimum(likelihood.high, spread)
     return np.asarray(rng.uniform(low, high))
 
 
@@ -44,7 +44,7 @@ def test_minus_twice_ln_likelihood_differs_from_pyhfs_by_a_constant() -> None:
     likelihood = Likelihood(document()["workspace"])
     differences = []
     for seed in range(5):
-        parameters = np.abs(anywhere(likelihood, seed, reach=1.0))
+        parameters = np.abs(anywhere(likelihood, seed, spread=1.0))
         pyhfs = -2 * float(likelihood.model.logpdf(parameters, likelihood.data)[0])
         differences.append(likelihood.twice_nll(likelihood.expected(parameters)[0], likelihood.data) - pyhfs)
 

@@ -38,7 +38,7 @@ def with_lepton(changed: int, **change: float) -> list[dict[str, Any]]:
     return [{**one, **change} if index == changed else one for index, one in enumerate(GOOD)]
 
 
-# --- what is read -----------------------------------------------------------
+# --- read events -----------------------------------------------------------
 
 
 def test_the_four_leading_leptons_are_those_of_the_file_bit_for_bit(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_tree_without_entries_has_no_chunks_and_no_error(tmp_path: Path) -> No
     assert read_all(path)[1] == {"read": 0, "four_leptons": 0, "pt_cuts": 0}
 
 
-# --- what cannot be read ----------------------------------------------------
+# --- unreadable files ----------------------------------------------------
 
 
 def without_tree(path: Path) -> None:
@@ -206,20 +206,20 @@ def test_an_unreadable_file_is_named_with_the_cause(tmp_path: Path, make: Any, c
 
 
 def test_a_truncated_file_is_an_error_wherever_it_is_truncated(tmp_path: Path) -> None:
-    whole = write_file(tmp_path / "whole.root", [GOOD] * 500, basket=100).read_bytes()
+    complete = write_file(tmp_path / "complete.root", [GOOD] * 500, basket=100).read_bytes()
     path = tmp_path / "cut.root"
-    for length in np.linspace(1, len(whole), 25, endpoint=False).astype(int):
-        path.write_bytes(whole[:length])
+    for length in np.linspace(1, len(complete), 25, endpoint=False).astype(int):
+        path.write_bytes(complete[:length])
         with pytest.raises(DataError, match=r"cut\.root"):
             read_all(path)
 
 
 def test_a_file_without_its_last_bytes_is_never_read_in_part(tmp_path: Path) -> None:
     """The bytes after the tree are needed for writing only."""
-    whole = write_file(tmp_path / "whole.root", [GOOD] * 20).read_bytes()
+    complete = write_file(tmp_path / "complete.root", [GOOD] * 20).read_bytes()
     path = tmp_path / "cut.root"
     for missing in (1, 10, 100, 1000):
-        path.write_bytes(whole[:-missing])
+        path.write_bytes(complete[:-missing])
         with suppress(DataError):
             assert read_all(path)[1]["four_leptons"] == 20
 
@@ -228,8 +228,8 @@ def test_flipped_bits_give_an_error_or_the_same_events(tmp_path: Path) -> None:
     """The compressed baskets carry checksums; other bits must not change the events."""
     rng = np.random.default_rng(1)
     events = [four_leptons(*np.sort(rng.choice([10e3, 20e3, 30e3], 4))[::-1]) for _ in range(400)]
-    body = write_file(tmp_path / "whole.root", events).read_bytes()
-    expected = read_all(tmp_path / "whole.root")[0]
+    body = write_file(tmp_path / "complete.root", events).read_bytes()
+    expected = read_all(tmp_path / "complete.root")[0]
     path = tmp_path / "flipped.root"
     errors = 0
     for at in rng.integers(0, len(body), 60):
@@ -343,7 +343,7 @@ def test_pt_cut_i_keeps_events_whose_lepton_i_is_strictly_above_it(
     assert cutflow == {"read": 4, "four_leptons": 4, "pt_cuts": passing}
 
 
-# --- where files are --------------------------------------------------------
+# --- locations of files --------------------------------------------------------
 
 
 def test_a_file_is_found_in_the_layout_of_the_release_or_flat(tmp_path: Path) -> None:

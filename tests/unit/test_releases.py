@@ -1,4 +1,4 @@
-"""The catalogue against the table of the design, typed once more here as the independent source."""
+"""The releases agree with a table of their samples that is typed here independently."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ DATA = [("data_A", 0.5), ("data_B", 1.9), ("data_C", 2.9), ("data_D", 4.7)]
 
 
 @pytest.mark.parametrize("name", ["2020e-13tev", "demo"])
-def test_every_sample_has_the_numbers_of_the_designs_table(name: str) -> None:
+def test_every_sample_has_its_file_category_and_published_numbers(name: str) -> None:
     samples = RELEASES[name].samples
     columns = [(s.name, s.file, s.category, s.dsid, s.cross_section_pb, s.sum_of_weights) for s in samples]
     assert columns[4:] == SIMULATED
     assert [s.reduction for s in samples] == [1.0] * 12
     assert [(s.name, s.lumi_ifb) for s in samples[:4]] == DATA
-    assert [s.file for s in samples[:4]] == [f"Data/data_{letter}.4lep.root" for letter in "ABCD"]
+    assert [s.file for s in samples[:4]] == [f"Data/data_{period}.4lep.root" for period in "ABCD"]
     assert [s.is_data for s in samples] == [True] * 4 + [False] * 8
     assert sum(s.lumi_ifb or 0 for s in samples) == pytest.approx(10.0)
 
 
-def test_the_release_is_described_as_the_design_says() -> None:
+def test_the_release_has_its_tree_units_steps_and_addresses() -> None:
     real = RELEASES["2020e-13tev"]
     assert (real.tree, real.per_gev, real.sqrt_s_tev, real.toy) == ("mini", 1000.0, 13, False)
     assert real.steps == ("read", "four_leptons", "pt_cuts", "charge", "flavour")
@@ -49,7 +49,7 @@ def test_the_release_is_described_as_the_design_says() -> None:
     )
 
 
-def test_the_demo_is_marked_as_a_toy_and_has_no_address() -> None:
+def test_the_demo_is_labelled_as_a_toy_and_has_no_address() -> None:
     demo = RELEASES["demo"]
     assert demo.toy
     assert "TOY" in demo.title
@@ -57,12 +57,12 @@ def test_the_demo_is_marked_as_a_toy_and_has_no_address() -> None:
     assert set(RELEASES) == {"2020e-13tev", "demo"}
 
 
-def test_a_cross_section_weight_is_luminosity_times_cross_section_over_the_sum_of_weights() -> None:
+def test_the_cross_section_weight_is_luminosity_times_cross_section_over_sum_w() -> None:
     # 10 fb⁻¹ = 10 000 pb⁻¹; 10 000 · 1.2578 pb = 12 578 events, spread over Σw = 7 538 705.8077
     assert RELEASES["2020e-13tev"].sample("llll").cross_section_weight(10) == pytest.approx(1.668456e-3, rel=1e-6)
 
 
-def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_release_or_sample_is_refused_with_the_valid_names() -> None:
     with pytest.raises(SettingsError, match=r"release '2019' is not known; choose one of 2020e-13tev, demo"):
         RELEASES["2019"]
     with pytest.raises(SettingsError, match=r"sample 'Zee2' is not in release demo; it has data_A, .*, ZH125_ZZ4lep"):

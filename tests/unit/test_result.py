@@ -1,4 +1,4 @@
-"""The result document has the promised keys, and figures that can be worked out by hand."""
+"""The result document has the promised keys, and numbers that can be calculated by hand."""
 
 from __future__ import annotations
 

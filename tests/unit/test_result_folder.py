@@ -50,7 +50,7 @@ def result(**changes: Any) -> dict[str, Any]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What a folder holds."""
+    """Return the contents of a folder's files by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

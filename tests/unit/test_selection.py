@@ -41,7 +41,7 @@ class Lepton:
 
 
 def invariant_mass(leptons: tuple[Lepton, ...]) -> float:
-    """Return the mass in GeV from pT, η, φ and E in MeV, with sums that lose no digits."""
+    """Return the mass in GeV from pT, η, φ and E in MeV, with exact sums."""
     px = math.fsum(one.pt * math.cos(one.phi) for one in leptons)
     py = math.fsum(one.pt * math.sin(one.phi) for one in leptons)
     pz = math.fsum(one.pt * math.sinh(one.eta) for one in leptons)
@@ -216,15 +216,15 @@ def test_the_published_yields_are_reproduced_digit_for_digit(results: Any) -> No
 
 
 def test_the_chunk_size_does_not_change_a_bit_of_the_yields(results: Any) -> None:
-    whole = results[50_000][0]
+    unsplit = results[50_000][0]
     for result, processed in results.values():
         assert {n: s["yield"].hex() for n, s in result["samples"].items()} == {
-            n: s["yield"].hex() for n, s in whole["samples"].items()
+            n: s["yield"].hex() for n, s in unsplit["samples"].items()
         }
         assert {n: s["cutflow"] for n, s in result["samples"].items()} == {
-            n: s["cutflow"] for n, s in whole["samples"].items()
+            n: s["cutflow"] for n, s in unsplit["samples"].items()
         }
-        assert all(one.plan.entries == whole["samples"][name]["events_read"] for name, one in processed.items())
+        assert all(one.plan.entries == unsplit["samples"][name]["events_read"] for name, one in processed.items())
 
 
 def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -> None:

@@ -1,4 +1,4 @@
-"""Settings: the flag, then the variable, then the default; a wrong value is named together with the way out."""
+"""Settings: a flag overrides the variable, which overrides the default; the error for a wrong value says what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     return replace(found, run=RELEASES.resolve(found.run))
 
 
-def test_nothing_set_gives_the_defaults_of_the_design() -> None:
+def test_without_flags_and_variables_the_defaults_apply() -> None:
     settings = read({})
     run = settings.run
     assert (run.release, run.data, run.samples) == ("2020e-13tev", None, ALL_SAMPLES)
@@ -51,7 +51,7 @@ def test_nothing_set_gives_the_defaults_of_the_design() -> None:
         ("OUTPUT", "there", "here", "output", Path("here")),
     ],
 )
-def test_a_flag_goes_before_its_environment_variable_and_that_before_the_default(
+def test_a_flag_overrides_its_environment_variable_and_that_the_default(
     name: str, in_environment: str, as_flag: str, attribute: str, expected: object
 ) -> None:
     def value(environment: dict[str, str], flags: dict[str, str | None]) -> object:
@@ -72,7 +72,7 @@ def test_the_broker_is_read_from_its_four_variables() -> None:
     assert read(variables).broker == BrokerSettings("h", 5673, "u", "p")
 
 
-def test_an_empty_pt_cuts_cuts_nothing_while_every_other_empty_variable_means_its_default() -> None:
+def test_an_empty_variable_means_its_default_except_pt_cuts_where_it_means_no_cuts() -> None:
     assert read({"PT_CUTS": ""}).run.pt_cuts_gev == ()
     empty = dict.fromkeys(("RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "OUTPUT", "RABBITMQ_PORT"), "")
     assert read(empty) == read({})
@@ -81,11 +81,11 @@ def test_an_empty_pt_cuts_cuts_nothing_while_every_other_empty_variable_means_it
 @pytest.mark.parametrize(
     ("text", "cuts"), [("20,15,10", (20.0, 15.0, 10.0)), ("20", (20.0,)), ("1, 2,3 ,4", (1.0, 2.0, 3.0, 4.0))]
 )
-def test_pt_cuts_may_have_any_length_up_to_four(text: str, cuts: tuple[float, ...]) -> None:
+def test_there_may_be_up_to_four_pt_cuts(text: str, cuts: tuple[float, ...]) -> None:
     assert read({"PT_CUTS": text}).run.pt_cuts_gev == cuts
 
 
-def test_samples_come_in_the_catalogues_order_and_each_once() -> None:
+def test_samples_are_in_the_order_of_the_release_and_each_once() -> None:
     assert read({"SAMPLES": " llll,data_B, Zee,llll ,data_B,"}).run.samples == ("data_B", "Zee", "llll")
 
 
@@ -104,7 +104,7 @@ def test_the_demo_release_takes_no_data_location() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "way_out"),
+    ("variable", "value", "advice"),
     [
         ("LUMI", "-1", "LUMI=10"),
         ("LUMI", "0", "LUMI=10"),
@@ -141,18 +141,16 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("OUTPUT", "~nobody-of-this-name", "without '~'"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_variable_its_value_and_a_way_out(
-    variable: str, value: str, way_out: str
-) -> None:
+def test_a_wrong_value_is_refused_with_its_variable_and_what_to_write(variable: str, value: str, advice: str) -> None:
     with pytest.raises(SettingsError) as refused:
         read({variable: value})
     message = str(refused.value)
     assert message.startswith(f"{variable}=")
     assert value in message
-    assert way_out in message
+    assert advice in message
 
 
-def test_a_broker_address_replaces_what_it_gives_and_keeps_the_rest() -> None:
+def test_a_broker_address_overrides_the_settings_that_it_contains() -> None:
     ours = BrokerSettings("rabbitmq", 5672, "atlas", "secret")
     assert ours.with_url("amqp://other:5673") == BrokerSettings("other", 5673, "atlas", "secret")
     given = ours.with_url("amqp://me:p%2Fw%40x@[::1]/v%2Fh")
@@ -181,19 +179,19 @@ def test_a_wrong_broker_address_is_refused_and_its_password_never_shown(url: str
     assert "geheim" not in str(refused.value)
 
 
-def test_the_password_and_the_key_are_in_no_text_of_the_settings() -> None:
+def test_settings_printed_as_text_show_neither_password_nor_key() -> None:
     settings = read({"RABBITMQ_PASS": "geheim", "MESSAGE_KEY": "geheim-0123456789"})
     assert (settings.broker.password, settings.broker.message_key) == ("geheim", "geheim-0123456789")
     assert "geheim" not in f"{settings} {settings!r} {settings.broker}"
 
 
-def test_a_key_that_could_be_guessed_is_refused_and_not_shown() -> None:
+def test_a_short_message_key_is_refused_and_not_shown() -> None:
     with pytest.raises(SettingsError, match="MESSAGE_KEY: 6 characters; a key has at least 16") as refused:
         read({"MESSAGE_KEY": "geheim"})
     assert "geheim" not in str(refused.value)
 
 
-def test_tls_has_its_own_port_and_an_address_without_it_does_not_switch_it_off(tmp_path: Path) -> None:
+def test_tls_has_its_own_port_and_an_amqp_address_does_not_disable_it(tmp_path: Path) -> None:
     with_tls = BrokerSettings("h").with_url("amqps://there")
     assert (with_tls.tls, with_tls.tls_ca, str(with_tls)) == (True, None, "amqps://atlas@there:5671")
     authority = tmp_path / "ca.pem"
@@ -204,15 +202,17 @@ def test_tls_has_its_own_port_and_an_address_without_it_does_not_switch_it_off(t
     assert str(broker.with_url("amqp://there")) == "amqps://atlas@there:5671"
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("", "no certificate"), ("geheim", "no cert")])
-def test_a_file_without_an_authority_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "No such file"), ("", "no certificate"), ("geheim", "no cert")]
+)
+def test_a_file_without_a_certificate_authority_is_refused(tmp_path: Path, content: str | None, expected: str) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
     with pytest.raises(SettingsError) as refused:
         read({"RABBITMQ_TLS_CA": str(path)})
     assert str(refused.value).startswith(f"RABBITMQ_TLS_CA='{path}': ")
-    assert words in str(refused.value)
+    assert expected in str(refused.value)
     assert "give the PEM file of the authority" in str(refused.value)
 
 
@@ -224,7 +224,7 @@ def test_a_fraction_of_a_files_entries_is_exact(fraction: float, entries: int, e
     assert RunSettings(fraction=fraction).entries_of(entries) == expected
 
 
-def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_settings() -> None:
+def test_settings_missing_in_json_are_those_of_the_service() -> None:
     ours = RunSettings(release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000)
     assert RunSettings.from_json({}) == RunSettings()
     assert RunSettings.from_json({"fraction": 1, "pt_cuts_gev": [25, 20]}, ours) == RunSettings(
@@ -235,7 +235,7 @@ def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_sett
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "expected"),
     [
         ({"luminosity": 10}, "no setting 'luminosity'; it has release, data, samples, lumi_ifb"),
         ({3: 10}, "no setting 3"),
@@ -257,10 +257,10 @@ def test_a_run_asked_for_in_json_takes_what_it_leaves_out_from_the_services_sett
         ({"data": 5}, "Expected `str | null`, got `int`"),
     ],
 )
-def test_a_wrong_setting_in_json_is_refused_in_words(values: dict[Any, Any], words: str) -> None:
+def test_a_wrong_setting_in_json_is_refused_with_the_reason(values: dict[Any, Any], expected: str) -> None:
     with pytest.raises(SettingsError) as refused:
         RELEASES.resolve(RunSettings.from_json(values))
-    assert words in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:

@@ -1,4 +1,4 @@
-"""The store counts each chunk once, in whatever order messages arrive, late, repeated or not at all."""
+"""The store counts each chunk once, whether messages arrive in another order, late, repeatedly or never."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_second_plan_with_other_bounds_counts_no_event_twice(store: Store) -> 
     assert final(store) == EXPECTED
 
 
-# --- what fails -------------------------------------------------------------
+# --- failures -------------------------------------------------------------
 
 ZEE = Chunk("run", "Zee", 30, 60)
 
@@ -265,7 +265,7 @@ def test_an_incomplete_result_keeps_what_a_late_chunk_needs(store: Store) -> Non
     assert final(store) == EXPECTED
 
 
-def test_runs_side_by_side_do_not_mix(store: Store) -> None:
+def test_several_runs_at_once_are_kept_apart(store: Store) -> None:
     names = [f"run-{n}" for n in range(4)]
     todo = [step for name in names for step in steps(name)]
     random.Random(4).shuffle(todo)
