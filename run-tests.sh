@@ -54,7 +54,7 @@ case $which in
     all) set -- --all-tests "$@" ;;
 esac
 
-# Tests that no other test may run beside come last. Pytest's exit code 5: no test was selected.
+# Tests that must not run at the same time as others come last. Pytest's exit code 5: no test was selected.
 code=0 alone=0
 python -m pytest -n auto --maxprocesses 4 --stage parallel "$@" || code=$?
 python -m pytest --stage alone "$@" || alone=$?
