@@ -203,7 +203,7 @@ class RabbitMQSession:
 
     def queues_without_consumer(self) -> Sequence[str]:
         """Return the names of the services' queues without a consumer; none where the broker does not answer."""
-        states = self._ask([one.name for one in topology.QUEUES])
+        states = self._queue_states([one.name for one in topology.QUEUES])
         return [name for name, state in states.items() if not state.consumer_count]
 
     def queue_depths(self) -> Mapping[str, int]:
@@ -212,7 +212,7 @@ class RabbitMQSession:
         May be called from any thread. A queue for which the broker does not answer is left out.
         """
         dead = [topology.dead_letter_queue(one.name) for one in self._queues if one.has_dead_letter_queue]
-        states = self._ask([one.name for one in (*self._queues, *dead) if not one.exclusive])
+        states = self._queue_states([one.name for one in (*self._queues, *dead) if not one.exclusive])
         return {name: state.message_count for name, state in states.items()}
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class RabbitMQSession:
         if self._connection.failure is not None:
             raise self._connection.failure
 
-    def _ask(self, names: Sequence[str]) -> dict[str, pika.spec.Queue.DeclareOk]:
+    def _queue_states(self, names: Sequence[str]) -> dict[str, pika.spec.Queue.DeclareOk]:
         """The states of queues, as far as the broker reports them in time."""
         found: dict[str, pika.spec.Queue.DeclareOk] = {}
         if not self.is_connected():
