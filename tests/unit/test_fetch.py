@@ -277,7 +277,7 @@ def test_a_lasting_failure_is_an_error_after_five_attempts(
     failure: Step, server: ScriptedServer, tmp_path: Path
 ) -> None:
     server.script = [failure]
-    with pytest.raises(FetchError, match="after attempt 5") as caught:
+    with pytest.raises(FetchError, match="the last of 5 attempts") as caught:
         fetch(server.url(), tmp_path, policy=QUICK)
     assert not caught.value.unreachable
     assert len(server.requests) == 5
