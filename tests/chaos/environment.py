@@ -137,7 +137,7 @@ class FollowedRun:
             self._changed.notify_all()
 
     def close(self) -> None:
-        self.give_up()
+        self.stop()
         self._pool.shutdown()
 
 
