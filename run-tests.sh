@@ -48,8 +48,10 @@ use_venv "$here" tests -e '.[lint,test]'
 cd "$here"
 case $which in
     fast)
-        exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' \
-            tests/unit --ignore-glob 'tests/unit/test_cpu_monitor*' "$@"
+        # Not the tests of the CPU monitor, fits, broken files and worker processes, which take most of the time.
+        exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' tests/unit \
+            --ignore-glob 'tests/unit/test_cpu_monitor*' --ignore-glob 'tests/unit/test_fit*' \
+            --ignore tests/unit/test_broken_files.py --ignore tests/unit/test_drawing_pool.py "$@"
         ;;
     all) set -- --all-tests "$@" ;;
 esac
