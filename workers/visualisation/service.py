@@ -16,8 +16,8 @@ from common.service import Service
 from common.settings import Settings
 from physics import RELEASES
 from workers.visualisation.archive import RESULT, Archive
+from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
-from workers.visualisation.page.server import PageServer
 from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.result_files import result_files
 

@@ -18,11 +18,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from workers.visualisation.archive import Archive, Entry
-from workers.visualisation.page import captions, formatting, views
+from workers.visualisation.page import document as documents
+from workers.visualisation.page import text
 from workers.visualisation.page.document import Documents, partial_document
 from workers.visualisation.page.live import LiveRun, LiveRuns
-from workers.visualisation.page.partial_plot import PartialPlots
-from workers.visualisation.page.streams import State, Streams
+from workers.visualisation.page.streams import PartialPlots, State, Streams
 from workers.visualisation.plots.pool import DrawingPool
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ class Page:
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, auto_reload=False,
         )  # fmt: skip
-        self._templates.globals.update(views=views, captions=captions, formatting=formatting)
+        self._templates.globals.update(documents=documents, text=text)
 
     def application(self) -> Starlette:
         """Return the page as an ASGI application."""
@@ -102,8 +102,8 @@ class Page:
         return {
             "live": [(run, partial_document(run)) for run in live if not run.has_failed],
             "rows": [
-                views.row(run, self._documents.summary(run.run_id, run.written_ns))
-                if isinstance(run, Entry) else views.failed_row(run)
+                documents.row(run, self._documents.summary(run.run_id, run.written_ns))
+                if isinstance(run, Entry) else documents.failed_row(run)
                 for run in ended[(page - 1) * RUNS_PER_PAGE : page * RUNS_PER_PAGE]
             ],
             "query": query,
@@ -152,9 +152,9 @@ class Page:
             "run_id": run_id,
             "run": None,
             "document": document,
-            "row": views.row(entry, document),
+            "row": documents.row(entry, document),
             "files": files,
-            "plots": captions.plots(files, document),
+            "plots": text.plots(files, document),
             "version": entry.written_ns,  # in the plots' addresses, because a run may be repeated with the same id
         }
 
@@ -184,9 +184,9 @@ class Page:
         content = self._archive.read(request.path_params["run_id"], name)
         if content is None:
             raise _NotFound("There is no such file.")
-        is_displayed = captions.is_displayed(name)
+        is_displayed = text.is_displayed(name)
         headers = FILE_HEADERS if is_displayed else {"content-disposition": f'attachment; filename="{name}"'}
-        return _bytes(request, content, captions.media_type(name), headers)
+        return _bytes(request, content, text.media_type(name), headers)
 
     def _static_file(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -207,8 +207,8 @@ class Page:
 
     async def _error(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        text = error.detail if isinstance(error, _NotFound) else ERRORS.get(status, "This request is not valid.")
-        return self._html("error.html", {"status": status, "text": text}, status)
+        message = error.detail if isinstance(error, _NotFound) else ERRORS.get(status, "This request is not valid.")
+        return self._html("error.html", {"status": status, "message": message}, status)
 
 
 class _NotFound(HTTPException):

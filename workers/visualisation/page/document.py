@@ -1,18 +1,27 @@
-"""Typed objects for result.json; every part is optional, and a file that is not valid raises nothing."""
+"""The documents of runs (result.json), and what the page shows of them.
+
+Every part of a document is optional; one that is not valid raises nothing.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
+from markupsafe import Markup, escape
 
 from common.errors import SettingsError
 from common.releases import Release
 from physics import RELEASES
-from workers.visualisation.archive import RESULT, Archive
+from workers.visualisation.archive import RESULT, Archive, Entry
 from workers.visualisation.page.live import LiveRun
+
+CHANNELS = {"4e": "4e", "4mu": "4μ", "2e2mu": "2e2μ"}
 
 
 class SampleCounts(msgspec.Struct, rename={"yield_": "yield"}):
@@ -133,3 +142,103 @@ class Documents:
         self.whole = lru_cache(maxsize=16)(read)
         #: The same without histograms and fit, for the list of runs.
         self.summary = lru_cache(maxsize=500)(read_summary)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished or failed run in the list.
+
+    ``state`` is complete, incomplete or failed; ``finished_s`` is in seconds since
+    1970, None for a failed run.
+    """
+
+    run_id: str
+    state: str
+    finished_s: float | None
+    document: Document
+    problem: str | None = None
+
+
+def row(entry: Entry, document: Document) -> Row:
+    """Return the row of a finished run."""
+    state = "complete" if document.complete else "incomplete"
+    return Row(entry.run_id, state, entry.written_ns / 1e9, document, next(iter(document.problems), None))
+
+
+def failed_row(run: LiveRun) -> Row:
+    """Return the row of a failed run."""
+    return Row(run.run_id, "failed", None, partial_document(run), run.problem)
+
+
+def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[float]]]] | None:
+    """Return the channels, and the events of each category in the channels' histograms; None without channels."""
+    names = [name for name in document.histograms if name.startswith("m4l_") and name[4:] in CHANNELS]
+    rows = []
+    for category in document.categories:
+        sums = [sum_of(document.histograms[name], category) for name in names]
+        known = [total for total in sums if total is not None]
+        if names and len(known) == len(names):
+            rows.append((category, known))
+    return ([CHANNELS[name[4:]] for name in names], rows) if rows else None
+
+
+def steps(document: Document) -> list[str]:
+    """Return the steps of the cutflow, in the order of the selection."""
+    return list(dict.fromkeys(step for sample in document.samples.values() for step in sample.cutflow))
+
+
+def expected(document: Document) -> tuple[float, float]:
+    """Return the events expected from simulation, and their statistical uncertainty."""
+    simulation = [counts for category, counts in document.categories.items() if category != "data"]
+    return math.fsum(c.yield_ for c in simulation), math.sqrt(math.fsum(c.yield_error**2 for c in simulation))
+
+
+def label(category: str, document: Document) -> Markup:
+    """Return a category's label as HTML, converted from the release's TeX."""
+    known = document.known_release
+    tex = next((c.label for c in known.categories if c.name == category), category) if known else category
+    tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to ", "→")
+    text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
+    text = re.sub(r"\^\{(.*?)\}", r"\1", text)
+    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", text))  # noqa: S704  escaped two lines above
+
+
+def mass(document: Document) -> tuple[float, float | None] | None:
+    """Return the measured mass of the Higgs boson and its uncertainty, in GeV; None if it was not measured."""
+    measured = (document.fit or {}).get("mass")
+    if not isinstance(measured, dict) or not isinstance(value := measured.get("value_gev"), int | float):
+        return None
+    error = measured.get("error_gev")
+    return value, error if isinstance(error, int | float) else None
+
+
+def data_from(document: Document) -> str:
+    """Return where a run's data come from."""
+    given = document.settings.get("data")
+    return str(given) if given else "generated on this machine" if document.is_toy else "the addresses of the release"
+
+
+def title(run_id: str, run: LiveRun | None, document: Document) -> str:
+    """Return the title of a run's page: TOY, INCOMPLETE or FAILED, the percentage analysed, and the run id."""
+    labels = ["TOY"] if document.is_toy else []
+    if run is None:
+        labels += [] if document.complete else ["INCOMPLETE"]
+    elif run.state == "failed":
+        labels.append("FAILED")
+    else:
+        labels += ["INCOMPLETE"] if document.problems else []
+    if run is not None and not run.has_failed and run.total_events:
+        labels.append(f"{100 * run.stages[-1].events // run.total_events} %")
+    return " – ".join([*labels, run_id])
+
+
+def sum_of(histogram: Mapping[str, Any] | None, category: str) -> float | None:
+    """Return the events of a category in a histogram; None if the histogram does not have them."""
+    part = (histogram or {}).get(category)
+    values = part.get("values") if isinstance(part, dict) else None
+    return math.fsum(values) if are_numbers(values) else None
+
+
+def are_numbers(values: object) -> TypeGuard[list[float]]:
+    """Return True for a list of numbers that is not empty."""
+    return isinstance(values, list) and bool(values) and all(isinstance(value, int | float) for value in values)

@@ -1,0 +1,256 @@
+"""The texts of the page: formatted numbers, the names of settings and of a fit's numbers, and captions of plots."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+
+from workers.visualisation.archive import File
+from workers.visualisation.page.document import CHANNELS, Document, are_numbers, sum_of
+from workers.visualisation.result_files import FIT_FIGURES
+
+STAGE_NAMES = {"data-loader": "loaded", "data-processor": "selected", "analysis": "analysed"}
+SETTING_NAMES = {
+    "lumi": "Luminosity [fb⁻¹]",
+    "fraction": "Fraction of each file",
+    "pt_cuts": "pT cuts on the leading leptons [GeV]",
+    "data": "Data from",
+    "samples": "Samples",
+    "chunk_entries": "Entries per chunk",
+    "demo_events": "Demo events",
+    "release": "Release",
+}
+FIT_NAMES = {
+    "signal_strength": "Signal strength μ",
+    "signal_strength_error": "Uncertainty of μ",
+    "significance_observed": "Significance, observed [σ]",
+    "significance_expected": "Significance, expected [σ]",
+    "cls_mu1": "CLs at μ = 1",
+    "p0_observed": "p₀, observed",
+    "mu": "signal strength μ",
+    "twice_nll_ratio": "−2 ln λ to the saturated model",
+    "value_gev": "m_H [GeV]",
+    "error_gev": "uncertainty, m4l scale included [GeV]",
+    "m4l_scale_error_gev": "of which m4l scale [GeV]",
+    "threshold": "−2Δ ln L of the statistical interval",
+}
+#: Captions by a pattern of the file's name; the first match is used.
+_CAPTIONS = (
+    (r"pulls?|ranking|impacts?", "Pulls of the nuisance parameters, after the fit"),
+    (r"correlations?", "Correlations of the fit's parameters"),
+    (r"mass", "Likelihood scan of the Higgs boson's mass"),
+    (r"scan|likelihood|nll", "Likelihood scan of the signal strength μ"),
+    (r"cls|limits?", "Limit on the signal strength μ, by CLs"),
+    (r"post[-_]?fit", "Four-lepton mass after the fit"),
+    (r"pre[-_]?fit", "Four-lepton mass before the fit"),
+    (r"m4l", "Four-lepton mass"),
+    (r"m_?z1", "Mass of the leading Z candidate"),
+    (r"m_?z2", "Mass of the other Z candidate"),
+    (r"lead_pt|pt_?lead", "Transverse momentum of the leading lepton"),
+    (r"cutflow", "Cutflow"),
+)
+_IMAGES = ("png", "jpg")
+_MEDIA_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "pdf": "application/pdf",
+    "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+    "csv": "text/plain; charset=utf-8",
+    "md": "text/plain; charset=utf-8",
+    "tex": "text/plain; charset=utf-8",
+}
+_DESCRIPTIONS = {
+    "result.json": "the result, for programs",
+    "histograms.root": "the histograms, for ROOT and uproot",
+    "workspace.json": "the statistical model and its data, for pyhf",
+}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Format a number: 1,234 or 0.0123."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
+def throughput(events_per_second: float) -> str:
+    """Format events per second with three significant figures: 6,630 or 0.123."""
+    if not math.isfinite(events_per_second) or abs(events_per_second) < 100:
+        return number(events_per_second, 3)
+    return f"{float(f'{events_per_second:.3g}'):,.0f}"
+
+
+def event_yield(value: float) -> str:
+    """Format a yield: a count without decimals, a sum of weights with three."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
+
+
+def setting(value: object) -> str:
+    """Format the value of a setting."""
+    match value:
+        case None | "":
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            return number(value)
+        case list() | tuple():
+            return ", ".join(setting(item) for item in value) or "none"
+        case dict():
+            return ", ".join(f"{name}: {setting(item)}" for name, item in value.items())
+    return str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration: 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def timestamp(seconds: float) -> Markup:
+    """Format seconds since 1970 as a <time> element, in UTC."""
+    when = datetime.fromtimestamp(seconds, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(f"{when:%Y-%m-%dT%H:%M:%SZ}", f"{when:%Y-%m-%d %H:%M} UTC")
+
+
+def size(number_of_bytes: int) -> str:
+    """Format the size of a file: 12.3 MB."""
+    value = float(number_of_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def fit_numbers(fit: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the numbers of a fit with their labels."""
+    return [(fit_name(name), setting(value)) for name, value in fit.items() if _is_plain(value)]
+
+
+def fit_name(name: str) -> str:
+    """Return the label of a number of the fit."""
+    return FIT_NAMES.get(name, name.replace("mc_statistics[", "MC statistics, bin [").replace("_", " "))
+
+
+def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
+    """Return a table for each mapping of numbers in a fit, at any depth; arrays are left out."""
+    tables = []
+    for name, part in fit.items():
+        heading = f"{title}, {name}".strip(", ").replace("_", " ").capitalize()
+        if not isinstance(part, dict) or not part:
+            continue
+        entries = [entry for entry in part.values() if isinstance(entry, dict)]
+        columns = list(dict.fromkeys(key for entry in entries for key, value in entry.items() if _is_plain(value)))
+        if len(entries) == len(part) and columns:
+            rows = [(row, [setting(entry.get(column)) for column in columns]) for row, entry in part.items()]
+            tables.append(Table(heading, columns, rows))
+        else:
+            plain = [(row, [setting(value)]) for row, value in part.items() if _is_plain(value) and value is not None]
+            if plain:
+                tables.append(Table(heading, ["value"], plain))
+            tables += fit_tables(part, heading)
+    return tables
+
+
+@dataclass(frozen=True)
+class PlotFiles:
+    """A plot of a result: its file, caption and alternative text, and its files in other formats."""
+
+    file: str
+    caption: str
+    alternative: str
+    other_formats: tuple[File, ...]
+    is_main: bool
+
+
+def media_type(name: str) -> str:
+    """Return the media type of a file."""
+    return _MEDIA_TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+
+
+def is_displayed(name: str) -> bool:
+    """Return True if a browser may display the file; other files can only be downloaded."""
+    return media_type(name) != "application/octet-stream"
+
+
+def description(name: str) -> str:
+    """Return a description of a file, empty if there is none."""
+    if name in _DESCRIPTIONS:
+        return _DESCRIPTIONS[name]
+    return caption(name) if name.endswith((*_IMAGES, "pdf")) else ""
+
+
+def caption(name: str) -> str:
+    """Return the caption of a plot by its file's name."""
+    stem = name.rpartition(".")[0]
+    text = next((text for pattern, text in _CAPTIONS if re.search(pattern, stem)), None)
+    if text is None:
+        return stem.replace("_", " ").replace("-", " ")
+    words = re.split(r"[_.-]", stem)
+    channel = next((CHANNELS[word] for word in words if word in CHANNELS), None)
+    if text.startswith("Four-lepton"):
+        return f"{text}, {channel} channel" if channel else f"{text}, all channels"
+    return f"{text}, {channel} channel" if channel else text
+
+
+def plots(files: Sequence[File], document: Document) -> list[PlotFiles]:
+    """Return the plots of a result in order: m4l, its channels, the other histograms, the fit, other images."""
+    by_stem: dict[str, list[File]] = {}
+    for file in files:
+        by_stem.setdefault(file.name.rpartition(".")[0], []).append(file)
+    known = (*document.histograms, *FIT_FIGURES)
+
+    def order(stem: str) -> tuple[int, str]:
+        return (known.index(stem) if stem in known else len(known), stem)
+
+    found = []
+    for stem in sorted(by_stem, key=order):
+        same = by_stem[stem]
+        kinds = {file.name.rpartition(".")[2].lower(): file for file in same}
+        image = next((kinds[kind] for kind in _IMAGES if kind in kinds), None)
+        if image is not None:
+            others = tuple(file for file in same if file is not image)
+            name = image.name
+            found.append(PlotFiles(name, caption(name), alternative(name, document), others, stem == "m4l"))
+    return found
+
+
+def alternative(name: str, document: Document) -> str:
+    """Return the alternative text of a plot: its caption, and a histogram's range and sums."""
+    histogram = document.histograms.get(name.rpartition(".")[0])
+    text = caption(name) + (" (toy, not ATLAS data)" if document.is_toy else "")
+    sums = {category: total for category in document.categories if (total := sum_of(histogram, category)) is not None}
+    edges = (histogram or {}).get("edges")
+    if not sums or not are_numbers(edges):
+        return text
+    parts = [f"{'data' if name == 'data' else name} {number(total)}" for name, total in sums.items()]
+    return f"{text}: histogram from {edges[0]:g} to {edges[-1]:g} GeV; events in it: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of named rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
