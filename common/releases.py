@@ -28,15 +28,19 @@ class Category:
 class Sample:
     """One file of a release.
 
-    ``entries`` is the number of events that the release publishes for it. For
-    simulation, ``cross_section_pb`` [pb], ``sum_of_weights`` and ``reduction``
-    give the weight of an event; for data, ``lumi_ifb`` [fb⁻¹] says how much it holds.
+    ``entries`` is the number of events that the release publishes for it; ``bytes`` and
+    ``adler32`` (8 hexadecimal digits) are the size and the checksum of the record on the
+    open data portal, None where there is no record. For simulation, ``cross_section_pb``
+    [pb], ``sum_of_weights`` and ``reduction`` give the weight of an event; for data,
+    ``lumi_ifb`` [fb⁻¹] says how much it holds.
     """
 
     name: str
     file: str
     category: str
     entries: int
+    bytes: int | None = None
+    adler32: str | None = None
     lumi_ifb: float | None = None
     dsid: int | None = None
     cross_section_pb: float = 0.0
@@ -90,6 +94,9 @@ class Release:
     ``channels`` gives the sum of the four leading leptons' types per channel.
     ``events`` and ``selected`` declare the columns of the messages of these
     kinds, which are checked when a message is read.
+    ``record_urls`` are the directories that the record names: their files have the
+    record's sizes and checksums. ``other_urls``, which are tried after them, may hold the same
+    events in differently packed files.
     """
 
     name: str
@@ -104,7 +111,8 @@ class Release:
     processor_steps: tuple[str, ...]
     events: Schema
     selected: Schema
-    base_urls: tuple[str, ...]
+    record_urls: tuple[str, ...]
+    other_urls: tuple[str, ...]
     categories: tuple[Category, ...]
     samples: tuple[Sample, ...]
 

@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from physics.hzz4l import release_2020e
 
-RELEASE = replace(release_2020e.RELEASE, name="demo", title="TOY demo", toy=True, base_urls=())
+RELEASE = replace(release_2020e.RELEASE, name="demo", title="TOY demo", toy=True, record_urls=(), other_urls=())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from common.errors import SettingsError
 from physics import RELEASES
+from tests.support.real_data import real_data
 
 # name, file, category, DSID, cross-section [pb], sum of weights
 SIMULATED = [
@@ -33,6 +36,17 @@ def test_every_sample_has_its_file_category_and_published_numbers(name: str) -> 
     assert sum(s.lumi_ifb or 0 for s in samples) == pytest.approx(10.0)
 
 
+def test_the_samples_have_the_entries_sizes_and_checksums_of_the_record() -> None:
+    record = json.loads((real_data() / "records" / "2020e-13tev.json").read_text())["files"]
+    samples = RELEASES["2020e-13tev"].samples
+    assert {
+        sample.name: {
+            "path": sample.file, "bytes": sample.bytes, "adler32": sample.adler32, "entries": sample.entries,
+        }
+        for sample in samples
+    } == record  # fmt: skip
+
+
 def test_the_release_has_its_tree_units_steps_and_addresses() -> None:
     real = RELEASES["2020e-13tev"]
     assert (real.tree, real.per_gev, real.sqrt_s_tev, real.toy) == ("mini", 1000.0, 13, False)
@@ -42,7 +56,11 @@ def test_the_release_has_its_tree_units_steps_and_addresses() -> None:
     assert real.branches.weights == (
         "mcWeight", "scaleFactor_PILEUP", "scaleFactor_ELE", "scaleFactor_MUON", "scaleFactor_LepTRIGGER",
     )  # fmt: skip
-    assert real.base_urls == (
+    assert real.record_urls == (
+        "https://opendata.cern.ch/eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/",
+        "root://eospublic.cern.ch//eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/",
+    )
+    assert real.other_urls == (
         "https://opendata.cern.ch/eos/opendata/atlas/OutreachDatasets/2020-01-22/4lep/",
         "https://atlas-opendata.web.cern.ch/atlas-opendata/samples/2020/4lep/",
         "root://eospublic.cern.ch//eos/opendata/atlas/OutreachDatasets/2020-01-22/4lep/",
@@ -53,7 +71,7 @@ def test_the_demo_is_labelled_as_a_toy_and_has_no_address() -> None:
     demo = RELEASES["demo"]
     assert demo.toy
     assert "TOY" in demo.title
-    assert demo.base_urls == ()
+    assert demo.record_urls + demo.other_urls == ()
     assert set(RELEASES) == {"2020e-13tev", "demo"}
 
 

@@ -27,7 +27,7 @@ def locate(sample: Sample, settings: RunSettings, fetcher: Fetcher, progress: Pr
         except OSError as error:
             raise DataError(f"the demo release cannot be written in {fetcher.cache} (CACHE): {error}") from error
     if settings.data is None or is_url(settings.data):
-        bases = release.base_urls if settings.data is None else (settings.data,)
+        bases = release.record_urls + release.other_urls if settings.data is None else (settings.data,)
         return fetcher.fetch_first([base + sample.file for base in bases], progress)
     path = _in_directory(sample, Path(settings.data))
     if path is None:
