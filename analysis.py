@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one analysis with the settings of the flags and the environment; returns the exit code."""
     from common.logs import configure_logging
     from common.submission import new_run_id
-    from physics import RELEASES
+    from physics import ANALYSES
 
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dead_letters(arguments[1:], console)
         flags = _parser().parse_args(arguments)
         read = settings.read(os.environ, vars(flags))
-        read = replace(read, run=RELEASES.resolve(read.run))
+        read = replace(read, run=ANALYSES.resolve(read.run))
         configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
         run_id = new_run_id(read.run.release)
         run = _distributed if flags.broker else _embedded
@@ -116,11 +116,11 @@ def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> 
 
 
 def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Outcome:
-    from physics import RELEASES
+    from physics import ANALYSES
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
-    check_directory(RELEASES[read.run.release], read.run)
+    check_directory(ANALYSES[read.run.release], read.run)
     with EmbeddedServices(read) as services:
         return _submit_and_follow(services.transport, read, run_id, console, services.is_alive)
 
@@ -130,14 +130,14 @@ def _submit_and_follow(
 ) -> Outcome:
     from common.display import Bars
     from common.submission import follow, submit
-    from physics import RELEASES
+    from physics import ANALYSES
 
     session = transport.open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, read.run)
         console.print(f"run {run_id}")
         with Bars(console, len(read.run.samples)) as bars:
-            return follow(session, run_id, RELEASES, bars, is_alive)
+            return follow(session, run_id, ANALYSES, bars, is_alive)
     finally:
         session.close()
 

@@ -34,23 +34,26 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from common import settings
+from common.analyses import Analysis, Sample
+from common.constants import MEV_PER_GEV
 from common.messages import Chunk, RunPlan, SamplePlan
-from common.releases import Release, Sample
 from common.settings import RunSettings
-from physics import RELEASES
-from workers.analysis.histograms import M4L_SCALE, fill
+from physics import ANALYSES
+from physics.hzz4l.toy import files as demo
+from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.statistics.likelihood import FitError, Likelihood
-from workers.analysis.statistics.mass import mass_of
+from workers.analysis.statistics.peak import peak_of
 from workers.analysis.statistics.profile import Profile
 from workers.analysis.statistics.workspace import NoFit
 from workers.analysis.store import PartialSums, Store
 from workers.data_loader import reading
-from workers.data_loader.demo import files as demo
-from workers.data_processor import selection
+from workers.data_processor.service import select
 
 FloatArray = npt.NDArray[np.float64]
 
+#: The relative uncertainty of the m4l scale in the model.
+M4L_SCALE = 0.01
 TRUE_MU, TRUE_MASS_GEV = 1.0, 125.0
 TOLERANCE = 0.15
 ONE_SIGMA = 0.6827
@@ -109,8 +112,8 @@ class Laboratory:
     """Makes pseudo-experiments with the same ZZ* and signal simulation, and with other events drawn for each."""
 
     def __init__(self, cache: Path) -> None:
-        self.release = RELEASES["demo"]
-        self.run = RELEASES.resolve(RunSettings(release=self.release.name))
+        self.release = ANALYSES["demo"]
+        self.run = ANALYSES.resolve(RunSettings(release=self.release.name))
         self._common = {
             sample.name: self._of_file(sample, cache)
             for sample in self.release.samples
@@ -140,7 +143,7 @@ class Laboratory:
         best = likelihood.fit(likelihood.data)
         variance = likelihood.covariance(best, likelihood.data)[likelihood.poi, likelihood.poi]
         q0 = Profile(likelihood, likelihood.data, best).q0()
-        mass = mass_of(result)
+        mass = peak_of(result)
         (low, high), (left, right) = mass["interval_gev"], mass["statistical_interval_gev"]
         mu = float(best.parameters[likelihood.poi])
         return Experiment(mu, math.sqrt(variance), math.sqrt(q0), mass["value_gev"], (low, high), (left, right), scale)
@@ -152,7 +155,7 @@ class Laboratory:
         else:
             entries = demo.shares(self.release, self.run.demo_events)[sample.name]
             leptons, count, columns = demo.simulated_block(rng, sample, 0, int(rng.poisson(entries)), entries)
-        branches = {**columns, **demo.lepton_columns(leptons, count, self.release.per_gev)}
+        branches = {**columns, **demo.lepton_columns(leptons, count, MEV_PER_GEV)}
         scale = m4l_scale if sample.is_data else 1.0
         return _partial(ak.Array(branches), self.release, sample, self.run, scale)
 
@@ -164,14 +167,14 @@ class Laboratory:
 
 
 def _partial(
-    arrays: ak.Array, release: Release, sample: Sample, run: RunSettings, m4l_scale: float = 1.0
+    arrays: ak.Array, analysis: Analysis, sample: Sample, run: RunSettings, m4l_scale: float = 1.0
 ) -> PartialSums:
     """Return the partial result of a sample's events, with their m4l multiplied by a factor."""
-    events, cutflow = reading.select(arrays, release, sample, run)
-    selected, further = selection.select(events, release)
+    events, cutflow = reading.select(arrays, analysis, sample, run)
+    selected, further = select(events, analysis)
     selected = ak.with_field(selected, selected.m4l * m4l_scale, "m4l")
     weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(selected.weight)
-    return PartialSums({**cutflow, **further}, fill(selected, release, sample.category), weights)
+    return PartialSums({**cutflow, **further}, fill(selected, analysis, sample.category), weights)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from common.settings import BrokerSettings, RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
+from physics.hzz4l.toy.files import demo_file
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
-from workers.data_loader.demo.files import demo_file
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
@@ -33,7 +33,7 @@ READY_DEADLINE_S, RUN_DEADLINE_S = 60.0, 1800.0
 STATISTICS_S = 6.0
 
 
-DEMO = RELEASES["demo"]
+DEMO = ANALYSES["demo"]
 #: Number of simulated events in the 4lep files of the 2020 release.
 FULL_SIZE = sum(sample.entries for sample in DEMO.samples if not sample.is_data)
 
@@ -176,7 +176,7 @@ def final_result(session: Session, run_id: str) -> Mapping[str, Any]:
         session.publish_and_acknowledge(delivery)
         if delivery.kind not in (Result.kind, RunFailed.kind):
             continue
-        message = messages.decode(delivery.kind, delivery.body, RELEASES)
+        message = messages.decode(delivery.kind, delivery.body, ANALYSES)
         if isinstance(message, RunFailed) and message.run_id == run_id:
             raise BenchmarkError(f"run {run_id} failed: {message.problem}")
         if isinstance(message, Result) and message.run_id == run_id and message.final:

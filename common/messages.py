@@ -15,9 +15,9 @@ import awkward as ak
 import msgspec
 
 from common import array_pickle, topology
+from common.analyses import Analyses, Analysis
 from common.errors import MessageError, SettingsError
 from common.names import MAX_NAME, NAME
-from common.releases import Release, Releases
 from common.schema import Schema
 from common.settings import RunSettings
 
@@ -70,17 +70,17 @@ class Message:
         return _of_legal_size(msgspec.json.encode(self), self.kind)
 
     @classmethod
-    def decode(cls, body: bytes, releases: Releases) -> Self:
+    def decode(cls, body: bytes, analyses: Analyses) -> Self:
         """Read a body; raises MessageError where it does not hold what the kind declares.
 
-        Run settings are checked against ``releases``.
+        Run settings are checked against ``analyses``.
         """
         message = _json(body, cls)
         settings = getattr(message, "settings", None)
         if not isinstance(settings, RunSettings):
             return message
         try:
-            return replace(message, **{"settings": releases.resolve(settings)})
+            return replace(message, **{"settings": analyses.resolve(settings)})
         except SettingsError as error:
             raise MessageError(f"{cls.kind}: {error}") from None
 
@@ -107,11 +107,11 @@ class RunRequest(Message):
     settings: RunSettings
 
     @classmethod
-    def decode(cls, body: bytes, releases: Releases, defaults: RunSettings | None = None) -> RunRequest:
+    def decode(cls, body: bytes, analyses: Analyses, defaults: RunSettings | None = None) -> RunRequest:
         """Read a body; settings that it leaves out are taken from ``defaults``."""
         raw = _json(body, _RawRequest)
         try:
-            settings = releases.resolve(RunSettings.from_json(raw.settings, defaults))
+            settings = analyses.resolve(RunSettings.from_json(raw.settings, defaults))
         except SettingsError as error:
             raise MessageError(f"run {raw.run_id}: {error}") from None
         return cls(raw.run_id, raw.submitted, settings)
@@ -205,8 +205,8 @@ class ArrayMessage(Message):
     events: ak.Array
 
     @classmethod
-    def schema(cls, release: Release) -> Schema:
-        """The columns of ``events`` that a release declares for this kind."""
+    def schema(cls, analysis: Analysis) -> Schema:
+        """The columns of ``events`` that an analysis declares for this kind."""
         raise NotImplementedError
 
     def encode(self) -> bytes:
@@ -216,19 +216,19 @@ class ArrayMessage(Message):
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
     @classmethod
-    def decode(cls, body: bytes, releases: Releases) -> Self:
+    def decode(cls, body: bytes, analyses: Analyses) -> Self:
         """Read a body; raises MessageError where the header or an event is not as its release declares."""
         unpickled = array_pickle.loads(body)
         try:
             header = msgspec.convert(unpickled.header, _ArrayHeader)
-            release = releases[header.release]
-            release.sample(header.chunk.sample)
+            analysis = analyses[header.release]
+            analysis.sample(header.chunk.sample)
         except (msgspec.ValidationError, SettingsError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None
-        if not header.cutflow.keys() <= set(release.steps):
-            raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {release.name} has not")
+        if not header.cutflow.keys() <= set(analysis.steps):
+            raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {analysis.release} has not")
         try:
-            events = unpickled.array(cls.schema(release))
+            events = unpickled.array(cls.schema(analysis))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
         return cls(header.chunk, header.release, header.cutflow, events)
@@ -241,9 +241,9 @@ class Events(ArrayMessage):
     kind: ClassVar[str] = "events"
 
     @classmethod
-    def schema(cls, release: Release) -> Schema:
-        """The columns that the release declares for ``events``."""
-        return release.events
+    def schema(cls, analysis: Analysis) -> Schema:
+        """The columns that the analysis declares for ``events``."""
+        return analysis.events
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,9 @@ class Selected(ArrayMessage):
     kind: ClassVar[str] = "selected"
 
     @classmethod
-    def schema(cls, release: Release) -> Schema:
-        """The columns that the release declares for ``selected``."""
-        return release.selected
+    def schema(cls, analysis: Analysis) -> Schema:
+        """The columns that the analysis declares for ``selected``."""
+        return analysis.selected
 
 
 @dataclass(frozen=True)
@@ -402,16 +402,16 @@ def run_of(message: Message) -> str | None:
     return chunk.run_id if isinstance(chunk, Chunk) else getattr(message, "run_id", None)
 
 
-def decode(kind: str, body: bytes, releases: Releases) -> Message:
+def decode(kind: str, body: bytes, analyses: Analyses) -> Message:
     """Read a message of the given kind; raises MessageError where it is not one.
 
-    Samples, columns and run settings are checked against ``releases``.
+    Samples, columns and run settings are checked against ``analyses``.
     """
     if kind not in KINDS:
         raise MessageError(f"no message kind is called {kind!r}")
     if not body:
         raise MessageError(f"{kind}: the message is empty")
-    return KINDS[kind].decode(_of_legal_size(body, kind), releases)
+    return KINDS[kind].decode(_of_legal_size(body, kind), analyses)
 
 
 def _of_legal_size(body: bytes, what: str) -> bytes:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from common import messages, topology
+from common.analyses import Analyses
 from common.delivery import Delivery
 from common.errors import BrokerError, MessageError, Unavailable
 from common.health import ServiceMetrics
 from common.messages import Message
-from common.releases import Releases
 from common.topology import Queue
 from common.transport import Session
 
@@ -36,7 +36,7 @@ class Service(ABC):
 
     name: ClassVar[str]
     #: The releases that messages are checked against; a service that receives events declares its own.
-    releases: ClassVar[Releases] = Releases()
+    analyses: ClassVar[Analyses] = Analyses()
 
     #: Publishes a message at once, while another one is handled; set by the loop.
     publish_without_confirm: Callable[[Message], None] = staticmethod(lambda message: None)
@@ -63,7 +63,7 @@ class Service(ABC):
 
     def decode(self, delivery: Delivery) -> Message:
         """Decode a delivery; raises MessageError where its body is not valid."""
-        return messages.decode(delivery.kind, delivery.body, self.releases)
+        return messages.decode(delivery.kind, delivery.body, self.analyses)
 
     def poll(self) -> None:  # noqa: B027  optional
         """Do work that no message causes. Called between messages, at least twice a second, and after ``wake``.

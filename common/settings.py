@@ -24,6 +24,8 @@ from common.errors import SettingsError
 T = TypeVar("T")
 
 MAX_DEMO_EVENTS = 1_000_000_000
+#: In fb⁻¹; the LHC will have delivered 3,000 to 4,000 fb⁻¹ at its end.
+MIN_LUMI_IFB, MAX_LUMI_IFB = 0.001, 10_000.0
 #: A message has at most 92 bytes an entry, so that a chunk of this many entries fits into 8 MiB.
 MAX_CHUNK_ENTRIES = 80_000
 AMQP_PORT, AMQPS_PORT = 5672, 5671
@@ -36,41 +38,37 @@ class RunSettings:
     """The settings that decide the numbers of a run.
 
     ``data`` is a directory or the address of one, None for the release's own
-    addresses; ``lumi_ifb`` is in fb⁻¹; ``pt_cuts_gev`` are in GeV, for the leading
-    leptons in order; ``demo_events`` counts the simulated events of a toy release.
-    Raises SettingsError where a value cannot be used. ``Releases.resolve`` checks
-    that the release and the samples exist, and fills in the samples where none is named.
+    addresses; ``lumi_ifb`` is in fb⁻¹ and ``pt_cuts_gev`` are in GeV, None for the
+    release's own; ``demo_events`` counts the simulated events of a toy release.
+    Raises SettingsError where a value cannot be used. ``Analyses.resolve`` checks
+    that the release and the samples exist, and fills in what is not given.
     """
 
     release: str = "2020e-13tev"
     data: str | None = None
     samples: tuple[str, ...] = ()
-    lumi_ifb: float = 10.0
+    lumi_ifb: float | None = None
     fraction: float = 1.0
-    pt_cuts_gev: tuple[float, ...] = (20.0, 15.0, 10.0)
+    pt_cuts_gev: tuple[float, ...] | None = None
     demo_events: int = 200_000
     chunk_entries: int = 50_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _checked_location(self.data))
-        if not (math.isfinite(self.lumi_ifb) and self.lumi_ifb > 0):
+        if self.lumi_ifb is not None and not MIN_LUMI_IFB <= self.lumi_ifb <= MAX_LUMI_IFB:
             raise SettingsError(
-                f"LUMI={self.lumi_ifb:g}: a luminosity is a positive number of fb⁻¹; write for example LUMI=10"
+                f"LUMI={self.lumi_ifb:g}: a luminosity lies from {MIN_LUMI_IFB:g} to {MAX_LUMI_IFB:g} fb⁻¹; "
+                "write for example LUMI=10"
             )
         if not 0 < self.fraction <= 1:
             raise SettingsError(
                 f"FRACTION={self.fraction}: the fraction of each file's events lies above 0 and up to 1; "
                 "write for example FRACTION=0.5"
             )
-        if len(self.pt_cuts_gev) > 4:
-            raise SettingsError(
-                f"PT_CUTS={_comma(self.pt_cuts_gev)!r}: {len(self.pt_cuts_gev)} cuts for four leptons; "
-                "give at most four, for example PT_CUTS=20,15,10"
-            )
-        for cut in self.pt_cuts_gev:
+        for cut in self.pt_cuts_gev or ():
             if not (math.isfinite(cut) and cut >= 0):
                 raise SettingsError(
-                    f"PT_CUTS={_comma(self.pt_cuts_gev)!r}: {cut:g} is not a pT in GeV; "
+                    f"PT_CUTS={_comma(self.pt_cuts_gev or ())!r}: {cut:g} is not a pT in GeV; "
                     "write for example PT_CUTS=20,15,10"
                 )
         if not 1 <= self.chunk_entries <= MAX_CHUNK_ENTRIES:
@@ -79,6 +77,20 @@ class RunSettings:
                 "so that a chunk fits into one message"
             )
 
+    @property
+    def luminosity_ifb(self) -> float:
+        """The luminosity in fb⁻¹ that simulation is scaled to; raises SettingsError before it is resolved."""
+        if self.lumi_ifb is None:
+            raise SettingsError("LUMI is not resolved")
+        return self.lumi_ifb
+
+    @property
+    def cuts_gev(self) -> tuple[float, ...]:
+        """The pT cuts in GeV; raises SettingsError before they are resolved."""
+        if self.pt_cuts_gev is None:
+            raise SettingsError("PT_CUTS is not resolved")
+        return self.pt_cuts_gev
+
     def entries_of(self, entries_in_file: int) -> int:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
         return int(Fraction(str(self.fraction)) * entries_in_file)
@@ -86,9 +98,9 @@ class RunSettings:
     def to_result(self, *, toy: bool) -> dict[str, Any]:
         """The ``settings`` of result.json; the number of demo events belongs to a toy release alone."""
         return {
-            "lumi": self.lumi_ifb,
+            "lumi": self.luminosity_ifb,
             "fraction": self.fraction,
-            "pt_cuts": list(self.pt_cuts_gev),
+            "pt_cuts": list(self.cuts_gev),
             "data": self.data,
             "samples": list(self.samples),
             "chunk_entries": self.chunk_entries,
@@ -199,17 +211,11 @@ VARIABLES = (
     Variable("RELEASE", RunSettings.release, "release of ATLAS Open Data", "--release", "NAME"),
     Variable("DATA", "", "directory with the release's files, or the address of one", "--data", "DIR|URL"),
     Variable("SAMPLES", "", "samples to analyse; all of the release by default", "--samples", "A,B,.."),
-    Variable("LUMI", f"{RunSettings.lumi_ifb:g}", "integrated luminosity in fb⁻¹", "--lumi", "IFB"),
+    Variable("LUMI", "", "integrated luminosity in fb⁻¹; that of the data in the run by default", "--lumi", "IFB"),
     Variable(
         "FRACTION", str(RunSettings.fraction), "fraction of each file's events, from the first on", "--fraction", "F"
     ),
-    Variable(
-        "PT_CUTS",
-        _comma(RunSettings.pt_cuts_gev),
-        "pT cuts on the leading leptons in GeV; '': no cuts",
-        "--pt-cuts",
-        "A,B,..",
-    ),
+    Variable("PT_CUTS", "", "pT cuts in GeV; '': no cuts; the release's own by default", "--pt-cuts", "A,B,.."),
     Variable("DEMO_EVENTS", str(RunSettings.demo_events), "simulated events of the demo release", "--demo-events", "N"),
     Variable("CHUNK_ENTRIES", str(RunSettings.chunk_entries), "entries of one chunk", "--chunk-entries", "N"),
     Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
@@ -236,12 +242,12 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     """
     flags = flags or {}
 
+    def given(name: str) -> str | None:
+        flag = flags.get(name)
+        return environment.get(name) if flag is None else flag
+
     def value(name: str, default: str) -> str:
-        given = flags.get(name)
-        if given is None:
-            given = environment.get(name)
-        # An empty variable counts as unset, except PT_CUTS, where it means no cuts.
-        return default if given is None or (given == "" and name != "PT_CUTS") else given
+        return given(name) or default  # an empty variable counts as unset, except PT_CUTS, where it means no cuts
 
     text = {variable.name: value(variable.name, variable.default) for variable in VARIABLES}
     if text["LOG_LEVEL"].upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -264,9 +270,9 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             release=text["RELEASE"],
             data=_location(text["DATA"]),
             samples=_split(text["SAMPLES"]),
-            lumi_ifb=_convert("LUMI", text["LUMI"], float, "a number of fb⁻¹", "10"),
+            lumi_ifb=_convert("LUMI", text["LUMI"], float, "a number of fb⁻¹", "10") if text["LUMI"] else None,
             fraction=_convert("FRACTION", text["FRACTION"], float, "a number", "0.5"),
-            pt_cuts_gev=_cuts(text["PT_CUTS"]),
+            pt_cuts_gev=_cuts(cuts) if (cuts := given("PT_CUTS")) is not None else None,
             demo_events=_convert("DEMO_EVENTS", text["DEMO_EVENTS"], int, "a number of events", "200000"),
             chunk_entries=_convert("CHUNK_ENTRIES", text["CHUNK_ENTRIES"], int, "a number of entries", "50000"),
         ),

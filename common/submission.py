@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from common import messages, topology
+from common.analyses import Analyses
 from common.delivery import Delivery
 from common.errors import MessageError
 from common.messages import (
@@ -24,7 +25,6 @@ from common.messages import (
     StatusRequest,
 )
 from common.progress import RunProgress
-from common.releases import Releases
 from common.settings import RunSettings
 from common.transport import Session
 
@@ -71,7 +71,7 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
 
 
 def follow(
-    session: Session, run_id: str, releases: Releases, display: Display, is_alive: Callable[[], bool]
+    session: Session, run_id: str, analyses: Analyses, display: Display, is_alive: Callable[[], bool]
 ) -> Outcome:
     """Follow a run until its result files arrive or it fails.
 
@@ -97,7 +97,7 @@ def follow(
                 last_message = time.monotonic()
             continue
         session.publish_and_acknowledge(delivery)
-        message = _read(delivery, releases)
+        message = _read(delivery, analyses)
         if message is None or messages.run_of(message) != run_id:
             continue
         last_message = time.monotonic()
@@ -123,12 +123,12 @@ def follow(
     return Outcome(None, {}, "the run was stopped before its result arrived")
 
 
-def _read(delivery: Delivery, releases: Releases) -> Message | None:
+def _read(delivery: Delivery, analyses: Analyses) -> Message | None:
     """Decode a delivery; logs a warning and returns None if it was rejected or is not valid."""
     try:
         if delivery.rejection_reason is not None:
             raise MessageError(delivery.rejection_reason)
-        return messages.decode(delivery.kind, delivery.body, releases)
+        return messages.decode(delivery.kind, delivery.body, analyses)
     except MessageError as error:
         log.warning("a %s message is ignored: %s", delivery.kind, error)
         return None

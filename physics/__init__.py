@@ -1,6 +1,6 @@
 """What is analysed: one package for each analysis, one module for each release."""
 
-from common.releases import Releases
+from common.analyses import Analyses
 from physics.hzz4l import demo, release_2020e
 
-RELEASES = Releases(release_2020e.RELEASE, demo.RELEASE)
+ANALYSES = Analyses(release_2020e.ANALYSIS, demo.ANALYSIS)

@@ -20,7 +20,7 @@ from common.transport.embedded import EmbeddedTransport
 from common.worker_pool import WorkerPool, available_cores
 from workers import chunk_worker
 from workers.analysis.fit_pool import FitPool
-from workers.analysis.service import Analysis
+from workers.analysis.service import AnalysisService
 from workers.analysis.store import Store
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
@@ -61,7 +61,7 @@ class EmbeddedServices:
             self._add(DataLoader(settings), queues=[topology.CHUNKS], until=self._processes_ready)
         for _ in range(data_processors):
             self._add(DataProcessor(settings))
-        self._add(Analysis(settings, Store(None), self._fits))
+        self._add(AnalysisService(settings, Store(None), self._fits))
         self._add(Visualisation(settings, keep=False))
 
     def is_alive(self) -> bool:

@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 
 from benchmarks.resource_usage import cpu_seconds
-from common.releases import Release, Sample
+from common.analyses import Analysis, Sample
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import locate
 
@@ -38,19 +38,19 @@ class Found:
 
 def files(run: RunSettings, cache: Path) -> dict[str, tuple[Path, Sample]]:
     """Return the files and samples of the run by the samples' names."""
-    samples = RELEASES[run.release].in_order(run.samples)
+    samples = ANALYSES[run.release].in_order(run.samples)
     fetcher = Fetcher(cache)
     return {sample.name: (locate(sample, run, fetcher), sample) for sample in samples}
 
 
-def branches(release: Release, sample: Sample) -> list[str]:
+def branches(analysis: Analysis, sample: Sample) -> list[str]:
     """Return the branches that the analysis reads."""
-    return [*release.branches.leptons.values(), *(() if sample.is_data else release.branches.weights)]
+    return [name for name, one in analysis.branches.items() if not (sample.is_data and one.simulation_only)]
 
 
 def main(analyse: Callable[[RunSettings, Path], Mapping[str, Found]]) -> int:
     """Measure an implementation and print its results; returns the exit code."""
-    run, cache = RELEASES.resolve(RunSettings.from_json(json.loads(sys.argv[1]))), Path(sys.argv[2])
+    run, cache = ANALYSES.resolve(RunSettings.from_json(json.loads(sys.argv[1]))), Path(sys.argv[2])
     process = psutil.Process()
     before, started = cpu_seconds(process), time.perf_counter()
     found = analyse(run, cache)

@@ -17,7 +17,7 @@ from coffea.nanoevents import BaseSchema
 from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
 from benchmarks.implementations.notebook import select
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
 
 
 class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no type hints
@@ -28,10 +28,10 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
 
     def process(self, events: Any) -> dict[str, Any]:
         """Process one chunk."""
-        release = RELEASES[self.run.release]
-        sample = release.sample(events.metadata["dataset"])
-        columns = ak.zip({name: events[name] for name in branches(release, sample)}, depth_limit=1)
-        m4l, weight = select(columns, release, sample, self.run)
+        analysis = ANALYSES[self.run.release]
+        sample = analysis.sample(events.metadata["dataset"])
+        columns = ak.zip({name: events[name] for name in branches(analysis, sample)}, depth_limit=1)
+        m4l, weight = select(columns, analysis, sample, self.run)
         values = np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
         total = float(np.sum(weight, dtype=np.float64))
         return {sample.name: {"events": len(m4l), "total": total, "values": values}}

@@ -23,13 +23,13 @@ from common import settings, topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
 from common.transport import Session
-from physics import RELEASES
+from physics import ANALYSES
 from workers.embedded import EmbeddedServices
 
 
 def main() -> int:
     """Measure an embedded run as ``implementations.main`` does the others; returns the exit code."""
-    run, cache = RELEASES.resolve(RunSettings.from_json(json.loads(sys.argv[1]))), Path(sys.argv[2])
+    run, cache = ANALYSES.resolve(RunSettings.from_json(json.loads(sys.argv[1]))), Path(sys.argv[2])
     process = psutil.Process()
     with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:
         services.prepare()

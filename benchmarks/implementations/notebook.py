@@ -18,20 +18,22 @@ import uproot
 import vector
 
 from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
-from common.releases import Release, Sample
+from common.analyses import Analysis, Sample
+from common.constants import MEV_PER_GEV
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
+from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS, cross_section_weight
 
 
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """Process the files one after the other, batch by batch."""
-    release = RELEASES[run.release]
+    analysis = ANALYSES[run.release]
     found = {}
     for name, (path, sample) in files(run, cache).items():
         selected, total, values = 0, 0.0, np.zeros(len(EDGES_GEV) - 1)
         with uproot.open(path) as file:
-            for events in file[release.tree].iterate(branches(release, sample), library="ak", step_size="100 MB"):
-                m4l, weight = select(events, release, sample, run)
+            for events in file[analysis.tree].iterate(branches(analysis, sample), library="ak", step_size="100 MB"):
+                m4l, weight = select(events, analysis, sample, run)
                 selected += len(m4l)
                 total += float(np.sum(weight, dtype=np.float64))
                 values += np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
@@ -40,13 +42,13 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
 
 
 def select(
-    events: ak.Array, release: Release, sample: Sample, run: RunSettings
+    events: ak.Array, analysis: Analysis, sample: Sample, run: RunSettings
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return m4l in GeV and the weight of the events that pass the cuts, both of shape (events selected,)."""
-    name = release.branches.leptons
+    name = LEPTONS
     events = events[ak.num(events[name["lep_pt"]]) >= 4]
-    for index, cut_gev in enumerate(run.pt_cuts_gev):
-        events = events[events[name["lep_pt"]][:, index] > cut_gev * release.per_gev]
+    for index, cut_gev in enumerate(run.cuts_gev):
+        events = events[events[name["lep_pt"]][:, index] > cut_gev * MEV_PER_GEV]
     events = events[ak.sum(events[name["lep_charge"]][:, :4], axis=1) == 0]
     flavours = ak.sum(events[name["lep_type"]][:, :4], axis=1)
     events = events[(flavours == 44) | (flavours == 48) | (flavours == 52)]
@@ -58,9 +60,11 @@ def select(
             "E": events[name["lep_energy"]],
         }
     )
-    m4l = ak.to_numpy((p4[:, 0] + p4[:, 1] + p4[:, 2] + p4[:, 3]).M) / release.per_gev
-    weight = np.full(len(m4l), 1.0 if sample.is_data else sample.cross_section_weight(run.lumi_ifb), dtype=np.float32)
-    for factor in () if sample.is_data else release.branches.weights:
+    m4l = ak.to_numpy((p4[:, 0] + p4[:, 1] + p4[:, 2] + p4[:, 3]).M) / MEV_PER_GEV
+    weight = np.full(
+        len(m4l), 1.0 if sample.is_data else cross_section_weight(sample, run.luminosity_ifb), dtype=np.float32
+    )
+    for factor in () if sample.is_data else WEIGHTS:
         weight = weight * ak.to_numpy(events[factor])
     return m4l, weight
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.implementations import EDGES_GEV, Found, files, main
-from common.releases import Release, Sample
+from common.analyses import Analysis, Sample
+from common.constants import MEV_PER_GEV
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
+from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS, cross_section_weight
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ROOT's packages on PyPI warn that they are an alpha version
@@ -31,25 +33,25 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """Run the event loops of all files at the same time."""
     ROOT.EnableImplicitMT()
     ROOT.gInterpreter.Declare(_MASS)
-    release = RELEASES[run.release]
-    booked = {name: _book(str(path), release, sample, run) for name, (path, sample) in files(run, cache).items()}
+    analysis = ANALYSES[run.release]
+    booked = {name: _book(str(path), analysis, sample, run) for name, (path, sample) in files(run, cache).items()}
     ROOT.RDF.RunGraphs([result for results in booked.values() for result in results])
     return {name: _found(*results) for name, results in booked.items()}
 
 
-def _book(path: str, release: Release, sample: Sample, run: RunSettings) -> tuple[Any, Any, Any]:
-    lep = release.branches.leptons
-    frame = ROOT.RDataFrame(release.tree, path).Filter(f"{lep['lep_pt']}.size() >= 4")
-    for index, cut_gev in enumerate(run.pt_cuts_gev):
-        frame = frame.Filter(f"{lep['lep_pt']}[{index}] > {cut_gev * release.per_gev}")
+def _book(path: str, analysis: Analysis, sample: Sample, run: RunSettings) -> tuple[Any, Any, Any]:
+    lep = LEPTONS
+    frame = ROOT.RDataFrame(analysis.tree, path).Filter(f"{lep['lep_pt']}.size() >= 4")
+    for index, cut_gev in enumerate(run.cuts_gev):
+        frame = frame.Filter(f"{lep['lep_pt']}[{index}] > {cut_gev * MEV_PER_GEV}")
     charge, kind = lep["lep_charge"], lep["lep_type"]
     frame = frame.Filter(f"{charge}[0] + {charge}[1] + {charge}[2] + {charge}[3] == 0")
     frame = frame.Define("flavours", f"{kind}[0] + {kind}[1] + {kind}[2] + {kind}[3]")
     frame = frame.Filter("flavours == 44 || flavours == 48 || flavours == 52")
     kinematics = ", ".join(lep[name] for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy"))
-    frame = frame.Define("m4l", f"mass_of_four({kinematics}) / {release.per_gev}")
-    constant = 1.0 if sample.is_data else sample.cross_section_weight(run.lumi_ifb)
-    factors = () if sample.is_data else release.branches.weights
+    frame = frame.Define("m4l", f"mass_of_four({kinematics}) / {MEV_PER_GEV}")
+    constant = 1.0 if sample.is_data else cross_section_weight(sample, run.luminosity_ifb)
+    factors = () if sample.is_data else WEIGHTS
     frame = frame.Define("weight", " * ".join([f"double({constant!r})", *factors]))
     model = ROOT.RDF.TH1DModel("m4l", "", len(EDGES_GEV) - 1, EDGES_GEV[0], EDGES_GEV[-1])
     return frame.Count(), frame.Sum("weight"), frame.Histo1D(model, "m4l", "weight")

@@ -16,7 +16,7 @@ from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
 
@@ -81,7 +81,7 @@ def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
         def all_arrived() -> bool:
             delivery = receiver.receive(0.5)
             if delivery is not None:
-                message = messages.decode(delivery.kind, delivery.body, RELEASES)
+                message = messages.decode(delivery.kind, delivery.body, ANALYSES)
                 assert isinstance(message, ChunkFailed)
                 arrived.add(message.chunk.start)
                 receiver.publish_and_acknowledge(delivery)

@@ -17,7 +17,7 @@ from common.submission import Outcome, follow, submit
 from common.transport import Session
 from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.broker import Broker
 from tests.support.real_data import real_data
 from tests.support.runs import QuietDisplay, before_deadline, numbers, run_embedded, run_on_broker
@@ -93,7 +93,7 @@ def test_workers_process_several_runs_at_once_and_another_one_after_them(demo_wo
     for session, run_id in zip(sessions, runs, strict=True):
         submit(session, run_id, DEMO)
     for session, run_id in zip(sessions, runs, strict=True):
-        assert numbers(follow(session, run_id, RELEASES, QuietDisplay(), before_deadline())) == reference
+        assert numbers(follow(session, run_id, ANALYSES, QuietDisplay(), before_deadline())) == reference
         session.close()
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
 
@@ -110,7 +110,7 @@ def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
     broker.kill()
     broker.start()
     submit(follower, "run", DEMO)
-    assert numbers(follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())) == reference
+    assert numbers(follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())) == reference
     for session in (follower, bystander):
         session.close()
 
@@ -210,8 +210,8 @@ def test_the_first_message_about_a_run_is_that_it_started(tmp_path: Path) -> Non
         while not (received and isinstance(received[-1], Result) and received[-1].final):
             delivery = wait_until(lambda: session.receive(0.5), "a message came")
             session.publish_and_acknowledge(delivery)
-            received.append(messages.decode(delivery.kind, delivery.body, RELEASES))
-    assert received[0] == RunStarted("run", RELEASES.resolve(DEMO))
+            received.append(messages.decode(delivery.kind, delivery.body, ANALYSES))
+    assert received[0] == RunStarted("run", ANALYSES.resolve(DEMO))
 
 
 def take(session: Session) -> Delivery:
@@ -235,7 +235,7 @@ def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
     consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
     consumer_of_one.close()
     demo_workers.start(consumer)
-    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
@@ -253,7 +253,7 @@ def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_worker
     consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
     consumer_of_one.close()
     demo_workers.start("data_processor")
-    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
@@ -305,7 +305,7 @@ def test_an_invalid_run_request_ends_with_the_reason(demo_workers: Workers) -> N
     demo_workers.start_all()
     session = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30).open([topology.follower("wrong")])
     session.publish([Wrong("wrong", 1.0, DEMO)])
-    outcome = follow(session, "wrong", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(session, "wrong", ANALYSES, QuietDisplay(), before_deadline())
     session.close()
     assert outcome.problem is not None
     assert "LUMI=-5" in outcome.problem

@@ -21,7 +21,7 @@ from common.submission import follow, submit
 from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.integration.test_pipeline import QuietDisplay, before_deadline
 from tests.support.broker import Broker, running_broker
 from tests.support.waiting import wait_until
@@ -34,7 +34,7 @@ Malform = Callable[[bytes, type[Events] | type[Selected]], bytes]
 
 def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The header and the columns of a valid message."""
-    message = kind.decode(body, RELEASES)
+    message = kind.decode(body, ANALYSES)
     header = {
         "chunk": dataclasses.asdict(message.chunk),
         "release": message.release,
@@ -135,7 +135,7 @@ def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_continues(
     consumer_session.close()
     (process,) = workers.start(consumer)
 
-    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     follower.close()
 
     assert outcome.result is not None
@@ -193,7 +193,7 @@ def test_malformed_json_is_dead_lettered_and_the_next_run_is_complete(workers: W
                 channel.basic_publish("", queue, body, pika.BasicProperties(type=kind, headers={"run_id": "../../x"}))
     follower = RabbitMQTransport(workers.settings, connect_timeout_s=30).open([topology.follower("run")], prefetch=100)
     submit(follower, "run", RUN)
-    outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert outcome.result["complete"]

@@ -22,7 +22,7 @@ from common.topology import Queue
 from common.transport import Session, amqp
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.broker import Broker
 from tests.support.waiting import free_port, wait_until
 
@@ -70,7 +70,7 @@ class Running:
 
     def answer(self) -> str:
         delivery = wait_until(lambda: self.session.receive(0.5), "an answer came", 20)
-        message = messages.decode(delivery.kind, delivery.body, RELEASES)
+        message = messages.decode(delivery.kind, delivery.body, ANALYSES)
         assert isinstance(message, RunFailed)
         return message.problem
 
@@ -122,7 +122,7 @@ def test_a_message_that_cannot_be_handled_is_dead_lettered_with_its_reason(
     dead = running.transport.open([topology.dead_letter_queue("plans")])
     dead_letter = wait_until(lambda: dead.receive(0.5), "the dead letter is there", 10)
     assert reason in dead_letter.headers["problem"]
-    assert messages.decode(dead_letter.kind, dead_letter.body, RELEASES) == failed("bad")
+    assert messages.decode(dead_letter.kind, dead_letter.body, ANALYSES) == failed("bad")
 
 
 def test_an_unreadable_dead_letter_notice_makes_no_new_dead_letter(start: Callable[[Echo], Running]) -> None:

@@ -18,7 +18,7 @@ from common.topology import Queue
 from common.transport import Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -59,7 +59,7 @@ def test_a_service_publishes_in_its_poll_after_something_was_unavailable(transpo
     loop.start()
     try:
         delivery = wait_until(lambda: listener.receive(0.5), "the message came", 20)
-        assert messages.decode(delivery.kind, delivery.body, RELEASES) == RunFailed("run", "from a poll")
+        assert messages.decode(delivery.kind, delivery.body, ANALYSES) == RunFailed("run", "from a poll")
         assert service.confirmed.wait(20)
     finally:
         stop.set()
@@ -94,7 +94,7 @@ def test_a_message_is_redelivered_where_the_broker_was_lost_before_the_stop(vhos
             serve(service, session, stop)
     successor = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.PLANS])
     delivery = wait_until(lambda: successor.receive(0.5), "the message was redelivered", 20)
-    assert messages.decode(delivery.kind, delivery.body, RELEASES) == sent
+    assert messages.decode(delivery.kind, delivery.body, ANALYSES) == sent
     assert direct.receive(0.5) is None
     for opened in (direct, successor):
         opened.close()

@@ -20,7 +20,7 @@ from common.topology import Queue
 from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters, requeue
 from common.transport.rabbitmq import RabbitMQSession, RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.integration.test_command import run
 from tests.integration.test_pipeline import DEMO, QuietDisplay, before_deadline, numbers, run_embedded
 from tests.support.waiting import wait_until
@@ -176,7 +176,7 @@ def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
             connection.channel().basic_publish("", copied.queue, copied.body, properties)
     keyed_workers.start("analysis")
 
-    outcome = follow(follower, "signed", RELEASES, QuietDisplay(), before_deadline())
+    outcome = follow(follower, "signed", ANALYSES, QuietDisplay(), before_deadline())
 
     assert numbers(outcome) == numbers(run_embedded(DEMO, tmp_path / "cache"))
     refused = {(dead_letter.queue, dead_letter.kind): dead_letter.problem for dead_letter in dead_letters(vhost)}
@@ -204,5 +204,5 @@ def test_a_follower_ignores_a_forged_result(
     follower = open_session(keyed, topology.follower("run"))
     open_session(vhost).publish([ResultFiles("run", {"result.json": b'{"forged": true}'})])
     open_session(keyed).publish([ResultFiles("run", {"result.json": b'{"forged": false}'})])
-    outcome: Outcome = follow(follower, "run", RELEASES, QuietDisplay(), before_deadline())
+    outcome: Outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     assert outcome.result == {"forged": False}

@@ -21,7 +21,7 @@ from common.settings import BrokerSettings
 from common.submission import Outcome, follow
 from common.transport import Session, Transport
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.integration.test_pipeline import before_deadline
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
@@ -67,7 +67,7 @@ def services(transport: Transport) -> Iterator[Session]:
 def following(transport: Transport, services: Session) -> Iterator[Callable[[Shown], Any]]:
     """Follows the run in a thread; returns the future outcome."""
     with ThreadPoolExecutor(1) as thread, closing(transport.open([topology.follower(RUN)])) as session:
-        yield lambda display: thread.submit(follow, session, RUN, RELEASES, display, before_deadline())
+        yield lambda display: thread.submit(follow, session, RUN, ANALYSES, display, before_deadline())
 
 
 def test_the_result_is_shown_before_its_files_arrive(services: Session, following: Callable[[Shown], Any]) -> None:
@@ -114,11 +114,11 @@ def test_a_follower_that_lost_its_connection_requests_the_status(broker: Broker,
     transport, result = RabbitMQTransport(vhost, connect_timeout_s=20), fitted()
     outcome: Future[Outcome]
     with closing(transport.open([topology.follower(RUN)])) as session, ThreadPoolExecutor(1) as thread:
-        outcome = thread.submit(follow, session, RUN, RELEASES, Shown(), before_deadline())
+        outcome = thread.submit(follow, session, RUN, ANALYSES, Shown(), before_deadline())
         wait_until(lambda: broker.cut_connections(vhost), "the follower lost its connection", 30)
         with closing(transport.open([topology.PLANS])) as analysis:
             request = wait_until(lambda: analysis.receive(0.5), "the follower sent a status request", 20)
-            assert messages.decode(request.kind, request.body, RELEASES) == StatusRequest(RUN)
+            assert messages.decode(request.kind, request.body, ANALYSES) == StatusRequest(RUN)
             analysis.publish_and_acknowledge(request, [folder(result)])
         assert outcome.result(20).result == result
 

@@ -22,7 +22,7 @@ from common.transport import Session, Transport
 from common.transport.amqp import DELIVERY_LIMIT
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.chaos.proxy import Proxy
 from tests.support.broker import Broker
 from tests.support.waiting import wait_until
@@ -55,7 +55,7 @@ def take(session: Session) -> Delivery:
 
 
 def read(delivery: Delivery) -> Message:
-    return messages.decode(delivery.kind, delivery.body, RELEASES)
+    return messages.decode(delivery.kind, delivery.body, ANALYSES)
 
 
 def test_receive_can_be_ended_from_another_thread(open_session: Callable[..., Session]) -> None:

@@ -19,7 +19,7 @@ from common.messages import Chunk, ChunkTask, Message
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
 from common.worker_pool import WorkerPool
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support import worker_functions
 from tests.support.paths import ROOT
 from tests.support.runs import QuietDisplay, before_deadline, numbers, run_embedded
@@ -173,7 +173,7 @@ def run_in_processes(
         submit(session, "run", run)
         is_in_time = before_deadline()
         outcome = follow(
-            session, "run", RELEASES, QuietDisplay(on_progress), lambda: is_in_time() and services.is_alive()
+            session, "run", ANALYSES, QuietDisplay(on_progress), lambda: is_in_time() and services.is_alive()
         )
     assert worker_processes() == []
     return outcome
@@ -208,7 +208,7 @@ def test_a_longer_run_starts_worker_processes_by_itself(
         submit(session, "run", DEMO)
         wait_until(lambda: len(worker_processes()) > without, "a worker process was started")
         is_in_time = before_deadline()
-        outcome = follow(session, "run", RELEASES, QuietDisplay(), lambda: is_in_time() and services.is_alive())
+        outcome = follow(session, "run", ANALYSES, QuietDisplay(), lambda: is_in_time() and services.is_alive())
     assert numbers(outcome) == reference
 
 
@@ -261,7 +261,7 @@ def test_events_that_cannot_be_processed_are_left_to_the_data_processor(
         raise ValueError("made to fail by a test")
 
     read = settings.read({"CACHE": str(cache)})
-    task = ChunkTask(Chunk("run", "llll", 0, 100), RELEASES.resolve(DEMO))
+    task = ChunkTask(Chunk("run", "llll", 0, 100), ANALYSES.resolve(DEMO))
     outcome = [message.kind for message in chunk_worker.process_chunk(read, task.kind, task.encode())]
     monkeypatch.setattr(DataProcessor, "handle", fail)
     left = [message.kind for message in chunk_worker.process_chunk(read, task.kind, task.encode())]

@@ -24,7 +24,7 @@ import psutil
 from common import messages
 from common.errors import MessageError
 from common.messages import Message
-from physics import RELEASES
+from physics import ANALYSES
 from tests.unit.test_array_pickle import BODY, bombs, calls, forms, mutated
 from tests.unit.test_messages import JSON_MESSAGES
 
@@ -67,7 +67,7 @@ class Guard:
         """Decode a message under the guard."""
         self.active = True
         try:
-            messages.decode(kind, body, RELEASES)
+            messages.decode(kind, body, ANALYSES)
         finally:
             self.active = False
 
@@ -141,8 +141,8 @@ def main() -> int:
     for encoding in ("ascii", "latin-1", "raw-unicode-escape", "utf-8"):
         codecs.lookup(encoding)
     for message in JSON_MESSAGES:
-        messages.decode(message.kind, message.encode(), RELEASES)
-    messages.decode("events", BODY, RELEASES)
+        messages.decode(message.kind, message.encode(), ANALYSES)
+    messages.decode("events", BODY, ANALYSES)
     guard = Guard()
     sys.addaudithook(guard)
     if sys.platform == "linux":

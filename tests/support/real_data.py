@@ -14,17 +14,18 @@ import numpy.typing as npt
 import pytest
 import uproot
 
+from common.analyses import Sample
 from common.messages import Chunk, Events, SamplePlan, Selected
-from common.releases import Sample
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
+from physics.hzz4l.release_2020e import WEIGHTS
 from workers.data_loader import reading
-from workers.data_processor import selection
+from workers.data_processor.service import select
 
-RELEASE = RELEASES["2020e-13tev"]
-DATA = RELEASE.sample("data_A")
-SIMULATION = RELEASE.sample("ttbar_lep")
-NO_CUTS = RunSettings(pt_cuts_gev=())
+ANALYSIS = ANALYSES["2020e-13tev"]
+DATA = ANALYSIS.sample("data_A")
+SIMULATION = ANALYSIS.sample("ttbar_lep")
+NO_CUTS = RunSettings(pt_cuts_gev=(), lumi_ifb=10.0)
 
 LEPTON_BRANCHES = {
     "lep_pt": np.float32,
@@ -82,7 +83,7 @@ def write_file(
         values = np.array([one[name] for event in events for one in event], dtype=np.float64)
         with np.errstate(over="ignore"):
             branches[name] = ak.unflatten(ak.Array(values.astype(dtype)), counts)
-    for name in RELEASE.branches.weights:
+    for name in WEIGHTS:
         values = np.asarray((weights or {}).get(name, np.ones(len(events))))
         branches[name] = ak.Array(values.astype(np.float32))
     for name, values in (change or {}).items():
@@ -118,19 +119,19 @@ def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
     return ak.Array(
         {
             "m4l": rng.uniform(60, 300, n),
-            "channel": rng.integers(0, len(RELEASE.channels), n).astype(np.int8),
-            "weight": rng.normal(0.3, 0.2, n).astype(np.float32),
             "m_z1": rng.uniform(30, 130, n).astype(np.float32),
             "m_z2": rng.uniform(0, 130, n).astype(np.float32),
             "lead_pt": rng.uniform(10, 200, n).astype(np.float32),
+            "channel": rng.integers(0, len(ANALYSIS.channels), n).astype(np.int8),
+            "weight": rng.normal(0.3, 0.2, n).astype(np.float32),
         }
     )
 
 
 def selected(chunk: Chunk, events: ak.Array) -> Selected:
     """Return a data-processor's message in which all events of the chunk are read and these are selected."""
-    cutflow = dict.fromkeys(RELEASE.steps, len(events)) | {"read": chunk.stop - chunk.start}
-    return Selected(chunk, RELEASE.name, cutflow, events)
+    cutflow = dict.fromkeys(ANALYSIS.steps, len(events)) | {"read": chunk.stop - chunk.start}
+    return Selected(chunk, ANALYSIS.release, cutflow, events)
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,14 @@ class Processed:
 
 def process(run_id: str, path: Path, sample: Sample, settings: RunSettings) -> Processed:
     """Apply the functions of loader and processor to a file, chunk by chunk, with encoded messages in between."""
-    bounds = reading.chunk_bounds(path, RELEASE, sample, settings)
+    bounds = reading.chunk_bounds(path, ANALYSIS, sample, settings)
     plan = SamplePlan(run_id, sample.name, bounds[-1], bounds)
     messages = []
     for chunk in plan.chunks:
-        arrays = reading.read(path, RELEASE, sample, chunk.start, chunk.stop)
-        events, cutflow = reading.select(arrays, RELEASE, sample, settings)
-        sent = Events.decode(Events(chunk, RELEASE.name, cutflow, events).encode(), RELEASES)
-        chosen, further = selection.select(sent.events, RELEASE)
-        message = Selected(chunk, RELEASE.name, {**cutflow, **further}, chosen)
-        messages.append(Selected.decode(message.encode(), RELEASES))
+        arrays = reading.read(path, ANALYSIS, sample, chunk.start, chunk.stop)
+        events, cutflow = reading.select(arrays, ANALYSIS, sample, settings)
+        sent = Events.decode(Events(chunk, ANALYSIS.release, cutflow, events).encode(), ANALYSES)
+        chosen, further = select(sent.events, ANALYSIS)
+        message = Selected(chunk, ANALYSIS.release, {**cutflow, **further}, chosen)
+        messages.append(Selected.decode(message.encode(), ANALYSES))
     return Processed(plan, tuple(messages))

@@ -13,7 +13,7 @@ from common.progress import RunProgress
 from common.settings import BrokerSettings, RunSettings
 from common.submission import Outcome, follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from workers.embedded import EmbeddedServices
 
 DEADLINE_S = 90
@@ -46,7 +46,7 @@ def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
     with EmbeddedServices(read, **replicas) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
-        return follow(session, "run", RELEASES, QuietDisplay(), services.is_alive)
+        return follow(session, "run", ANALYSES, QuietDisplay(), services.is_alive)
 
 
 def run_on_broker(
@@ -61,7 +61,7 @@ def run_on_broker(
     session = RabbitMQTransport(settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
-        return follow(session, run_id, RELEASES, display or QuietDisplay(), is_alive or before_deadline())
+        return follow(session, run_id, ANALYSES, display or QuietDisplay(), is_alive or before_deadline())
     finally:
         session.close()
 

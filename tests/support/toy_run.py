@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from common.messages import Chunk, Message, RunPlan, SamplePlan, Selected
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.store import PartialSums, Store
 
-RELEASE = RELEASES["demo"]
+ANALYSIS = ANALYSES["demo"]
 SAMPLES = ("data_A", "Zee", "llll", "ggH125_ZZ4lep")
 #: The numbers of expected and of simulated events.
 YIELDS = {"Zee": (70.0, 400), "llll": (240.0, 20_000), "ggH125_ZZ4lep": (15.0, 8_000)}
@@ -37,11 +37,11 @@ def events_of(rng: np.random.Generator, m4l: npt.NDArray[np.float64], weight: fl
     return ak.Array(
         {
             "m4l": m4l,
-            "channel": rng.integers(0, len(RELEASE.channels), n).astype(np.int8),
-            "weight": np.full(n, weight, np.float32),
             "m_z1": np.full(n, 90, np.float32),
             "m_z2": np.full(n, 30, np.float32),
             "lead_pt": np.full(n, 50, np.float32),
+            "channel": rng.integers(0, len(ANALYSIS.channels), n).astype(np.int8),
+            "weight": np.full(n, weight, np.float32),
         }
     )
 
@@ -58,12 +58,12 @@ def drawn(sample: str, seed: int = 1) -> ak.Array:
 
 def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> list[Message]:
     """Return all messages of a complete run with one chunk per sample."""
-    found: list[Message] = [RunPlan(run_id, 1000.0, RunSettings(release=RELEASE.name, samples=samples))]
+    found: list[Message] = [RunPlan(run_id, 1000.0, RunSettings(release=ANALYSIS.release, samples=samples))]
     for sample in samples:
         events = drawn(sample, seed)
-        cutflow = dict.fromkeys(RELEASE.steps, len(events))
+        cutflow = dict.fromkeys(ANALYSIS.steps, len(events))
         found.append(SamplePlan(run_id, sample, len(events), (0, len(events))))
-        found.append(Selected(Chunk(run_id, sample, 0, len(events)), RELEASE.name, cutflow, events))
+        found.append(Selected(Chunk(run_id, sample, 0, len(events)), ANALYSIS.release, cutflow, events))
     return found
 
 
@@ -76,10 +76,11 @@ def document(samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> dict[str, Any
             elif isinstance(message, SamplePlan):
                 store.plan(message)
             elif isinstance(message, Selected):
-                sample = RELEASE.sample(message.chunk.sample)
+                sample = ANALYSIS.sample(message.chunk.sample)
                 weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)
                 store.add(
-                    message.chunk, PartialSums(message.cutflow, fill(message.events, RELEASE, sample.category), weights)
+                    message.chunk,
+                    PartialSums(message.cutflow, fill(message.events, ANALYSIS, sample.category), weights),
                 )
         run = store.run("run")
         assert run is not None

@@ -14,7 +14,7 @@ from common import messages
 from common.errors import MessageError
 from common.messages import ChunkTask
 from common.settings import Settings
-from physics import RELEASES
+from physics import ANALYSES
 from workers import chunk_worker
 from workers.analysis.fit_pool import FitAnswer
 
@@ -48,7 +48,7 @@ def die_once(mark: Path) -> str:
 
 def exit_on_entry_300(settings: Settings, kind: str, task: bytes) -> Sequence[chunk_worker.EncodedMessage]:
     """Process a chunk; the one with entry 300 of llll ends the process."""
-    message = messages.decode(kind, task, RELEASES)
+    message = messages.decode(kind, task, ANALYSES)
     assert isinstance(message, ChunkTask)
     if message.chunk.sample == "llll" and message.chunk.start <= 300 < message.chunk.stop:
         exit_at_once()

@@ -16,7 +16,7 @@ from common.messages import Chunk, Progress, Result, RunFailed
 from common.settings import RunSettings
 from common.submission import follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.runs import QuietDisplay
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -120,7 +120,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
     assert tab.evaluate("document.querySelector('#partial-plot').decode().then(() => true)")
     assert tab.title().startswith("TOY – ")
 
-    outcome = follow(session, run_id, RELEASES, QuietDisplay(), before_deadline(300))
+    outcome = follow(session, run_id, ANALYSES, QuietDisplay(), before_deadline(300))
     session.close()
     assert outcome.result is not None
     tab.wait_for_selector("h1 .badge.complete")  # without a reload

@@ -41,7 +41,7 @@ from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
 from workers.analysis import service as service_module
 from workers.analysis.fit_pool import FitAnswer, FitPool, fit_document
-from workers.analysis.service import PARTIAL_EVERY_S, Analysis
+from workers.analysis.service import PARTIAL_EVERY_S, AnalysisService
 from workers.analysis.store import Store
 
 BOUNDS = {"data_A": (0, 30), "Zee": (0, 40, 80), "ZH125_ZZ4lep": (0, 25, 50)}
@@ -79,8 +79,8 @@ def store() -> Store:
 
 
 @pytest.fixture
-def analysis(clock: Clock, store: Store) -> Iterator[Analysis]:
-    analysis = Analysis(read({}), store)
+def analysis(clock: Clock, store: Store) -> Iterator[AnalysisService]:
+    analysis = AnalysisService(read({}), store)
     yield analysis
     analysis.close()
 
@@ -89,11 +89,11 @@ def results(messages: Sequence[Message]) -> list[Result]:
     return [message for message in messages if isinstance(message, Result)]
 
 
-def handle_all(analysis: Analysis, messages: Sequence[Message]) -> list[Message]:
+def handle_all(analysis: AnalysisService, messages: Sequence[Message]) -> list[Message]:
     return [answer for message in messages for answer in analysis.handle(message)]
 
 
-def final_of(analysis: Analysis, messages: Sequence[Message]) -> dict[str, Any]:
+def final_of(analysis: AnalysisService, messages: Sequence[Message]) -> dict[str, Any]:
     """The one final result that these messages give."""
     (found,) = (result for result in results(handle_all(analysis, messages)) if result.final)
     return found.result
@@ -123,7 +123,7 @@ def dead_letter_of_the_broker(queue: str, headers: Mapping[str, Any], kind: str,
     return Delivery(topology.DEAD_NOTICES.name, kind, b"\x80", made, False, token=None)
 
 
-def notify(analysis: Analysis, delivery: Delivery) -> Sequence[Message]:
+def notify(analysis: AnalysisService, delivery: Delivery) -> Sequence[Message]:
     return analysis.handle(analysis.decode(delivery))
 
 
@@ -135,7 +135,7 @@ def test_the_last_message_in_any_order_gives_the_final_result(clock: Clock) -> N
     for seed in range(6):
         messages = list(RUN)
         random.Random(seed).shuffle(messages)
-        analysis = Analysis(read({}), Store(None))
+        analysis = AnalysisService(read({}), Store(None))
         assert results(handle_all(analysis, messages[:-1])) == []
         result = final_of(analysis, messages[-1:])
         assert (result["complete"], result["problems"]) == (True, [])
@@ -144,7 +144,7 @@ def test_the_last_message_in_any_order_gives_the_final_result(clock: Clock) -> N
     assert len(found) == 1
 
 
-def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
+def test_every_chunk_is_reported_as_done(analysis: AnalysisService) -> None:
     answers = handle_all(analysis, RUN)
 
     assert [message for message in answers if isinstance(message, Progress)] == [
@@ -152,7 +152,7 @@ def test_every_chunk_is_reported_as_done(analysis: Analysis) -> None:
     ]
 
 
-def test_messages_repeated_third_publish_the_result_once(analysis: Analysis, clock: Clock) -> None:
+def test_messages_repeated_third_publish_the_result_once(analysis: AnalysisService, clock: Clock) -> None:
     final = Result("run", final=True, result=final_of(analysis, RUN))
     clock.now += 3600
     published: list[Message] = []
@@ -168,7 +168,7 @@ def test_messages_repeated_third_publish_the_result_once(analysis: Analysis, clo
         assert results(analysis.handle(RUN_PLAN)) == [final]
 
 
-def test_an_unpublished_result_is_published_with_the_next_message(analysis: Analysis) -> None:
+def test_an_unpublished_result_is_published_with_the_next_message(analysis: AnalysisService) -> None:
     final = final_of(analysis, RUN)
     published: list[Message] = []
 
@@ -185,19 +185,19 @@ def test_an_unpublished_result_is_published_with_the_next_message(analysis: Anal
 
 def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock: Clock) -> None:
     settings = replace(read({}), database=tmp_path / "analysis.sqlite")
-    uninterrupted = Analysis(settings, Store(None))
+    uninterrupted = AnalysisService(settings, Store(None))
     expected = final_of(uninterrupted, RUN)
-    killed = Analysis(settings)
+    killed = AnalysisService(settings)
     handle_all(killed, RUN[:6])
 
-    successor = Analysis(settings)
+    successor = AnalysisService(settings)
 
     assert final_of(successor, RUN[5:]) == expected
     for analysis in (uninterrupted, killed, successor):
         analysis.close()
 
 
-def test_several_runs_at_once_are_kept_apart(analysis: Analysis) -> None:
+def test_several_runs_at_once_are_kept_apart(analysis: AnalysisService) -> None:
     other = Chunk("other", "Zee", 0, 10)
     handle_all(analysis, [RunPlan("other", 1000.0, RunSettings(samples=("Zee",))), of_chunk(other)])
 
@@ -212,7 +212,7 @@ def test_several_runs_at_once_are_kept_apart(analysis: Analysis) -> None:
 class Loop:
     """Calls ``poll`` as the service loop does, and keeps what is published."""
 
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(self, analysis: AnalysisService) -> None:
         self.analysis = analysis
         self.published: list[Message] = []
         analysis.publish = self.published.extend
@@ -231,7 +231,7 @@ def fitting(
     store: Store, function: Callable[[Mapping[str, Any]], FitAnswer] = fit_document, timeout_s: float = 60.0
 ) -> Loop:
     """Return a service that calls this function instead of the fit."""
-    return Loop(Analysis(read({}), store, FitPool(function, timeout_s)))
+    return Loop(AnalysisService(read({}), store, FitPool(function, timeout_s)))
 
 
 def test_a_complete_run_is_final_only_with_its_fit() -> None:
@@ -360,7 +360,7 @@ def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> Non
 # --- partial results --------------------------------------------------------
 
 
-def test_partial_results_are_published_at_most_twice_a_second(analysis: Analysis, clock: Clock) -> None:
+def test_partial_results_are_published_at_most_twice_a_second(analysis: AnalysisService, clock: Clock) -> None:
     handle_all(analysis, [RUN_PLAN, SamplePlan("run", "data_A", 1000, tuple(range(0, 1001, 10)))])
     seen = []
     for start in range(0, 990, 10):
@@ -378,7 +378,7 @@ def test_partial_results_are_published_at_most_twice_a_second(analysis: Analysis
 # --- failures -------------------------------------------------------------
 
 
-def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysis: Analysis) -> None:
+def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysis: AnalysisService) -> None:
     late = RUN[RUN.index(next(m for m in RUN if isinstance(m, Selected) and m.chunk == ZEE))]
     result = final_of(analysis, [*without(late), ChunkFailed(ZEE, "f.root: cannot be read")])
 
@@ -389,7 +389,7 @@ def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysi
     assert (result["complete"], result["samples"]["Zee"]["events_read"]) == (True, 80)
 
 
-def test_a_missing_file_ends_the_run_incomplete(analysis: Analysis) -> None:
+def test_a_missing_file_ends_the_run_incomplete(analysis: AnalysisService) -> None:
     messages = [SamplePlan("run", "Zee", problem="no such file") if message is PLANS[1] else message for message in RUN]
 
     result = final_of(analysis, [m for m in messages if not (isinstance(m, Selected) and m.chunk.sample == "Zee")])
@@ -398,7 +398,7 @@ def test_a_missing_file_ends_the_run_incomplete(analysis: Analysis) -> None:
     assert result["samples"]["data_A"]["events_read"] == 30
 
 
-def test_a_dead_lettered_chunk_is_a_problem_of_its_run(analysis: Analysis) -> None:
+def test_a_dead_lettered_chunk_is_a_problem_of_its_run(analysis: AnalysisService) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
 
@@ -417,7 +417,9 @@ def test_a_dead_lettered_chunk_is_a_problem_of_its_run(analysis: Analysis) -> No
         ("rejected", "the broker dead-lettered it"),
     ],
 )
-def test_a_chunk_dead_lettered_by_the_broker_is_a_problem_of_its_run(analysis: Analysis, reason: str, why: str) -> None:
+def test_a_chunk_dead_lettered_by_the_broker_is_a_problem_of_its_run(
+    analysis: AnalysisService, reason: str, why: str
+) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     task = ChunkTask(ZEE, RUN_PLAN.settings)
@@ -428,7 +430,7 @@ def test_a_chunk_dead_lettered_by_the_broker_is_a_problem_of_its_run(analysis: A
     assert answer.result["problems"] == [f"Zee[40:80]: a message in chunks could not be handled: {why}"]
 
 
-def test_a_dead_lettered_file_task_ends_the_run_without_its_sample(analysis: Analysis) -> None:
+def test_a_dead_lettered_file_task_ends_the_run_without_its_sample(analysis: AnalysisService) -> None:
     task = FileTask("run", "Zee", RUN_PLAN.settings)
     others = [m for m in RUN if m is not PLANS[1] and not (isinstance(m, Selected) and m.chunk.sample == "Zee")]
     handle_all(analysis, others)
@@ -442,7 +444,7 @@ def test_a_dead_lettered_file_task_ends_the_run_without_its_sample(analysis: Ana
     assert answer.result["samples"]["data_A"]["events_read"] == 30
 
 
-def test_a_dead_lettered_request_ends_its_run(analysis: Analysis) -> None:
+def test_a_dead_lettered_request_ends_its_run(analysis: AnalysisService) -> None:
     request = RunRequest("run", 1000.0, RUN_PLAN.settings)
     handle_all(analysis, [RUN_PLAN, PLANS[0], of_chunk(CHUNKS[0])])
 
@@ -456,14 +458,14 @@ def test_a_dead_lettered_request_ends_its_run(analysis: Analysis) -> None:
     ("queue", "message"), [("runs", RunRequest("run", 1000.0, RUN_PLAN.settings)), ("plans", RUN_PLAN)]
 )
 def test_a_run_without_a_plan_fails_if_its_request_is_dead_lettered(
-    analysis: Analysis, queue: str, message: Message
+    analysis: AnalysisService, queue: str, message: Message
 ) -> None:
     assert notify(analysis, dead_letter(queue, message, "RELEASE='x' is not known")) == [
         RunFailed("run", f"a message in {queue} could not be handled: RELEASE='x' is not known")
     ]
 
 
-def test_a_status_request_is_answered_with_progress_or_result(analysis: Analysis) -> None:
+def test_a_status_request_is_answered_with_progress_or_result(analysis: AnalysisService) -> None:
     assert analysis.handle(StatusRequest("run")) == []
     everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
     handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
@@ -472,7 +474,7 @@ def test_a_status_request_is_answered_with_progress_or_result(analysis: Analysis
     assert analysis.handle(StatusRequest("run")) == [Result("run", final=True, result=result)]
 
 
-def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(analysis: Analysis) -> None:
+def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(analysis: AnalysisService) -> None:
     notify(analysis, dead_letter("runs", RunRequest("wrong", 900.0, RUN_PLAN.settings), "no such sample"))
     handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
     everything = {plan.sample: Progress("plan", Chunk("run", plan.sample, 0, plan.entries)) for plan in PLANS}
@@ -486,7 +488,7 @@ def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(a
 def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
     tmp_path: Path,
 ) -> None:
-    first, second = (Analysis(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
+    first, second = (AnalysisService(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
     failed = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
     assert first.handle(StatusRequest("run")) == failed != []
     assert second.handle(StatusRequest("run")) == failed
@@ -496,7 +498,7 @@ def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
         service.close()
 
 
-def test_a_dead_letter_of_a_run_without_a_plan_fails_the_run(analysis: Analysis) -> None:
+def test_a_dead_letter_of_a_run_without_a_plan_fails_the_run(analysis: AnalysisService) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
 
     (answer,) = notify(analysis, dead_letter("selected", lost))
@@ -512,7 +514,7 @@ def requeued(message: Message) -> Delivery:
     return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
 
 
-def test_a_requeued_chunk_completes_its_ended_run(analysis: Analysis, clock: Clock) -> None:
+def test_a_requeued_chunk_completes_its_ended_run(analysis: AnalysisService, clock: Clock) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     (ended,) = notify(analysis, dead_letter("selected", lost))
@@ -523,14 +525,14 @@ def test_a_requeued_chunk_completes_its_ended_run(analysis: Analysis, clock: Clo
     assert results(notify(analysis, requeued(lost))) == []
     (completed,) = results(analysis.handle(lost))
 
-    expected = final_of(Analysis(read({}), Store(None)), RUN)
+    expected = final_of(AnalysisService(read({}), Store(None)), RUN)
     assert (completed.final, completed.result["complete"]) == (True, True)
     for key in ("samples", "categories", "histograms", "window", "problems"):
         assert completed.result[key] == expected[key]
 
 
 def test_after_a_requeued_file_task_the_run_waits_for_all_chunks_of_the_sample(
-    analysis: Analysis, clock: Clock
+    analysis: AnalysisService, clock: Clock
 ) -> None:
     task = FileTask("run", "Zee", RUN_PLAN.settings)
     of_zee = [PLANS[1], *(m for m in RUN if isinstance(m, Selected) and m.chunk.sample == "Zee")]
@@ -548,7 +550,9 @@ def test_after_a_requeued_file_task_the_run_waits_for_all_chunks_of_the_sample(
     assert (last.final, last.result["complete"]) == (True, True)
 
 
-def test_a_requeued_message_that_is_dead_lettered_again_ends_its_run_again(analysis: Analysis, clock: Clock) -> None:
+def test_a_requeued_message_that_is_dead_lettered_again_ends_its_run_again(
+    analysis: AnalysisService, clock: Clock
+) -> None:
     (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(lost))
     for reason in ("once", "twice"):
@@ -559,7 +563,7 @@ def test_a_requeued_message_that_is_dead_lettered_again_ends_its_run_again(analy
         notify(analysis, requeued(lost))
 
 
-def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: Analysis) -> None:
+def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: AnalysisService) -> None:
     message = analysis.decode(dead_letter("plans", RequeueNotice(queue="plans", run_id="run", sample="Zee")))
     assert isinstance(message, DeadLetterNotice)
 
@@ -567,13 +571,13 @@ def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: An
 class Published:
     """Keeps the messages that a service publishes in ``poll``."""
 
-    def __init__(self, service: Analysis) -> None:
+    def __init__(self, service: AnalysisService) -> None:
         self.messages: list[Message] = []
         service.publish = self.messages.extend  # type: ignore[method-assign]
 
 
 def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
-    analysis: Analysis, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+    analysis: AnalysisService, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = Published(analysis)
     orphaned = [of_chunk(Chunk("without-plan", "Zee", start, start + 10)) for start in (0, 10)]
@@ -595,7 +599,9 @@ def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
     assert sent.messages == [failed]
 
 
-def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(analysis: Analysis, clock: Clock) -> None:
+def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(
+    analysis: AnalysisService, clock: Clock
+) -> None:
     sent = Published(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
@@ -606,7 +612,9 @@ def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(analy
     assert sent.messages == []
 
 
-def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(analysis: Analysis, clock: Clock) -> None:
+def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(
+    analysis: AnalysisService, clock: Clock
+) -> None:
     Published(analysis)
     plans = [RUN_PLAN, *PLANS]
     handle_all(analysis, without(*plans))
@@ -619,13 +627,13 @@ def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(analysis
     assert all("no plan of the run" in problem for problem in result["problems"])
 
 
-def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: Analysis, store: Store) -> None:
+def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: AnalysisService, store: Store) -> None:
     unplanned = of_chunk(Chunk("run", "Zee", 3, 5))
     handle_all(analysis, [*RUN, unplanned])
     assert store.database.row("SELECT count(*) FROM chunks WHERE NOT planned") == (0,)
 
 
-def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis) -> None:
+def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: AnalysisService) -> None:
     final = final_of(analysis, RUN)
     tasks = [FileTask("run", "Zee", RUN_PLAN.settings), ChunkTask(ZEE, RUN_PLAN.settings), RUN[-1]]
 
@@ -636,7 +644,7 @@ def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis
         assert published == [Result("run", final=True, result=final)]
 
 
-def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None:
+def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: AnalysisService) -> None:
     partial = Result("run", final=False, result={})
     queue = topology.VISUALISATION.name
     handle_all(analysis, RUN[:-1])
@@ -651,7 +659,7 @@ def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: Analysis) -> None
 @pytest.mark.parametrize(
     "message", [Progress("data-loader", ZEE), FetchProgress("run", "Zee", 10, 100)], ids=lambda m: m.kind
 )
-def test_a_dead_lettered_progress_message_changes_no_run(analysis: Analysis, message: Message) -> None:
+def test_a_dead_lettered_progress_message_changes_no_run(analysis: AnalysisService, message: Message) -> None:
     handle_all(analysis, RUN[:-1])
     queue = topology.VISUALISATION.name
 
@@ -661,7 +669,7 @@ def test_a_dead_lettered_progress_message_changes_no_run(analysis: Analysis, mes
     assert notify(analysis, dead_letter_of_the_broker(queue, message.headers, message.kind, "maxlen")) == []
 
 
-def test_a_dead_letter_without_a_run_is_ignored_and_an_invalid_one_rejected(analysis: Analysis) -> None:
+def test_a_dead_letter_without_a_run_is_ignored_and_an_invalid_one_rejected(analysis: AnalysisService) -> None:
     assert notify(analysis, dead_letter_of_the_broker("runs", {}, "", "delivery_limit")) == []
     for headers in ({"run_id": 7}, {"run_id": "../x"}, {"run_id": "run", "sample": "Zee", "start": -1, "stop": 3}):
         with pytest.raises(MessageError, match="dead letter"):
@@ -677,7 +685,7 @@ def test_a_dead_letter_without_a_run_is_ignored_and_an_invalid_one_rejected(anal
     ],
 )
 def test_a_chunk_with_a_wrong_cutflow_is_rejected_and_changes_nothing(
-    analysis: Analysis, cutflow: dict[str, int]
+    analysis: AnalysisService, cutflow: dict[str, int]
 ) -> None:
     (good,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
     handle_all(analysis, without(good))
@@ -688,6 +696,6 @@ def test_a_chunk_with_a_wrong_cutflow_is_rejected_and_changes_nothing(
     assert final_of(analysis, [good])["complete"] is True
 
 
-def test_a_message_for_another_service_is_rejected(analysis: Analysis) -> None:
+def test_a_message_for_another_service_is_rejected(analysis: AnalysisService) -> None:
     with pytest.raises(MessageError, match="cannot handle a file-task"):
         analysis.handle(FileTask("run", "Zee", RUN_PLAN.settings))

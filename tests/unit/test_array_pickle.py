@@ -28,7 +28,7 @@ from common import array_pickle, messages
 from common.errors import MessageError
 from common.messages import Chunk, Events
 from common.schema import Column
-from physics import RELEASES
+from physics import ANALYSES
 
 SCHEMA = {"pt": Column("float32", 2), "charge": Column("int8")}
 HEADER = {"text": "H→ZZ*", "number": 1.5, "cutflow": {"read": 3}}
@@ -412,12 +412,12 @@ def events_body() -> bytes:
 BODY = events_body()
 OPCODE_STARTS = [position for _, _, position in pickletools.genops(BODY)]
 UNFRAMED = BODY[:2] + BODY[11:]
-TYPE = str(messages.decode("events", BODY, RELEASES).events.type.content)
+TYPE = str(messages.decode("events", BODY, ANALYSES).events.type.content)
 
 
 def assert_rejected_or_valid(body: bytes) -> None:
     try:
-        message = messages.decode("events", body, RELEASES)
+        message = messages.decode("events", body, ANALYSES)
     except MessageError:
         return
     assert isinstance(message, Events)

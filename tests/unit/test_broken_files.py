@@ -12,12 +12,12 @@ import uproot
 
 from common.messages import ChunkFailed, ChunkTask, Events, FileTask, Message, SamplePlan
 from common.settings import RunSettings, read
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.real_data import real_data
 from workers.data_loader.service import DataLoader
 
-RELEASE = RELEASES["2020e-13tev"]
-BROKEN, INTACT = RELEASE.sample("WH125_ZZ4lep"), RELEASE.sample("data_A")
+ANALYSIS = ANALYSES["2020e-13tev"]
+BROKEN, INTACT = ANALYSIS.sample("WH125_ZZ4lep"), ANALYSIS.sample("data_A")
 
 Break = Callable[[Path], None]
 
@@ -45,15 +45,15 @@ def _flip(byte_range: Callable[[Path], tuple[int, int]]) -> Break:
 def _basket(path: Path) -> tuple[int, int]:
     """Return the byte range of the compressed data of the first basket of lep_pt, without its key."""
     with uproot.open(path) as file:
-        basket = file[RELEASE.tree]["lep_pt"].basket(0)
-        start = int(file[RELEASE.tree]["lep_pt"].member("fBasketSeek")[0])
+        basket = file[ANALYSIS.tree]["lep_pt"].basket(0)
+        start = int(file[ANALYSIS.tree]["lep_pt"].member("fBasketSeek")[0])
         key, compressed = int(basket.member("fKeylen")), int(basket.compressed_bytes)
     return start + key, start + key + compressed
 
 
 def _basket_key(path: Path) -> tuple[int, int]:
     with uproot.open(path) as file:
-        start = int(file[RELEASE.tree]["lep_pt"].member("fBasketSeek")[0])
+        start = int(file[ANALYSIS.tree]["lep_pt"].member("fBasketSeek")[0])
     return start, start + 26
 
 
@@ -64,7 +64,7 @@ def _without_a_tree(path: Path) -> None:
 
 def _of_other_branches(path: Path) -> None:
     with uproot.recreate(path) as file:
-        file.mktree(RELEASE.tree, {"lep_pt": np.float32})
+        file.mktree(ANALYSIS.tree, {"lep_pt": np.float32})
 
 
 def _directory(path: Path) -> None:

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pytest
 import uproot
 
+from common.analyses import Analysis, Sample
 from common.errors import SettingsError
-from common.releases import Release, Sample
-from physics import RELEASES
-from workers.data_loader.demo import files as demo
-from workers.data_loader.demo.samples import TOY_SAMPLES
+from physics import ANALYSES
+from physics.hzz4l.toy import files as demo
+from physics.hzz4l.toy.samples import TOY_SAMPLES
 
 EVENTS = 60_000
-DEMO = RELEASES["demo"]
+DEMO = ANALYSES["demo"]
 SIMULATED = [sample for sample in DEMO.samples if not sample.is_data]
 DATA = [sample for sample in DEMO.samples if sample.is_data]
 
@@ -268,8 +268,8 @@ def _make(directory: Path, start: multiprocessing.synchronize.Barrier, made: mul
     """Make a file at the same time as the other process, and report whether this process wrote it."""
     write = demo.write_file
 
-    def noted(sample: Sample, release: Release, events: int, path: Path, *, all_branches: bool) -> None:
-        write(sample, release, events, path, all_branches=all_branches)
+    def noted(sample: Sample, analysis: Analysis, events: int, path: Path, *, all_branches: bool) -> None:
+        write(sample, analysis, events, path, all_branches=all_branches)
         made.put("written")
 
     demo.write_file = noted

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.real_data import RELEASE, random_selected
+from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import (
     M4L_FINE,
     Axis,
@@ -24,7 +24,7 @@ from workers.analysis.histograms import (
 
 
 def by_name(events: ak.Array) -> dict[str, np.ndarray]:
-    return dict(split(fill(events, RELEASE, "data"), RELEASE, "data"))
+    return dict(split(fill(events, ANALYSIS, "data"), ANALYSIS, "data"))
 
 
 def selected_with(column: str, values: list[float]) -> ak.Array:
@@ -42,14 +42,14 @@ def selected_with(column: str, values: list[float]) -> ak.Array:
 
 
 def test_the_m4l_histogram_is_34_bins_of_5_gev_from_80_to_250() -> None:
-    assert axes(RELEASE)["m4l"].edges.tolist() == list(range(80, 251, 5))
-    assert {"m4l", "m4l_4e", "m4l_2e2mu", "m4l_4mu"} <= axes(RELEASE).keys()
+    assert axes(ANALYSIS)["m4l"].edges.tolist() == list(range(80, 251, 5))
+    assert {"m4l", "m4l_4e", "m4l_2e2mu", "m4l_4mu"} <= axes(ANALYSIS).keys()
 
 
-@pytest.mark.parametrize("name", axes(RELEASE))
+@pytest.mark.parametrize("name", axes(ANALYSIS))
 def test_every_histogram_is_numpy_s_with_weights(name: str) -> None:
     events = random_selected(np.random.default_rng(11), 5000)
-    axis = axes(RELEASE)[name]
+    axis = axes(ANALYSIS)[name]
     channel = name.removeprefix("m4l_") if name.startswith("m4l_") else None
     chosen = slice(None)
     if channel is not None:
@@ -74,7 +74,7 @@ def test_the_channels_add_up_to_all() -> None:
 
 @pytest.mark.parametrize("name", ["m4l", "m_z1", "m_z2", "lead_pt"])
 def test_bins_hold_their_lower_edge_and_the_last_edge_is_outside(name: str) -> None:
-    axis = axes(RELEASE)[name]
+    axis = axes(ANALYSIS)[name]
     values, variances = by_name(selected_with(name, [*axis.edges, axis.edges[1]]))[name]
 
     assert values.tolist() == [2, 4, *[2] * (axis.bins - 2)]
@@ -99,7 +99,7 @@ def test_what_lies_outside_or_is_not_a_number_is_in_no_bin() -> None:
 
 
 def varied(events: ak.Array, category: str) -> dict[str, np.ndarray]:
-    return dict(split(fill(events, RELEASE, category), RELEASE, category))
+    return dict(split(fill(events, ANALYSIS, category), ANALYSIS, category))
 
 
 def test_simulation_has_the_m4l_scale_up_and_down_and_data_nothing() -> None:
@@ -123,7 +123,7 @@ def test_data_and_signal_have_m4l_in_bins_of_half_a_gev(category: str) -> None:
 
 
 def test_a_chunk_s_row_stays_small() -> None:
-    assert max(empty(RELEASE, category).nbytes for category in ("data", "z_ttbar", "zz", "signal")) <= 7_200
+    assert max(empty(ANALYSIS, category).nbytes for category in ("data", "z_ttbar", "zz", "signal")) <= 7_200
 
 
 @pytest.mark.parametrize("category", ["data", "z_ttbar", "zz", "signal"])
@@ -135,17 +135,17 @@ def test_a_variation_is_the_histogram_of_scaled_masses_and_changes_no_other(cate
     moved = {"m4l_scale_up": m4l * 1.01, "m4l_scale_down": m4l * 0.99}
     for name in moved.keys() & found.keys():
         for row, weights in zip(found[name], (weight, weight**2), strict=True):
-            expected = np.histogram(moved[name], axes(RELEASE)["m4l"].edges, weights=weights)[0]
+            expected = np.histogram(moved[name], axes(ANALYSIS)["m4l"].edges, weights=weights)[0]
             np.testing.assert_allclose(row, expected, rtol=1e-12, atol=1e-12)
-    for name in axes(RELEASE):
+    for name in axes(ANALYSIS):
         assert found[name].tolist() == by_name(events)[name].tolist()
 
 
 @pytest.mark.parametrize("category", ["data", "z_ttbar", "zz", "signal"])
 def test_no_events_fill_empty_histograms(category: str) -> None:
-    nothing = fill(random_selected(np.random.default_rng(1), 0), RELEASE, category)
+    nothing = fill(random_selected(np.random.default_rng(1), 0), ANALYSIS, category)
 
-    assert nothing.tolist() == empty(RELEASE, category).tolist()
+    assert nothing.tolist() == empty(ANALYSIS, category).tolist()
     assert not nothing.any()
 
 
@@ -195,7 +195,7 @@ def test_twenty_million_equal_weights_are_all_counted() -> None:
     assert published_sum(million for _ in range(20)) == 20_000_000
 
 
-@pytest.mark.parametrize("axis", [*axes(RELEASE).values(), M4L_FINE], ids=lambda axis: f"{axis.column}-{axis.bins}")
+@pytest.mark.parametrize("axis", [*axes(ANALYSIS).values(), M4L_FINE], ids=lambda axis: f"{axis.column}-{axis.bins}")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_value_is_in_the_bin_between_whose_edges_it_lies(axis: Axis, dtype: type) -> None:
     edges = axis.edges.astype(dtype)

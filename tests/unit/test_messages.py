@@ -35,7 +35,7 @@ from common.messages import (
 )
 from common.names import is_name
 from common.settings import MAX_CHUNK_ENTRIES, RunSettings
-from physics import RELEASES
+from physics import ANALYSES
 
 RUN = "20260131-235959-demo-1f3a"
 CHUNK = Chunk(RUN, "Zee", 100, 200)
@@ -62,7 +62,7 @@ JSON_MESSAGES: list[Message] = [
 
 
 def decode(kind: str, body: bytes) -> Message:
-    return messages.decode(kind, body, RELEASES)
+    return messages.decode(kind, body, ANALYSES)
 
 
 def events(count: int) -> ak.Array:
@@ -141,7 +141,7 @@ def test_selected_events_are_decoded_bit_for_bit(count: int) -> None:
 def test_settings_missing_in_a_run_request_are_those_of_the_data_loader() -> None:
     body = json.dumps({"run_id": "mine", "submitted": 0, "settings": {"samples": ["llll", "Zee"]}}).encode()
     assert decode("run-request", body) == RunRequest("mine", 0.0, RunSettings(samples=("Zee", "llll")))
-    assert RunRequest.decode(body, RELEASES, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
+    assert RunRequest.decode(body, ANALYSES, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
 
 
 def test_a_sample_plans_chunks_lie_between_its_bounds() -> None:

@@ -31,7 +31,7 @@ from common.messages import (
     StatusRequest,
 )
 from common.settings import RunSettings
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.drawing import POOL
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
@@ -50,16 +50,16 @@ def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> d
     made = result(**changes)
     if not channels:
         made["histograms"] = {"m4l": made["histograms"]["m4l"]}
-    release = RELEASES[made["release"]]
+    analysis = ANALYSES[made["release"]]
     made["samples"] = {
         sample.name: {
             "category": sample.category, "events_read": int(sample.entries * share), "events_selected": 12,
-            "yield": 3.25, "yield_error": 0.5, "cutflow": dict.fromkeys(release.steps, 12),
+            "yield": 3.25, "yield_error": 0.5, "cutflow": dict.fromkeys(analysis.steps, 12),
         }
-        for sample in release.samples
+        for sample in analysis.samples
     }  # fmt: skip
     made["categories"] = {
-        category.name: {"events_selected": 321, "yield": 7.125, "yield_error": 0.25} for category in release.categories
+        category.name: {"events_selected": 321, "yield": 7.125, "yield_error": 0.25} for category in analysis.categories
     }
     made["settings"] |= {"data": None, "chunk_entries": 50_000}
     made["timing"] = {"seconds": 42.0, "events_per_second": 1234.5}

@@ -16,10 +16,10 @@ import uproot
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.analyses import Sample
 from common.errors import DataError
-from common.releases import Sample
 from common.settings import RunSettings
-from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, four_leptons, lepton, write_file
+from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, four_leptons, lepton, write_file
 from workers.data_loader import reading
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import check_directory, locate
@@ -30,8 +30,8 @@ GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
 def read_all(
     path: Path, sample: Sample = SIMULATION, settings: RunSettings = NO_CUTS
 ) -> tuple[ak.Array, dict[str, int]]:
-    entries = reading.chunk_bounds(path, RELEASE, sample, settings)[-1]
-    return reading.select(reading.read(path, RELEASE, sample, 0, entries), RELEASE, sample, settings)
+    entries = reading.chunk_bounds(path, ANALYSIS, sample, settings)[-1]
+    return reading.select(reading.read(path, ANALYSIS, sample, 0, entries), ANALYSIS, sample, settings)
 
 
 def with_lepton(changed: int, **change: float) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def with_lepton(changed: int, **change: float) -> list[dict[str, Any]]:
 
 def test_the_four_leading_leptons_are_those_of_the_file_bit_for_bit(tmp_path: Path) -> None:
     five = [*four_leptons(51234.567, 40e3, 30e3, 20e3), lepton(7e3, -1, 13)]
-    factors = {name: [0.1 * (i + 1), 2.0] for i, name in enumerate(RELEASE.branches.weights)}
+    factors = {name: [0.1 * (i + 1), 2.0] for i, name in enumerate(ANALYSIS.branches.weights)}
 
     events, cutflow = read_all(write_file(tmp_path / "f.root", [five, GOOD], factors))
 
@@ -131,7 +131,7 @@ def test_doubles_are_read_as_floats_and_an_overflow_removes_the_event(tmp_path: 
 def test_a_tree_without_entries_has_no_chunks_and_no_error(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [])
 
-    assert reading.chunk_bounds(path, RELEASE, SIMULATION, NO_CUTS) == (0,)
+    assert reading.chunk_bounds(path, ANALYSIS, SIMULATION, NO_CUTS) == (0,)
     assert read_all(path)[1] == {"read": 0, "four_leptons": 0, "pt_cuts": 0}
 
 
@@ -249,7 +249,7 @@ def test_a_file_with_fewer_entries_than_planned_is_an_error(tmp_path: Path) -> N
     path = write_file(tmp_path / "f.root", [GOOD] * 10)
 
     with pytest.raises(DataError, match=r"f\.root: holds 2 entries between 8 and 12"):
-        reading.read(path, RELEASE, SIMULATION, 8, 12)
+        reading.read(path, ANALYSIS, SIMULATION, 8, 12)
 
 
 def test_a_file_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_chunks_of_a_tree_end_where_its_baskets_end(tmp_path: Path) -> None:
     path = write_file(tmp_path / "f.root", [GOOD] * 100, basket=30)
 
     def bounds(**settings: Any) -> tuple[int, ...]:
-        return reading.chunk_bounds(path, RELEASE, SIMULATION, replace(NO_CUTS, **settings))
+        return reading.chunk_bounds(path, ANALYSIS, SIMULATION, replace(NO_CUTS, **settings))
 
     assert bounds() == (0, 100)
     assert bounds(chunk_entries=35) == (0, 30, 60, 90, 100)
@@ -356,6 +356,6 @@ def test_a_file_is_found_in_the_layout_of_the_release_or_flat(tmp_path: Path) ->
     (tmp_path / DATA.file).touch()
     assert locate(DATA, settings, fetcher) == tmp_path / DATA.file
 
-    check_directory(RELEASE, settings)
+    check_directory(ANALYSIS, settings)
     with pytest.raises(DataError, match=r"mc_410000.*no such file.*--data"):
         locate(SIMULATION, settings, fetcher)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from common.errors import SettingsError
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support.real_data import real_data
 
 # name, file, category, DSID, cross-section [pb], sum of weights
@@ -26,7 +26,7 @@ DATA = [("data_A", 0.5), ("data_B", 1.9), ("data_C", 2.9), ("data_D", 4.7)]
 
 @pytest.mark.parametrize("name", ["2020e-13tev", "demo"])
 def test_every_sample_has_its_file_category_and_published_numbers(name: str) -> None:
-    samples = RELEASES[name].samples
+    samples = ANALYSES[name].samples
     columns = [(s.name, s.file, s.category, s.dsid, s.cross_section_pb, s.sum_of_weights) for s in samples]
     assert columns[4:] == SIMULATED
     assert [s.reduction for s in samples] == [1.0] * 12
@@ -38,7 +38,7 @@ def test_every_sample_has_its_file_category_and_published_numbers(name: str) -> 
 
 def test_the_samples_have_the_entries_sizes_and_checksums_of_the_record() -> None:
     record = json.loads((real_data() / "records" / "2020e-13tev.json").read_text())["files"]
-    samples = RELEASES["2020e-13tev"].samples
+    samples = ANALYSES["2020e-13tev"].samples
     assert {
         sample.name: {
             "path": sample.file, "bytes": sample.bytes, "adler32": sample.adler32, "entries": sample.entries,
@@ -48,7 +48,7 @@ def test_the_samples_have_the_entries_sizes_and_checksums_of_the_record() -> Non
 
 
 def test_the_release_has_its_tree_units_steps_and_addresses() -> None:
-    real = RELEASES["2020e-13tev"]
+    real = ANALYSES["2020e-13tev"]
     assert (real.tree, real.per_gev, real.sqrt_s_tev, real.toy) == ("mini", 1000.0, 13, False)
     assert real.steps == ("read", "four_leptons", "pt_cuts", "charge", "flavour")
     assert real.channels == {"4e": 44, "2e2mu": 48, "4mu": 52}
@@ -68,22 +68,22 @@ def test_the_release_has_its_tree_units_steps_and_addresses() -> None:
 
 
 def test_the_demo_is_labelled_as_a_toy_and_has_no_address() -> None:
-    demo = RELEASES["demo"]
+    demo = ANALYSES["demo"]
     assert demo.toy
     assert "TOY" in demo.title
     assert demo.record_urls + demo.other_urls == ()
-    assert set(RELEASES) == {"2020e-13tev", "demo"}
+    assert set(ANALYSES) == {"2020e-13tev", "demo"}
 
 
 def test_the_cross_section_weight_is_luminosity_times_cross_section_over_sum_w() -> None:
     # 10 fb⁻¹ = 10 000 pb⁻¹; 10 000 · 1.2578 pb = 12 578 events, spread over Σw = 7 538 705.8077
-    assert RELEASES["2020e-13tev"].sample("llll").cross_section_weight(10) == pytest.approx(1.668456e-3, rel=1e-6)
+    assert ANALYSES["2020e-13tev"].sample("llll").cross_section_weight(10) == pytest.approx(1.668456e-3, rel=1e-6)
 
 
 def test_an_unknown_release_or_sample_is_refused_with_the_valid_names() -> None:
     with pytest.raises(SettingsError, match=r"release '2019' is not known; choose one of 2020e-13tev, demo"):
-        RELEASES["2019"]
+        ANALYSES["2019"]
     with pytest.raises(SettingsError, match=r"sample 'Zee2' is not in release demo; it has data_A, .*, ZH125_ZZ4lep"):
-        RELEASES["demo"].sample("Zee2")
+        ANALYSES["demo"].sample("Zee2")
     with pytest.raises(SettingsError, match="Zee2"):
-        RELEASES["demo"].in_order(["Zee", "Zee2"])
+        ANALYSES["demo"].in_order(["Zee", "Zee2"])

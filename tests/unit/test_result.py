@@ -14,8 +14,8 @@ import pytest
 
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
-from physics import RELEASES
-from tests.support.real_data import RELEASE, random_selected
+from physics import ANALYSES
+from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import axes, empty, fill, split
 from workers.analysis.result import result_of
 from workers.analysis.store import PartialSums, Store
@@ -38,30 +38,30 @@ def result_with(partials: dict[str, Sequence[PartialSums]], *, final: bool = Tru
 
 def of_sample(part: PartialSums, sample: str) -> PartialSums:
     """A chunk with room for the variations of its sample, all empty."""
-    sums = empty(RELEASE, RELEASE.sample(sample).category)
-    bins = sum(axis.bins for axis in axes(RELEASE).values())
+    sums = empty(ANALYSIS, ANALYSIS.sample(sample).category)
+    bins = sum(axis.bins for axis in axes(ANALYSIS).values())
     sums[:, :bins] = part.sums[:, :bins]
     return replace(part, sums=sums)
 
 
 def some(seed: int, n: int = 50, *, data: bool = False) -> PartialSums:
     events = random_selected(np.random.default_rng(seed), n)
-    cutflow = dict(zip(RELEASE.steps, (100 + n, 90 + n, 80 + n, 70 + n, n), strict=True))
+    cutflow = dict(zip(ANALYSIS.steps, (100 + n, 90 + n, 80 + n, 70 + n, n), strict=True))
     return PartialSums(
-        cutflow, fill(events, RELEASE, "data"), np.empty(0, np.float32) if data else np.asarray(events.weight)
+        cutflow, fill(events, ANALYSIS, "data"), np.empty(0, np.float32) if data else np.asarray(events.weight)
     )
 
 
 def at(m4l: dict[float, float]) -> PartialSums:
     """A chunk whose m4l histogram holds these weights at these masses."""
-    sums = empty(RELEASE, "data")
+    sums = empty(ANALYSIS, "data")
     for mass, weight in m4l.items():
-        split(sums, RELEASE, "data")["m4l"][0][int((mass - 80) // 5)] += weight
-    return PartialSums(dict.fromkeys(RELEASE.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
+        split(sums, ANALYSIS, "data")["m4l"][0][int((mass - 80) // 5)] += weight
+    return PartialSums(dict.fromkeys(ANALYSIS.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
 
 
 RUNS: dict[str, tuple[str, ...]] = {
-    "every sample": RELEASE.sample_names,
+    "every sample": ANALYSIS.sample_names,
     "no data": ("Zee", "llll", "ggH125_ZZ4lep"),
     "no signal": ("data_A", "Zee", "llll"),
     "only data": ("data_A", "data_B"),
@@ -72,7 +72,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("names", RUNS.values(), ids=RUNS.keys())
 @pytest.mark.parametrize("final", [True, False], ids=["final", "partial"])
 def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, ...], final: bool) -> None:
-    partials = {name: [some(i, data=RELEASE.sample(name).is_data), some(99)] for i, name in enumerate(names)}
+    partials = {name: [some(i, data=ANALYSIS.sample(name).is_data), some(99)] for i, name in enumerate(names)}
 
     result = result_with(partials, final=final)
 
@@ -87,7 +87,7 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
         assert isinstance(sample["yield"], float)
         assert isinstance(sample["yield_error"], float)
         assert list(sample["cutflow"]) == ["read", "four_leptons", "pt_cuts", "charge", "flavour"]
-    present = {RELEASE.sample(name).category for name in names}
+    present = {ANALYSIS.sample(name).category for name in names}
     assert result["categories"].keys() == present <= {"data", "z_ttbar", "zz", "signal"}
     assert result["histograms"].keys() >= HISTOGRAMS
     for name in HISTOGRAMS:
@@ -174,4 +174,4 @@ def test_a_demo_s_result_says_that_it_is_a_toy() -> None:
 
     assert (result["toy"], result["release"]) == (True, "demo")
     assert result["settings"]["demo_events"] == RunSettings(release="demo").demo_events
-    assert RELEASES[result["release"]].toy
+    assert ANALYSES[result["release"]].toy

@@ -16,10 +16,10 @@ import uproot
 from common.constants import Z_MASS_GEV
 from common.messages import RunPlan
 from common.settings import RunSettings, read
-from tests.support.real_data import DATA, NO_CUTS, RELEASE, SIMULATION, Processed, process, random_events, real_data
+from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, Processed, process, random_events, real_data
 from tests.support.waiting import wait_until
 from workers.analysis.histograms import axes, fill
-from workers.analysis.service import Analysis
+from workers.analysis.service import AnalysisService
 from workers.analysis.store import Store
 from workers.data_processor.selection import select
 
@@ -96,7 +96,7 @@ def assert_as_reference(events: ak.Array, chosen: ak.Array) -> None:
 def test_random_events_are_selected_and_measured_as_by_the_reference(sample: Any) -> None:
     events = random_events(np.random.default_rng(7), 600, sample)
 
-    chosen, cutflow = select(events, RELEASE)
+    chosen, cutflow = select(events, ANALYSIS)
 
     assert_as_reference(events, chosen)
     neutral = sum(sum(charges) == 0 for charges in events.lep_charge.to_list())
@@ -116,7 +116,7 @@ def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
 
 
 def test_selected_2e2mu_events_with_like_charged_pairs_have_no_z_candidates() -> None:
-    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), RELEASE)
+    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), ANALYSIS)
 
     assert chosen.channel.to_list() == [1]
     assert math.isfinite(chosen.m4l[0])
@@ -140,17 +140,17 @@ def test_selected_2e2mu_events_with_like_charged_pairs_have_no_z_candidates() ->
 def test_the_charge_step_is_applied_before_the_flavour_step(
     charges: tuple[int, ...], types: tuple[int, ...], cutflow: dict[str, int]
 ) -> None:
-    assert select(one_event(charges, types), RELEASE)[1] == cutflow
+    assert select(one_event(charges, types), ANALYSIS)[1] == cutflow
 
 
 def test_no_events_give_no_selected_events() -> None:
     events = random_events(np.random.default_rng(1), 5)[:0]
 
-    chosen, cutflow = select(events, RELEASE)
+    chosen, cutflow = select(events, ANALYSIS)
 
     assert len(chosen) == 0
     assert cutflow == {"charge": 0, "flavour": 0}
-    assert fill(chosen, RELEASE, SIMULATION.category).sum() == 0
+    assert fill(chosen, ANALYSIS, SIMULATION.category).sum() == 0
 
 
 def test_a_z_at_rest_has_the_mass_of_its_leptons() -> None:
@@ -164,7 +164,7 @@ def test_a_z_at_rest_has_the_mass_of_its_leptons() -> None:
         "lep_phi": np.array([[0, np.pi, 0.5, 0.5 - np.pi]], np.float32),
     }
 
-    chosen, _ = select(ak.Array(columns), RELEASE)
+    chosen, _ = select(ak.Array(columns), ANALYSIS)
 
     assert chosen.m_z1[0] == pytest.approx(91.188)
     assert chosen.m_z2[0] == pytest.approx(28.0)
@@ -178,7 +178,7 @@ def test_a_z_at_rest_has_the_mass_of_its_leptons() -> None:
 def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, Any]:
     """Return the final result of the data-processor's messages."""
     store = Store(None)
-    service = Analysis(read({}), store)
+    service = AnalysisService(read({}), store)
     service.handle(RunPlan("run", 0.0, settings))
     for one in processed.values():
         service.handle(one.plan)
@@ -196,7 +196,7 @@ def results() -> dict[int, tuple[dict[str, Any], dict[str, Processed]]]:
     found = {}
     for size in (50_000, 1000, 37):
         settings = replace(NO_CUTS, samples=REAL_SAMPLES, chunk_entries=size)
-        samples = [RELEASE.sample(name) for name in REAL_SAMPLES]
+        samples = [ANALYSIS.sample(name) for name in REAL_SAMPLES]
         processed = {s.name: process("run", directory / "4lep" / s.file, s, settings) for s in samples}
         found[size] = run_of(settings, processed), processed
     return found
@@ -234,16 +234,16 @@ def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -
                 [
                     message.events
                     for name, one in processed.items()
-                    if RELEASE.sample(name).category == category
+                    if ANALYSIS.sample(name).category == category
                     for message in one.messages
                 ]
             )
             weight = ak.to_numpy(events.weight).astype(float)
-            for name, axis in axes(RELEASE).items():
+            for name, axis in axes(ANALYSIS).items():
                 _, _, channel = name.partition("m4l_")
                 chosen: Any = slice(None)
                 if channel:
-                    chosen = ak.to_numpy(events.channel) == list(RELEASE.channels).index(channel)
+                    chosen = ak.to_numpy(events.channel) == list(ANALYSIS.channels).index(channel)
                 values = ak.to_numpy(events[axis.column])[chosen]
                 inside = (values >= axis.low) & (values < axis.high)
                 for key, w in {"values": weight[chosen], "variances": weight[chosen] ** 2}.items():
@@ -255,10 +255,10 @@ def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -
 
 def test_real_events_are_selected_and_measured_as_by_the_reference(results: Any) -> None:
     """The first entries of each real file are read with uproot alone for comparison."""
-    names = RELEASE.branches.leptons
-    for sample in (RELEASE.sample(name) for name in REAL_SAMPLES):
+    names = ANALYSIS.branches.leptons
+    for sample in (ANALYSIS.sample(name) for name in REAL_SAMPLES):
         tree = uproot.open(real_data() / "4lep" / sample.file)["mini"]
-        arrays = tree.arrays(entry_stop=400, filter_name=[*names.values(), *RELEASE.branches.weights])
+        arrays = tree.arrays(entry_stop=400, filter_name=[*names.values(), *ANALYSIS.branches.weights])
         arrays = arrays[ak.num(arrays.lep_pt) >= 4]
         leptons = {ours: ak.to_regular(arrays[theirs][:, :4]) for ours, theirs in names.items()}
         events = ak.Array({**leptons, "weight": np.ones(len(arrays), np.float32)})

@@ -13,7 +13,7 @@ import trustme
 from common import settings as settings_module
 from common.errors import SettingsError
 from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings
-from physics import RELEASES
+from physics import ANALYSES
 
 ALL_SAMPLES = (
     "data_A", "data_B", "data_C", "data_D", "Zee", "Zmumu", "ttbar_lep", "llll",
@@ -24,7 +24,7 @@ ALL_SAMPLES = (
 def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
     """Read settings as the command does: checked against the releases."""
     found = settings_module.read(environment, flags)
-    return replace(found, run=RELEASES.resolve(found.run))
+    return replace(found, run=ANALYSES.resolve(found.run))
 
 
 def test_without_flags_and_variables_the_defaults_apply() -> None:
@@ -230,7 +230,7 @@ def test_settings_missing_in_json_are_those_of_the_service() -> None:
     assert RunSettings.from_json({"fraction": 1, "pt_cuts_gev": [25, 20]}, ours) == RunSettings(
         release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000, pt_cuts_gev=(25.0, 20.0)
     )
-    other_release = RELEASES.resolve(RunSettings.from_json({"release": "2020e-13tev"}, ours))
+    other_release = ANALYSES.resolve(RunSettings.from_json({"release": "2020e-13tev"}, ours))
     assert other_release.samples == ALL_SAMPLES, "our samples were chosen for another release"
 
 
@@ -259,7 +259,7 @@ def test_settings_missing_in_json_are_those_of_the_service() -> None:
 )
 def test_a_wrong_setting_in_json_is_refused_with_the_reason(values: dict[Any, Any], expected: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        RELEASES.resolve(RunSettings.from_json(values))
+        ANALYSES.resolve(RunSettings.from_json(values))
     assert expected in str(refused.value)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
-from tests.support.real_data import RELEASE, random_selected
+from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.store import PartialSums, Store
@@ -33,9 +33,9 @@ def partial(chunk: Chunk) -> PartialSums:
     """What a chunk adds; its weights are random, so that another order of additions changes the last bits."""
     rng = np.random.default_rng([chunk.start, *chunk.sample.encode()])
     events = random_selected(rng, chunk.stop - chunk.start)
-    cutflow = dict.fromkeys(RELEASE.steps, len(events))
+    cutflow = dict.fromkeys(ANALYSIS.steps, len(events))
     weights = np.empty(0, np.float32) if chunk.sample == "data_A" else np.asarray(events.weight)
-    return PartialSums(cutflow, fill(events, RELEASE, RELEASE.sample(chunk.sample).category), weights)
+    return PartialSums(cutflow, fill(events, ANALYSIS, ANALYSIS.sample(chunk.sample).category), weights)
 
 
 Step = Callable[[Store], object]

@@ -2,8 +2,8 @@
 
 import sys
 
-from workers.analysis.service import Analysis
+from workers.analysis.service import AnalysisService
 from workers.process import main
 
 if __name__ == "__main__":
-    sys.exit(main(Analysis))
+    sys.exit(main(AnalysisService))

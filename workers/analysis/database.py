@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import SettingsError, Unavailable
 
-_VERSION = 4
+_VERSION = 5
 
 #: ``samples.lost`` says why the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added.
 _SCHEMA = """
@@ -34,6 +34,7 @@ CREATE TABLE chunks (
     cutflow TEXT,
     sums BLOB,
     weights BLOB,
+    dtype TEXT,
     problem TEXT,
     PRIMARY KEY (run_id, sample, start, stop)
 );

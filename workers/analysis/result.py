@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.releases import Release, Sample
-from physics import RELEASES
-from workers.analysis.histograms import FINE, M4L, M4L_FINE, PublishedSum, axes, empty, split
+from common.analyses import Analysis, Role, Sample
+from common.settings import RunSettings
+from physics import ANALYSES
+from workers.analysis.histograms import PublishedSum, empty, split
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.analysis.store import PartialSums, Run, Store
 
-#: The window around the Higgs boson's mass, in GeV: three bins around 125.
-WINDOW_GEV = (115.0, 130.0)
 #: The relative uncertainty of the background in the HZZAnalysis notebook.
 BACKGROUND_UNCERTAINTY = 0.3
 
@@ -34,38 +33,41 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     The document has no ``fit`` yet. Its ``workspace`` is the model and data to fit, or None
     if there can be no fit; then ``fit_problem`` says why.
     """
-    release = RELEASES[run.settings.release]
-    samples = release.in_order(run.settings.samples)
+    analysis = ANALYSES[run.settings.release]
+    samples = analysis.in_order(run.settings.samples)
     documents, sums = {}, {}
     for sample in samples:
         documents[sample.name], sums[sample.name] = _sample(
-            release, sample, store.partials(run.run_id, sample.name), final=final
+            analysis, sample, store.partials(run.run_id, sample.name), final=final
         )
     problems = store.problems(run.run_id)
     by_category = {
         category.name: [sample.name for sample in samples if sample.category == category.name]
-        for category in release.categories
+        for category in analysis.categories
     }
     present = {category: names for category, names in by_category.items() if names}
-    histograms: dict[str, Any] = {name: {"edges": axis.edges.tolist()} for name, axis in axes(release).items()}
+    histograms: dict[str, Any] = {name: {"edges": one.axis.edges.tolist()} for name, one in analysis.histograms.items()}
     variations: dict[str, Any] = {}
-    fine: dict[str, Any] = {"edges": M4L_FINE.edges.tolist()}
-    known = {**histograms, FINE: fine}
+    peak = analysis.model.peak
+    fine: dict[str, Any] = {} if peak is None else {analysis.model.fine: {"edges": peak.axis.edges.tolist()}}
+    known = {**histograms, **fine}
     for category, names in present.items():
         total = np.sum([sums[name] for name in names], axis=0)
-        for name, (values, variances) in split(total, release, category).items():
+        for name, (values, variances) in split(total, analysis, category).items():
             contents = known[name] if name in known else variations.setdefault(name, {})
             contents[category] = {"values": values.tolist(), "variances": variances.tolist()}
     seconds = finished - run.submitted
     events = sum(document["events_read"] for document in documents.values())
     result = {
         "run_id": run.run_id,
-        "release": release.name,
-        "title": release.title,
-        "toy": release.toy,
+        "analysis": analysis.name,
+        "release": analysis.release,
+        "title": analysis.title,
+        "toy": analysis.toy,
         "complete": final and not problems,
         "problems": problems,
-        "settings": run.settings.to_result(toy=release.toy),
+        "warnings": _warnings(analysis, run.settings, documents) if final else [],
+        "settings": run.settings.to_result(toy=analysis.toy),
         "samples": documents,
         "categories": {
             category: {
@@ -77,8 +79,8 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         },
         "histograms": histograms,
         "variations": variations if final else {},
-        FINE: fine if final else None,
-        "window": _window(histograms["m4l"]),
+        **(fine if final else dict.fromkeys(fine)),
+        "window": _window(histograms[analysis.model.observable], analysis),
         "fit": None,
         "fit_problem": None,
         "workspace": None,
@@ -92,6 +94,9 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     try:
         if not result["complete"]:
             raise NoFit("the run is not complete" if final else "the run is under way")
+        unscaled = scaling_problem(analysis, run.settings)
+        if unscaled is not None:
+            raise NoFit(unscaled)
         result["workspace"] = workspace_of(result)
     except NoFit as reason:
         result["fit_problem"] = str(reason)
@@ -112,12 +117,12 @@ def with_fit(
 
 
 def _sample(
-    release: Release, sample: Sample, partials: Iterable[PartialSums], *, final: bool
+    analysis: Analysis, sample: Sample, partials: Iterable[PartialSums], *, final: bool
 ) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
     """Return a sample's part of the document, and the sums of its histograms."""
-    cutflow = dict.fromkeys(release.steps, 0)
-    sums = empty(release, sample.category)
-    published = PublishedSum()
+    cutflow = dict.fromkeys(analysis.steps, 0)
+    sums = empty(analysis, sample.category)
+    published = PublishedSum(analysis.events["weight"].dtype)
     sum_of_weights = variance = 0.0
     for partial in partials:
         for step, events in partial.cutflow.items():
@@ -128,7 +133,7 @@ def _sample(
         variance += float((in_float64 * in_float64).sum())
         if final:
             published.add(partial.weights)
-    selected = cutflow[release.steps[-1]]
+    selected = cutflow[analysis.steps[-1]]
     if sample.is_data:
         sum_of_weights = variance = float(selected)
     document = {
@@ -143,27 +148,79 @@ def _sample(
     return document, sums
 
 
-def _window(m4l: dict[str, Any]) -> dict[str, Any]:
-    """Return the expected events from 115 to 130 GeV, and the notebook's significance N/√(B + 0.3·B²) with N = S + B.
+def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
+    """Return the events in the model's window, and what the HZZAnalysis notebook calls significance.
 
-    The significance is None if no background is expected.
+    That is N/√(B + 0.3·B²) with N = S + B; ``significance_s_b`` is S/√B. Both are None if no background is expected.
     """
-    edges = M4L.edges[:-1]
-    inside = (edges >= WINDOW_GEV[0]) & (edges < WINDOW_GEV[1])
+    low, high = analysis.model.window
+    edges = np.asarray(histogram["edges"])[:-1]
+    inside = (edges >= low) & (edges < high)
 
-    def expected(category: str) -> float:
-        return math.fsum(np.asarray(m4l[category]["values"])[inside]) if category in m4l else 0.0
+    def events(role: Role) -> float:
+        found = [histogram[name] for name in analysis.with_role(role) if name in histogram]
+        return math.fsum(math.fsum(np.asarray(contents["values"])[inside]) for contents in found)
 
-    background = math.fsum(expected(category) for category in m4l if category not in ("edges", "data", "signal"))
-    total = background + expected("signal")
+    background, signal = events("background"), events("signal")
+    total = background + signal
     variance = background + BACKGROUND_UNCERTAINTY * background**2
     return {
-        "low": WINDOW_GEV[0],
-        "high": WINDOW_GEV[1],
-        "n_signal_plus_background": total,
+        "low": low,
+        "high": high,
+        "n_data": round(events("data")),
+        "n_signal": signal,
         "n_background": background,
+        "n_signal_plus_background": total,
         "significance": total / math.sqrt(variance) if background > 0 else None,
+        "significance_s_b": signal / math.sqrt(background) if background > 0 else None,
     }
+
+
+def _warnings(analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the numbers has to know: what is missing, empty, or scaled by hand."""
+    warnings = []
+    missing = scaling_problem(analysis, settings)
+    if missing is not None:
+        warnings.append(missing)
+    for category in analysis.categories:
+        members = [sample.name for sample in analysis.samples if sample.category == category.name]
+        left_out = [name for name in members if name not in settings.samples]
+        if left_out and category.role != "data":
+            what = "has no sample in this run" if left_out == members else f"lacks {_names(left_out)}"
+            warnings.append(f"category {category.name} {what}")
+        elif left_out == members:
+            warnings.append("the run has no data")
+    for name, document in documents.items():
+        before = "read"
+        for step, events in document["cutflow"].items():
+            if not events:
+                if document["cutflow"][before]:
+                    warnings.append(f"{name}: none of its {document['cutflow'][before]:,} events passes {step}")
+                break
+            before = step
+    return warnings
+
+
+def scaling_problem(analysis: Analysis, settings: RunSettings) -> str | None:
+    """Return why the simulation of a run with data is not scaled to the data's luminosity; None if it is."""
+    whole, part = analysis.periods_of(settings.samples)
+    if not whole and not part:
+        return None
+    if part:
+        names = [period.name for period in part]
+        return (
+            f"the run has a part of the data of {_names(names)}, whose luminosity is not known; "
+            f"simulation is scaled to {settings.luminosity_ifb:g} fb⁻¹"
+        )
+    known = analysis.lumi_of(settings.samples)
+    if math.isclose(known, settings.luminosity_ifb, rel_tol=1e-9):
+        return None
+    return f"simulation is scaled to {settings.luminosity_ifb:g} fb⁻¹ (LUMI), but the data have {known:g} fb⁻¹"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def _iso(seconds: float) -> str:

@@ -17,6 +17,7 @@ import awkward as ak
 import numpy as np
 
 from common import topology
+from common.analyses import Analyses, Analysis
 from common.delivery import Delivery
 from common.errors import MessageError
 from common.messages import (
@@ -33,10 +34,9 @@ from common.messages import (
     Selected,
     StatusRequest,
 )
-from common.releases import Release, Releases
 from common.service import Service
 from common.settings import Settings
-from physics import RELEASES
+from physics import ANALYSES
 from workers.analysis.fit_pool import FitPool
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
@@ -54,11 +54,11 @@ ORPHAN_CHECK_EVERY_S = 60.0
 _MAX_PUBLISHED = 1_000
 
 
-class Analysis(Service):
+class AnalysisService(Service):
     """Stores the partial histograms of each chunk, and publishes a run's result after the last chunk."""
 
     name: ClassVar[str] = "analysis"
-    releases: ClassVar[Releases] = RELEASES
+    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
         self._store = store or Store(settings.database)
@@ -175,11 +175,11 @@ class Analysis(Service):
         return [*planned, *(Progress("analysis", chunk) for chunk in self._store.done(run_id))]
 
     def _add(self, message: Selected) -> Sequence[Message]:
-        release = RELEASES[message.release]
-        _check_cutflow(message, release)
-        sample = release.sample(message.chunk.sample)
-        weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(message.events.weight)
-        sums = PartialSums(message.cutflow, fill(message.events, release, sample.category), weights)
+        analysis = ANALYSES[message.release]
+        _check_cutflow(message, analysis)
+        sample = analysis.sample(message.chunk.sample)
+        weights = np.empty(0, analysis.events["weight"].dtype) if sample.is_data else ak.to_numpy(message.events.weight)
+        sums = PartialSums(message.cutflow, fill(message.events, analysis, sample.category), weights)
         changed = self._store.add(message.chunk, sums)
         return [Progress("analysis", message.chunk), *self._state(message.chunk.run_id, changed=changed)]
 
@@ -250,10 +250,10 @@ class Analysis(Service):
         return Result(run.run_id, final=False, result=so_far)
 
 
-def _check_cutflow(message: Selected, release: Release) -> None:
+def _check_cutflow(message: Selected, analysis: Analysis) -> None:
     """Raise MessageError unless a chunk's cutflow has the release's steps and ends with the number of its events."""
     cutflow = message.cutflow
-    if cutflow.keys() != set(release.steps) or cutflow[release.steps[-1]] != len(message.events):
+    if cutflow.keys() != set(analysis.steps) or cutflow[analysis.steps[-1]] != len(message.events):
         raise MessageError(f"selected: {message.chunk} has {len(message.events)} events and the cutflow {cutflow}")
 
 

@@ -31,7 +31,7 @@ class PartialSums:
 
     cutflow: dict[str, int]
     sums: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Store:
                 (plan.run_id, plan.sample, plan.problem),
             )
             db.executemany(
-                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 1, NULL, NULL, NULL, :lost) "
+                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 1, NULL, NULL, NULL, NULL, :lost) "
                 "ON CONFLICT DO UPDATE SET planned = 1, "
                 "problem = CASE WHEN cutflow IS NULL THEN coalesce(problem, :lost) END",
                 [{**asdict(chunk), "lost": lost} for chunk in plan.chunks],
@@ -93,13 +93,15 @@ class Store:
             **asdict(chunk),
             "cutflow": json.dumps(partial.cutflow),
             "sums": partial.sums.astype("<f8").tobytes(),
-            "weights": partial.weights.astype("<f4").tobytes(),
+            "weights": partial.weights.tobytes(),
+            "dtype": partial.weights.dtype.str,
         }
         with self.database.transaction() as db:
             changed = db.execute(
-                "INSERT INTO chunks SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, NULL "
+                "INSERT INTO chunks SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, :dtype, NULL "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
-                "ON CONFLICT DO UPDATE SET cutflow = :cutflow, sums = :sums, weights = :weights, problem = NULL "
+                "ON CONFLICT DO UPDATE SET cutflow = :cutflow, sums = :sums, weights = :weights, dtype = :dtype, "
+                "problem = NULL "
                 "WHERE cutflow IS NULL",
                 row,
             ).rowcount
@@ -109,7 +111,7 @@ class Store:
         """Store why a chunk failed, unless it has been added."""
         with self.database.transaction() as db:
             db.execute(
-                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, NULL, NULL, NULL, :problem) "
+                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, NULL, NULL, NULL, NULL, :problem) "
                 "ON CONFLICT DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
                 {**asdict(chunk), "problem": problem},
             )
@@ -244,16 +246,16 @@ class Store:
     def partials(self, run_id: str, sample: str) -> Iterator[PartialSums]:
         """The partial histograms of a sample's planned chunks, in the order of their entries."""
         rows = self.database.rows(
-            "SELECT cutflow, sums, weights FROM chunks WHERE run_id = ? AND sample = ? AND planned "
+            "SELECT cutflow, sums, weights, dtype FROM chunks WHERE run_id = ? AND sample = ? AND planned "
             "AND sums IS NOT NULL ORDER BY start, stop",
             run_id,
             sample,
         )
-        for cutflow, sums, weights in rows:
+        for cutflow, sums, weights, dtype in rows:
             yield PartialSums(
                 json.loads(cutflow),
                 np.frombuffer(sums, "<f8").reshape(2, -1),
-                np.frombuffer(weights, "<f4"),
+                np.frombuffer(weights, dtype),
             )
 
     def problems(self, run_id: str) -> list[str]:

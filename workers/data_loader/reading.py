@@ -1,41 +1,26 @@
-"""Read a ROOT file in chunks, and apply the data-loader's selection steps to the four leading leptons."""
+"""Read a ROOT file in chunks, and apply the data-loader's selection steps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import lru_cache, reduce
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
 import uproot
 
+from common.analyses import Analysis, Sample
 from common.columns import records
 from common.errors import DataError
-from common.releases import Release, Sample
 from common.settings import RunSettings
 
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
-Columns = Mapping[str, Array]
 
-LEPTONS = 4
-_KINEMATICS = ("lep_pt", "lep_eta", "lep_phi", "lep_energy")
-#: The beams lie at |η| ≈ 10. Far beyond that, sinh η makes masses overflow.
-_MAX_ABS_ETA = 100.0
-
-# Patterns of awkward's types that a branch may have.
-_NUMBER = r"(float|int|uint)\d+"
-_LIST_OF_NUMBERS = rf"(var|\d+) \* {_NUMBER}"
-_LIST_OF_INTEGERS = r"(var|\d+) \* (int|uint)\d+"
-
-
-def chunk_bounds(path: Path, release: Release, sample: Sample, settings: RunSettings) -> tuple[int, ...]:
+def chunk_bounds(path: Path, analysis: Analysis, sample: Sample, settings: RunSettings) -> tuple[int, ...]:
     """Return the bounds of the chunks of a file: chunk i holds the entries from bound i up to bound i+1.
 
     The last bound is the number of entries that the run reads. A chunk ends at the end of a
@@ -43,11 +28,11 @@ def chunk_bounds(path: Path, release: Release, sample: Sample, settings: RunSett
     DataError if the file, its tree or a branch cannot be read.
     """
     with _reading(path):
-        tree = _tree(path, release.tree, path.stat().st_mtime_ns)
-        branches = _branches(release, sample)
+        tree = _tree(path, analysis.tree, path.stat().st_mtime_ns)
+        branches = _branches(analysis, sample)
         missing = [name for name in branches if name not in tree]
         if missing:
-            raise DataError(f"{path}: tree {release.tree!r} has no branch {', '.join(missing)}")
+            raise DataError(f"{path}: tree {analysis.tree!r} has no branch {', '.join(missing)}")
         entries = settings.entries_of(tree.num_entries)
         baskets = np.asarray(tree.common_entry_offsets(filter_name=branches), dtype=np.int64)
     return split_at_baskets(entries, baskets, settings.chunk_entries)
@@ -67,7 +52,7 @@ def split_at_baskets(entries: int, baskets: npt.NDArray[np.int64], chunk_entries
 
 
 def read(
-    path: Path, release: Release, sample: Sample, start: int, stop: int, *, decompression: Executor | None = None
+    path: Path, analysis: Analysis, sample: Sample, start: int, stop: int, *, decompression: Executor | None = None
 ) -> ak.Array:
     """Read the branches that the analysis needs, entries ``start`` to ``stop``.
 
@@ -77,137 +62,44 @@ def read(
     # Open question to uproot: uproot.ZLIB.library = "isal" makes uproot 5.7 use ISA-L for writing only. For
     # reading, too, it would take a third off the CPU time of reading and selecting (0.88 s a million events).
     with _reading(path):
-        tree = _tree(path, release.tree, path.stat().st_mtime_ns)
+        tree = _tree(path, analysis.tree, path.stat().st_mtime_ns)
         arrays = tree.arrays(
-            _branches(release, sample), entry_start=start, entry_stop=stop, decompression_executor=decompression
+            _branches(analysis, sample), entry_start=start, entry_stop=stop, decompression_executor=decompression
         )
     if len(arrays) != stop - start:
         raise DataError(
             f"{path}: holds {len(arrays)} entries between {start} and {stop}; the file has changed or is damaged"
         )
-    _check_types(path, arrays, release, sample)
+    _check_types(path, arrays, analysis, sample)
     return arrays
 
 
-def leading_leptons(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> dict[str, Array]:
-    """Return the four leading leptons and the weight of each event that has at least four leptons.
-
-    Returns the columns that ``release.events`` declares, for n events: shape (n, 4) with
-    energies in the file's unit, and (n,) for the weight. The release sorts leptons by
-    falling pT, so the leading ones are the first ones.
-    """
-    jagged = {ours: _offsets_and_content(arrays[theirs]) for ours, theirs in release.branches.leptons.items()}
-    (offsets, _), *others = jagged.values()
-    counts = np.diff(offsets)
-    four = counts >= LEPTONS
-    for other, _ in others:
-        if not np.array_equal(other, offsets):
-            four &= np.diff(other) == counts
-    indices = _first_four(offsets, four)
-    columns = {
-        name: np.take(content, indices if np.array_equal(own, offsets) else _first_four(own, four))
-        for name, (own, content) in jagged.items()
-    }
-    columns["weight"] = np.compress(four, weights(arrays, release, sample, lumi_ifb))
-    schema = release.events
-    return {name: _cast(columns[name], np.dtype(column.dtype)) for name, column in schema.items()}
-
-
-def weights(arrays: ak.Array, release: Release, sample: Sample, lumi_ifb: float) -> npt.NDArray[np.float32]:
-    """Return the weight of each event, shape (events,): 1 for data, not finite where one of its factors is not.
-
-    The weight is the cross-section weight times the release's factors, multiplied one after
-    the other in float32. This is the arithmetic of the ATLAS outreach group's HZZAnalysis
-    notebook, and reproduces its published yields digit for digit.
-    """
-    weight = np.ones(len(arrays), dtype=np.float32)
-    if sample.is_data:
-        return weight
-    weight *= np.float32(sample.cross_section_weight(lumi_ifb))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for name in release.branches.weights:
-            weight *= _cast(ak.to_numpy(arrays[name]), weight.dtype)
-    return weight
-
-
-def well_measured(columns: Columns) -> Mask:
-    """Return which events have a finite weight and leptons whose invariant mass can be computed.
-
-    The kinematics must be finite, pT and energy positive, and |η| at most 100.
-    """
-    good = np.abs(columns["lep_eta"]) <= _MAX_ABS_ETA
-    good &= np.isfinite(columns["lep_phi"])
-    for name in ("lep_pt", "lep_energy"):
-        good &= (columns[name] > 0) & (columns[name] < np.inf)
-    # Three times as fast as all(axis=1) for four columns.
-    return reduce(np.logical_and, (*good.T, np.isfinite(columns["weight"])))
-
-
-def pt_cuts(columns: Columns, release: Release, settings: RunSettings) -> Mask:
-    """Return which events pass the cuts on the leading leptons' pT: lepton i is strictly above cut i."""
-    passed = np.ones(len(columns["lep_pt"]), dtype=np.bool_)
-    for index, cut_gev in enumerate(settings.pt_cuts_gev):
-        passed &= columns["lep_pt"][:, index].astype(np.float64) / release.per_gev > cut_gev
-    return passed
-
-
-#: The data-loader's selection steps after ``four_leptons``, by their names in the release.
-STEPS: Mapping[str, Callable[[Columns, Release, RunSettings], Mask]] = {"pt_cuts": pt_cuts}
-
-
 def select(
-    arrays: ak.Array, release: Release, sample: Sample, settings: RunSettings
+    arrays: ak.Array, analysis: Analysis, sample: Sample, settings: RunSettings
 ) -> tuple[ak.Array, dict[str, int]]:
     """Apply the data-loader's steps to a chunk; returns the selected events and the cutflow.
 
-    An event passes ``four_leptons`` if its four leading leptons are well measured.
+    Raises DataError where a branch has a value that it should not have.
     """
-    columns = leading_leptons(arrays, release, sample, settings.lumi_ifb)
-    passed = well_measured(columns)
-    cutflow = {"read": len(arrays), "four_leptons": int(passed.sum())}
-    for step in release.loader_steps[1:]:
-        passed &= STEPS[step](columns, release, settings)
-        cutflow[step] = int(passed.sum())
-    return records({name: np.compress(passed, values, axis=0) for name, values in columns.items()}), cutflow
+    columns = analysis.columns(arrays, sample, settings.luminosity_ifb)
+    found = analysis.objects(columns)
+    cutflow = {"read": len(arrays)}
+    passed = np.ones(len(columns["weight"]), dtype=np.bool_)
+    for step in analysis.loader_steps:
+        passed &= step.passes(found, settings)
+        cutflow[step.name] = int(passed.sum())
+    return records({name: np.compress(passed, columns[name], axis=0) for name in analysis.events}), cutflow
 
 
-def _branches(release: Release, sample: Sample) -> Sequence[str]:
-    return [*release.branches.leptons.values(), *(() if sample.is_data else release.branches.weights)]
+def _branches(analysis: Analysis, sample: Sample) -> list[str]:
+    return [name for name, branch in analysis.branches.items() if not (sample.is_data and branch.simulation_only)]
 
 
-def _check_types(path: Path, arrays: ak.Array, release: Release, sample: Sample) -> None:
-    for ours, theirs in release.branches.leptons.items():
-        if ours in _KINEMATICS:
-            _check_type(path, arrays, theirs, _LIST_OF_NUMBERS, "a list of numbers")
-        else:
-            _check_type(path, arrays, theirs, _LIST_OF_INTEGERS, "a list of integers")
-    for name in () if sample.is_data else release.branches.weights:
-        _check_type(path, arrays, name, _NUMBER, "one number")
-
-
-def _check_type(path: Path, arrays: ak.Array, name: str, pattern: str, wanted: str) -> None:
-    found = str(arrays[name].type.content)
-    if not re.fullmatch(pattern, found):
-        raise DataError(f"{path}: branch {name!r} holds {found!r}, not {wanted} an event")
-
-
-def _first_four(offsets: npt.NDArray[np.int64], chosen: Mask) -> npt.NDArray[np.int64]:
-    """Return the indices in the content of the first four elements of each chosen list, shape (lists, 4)."""
-    return np.asarray(np.compress(chosen, offsets[:-1])[:, np.newaxis] + np.arange(LEPTONS))
-
-
-def _offsets_and_content(values: ak.Array) -> tuple[npt.NDArray[np.int64], Array]:
-    layout = values.layout.to_ListOffsetArray64(True)
-    return np.asarray(layout.offsets.data), np.asarray(layout.content.data)
-
-
-def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Convert a column; values out of range become infinite, or the nearest integer of the type."""
-    if dtype.kind == "i" and values.dtype != dtype:
-        bounds = np.iinfo(dtype)
-        values = np.clip(values, bounds.min, bounds.max)
-    with np.errstate(over="ignore"):
-        return values.astype(dtype, copy=False)
+def _check_types(path: Path, arrays: ak.Array, analysis: Analysis, sample: Sample) -> None:
+    for name in _branches(analysis, sample):
+        found, branch = str(arrays[name].type.content), analysis.branches[name]
+        if not re.fullmatch(branch.types, found):
+            raise DataError(f"{path}: branch {name!r} holds {found!r}, not {branch.what} an event")
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
+from common.analyses import Analyses
 from common.delivery import Delivery
 from common.errors import DataError, MessageError
 from common.messages import (
@@ -23,10 +24,9 @@ from common.messages import (
     RunStarted,
     SamplePlan,
 )
-from common.releases import Releases
 from common.service import Service
 from common.settings import Settings
-from physics import RELEASES
+from physics import ANALYSES
 from workers.data_loader import reading
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import locate
@@ -38,18 +38,19 @@ class DataLoader(Service):
     """Answers a run request with file tasks, a file task with chunk tasks, and a chunk task with events."""
 
     name: ClassVar[str] = "data-loader"
-    releases: ClassVar[Releases] = RELEASES
+    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, *, decompression_threads: int = 2) -> None:
         """Decompress baskets in so many threads, which use other cores; 0 for a process that has one core."""
-        self._defaults = RELEASES.resolve(settings.run)
+        ANALYSES.resolve(settings.run)  # raises for settings that no run could have
+        self._defaults = settings.run
         self._fetcher = Fetcher(settings.cache)
         self._decompression = ThreadPoolExecutor(decompression_threads) if decompression_threads else None
 
     def decode(self, delivery: Delivery) -> Message:
         """Read a delivery; a setting that a run request does not give is taken from this service's settings."""
         if delivery.kind == RunRequest.kind:
-            return RunRequest.decode(delivery.body, self.releases, self._defaults)
+            return RunRequest.decode(delivery.body, self.analyses, self._defaults)
         return super().decode(delivery)
 
     def handle(self, message: Message) -> Sequence[Message]:
@@ -69,11 +70,11 @@ class DataLoader(Service):
         return [RunStarted(run_id, settings), RunPlan(run_id, request.submitted, settings), *tasks]
 
     def _plan(self, task: FileTask) -> Sequence[Message]:
-        release = RELEASES[task.settings.release]
-        sample = release.sample(task.sample)
+        analysis = ANALYSES[task.settings.release]
+        sample = analysis.sample(task.sample)
         try:
             path = locate(sample, task.settings, self._fetcher, self._fetch_progress(task))
-            bounds = reading.chunk_bounds(path, release, sample, task.settings)
+            bounds = reading.chunk_bounds(path, analysis, sample, task.settings)
         except DataError as error:
             return [SamplePlan(task.run_id, task.sample, problem=str(error))]
         plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds)
@@ -98,15 +99,15 @@ class DataLoader(Service):
     def read(self, task: ChunkTask) -> Sequence[Message]:
         """Read a chunk and apply the loader's steps; returns its events, or why it failed."""
         chunk = task.chunk
-        release = RELEASES[task.settings.release]
-        sample = release.sample(chunk.sample)
+        analysis = ANALYSES[task.settings.release]
+        sample = analysis.sample(chunk.sample)
         try:
             path = locate(sample, task.settings, self._fetcher)
-            arrays = reading.read(path, release, sample, chunk.start, chunk.stop, decompression=self._decompression)
-            events, cutflow = reading.select(arrays, release, sample, task.settings)
+            arrays = reading.read(path, analysis, sample, chunk.start, chunk.stop, decompression=self._decompression)
+            events, cutflow = reading.select(arrays, analysis, sample, task.settings)
         except DataError as error:
             return [ChunkFailed(chunk, str(error))]
         return [
-            Events(chunk, release.name, cutflow, events),
+            Events(chunk, analysis.release, cutflow, events),
             Progress("data-loader", chunk),
         ]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.analyses import Analysis, Sample
 from common.errors import DataError, SettingsError
-from common.releases import Release, Sample
 from common.settings import RunSettings, is_url
-from physics import RELEASES
-from workers.data_loader.demo.files import demo_file
+from physics import ANALYSES
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.remote.transfer import ProgressCallback
 
@@ -20,14 +19,14 @@ def locate(sample: Sample, settings: RunSettings, fetcher: Fetcher, progress: Pr
     size of the file. Raises DataError (FetchError for a remote file), which names the file
     and what to do.
     """
-    release = RELEASES[settings.release]
-    if release.toy:
+    analysis = ANALYSES[settings.release]
+    if analysis.make_file is not None:
         try:
-            return demo_file(sample, release, settings.demo_events, fetcher.cache / release.name)
+            return analysis.make_file(analysis, sample, settings.demo_events, fetcher.cache / analysis.release)
         except OSError as error:
             raise DataError(f"the demo release cannot be written in {fetcher.cache} (CACHE): {error}") from error
     if settings.data is None or is_url(settings.data):
-        bases = release.record_urls + release.other_urls if settings.data is None else (settings.data,)
+        bases = analysis.record_urls + analysis.other_urls if settings.data is None else (settings.data,)
         return fetcher.fetch_first([base + sample.file for base in bases], progress)
     path = _in_directory(sample, Path(settings.data))
     if path is None:
@@ -37,14 +36,14 @@ def locate(sample: Sample, settings: RunSettings, fetcher: Fetcher, progress: Pr
     return path
 
 
-def check_directory(release: Release, settings: RunSettings) -> None:
+def check_directory(analysis: Analysis, settings: RunSettings) -> None:
     """Raise SettingsError if ``settings.data`` is a directory that has none of the run's files."""
     if settings.data is None or is_url(settings.data):
         return
     directory = Path(settings.data)
     if not directory.is_dir():
         raise SettingsError(f"DATA={settings.data!r}: no such directory; give the one that holds Data/ and MC/")
-    samples = release.in_order(settings.samples or release.sample_names)
+    samples = analysis.in_order(settings.samples or analysis.sample_names)
     if not any(_in_directory(sample, directory) for sample in samples):
         raise SettingsError(
             f"DATA={settings.data!r}: the directory has none of the run's files, for example {samples[0].file}; "

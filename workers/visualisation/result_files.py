@@ -11,13 +11,11 @@ import hist
 import numpy as np
 import uproot
 
-from workers.visualisation.plots.histograms import TOY_TITLE, axis_label, is_toy, read_histogram, result_release
+from workers.visualisation.plots.histograms import TOY_TITLE, is_toy, read_histogram, result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
 #: The figures of a fit, in the order of the page.
-FIT_FIGURES = tuple(
-    f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits", "mass")
-)
+FIT_FIGURES = tuple(f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits"))
 
 
 def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, bytes]:
@@ -30,37 +28,45 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
     valid, and ValueError for a number that is not finite, which JSON cannot represent.
     """
     files = {"result.json": _json(result)}
-    files |= pool.draw(result, [*result["histograms"], *(FIT_FIGURES if result.get("fit") else ())])
+    files |= pool.draw(result, [*result["histograms"], *fit_figures(result)])
     files["histograms.root"] = root_file(result)
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files
 
 
+def fit_figures(result: Mapping[str, Any]) -> list[str]:
+    """Return the figures of a result's fit, in the order of the page; empty without a fit."""
+    peak = result_analysis(result).model.peak
+    return [] if not result.get("fit") else [*FIT_FIGURES, *([] if peak is None else [f"fit_{peak.name}"])]
+
+
 def root_file(result: Mapping[str, Any]) -> bytes:
     """Return a ROOT file with a directory per histogram and in it a TH1D per category, with the variances in fSumw2.
 
-    A variation of m4l also has a directory: ``m4l_scale_up/zz`` beside
-    ``m4l/zz``, where cabinetry reads it with the InputPath
-    ``histograms.root:{VariationPath}/{SamplePath}``. ``m4l_fine`` is the histogram
-    of the mass measurement. Titles are the release's labels as ROOT's TLatex,
+    A variation also has a directory: ``VARIATION/CATEGORY`` beside
+    ``HISTOGRAM/CATEGORY``, where cabinetry reads it with the InputPath
+    ``histograms.root:{VariationPath}/{SamplePath}``. ``HISTOGRAM_fine`` is the
+    histogram of the measurement of the peak. Titles are the release's labels as ROOT's TLatex,
     with a prefix for a toy.
     """
-    labels = {category.name: _tlatex(category.label) for category in result_release(result).categories}
-    edges_of_m4l = result["histograms"].get("m4l", {}).get("edges")
-    varied = {name: {"edges": edges_of_m4l, **of} for name, of in result.get("variations", {}).items()}
-    if result.get("m4l_fine"):
-        varied["m4l_fine"] = result["m4l_fine"]
+    analysis = result_analysis(result)
+    model = analysis.model
+    labels = {category.name: _tlatex(category.label) for category in analysis.categories}
+    edges_of_fitted = result["histograms"].get(model.observable, {}).get("edges")
+    varied = {name: {"edges": edges_of_fitted, **of} for name, of in result.get("variations", {}).items()}
+    if result.get(model.fine):
+        varied[model.fine] = result[model.fine]
     everything = {**result, "histograms": {**result["histograms"], **varied}}
     buffer = _Buffer()
     with uproot.recreate(buffer) as file:
         for name in everything["histograms"]:
-            quantity = "m4l" if name in varied else name
+            observable = analysis.observable(model.observable) if name in varied else analysis.histograms[name]
             edges, contents = read_histogram(everything, name)
             for category, content in contents.items():
                 title = f"{TOY_TITLE}: {labels[category]}" if is_toy(result) else labels[category]
                 histogram = hist.Hist(
-                    hist.axis.Variable(edges, name=quantity, label=_tlatex(axis_label(quantity))),
+                    hist.axis.Variable(edges, name=observable.name, label=_tlatex(observable.axis_label)),
                     storage=hist.storage.Weight(),
                     name=title,  # uproot writes a histogram's name as the title of the TH1D
                 )

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from common.analyses import Analyses
 from common.errors import MessageError, Unavailable
 from common.messages import FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted, StatusRequest
-from common.releases import Releases
 from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
-from physics import RELEASES
+from physics import ANALYSES
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
@@ -31,7 +31,7 @@ class Visualisation(Service):
     """
 
     name: ClassVar[str] = "visualisation"
-    releases: ClassVar[Releases] = RELEASES
+    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None) -> None:
         self._output: Path | None = settings.output if keep else None

@@ -1,4 +1,4 @@
-"""The fit of a run: signal strength, significance, limits, mass.
+"""The fit of a run: signal strength, significance, limits, position of the peak.
 
 References: [1] G. Cowan, K. Cranmer, E. Gross, O. Vitells, Eur. Phys. J. C 71 (2011) 1554 (asymptotic
 formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
@@ -15,8 +15,9 @@ import pyhf
 from scipy.special import ndtr
 from scipy.stats import chi2
 
+from physics import ANALYSES
 from workers.analysis.statistics.likelihood import Fit, Likelihood
-from workers.analysis.statistics.mass import mass_of
+from workers.analysis.statistics.peak import peak_of
 from workers.analysis.statistics.profile import CONFIDENCE_LEVEL, Limits, Profile
 from workers.analysis.statistics.workspace import treatment
 
@@ -47,7 +48,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
                                           and its p-value for a χ² distribution of (bins - 1)
     ``likelihood_scan``                   μ and -2 ln λ(μ)
     ``limit_scan``                        μ, CLs observed, CLs expected at -2 to 2 standard deviations
-    ``mass``                              of the Higgs boson: see ``mass_of``
+    the name of the model's peak          its position: see ``peak_of``
     ``treatment``                         how bins and categories with few simulated events were treated
     ``software``                          the version of pyhf
     ===================================== =================================================================
@@ -55,6 +56,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     Raises FitError if a minimum is not found.
     """
     pyhf.set_backend("numpy")
+    peak = ANALYSES[result["release"]].model.peak
     workspace = result["workspace"]
     likelihood = Likelihood(workspace)
     data, poi = likelihood.data, likelihood.poi
@@ -88,7 +90,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "goodness_of_fit": _goodness(likelihood, best),
         "likelihood_scan": profile.scan(mu_hat, error),
         "limit_scan": limit_scan,
-        "mass": mass_of(result),
+        **({} if peak is None else {peak.name: peak_of(result)}),
         "treatment": treatment(workspace, result),
         "software": {"pyhf": pyhf.__version__},
     }

@@ -1,17 +1,15 @@
-"""The statistical model of a run: a HistFactory workspace of its m4l histogram, as pyhf reads it.
+"""The statistical model of a run: a HistFactory workspace of the fitted histogram, as pyhf reads it.
 
     expected(bin) = Σ over categories: template(bin) · Π factors · γ(bin)
 
 with these parameters (K. Cranmer et al., CERN-OPEN-2012-016; L. Heinrich et al., JOSS 6 (2021) 2823):
 
-=================== =================================================== ==========================
-``mu``              signal strength: factor of the signal               free
-``luminosity``      ±1.7 % on all simulation                            Gaussian constraint
-``scale_factors``   ±10 % on all simulation                             Gaussian constraint
-``zz_normalisation`` ±10 % on ZZ*                                       Gaussian constraint
-``m4l_scale``       m4l of every event ±1 %: shape and normalisation    Gaussian constraint
-``mc_statistics``   one factor a bin, on all simulation                 Gaussian constraint
-=================== =================================================== ==========================
+======================== ============================================== ==========================
+``mu``                   signal strength: factor of the signal          free
+each normalisation       of the analysis' model: yields                 Gaussian constraint
+the model's scale        of the observable: shape and normalisation     Gaussian constraint
+``mc_statistics``        one factor a bin, on all simulation            Gaussian constraint
+======================== ============================================== ==========================
 
 A workspace is a JSON document, so that this module needs no pyhf.
 """
@@ -25,18 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.analyses import Analysis
 from common.errors import PipelineError
-from physics import RELEASES
-from workers.analysis.histograms import M4L
+from physics import ANALYSES
 
 FloatArray = npt.NDArray[np.float64]
 
-REGION = "m4l"
-SIGNAL, DATA = "signal", "data"
-
-#: Relative uncertainties: luminosity (ATLAS-CONF-2019-021), lepton efficiencies, and the cross-section of ZZ*. The
-#: last two are conservative round numbers for an educational analysis.
-LUMINOSITY, SCALE_FACTORS, ZZ_NORMALISATION = 0.017, 0.10, 0.10
 #: A bin gets a parameter for the simulation's statistical uncertainty if the relative uncertainty is not below this.
 NEGLIGIBLE_STATISTICS = 0.01
 #: The least number of effective events, (Σw)²/Σw², in the bin of an average event for a variation of the shape.
@@ -48,7 +40,7 @@ class NoFit(PipelineError):  # noqa: N818  not an error, but the reason why a ru
 
 
 def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the workspace (pyhf's schema 1.0.0) of a result document's m4l histogram.
+    """Return the workspace (pyhf's schema 1.0.0) of a result document's fitted histogram.
 
     Bins and categories with few simulated events are treated as follows:
 
@@ -56,36 +48,44 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
     - the statistical uncertainties are one Gaussian factor per bin for the sum of all
       simulation (R. Barlow, C. Beeston, Comput. Phys. Commun. 77 (1993) 219, in J. Conway's
       version, arXiv:1103.0354), left out where the uncertainty is below 1 %;
-    - the m4l scale varies the shape only of categories with enough events (50 effective
+    - the scale of the observable varies the shape only of categories with enough events (50 effective
       events in the bin of an average event).
 
     Raises NoFit if data, signal or background are missing, or no background is expected in
     a bin, where the likelihood is not defined.
     """
-    found = result["histograms"][REGION]
-    simulated = [category.name for category in RELEASES[result["release"]].categories if category.name != DATA]
-    present = [name for name in simulated if name in found]
-    if SIGNAL not in found:
+    analysis = ANALYSES[result["release"]]
+    region = analysis.model.observable
+    found = result["histograms"][region]
+    (data,), signals = analysis.with_role("data"), analysis.with_role("signal")
+    present = [category.name for category in analysis.categories if category.role != "data" and category.name in found]
+    signal = [name for name in present if name in signals]
+    if not signal:
         raise NoFit("the run has no signal sample")
-    if DATA not in found:
+    if data not in found:
         raise NoFit("the run has no data")
-    if present == [SIGNAL]:
+    if present == signal:
         raise NoFit("the run has no background sample")
     nominal = {name: np.maximum(_values(found[name]), 0.0) for name in present}
-    background = np.sum([values for name, values in nominal.items() if name != SIGNAL], axis=0)
-    if not nominal[SIGNAL].any():
-        raise NoFit("the signal samples have no event in the m4l histogram")
-    if not _values(found[DATA]).any():
-        raise NoFit("the data have no event in the m4l histogram")
+    background = np.sum([values for name, values in nominal.items() if name not in signal], axis=0)
+    expected_signal = np.sum([nominal[name] for name in signal], axis=0)
+    if not expected_signal.any():
+        raise NoFit(f"the signal samples have no event in the {region} histogram")
+    if not _values(found[data]).any():
+        raise NoFit(f"the data have no event in the {region} histogram")
     if not background.all():
-        raise NoFit(f"the simulation expects no background in {_bins(background == 0)}; it has too few events")
+        where = _bins(np.asarray(found["edges"]), background == 0, analysis.observable(region).unit)
+        raise NoFit(f"the simulation expects no background in {where}; it has too few events")
     deviations = _statistical_deviations(nominal, {name: np.asarray(found[name]["variances"]) for name in present})
-    samples = [_sample(name, nominal[name], deviations[name], found[name], result["variations"]) for name in present]
-    low, high = mu_bounds(nominal[SIGNAL], background)
+    samples = [
+        _sample(name, nominal[name], deviations[name], _modifiers(name, analysis, found[name], result["variations"]))
+        for name in present
+    ]
+    low, high = mu_bounds(expected_signal, background)
     parameters = [{"name": "mu", "inits": [1.0], "bounds": [[low, high]]}]
     return {
-        "channels": [{"name": REGION, "samples": samples}],
-        "observations": [{"name": REGION, "data": found[DATA]["values"]}],
+        "channels": [{"name": region, "samples": samples}],
+        "observations": [{"name": region, "data": found[data]["values"]}],
         "measurements": [{"name": "signal_strength", "config": {"poi": "mu", "parameters": parameters}}],
         "version": "1.0.0",
     }
@@ -115,17 +115,19 @@ def has_enough_events_for_shape(contents: Mapping[str, Any]) -> bool:
 
 
 def treatment(workspace: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """How few simulated events were treated in a workspace; edges are the lower edges of bins, in GeV."""
-    samples = workspace["channels"][0]["samples"]
-    found = result["histograms"][REGION]
-    edges = M4L.edges[:-1]
+    """How few simulated events were treated in a workspace; edges are the lower edges of bins."""
+    (channel,) = workspace["channels"]
+    samples, found = channel["samples"], result["histograms"][channel["name"]]
+    edges = np.asarray(found["edges"])[:-1]
+    scale = ANALYSES[result["release"]].model.scale
+    without_scale = [
+        sample["name"] for sample in samples if all(one["type"] != "histosys" for one in sample["modifiers"])
+    ]
     return {
         "negative_bins_set_to_zero": {
             sample["name"]: edges[_values(found[sample["name"]]) < 0].tolist() for sample in samples
         },
-        "without_m4l_scale": [
-            sample["name"] for sample in samples if all(one["name"] != "m4l_scale" for one in sample["modifiers"])
-        ],
+        **({} if scale is None else {f"without_{scale.name}": without_scale}),
         "bins_with_statistical_parameter": int(
             np.count_nonzero(np.sum([_modifier(sample, "staterror")["data"] for sample in samples], axis=0))
         ),
@@ -147,19 +149,26 @@ def _statistical_deviations(
 
 
 def _sample(
-    name: str, nominal: FloatArray, deviations: FloatArray, found: Mapping[str, Any], variations: Mapping[str, Any]
+    name: str, nominal: FloatArray, deviations: FloatArray, modifiers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    modifiers = [_norm("luminosity", LUMINOSITY), _norm("scale_factors", SCALE_FACTORS)]
-    if name == "zz":
-        modifiers.append(_norm("zz_normalisation", ZZ_NORMALISATION))
-    if name == SIGNAL:
+    statistics = {"name": "mc_statistics", "type": "staterror", "data": deviations.tolist()}
+    return {"name": name, "data": nominal.tolist(), "modifiers": [*modifiers, statistics]}
+
+
+def _modifiers(
+    name: str, analysis: Analysis, found: Mapping[str, Any], variations: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return what the parameters of the model do to a category."""
+    model = analysis.model
+    norms = [one for one in model.normalisations if one.categories is None or name in one.categories]
+    modifiers = [_norm(one.name, one.relative) for one in norms]
+    if name in analysis.with_role("signal"):
         modifiers.append({"name": "mu", "type": "normfactor", "data": None})
-    if has_enough_events_for_shape(found):
-        up, down = (_values(variations[f"m4l_scale_{way}"][name]).clip(min=0.0) for way in ("up", "down"))
+    if model.scale is not None and has_enough_events_for_shape(found):
+        up, down = (_values(variations[varied][name]).clip(min=0.0) for varied in model.scale.factors)
         shape = {"hi_data": up.tolist(), "lo_data": down.tolist()}
-        modifiers.append({"name": "m4l_scale", "type": "histosys", "data": shape})
-    modifiers.append({"name": "mc_statistics", "type": "staterror", "data": deviations.tolist()})
-    return {"name": name, "data": nominal.tolist(), "modifiers": modifiers}
+        modifiers.append({"name": model.scale.name, "type": "histosys", "data": shape})
+    return modifiers
 
 
 def _norm(name: str, relative: float) -> dict[str, Any]:
@@ -170,8 +179,8 @@ def _values(contents: Mapping[str, Sequence[float]]) -> FloatArray:
     return np.asarray(contents["values"], dtype=np.float64)
 
 
-def _bins(chosen: npt.NDArray[np.bool_]) -> str:
-    """The m4l bins of a mask, as text."""
-    ranges = [f"{low:g} to {high:g}" for low, high in zip(M4L.edges[:-1][chosen], M4L.edges[1:][chosen], strict=True)]
+def _bins(edges: FloatArray, chosen: npt.NDArray[np.bool_], unit: str) -> str:
+    """The bins of a mask, as text."""
+    ranges = [f"{low:g} to {high:g}" for low, high in zip(edges[:-1][chosen], edges[1:][chosen], strict=True)]
     more = f" and {len(ranges) - 3} more bins" if len(ranges) > 3 else ""
-    return ", ".join(ranges[:3]) + f" GeV{more}"
+    return f"{', '.join(ranges[:3])} {unit}{more}"

@@ -15,13 +15,11 @@ from typing import Any, TypeGuard
 import msgspec
 from markupsafe import Markup, escape
 
+from common.analyses import Analysis
 from common.errors import SettingsError
-from common.releases import Release
-from physics import RELEASES
+from physics import ANALYSES
 from workers.visualisation.archive import RESULT, Archive, Entry
 from workers.visualisation.page.live import LiveRun
-
-CHANNELS = {"4e": "4e", "4mu": "4μ", "2e2mu": "2e2μ"}
 
 
 class SampleCounts(msgspec.Struct, rename={"yield_": "yield"}):
@@ -44,7 +42,7 @@ class CategoryCounts(msgspec.Struct, rename={"yield_": "yield"}):
 
 
 class Window(msgspec.Struct):
-    """Expected events in the window around the Higgs boson's mass; ``low`` and ``high`` in GeV."""
+    """The events in the window around the signal; ``low`` and ``high`` in the unit of the observable."""
 
     low: float
     high: float
@@ -79,17 +77,17 @@ class Document(msgspec.Struct):
     timing: Timing = msgspec.field(default_factory=Timing)
 
     @property
-    def known_release(self) -> Release | None:
-        """The release; None if there is none with this name."""
+    def known_analysis(self) -> Analysis | None:
+        """The analysis of the release; None if there is none with this name."""
         try:
-            return RELEASES[self.release]
+            return ANALYSES[self.release]
         except SettingsError:
             return None
 
     @property
     def is_toy(self) -> bool:
         """True if the result or its release says that the events are simulated toys, data included."""
-        return self.toy or (self.known_release is not None and self.known_release.toy)
+        return self.toy or (self.known_analysis is not None and self.known_analysis.toy)
 
     @property
     def events_read(self) -> int:
@@ -119,8 +117,9 @@ def partial_document(run: LiveRun) -> Document:
     document = to_document(run.result or {})
     if document.release or run.settings is None:
         return document
-    release = RELEASES[run.settings.release]
-    return msgspec.structs.replace(document, release=release.name, settings=run.settings.to_result(toy=release.toy))
+    analysis = ANALYSES[run.settings.release]
+    settings = run.settings.to_result(toy=analysis.toy)
+    return msgspec.structs.replace(document, release=analysis.release, settings=settings)
 
 
 class Documents:
@@ -172,14 +171,19 @@ def failed_row(run: LiveRun) -> Row:
 
 def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[float]]]] | None:
     """Return the channels, and the events of each category in the channels' histograms; None without channels."""
-    names = [name for name in document.histograms if name.startswith("m4l_") and name[4:] in CHANNELS]
+    analysis = document.known_analysis
+    if analysis is None:
+        return None
+    fitted = analysis.model.observable
+    channels = [one for one in analysis.channels if f"{fitted}_{one.name}" in document.histograms]
+    names = [f"{fitted}_{one.name}" for one in channels]
     rows = []
     for category in document.categories:
         sums = [sum_of(document.histograms[name], category) for name in names]
         known = [total for total in sums if total is not None]
         if names and len(known) == len(names):
             rows.append((category, known))
-    return ([CHANNELS[name[4:]] for name in names], rows) if rows else None
+    return ([one.text for one in channels], rows) if rows else None
 
 
 def steps(document: Document) -> list[str]:
@@ -189,13 +193,14 @@ def steps(document: Document) -> list[str]:
 
 def expected(document: Document) -> tuple[float, float]:
     """Return the events expected from simulation, and their statistical uncertainty."""
-    simulation = [counts for category, counts in document.categories.items() if category != "data"]
+    data = document.known_analysis.with_role("data") if document.known_analysis else ("data",)
+    simulation = [counts for category, counts in document.categories.items() if category not in data]
     return math.fsum(c.yield_ for c in simulation), math.sqrt(math.fsum(c.yield_error**2 for c in simulation))
 
 
 def label(category: str, document: Document) -> Markup:
     """Return a category's label as HTML, converted from the release's TeX."""
-    known = document.known_release
+    known = document.known_analysis
     tex = next((c.label for c in known.categories if c.name == category), category) if known else category
     tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to ", "→")
     text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
@@ -203,13 +208,24 @@ def label(category: str, document: Document) -> Markup:
     return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", text))  # noqa: S704  escaped two lines above
 
 
-def mass(document: Document) -> tuple[float, float | None] | None:
-    """Return the measured mass of the Higgs boson and its uncertainty, in GeV; None if it was not measured."""
-    measured = (document.fit or {}).get("mass")
-    if not isinstance(measured, dict) or not isinstance(value := measured.get("value_gev"), int | float):
+def peak(document: Document) -> tuple[str, float, float | None, str] | None:
+    """Return what was measured by the peak's position, its value, uncertainty and unit; None without a measurement."""
+    analysis = document.known_analysis
+    if analysis is None or analysis.model.peak is None:
         return None
-    error = measured.get("error_gev")
-    return value, error if isinstance(error, int | float) else None
+    unit = analysis.observable(analysis.model.observable).unit
+    suffix = f"_{unit.lower()}" if unit else ""
+    measured = (document.fit or {}).get(analysis.model.peak.name)
+    if not isinstance(measured, dict) or not isinstance(value := measured.get(f"value{suffix}"), int | float):
+        return None
+    error = measured.get(f"error{suffix}")
+    return analysis.model.peak.caption, value, error if isinstance(error, int | float) else None, unit
+
+
+def main_plot(document: Document) -> str:
+    """Return the name of the file of the main plot."""
+    analysis = document.known_analysis
+    return "" if analysis is None else f"{analysis.model.observable}.png"
 
 
 def data_from(document: Document) -> str:

@@ -7,15 +7,17 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from workers.visualisation.page.live import LiveRun
+from workers.visualisation.plots.histograms import result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ class PartialPlot:
 
 
 class PartialPlots:
-    """The latest plots of up to MAX_PLOTS runs: the m4l histograms of their partial results."""
+    """The latest plots of up to MAX_PLOTS runs: the main histograms of their partial results."""
 
     def __init__(self, pool: DrawingPool) -> None:
         self._pool = pool
@@ -125,7 +127,7 @@ class PartialPlots:
                 return drawing
             if latest is not None and (latest.version == run.result_version or now < latest.next_s):
                 return None
-            drawing = self._pool.submit(run.result, "m4l", ("png",), DPI)
+            drawing = self._pool.submit(run.result, _main_plot(run.result), ("png",), DPI)
             self._drawings[run.run_id] = drawing
         drawing.add_done_callback(lambda drawing: self._keep(run, drawing, now))
         return drawing
@@ -133,7 +135,7 @@ class PartialPlots:
     def _keep(self, run: LiveRun, drawing: Drawing, started_s: float) -> None:
         png = b""
         try:
-            png = drawing.result()["m4l.png"]
+            png = next(iter(drawing.result().values()))
         except Exception as error:  # the page is shown without the plot
             log.warning("run %s: the partial result cannot be drawn: %s", run.run_id, error)
         next_s = started_s + max(MIN_INTERVAL_S, MIN_INTERVAL_DRAWINGS * (time.monotonic() - started_s))
@@ -143,3 +145,7 @@ class PartialPlots:
             self._plots.move_to_end(run.run_id)
             while len(self._plots) > MAX_PLOTS:
                 self._plots.popitem(last=False)
+
+
+def _main_plot(result: Mapping[str, Any]) -> str:
+    return result_analysis(result).model.observable

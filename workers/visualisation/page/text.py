@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from workers.visualisation.archive import File
-from workers.visualisation.page.document import CHANNELS, Document, are_numbers, sum_of
+from workers.visualisation.page.document import Document, are_numbers, sum_of
 from workers.visualisation.result_files import FIT_FIGURES
 
 STAGE_NAMES = {"data-loader": "loaded", "data-processor": "selected", "analysis": "analysed"}
 SETTING_NAMES = {
     "lumi": "Luminosity [fb⁻¹]",
     "fraction": "Fraction of each file",
-    "pt_cuts": "pT cuts on the leading leptons [GeV]",
+    "pt_cuts": "pT cuts [GeV]",
     "data": "Data from",
     "samples": "Samples",
     "chunk_entries": "Entries per chunk",
@@ -35,26 +34,14 @@ FIT_NAMES = {
     "p0_observed": "p₀, observed",
     "mu": "signal strength μ",
     "twice_nll_ratio": "−2 ln λ to the saturated model",
-    "value_gev": "m_H [GeV]",
-    "error_gev": "uncertainty, m4l scale included [GeV]",
-    "m4l_scale_error_gev": "of which m4l scale [GeV]",
     "threshold": "−2Δ ln L of the statistical interval",
 }
-#: Captions by a pattern of the file's name; the first match is used.
-_CAPTIONS = (
-    (r"pulls?|ranking|impacts?", "Pulls of the nuisance parameters, after the fit"),
-    (r"correlations?", "Correlations of the fit's parameters"),
-    (r"mass", "Likelihood scan of the Higgs boson's mass"),
-    (r"scan|likelihood|nll", "Likelihood scan of the signal strength μ"),
-    (r"cls|limits?", "Limit on the signal strength μ, by CLs"),
-    (r"post[-_]?fit", "Four-lepton mass after the fit"),
-    (r"pre[-_]?fit", "Four-lepton mass before the fit"),
-    (r"m4l", "Four-lepton mass"),
-    (r"m_?z1", "Mass of the leading Z candidate"),
-    (r"m_?z2", "Mass of the other Z candidate"),
-    (r"lead_pt|pt_?lead", "Transverse momentum of the leading lepton"),
-    (r"cutflow", "Cutflow"),
-)
+_FIT_CAPTIONS = {
+    "fit_pulls": "Pulls of the nuisance parameters, after the fit",
+    "fit_correlations": "Correlations of the fit's parameters",
+    "fit_likelihood": "Likelihood scan of the signal strength μ",
+    "fit_limits": "Limit on the signal strength μ, by CLs",
+}
 _IMAGES = ("png", "jpg")
 _MEDIA_TYPES = {
     "png": "image/png",
@@ -189,32 +176,44 @@ def is_displayed(name: str) -> bool:
     return media_type(name) != "application/octet-stream"
 
 
-def description(name: str) -> str:
+def description(name: str, document: Document) -> str:
     """Return a description of a file, empty if there is none."""
     if name in _DESCRIPTIONS:
         return _DESCRIPTIONS[name]
-    return caption(name) if name.endswith((*_IMAGES, "pdf")) else ""
+    return caption(name, document) if name.endswith((*_IMAGES, "pdf")) else ""
 
 
-def caption(name: str) -> str:
+def caption(name: str, document: Document) -> str:
     """Return the caption of a plot by its file's name."""
-    stem = name.rpartition(".")[0]
-    text = next((text for pattern, text in _CAPTIONS if re.search(pattern, stem)), None)
-    if text is None:
-        return stem.replace("_", " ").replace("-", " ")
-    words = re.split(r"[_.-]", stem)
-    channel = next((CHANNELS[word] for word in words if word in CHANNELS), None)
-    if text.startswith("Four-lepton"):
-        return f"{text}, {channel} channel" if channel else f"{text}, all channels"
-    return f"{text}, {channel} channel" if channel else text
+    stem, analysis = name.rpartition(".")[0], document.known_analysis
+    if analysis is not None:
+        fitted = analysis.observable(analysis.model.observable).caption
+        peak = analysis.model.peak
+        captions = {
+            **_FIT_CAPTIONS,
+            "fit_prefit": f"{fitted} before the fit",
+            "fit_postfit": f"{fitted} after the fit",
+            **({} if peak is None else {f"fit_{peak.name}": f"Likelihood scan of the {peak.caption}"}),
+        }
+        if stem in captions:
+            return captions[stem]
+        if stem in analysis.histograms:
+            observable = analysis.histograms[stem]
+            channel = next((one for one in analysis.channels if stem == f"{observable.name}_{one.name}"), None)
+            where = f"{channel.text} channel" if channel else "all channels" if observable.per_channel else ""
+            return f"{observable.caption}, {where}" if where else observable.caption
+    return stem.replace("_", " ").replace("-", " ")
 
 
 def plots(files: Sequence[File], document: Document) -> list[PlotFiles]:
-    """Return the plots of a result in order: m4l, its channels, the other histograms, the fit, other images."""
+    """Return the plots of a result in order: the histograms, the fit, other images."""
     by_stem: dict[str, list[File]] = {}
     for file in files:
         by_stem.setdefault(file.name.rpartition(".")[0], []).append(file)
-    known = (*document.histograms, *FIT_FIGURES)
+    analysis = document.known_analysis
+    main = None if analysis is None else analysis.model.observable
+    peak = None if analysis is None else analysis.model.peak
+    known = (*document.histograms, *FIT_FIGURES, *([] if peak is None else [f"fit_{peak.name}"]))
 
     def order(stem: str) -> tuple[int, str]:
         return (known.index(stem) if stem in known else len(known), stem)
@@ -227,20 +226,24 @@ def plots(files: Sequence[File], document: Document) -> list[PlotFiles]:
         if image is not None:
             others = tuple(file for file in same if file is not image)
             name = image.name
-            found.append(PlotFiles(name, caption(name), alternative(name, document), others, stem == "m4l"))
+            found.append(PlotFiles(name, caption(name, document), alternative(name, document), others, stem == main))
     return found
 
 
 def alternative(name: str, document: Document) -> str:
     """Return the alternative text of a plot: its caption, and a histogram's range and sums."""
     histogram = document.histograms.get(name.rpartition(".")[0])
-    text = caption(name) + (" (toy, not ATLAS data)" if document.is_toy else "")
+    text = caption(name, document) + (" (toy, not ATLAS data)" if document.is_toy else "")
     sums = {category: total for category in document.categories if (total := sum_of(histogram, category)) is not None}
     edges = (histogram or {}).get("edges")
     if not sums or not are_numbers(edges):
         return text
-    parts = [f"{'data' if name == 'data' else name} {number(total)}" for name, total in sums.items()]
-    return f"{text}: histogram from {edges[0]:g} to {edges[-1]:g} GeV; events in it: {', '.join(parts)}"
+    parts = [f"{name} {number(total)}" for name, total in sums.items()]
+    analysis = document.known_analysis
+    known = {} if analysis is None else analysis.histograms
+    stem = name.rpartition(".")[0]
+    unit = f" {known[stem].unit}" if stem in known else ""
+    return f"{text}: histogram from {edges[0]:g} to {edges[-1]:g}{unit}; events in it: {', '.join(parts)}"
 
 
 @dataclass(frozen=True)

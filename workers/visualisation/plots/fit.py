@@ -1,4 +1,4 @@
-"""The figures of a fit: m4l before and after the fit, pulls and correlations; scans.py has the others."""
+"""The figures of a fit: the histogram before and after the fit, pulls and correlations; scans.py has the others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from workers.visualisation.plots.histograms import Contents, read_histogram, simulated
+from workers.visualisation.plots.histograms import Contents, read_histogram, result_analysis, simulated
 from workers.visualisation.plots.scans import (
     ONE_SIGMA_BAND,
     TWO_SIGMA_BAND,
     draw_header,
     likelihood_figure,
     limits_figure,
-    mass_figure,
+    peak_figure,
 )
 from workers.visualisation.plots.stack import mark_incomplete, stack_figure, style
 
@@ -26,25 +26,16 @@ MIN_CORRELATION = 0.1
 #: Number of colours for correlations from -1 to 1; it is odd, so that the middle one is white.
 COLOURS = 41
 
-_PARAMETERS = MappingProxyType(
-    {
-        "mu": r"Signal strength $\mu$",
-        "m4l_scale": r"$m_{4\ell}$ scale",
-        "luminosity": "Luminosity",
-        "scale_factors": "Lepton scale factors",
-        "zz_normalisation": r"$ZZ^{*}$ normalisation",
-    }
-)
 _STATISTICS = "mc_statistics["
 
 
 def prefit_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw m4l as expected before the fit, with all uncertainties of the model."""
+    """Draw the fitted histogram as expected before the fit, with all uncertainties of the model."""
     return _expectation_figure(result, "prefit", [r"Before the fit, $\mu$ = 1"])
 
 
 def postfit_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw m4l as fitted, with the uncertainties after the fit."""
+    """Draw the histogram as fitted, with the uncertainties after the fit."""
     fit = result["fit"]
     mu = rf"After the fit, $\mu$ = {fit['signal_strength']:.2f} $\pm$ {fit['signal_strength_error']:.2f}"
     return _expectation_figure(
@@ -123,13 +114,19 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = MappingProxyType(
         "fit_correlations": correlations_figure,
         "fit_likelihood": likelihood_figure,
         "fit_limits": limits_figure,
-        "fit_mass": mass_figure,
     }
 )
 
 
+def fit_figure(result: Mapping[str, Any], name: str) -> Figure:
+    """Draw the figure of this name; that of the peak is called after the model's peak."""
+    return FIGURES.get(name, peak_figure)(result)
+
+
 def _expectation_figure(result: Mapping[str, Any], which: str, notes: list[str]) -> Figure:
-    edges, contents = read_histogram(result, "m4l")
+    analysis = result_analysis(result)
+    fitted, (data,) = analysis.model.observable, analysis.with_role("data")
+    edges, contents = read_histogram(result, fitted)
     expected = result["fit"][which]
     zeros = np.zeros(len(edges) - 1)
     layers = [
@@ -139,14 +136,19 @@ def _expectation_figure(result: Mapping[str, Any], which: str, notes: list[str])
     ]
     error = np.array(expected["total"]["errors"])
     return stack_figure(
-        result, "m4l", edges, layers, contents["data"].values, error=error, uncertainty="Uncertainty", notes=notes
+        result, fitted, edges, layers, contents[data].values, error=error, uncertainty="Uncertainty", notes=notes
     )
 
 
 def _label(name: str, result: Mapping[str, Any]) -> str:
     """Return the label of a parameter; a bin's statistical parameter is named by the bin's edges."""
+    model = result_analysis(result).model
     if not name.startswith(_STATISTICS):
-        return _PARAMETERS.get(name, name)
+        scale = () if model.scale is None else (model.scale,)
+        labels: dict[str, str] = {one.name: one.label for one in (*model.normalisations, *scale)}
+        known = {"mu": r"Signal strength $\mu$", **labels}
+        return known.get(name, name)
     index = int(name.removeprefix(_STATISTICS).removesuffix("]"))
-    edges = result["histograms"]["m4l"]["edges"]
-    return f"MC stat. {edges[index]:g}–{edges[index + 1]:g} GeV"
+    edges = result["histograms"][model.observable]["edges"]
+    unit = result_analysis(result).observable(model.observable).unit
+    return f"MC stat. {edges[index]:g}–{edges[index + 1]:g} {unit}".rstrip()

@@ -1,4 +1,4 @@
-"""The figures of a fit's scans: profile likelihoods of the signal strength and of the mass, and CLs."""
+"""The figures of a fit's scans: profile likelihoods of the signal strength and of the peak's position, and CLs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_release
+from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_analysis
 from workers.visualisation.plots.stack import WARNING, energy_and_luminosity, mark_incomplete, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
@@ -74,35 +74,48 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def mass_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw the profile likelihood of the Higgs boson's mass, and the fitted signal strength at each mass."""
-    mass = result["fit"]["mass"]
-    masses, curve, strength = (np.array(mass["scan"][key]) for key in ("m_h_gev", "twice_delta_nll", "signal_strength"))
+def peak_figure(result: Mapping[str, Any]) -> Figure:
+    """Draw the profile likelihood of the peak's position, and the fitted signal strength at each position."""
+    analysis = result_analysis(result)
+    model = analysis.model
+    assert model.peak is not None
+    observable = analysis.observable(model.observable)
+    suffix = f"_{observable.unit.lower()}" if observable.unit else ""
+    symbol, of_symbol = f"${model.peak.symbol}$", f"{model.peak.symbol.lower()}{suffix}"
+    found = result["fit"][model.peak.name]
+    positions, curve, strength = (
+        np.array(found["scan"][key]) for key in (of_symbol, "twice_delta_nll", "signal_strength")
+    )
+    value, interval = found[f"value{suffix}"], found[f"statistical_interval{suffix}"]
     with style():
         figure = Figure(figsize=(8, 7))
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.93)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         axes = figure.add_subplot(grid[0])
         below = figure.add_subplot(grid[1], sharex=axes)
-        axes.plot(masses, curve, color=CURVE, linewidth=2.2)
+        axes.plot(positions, curve, color=CURVE, linewidth=2.2)
         axes.xaxis.set_major_locator(MultipleLocator(5))
-        if mass["value_gev"] is not None:
-            _draw_interval(axes, mass["value_gev"], mass["statistical_interval_gev"])
-            measured = _with_errors(mass["value_gev"], mass["statistical_interval_gev"])
+        if value is not None:
+            _draw_interval(axes, value, interval)
+            errors = f"{_with_errors(value, interval)} (stat.)"
+            if model.scale is not None:
+                errors += rf" $\pm$ {found[f'{model.scale.name}_error{suffix}']:.2f} ({model.scale.label})"
             text = [
-                rf"$m_{{H}}$ = {measured} (stat.) $\pm$ {mass['m4l_scale_error_gev']:.2f} ($m_{{4\ell}}$ scale) GeV",
-                rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {mass['threshold']:.2f}",
+                f"{symbol} = {errors} {observable.unit}",
+                rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {found['threshold']:.2f}",
             ]
         else:
-            text = ["No measurement:", str(mass["problem"])]
-        _draw_levels(axes, masses, float(curve.max()))
+            text = ["No measurement:", str(found["problem"])]
+        _draw_levels(axes, positions, float(curve.max()))
         _draw_text(axes, text)
         axes.set_ylabel(r"$-2\,\Delta\,\ln\,L$")
         axes.tick_params(axis="x", labelbottom=False)
-        below.plot(masses, strength, color=CURVE, linewidth=1.8)
+        below.plot(positions, strength, color=CURVE, linewidth=1.8)
         below.axhline(1, color="black", linewidth=0.8, linestyle="--")
         below.set(
-            ylim=(0, max(1.5, 1.15 * float(strength.max()))), ylabel=r"$\hat{\mu}(m_{H})$", xlabel=r"$m_{H}$ [GeV]"
+            ylim=(0, max(1.5, 1.15 * float(strength.max()))),
+            ylabel=rf"$\hat{{\mu}}({model.peak.symbol})$",
+            xlabel=f"{symbol} [{observable.unit}]",
         )
         figure.align_ylabels()
         draw_header(figure, result)
@@ -113,7 +126,7 @@ def mass_figure(result: Mapping[str, Any]) -> Figure:
 def draw_header(figure: Figure, result: Mapping[str, Any]) -> None:
     """Draw the origin of the data, the energy and the luminosity above the axes."""
     toy = is_toy(result)
-    title = TOY_TITLE if toy else f"{result_release(result).title} for education"
+    title = TOY_TITLE if toy else f"{result_analysis(result).title} for education"
     y = 1 - 0.34 / figure.get_figheight()
     figure.text(0.03, y, title, size=13, weight="bold", color=WARNING if toy else "black")
     figure.text(0.97, y, energy_and_luminosity(result), size=13, ha="right")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.releases import Category
+from common.analyses import Category
 from workers.visualisation.plots.histograms import (
     TOY_TITLE,
     Array,
     Contents,
-    axis_label,
     events_label,
     is_toy,
     read_histogram,
-    result_release,
+    result_analysis,
     simulated,
 )
 
@@ -110,7 +109,12 @@ def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figur
     requested = {sample["category"] for sample in result.get("samples", {}).values()}
     drawn = {name for name, content in contents.items() if name in requested or content.values.any()}
     simulation = [(c, contents[c.name]) for c in simulated(result) if c.name in drawn]
-    return stack_figure(result, histogram, edges, simulation, contents["data"].values if "data" in drawn else None)
+    return stack_figure(result, histogram, edges, simulation, _counts(result, contents, drawn))
+
+
+def _counts(result: Mapping[str, Any], contents: Mapping[str, Contents], drawn: Collection[str]) -> Array | None:
+    (data,) = result_analysis(result).with_role("data")
+    return contents[data].values if data in drawn else None
 
 
 def stack_figure(
@@ -131,6 +135,7 @@ def stack_figure(
     """
     with_data, counts = counts is not None, np.zeros(len(edges) - 1) if counts is None else counts
     interval = garwood_interval(counts)
+    observable = result_analysis(result).histograms[histogram]
     with style():
         figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.945)
@@ -139,7 +144,7 @@ def stack_figure(
         bottom = figure.add_subplot(grid[1], sharex=main) if with_ratio else main
         total, error, low, high = _draw_stack(main, edges, simulation, error, uncertainty)
         if with_data:
-            data = next(category for category in result_release(result).categories if category.name == "data")
+            data = next(category for category in result_analysis(result).categories if category.role == "data")
             label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():.0f}"
             points = np.stack([counts, *interval])
             _draw_points(main, edges, points, over=np.ones_like(counts), limit=np.inf, label=label, colour=data.colour)
@@ -148,9 +153,10 @@ def stack_figure(
                 _draw_points(bottom, edges, points, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
                 main.tick_params(axis="x", labelbottom=False)
         high = max(high, float((interval[1] * (counts > 0)).max())) or 1.0
-        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)), ylabel=events_label(edges))
+        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)))
+        main.set(ylabel=events_label(edges, observable.unit))
         main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        bottom.set_xlabel(axis_label(histogram))
+        bottom.set_xlabel(observable.axis_label)
         figure.align_ylabels()
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
@@ -211,13 +217,14 @@ def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
 
 def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> None:
     """Draw the origin of the data, the energy, the luminosity and the decay channel."""
-    channel = histogram.removeprefix("m4l_").replace("mu", r"\mu") if histogram.startswith("m4l_") else r"4\ell"
-    lines = [energy_and_luminosity(result), rf"$H\to ZZ^{{*}}\to {channel}$", *notes]
+    analysis = result_analysis(result)
+    process = next((one.label for one in analysis.channels if histogram.endswith(f"_{one.name}")), analysis.process)
+    lines = [energy_and_luminosity(result), f"${process}$", *notes]
     place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
     if is_toy(result):
         axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=WARNING, **place)
     else:
-        first, _, rest = result_release(result).title.partition(" ")
+        first, _, rest = result_analysis(result).title.partition(" ")
         bold = axes.annotate(first, fontsize=17, fontweight="bold", fontstyle="italic", **place)
         axes.annotate(f" {rest}", (1, 0), xycoords=bold, va="bottom", fontsize=17)
         lines.insert(0, "for education")
@@ -228,7 +235,7 @@ def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: S
 def energy_and_luminosity(result: Mapping[str, Any]) -> str:
     """Return the centre-of-mass energy and the integrated luminosity (LUMI × FRACTION), in mathtext."""
     lumi_ifb = result["settings"]["lumi"] * result["settings"]["fraction"]
-    return rf"$\sqrt{{s}}$ = {result_release(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
+    return rf"$\sqrt{{s}}$ = {result_analysis(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
 
 
 def mark_incomplete(figure: Figure, result: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from types import MappingProxyType
 
 import numpy as np
 
+from common.analyses import Sample
 from common.errors import SettingsError
-from common.releases import Sample
-from workers.data_loader.demo.events import (
+from physics.hzz4l.toy.events import (
     ELECTRON,
     HIGGS_MASS_GEV,
     HIGGS_WIDTH_GEV,

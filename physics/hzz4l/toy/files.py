@@ -17,12 +17,14 @@ import numpy.typing as npt
 import uproot
 from filelock import FileLock
 
+from common.analyses import Analysis, Sample
+from common.constants import MEV_PER_GEV
 from common.errors import SettingsError
-from common.releases import Release, Sample
 from common.settings import RunSettings
-from workers.data_loader.demo.events import Indices, Leptons, concatenated, rows_of
-from workers.data_loader.demo.samples import toy_sample, with_fifth
-from workers.data_loader.demo.unread_branches import unread_columns, unread_types
+from physics.hzz4l.release_2020e import cross_section_weight
+from physics.hzz4l.toy.events import Indices, Leptons, concatenated, rows_of
+from physics.hzz4l.toy.samples import toy_sample, with_fifth
+from physics.hzz4l.toy.unread_branches import unread_columns, unread_types
 
 # Chosen from thirty seeds: with it the few Z and tt̄ events of the default size and the
 # number of data events are all close to their expectations.
@@ -50,16 +52,16 @@ BASE_TYPES: Mapping[str, str] = {
 }
 
 
-def shares(release: Release, events: int) -> dict[str, int]:
+def shares(analysis: Analysis, events: int) -> dict[str, int]:
     """Return the number of entries of each simulated sample, in proportion to its entries in the release.
 
     They add up to ``events`` (largest remainder method) and are at least 1. Raises
     SettingsError if there are fewer events than simulated samples.
     """
-    simulated = [sample for sample in release.samples if not sample.is_data]
+    simulated = [sample for sample in analysis.samples if not sample.is_data]
     if events < len(simulated):
         raise SettingsError(
-            f"demo events={events}: release {release.name} has {len(simulated)} simulated samples, "
+            f"demo events={events}: release {analysis.release} has {len(simulated)} simulated samples, "
             f"each of at least one event; write for example {RunSettings.demo_events}"
         )
     total = sum(sample.entries for sample in simulated)
@@ -72,10 +74,15 @@ def shares(release: Release, events: int) -> dict[str, int]:
     return {sample.name: int(count) for sample, count in zip(simulated, counts, strict=True)}
 
 
+def lumi_ifb(analysis: Analysis, sample: Sample) -> float:
+    """Return the luminosity of a data sample in fb⁻¹, which is that of its period."""
+    return next(period.lumi_ifb for period in analysis.periods if period.name == sample.period)
+
+
 def mean_weight(sample: Sample, entries: int) -> float:
     """Return the mean mcWeight for which the weights of ``entries`` events add up to the toy yield of the sample."""
     toy = toy_sample(sample)
-    return toy.events_per_ifb / (entries * sample.cross_section_weight(1.0))
+    return toy.events_per_ifb / (entries * cross_section_weight(sample, 1.0))
 
 
 def simulated_block(
@@ -97,14 +104,14 @@ def simulated_block(
     return leptons, count, columns
 
 
-def data_block(rng: np.random.Generator, sample: Sample, release: Release) -> tuple[Leptons, Indices, Columns]:
+def data_block(rng: np.random.Generator, sample: Sample, analysis: Analysis) -> tuple[Leptons, Indices, Columns]:
     """Draw the events of a data sample: leptons (n, 5), their number (n,), event columns (n,).
 
     Each simulated sample contributes a Poisson number of events about its expectation
     at the luminosity of the data sample. The events are shuffled; their weights are 0, as in the real files.
     """
-    toys = [toy_sample(simulated) for simulated in release.samples if not simulated.is_data]
-    numbers = [int(rng.poisson(toy.events_per_ifb * (sample.lumi_ifb or 0.0))) for toy in toys]
+    toys = [toy_sample(simulated) for simulated in analysis.samples if not simulated.is_data]
+    numbers = [int(rng.poisson(toy.events_per_ifb * lumi_ifb(analysis, sample))) for toy in toys]
     four = concatenated([toy.draw(rng, n) for toy, n in zip(toys, numbers, strict=True)])
     fifth = np.repeat([toy.fifth_lepton for toy in toys], numbers)
     n = sum(numbers)
@@ -137,41 +144,41 @@ def lepton_columns(leptons: Leptons, count: Indices, per_gev: float) -> Columns:
     }
 
 
-def blocks(sample: Sample, release: Release, events: int, *, all_branches: bool) -> Iterator[Columns]:
+def blocks(sample: Sample, analysis: Analysis, events: int, *, all_branches: bool) -> Iterator[Columns]:
     """Generate the columns of a sample in blocks, each with its own stream of random numbers.
 
     A block depends only on the seed, the sample, ``events`` and its index. The branches that the analysis
     does not read have streams of their own, so that the other branches are the same without them.
     """
-    index = release.sample_names.index(sample.name)
-    entries = 0 if sample.is_data else shares(release, events)[sample.name]
+    index = analysis.sample_names.index(sample.name)
+    entries = 0 if sample.is_data else shares(analysis, events)[sample.name]
     starts = (0,) if sample.is_data else range(0, entries, BLOCK_ENTRIES)
     for block, first in enumerate(starts):
         rng = np.random.default_rng([DEMO_SEED, index, block])
         if sample.is_data:
-            leptons, count, columns = data_block(rng, sample, release)
+            leptons, count, columns = data_block(rng, sample, analysis)
         else:
             n = min(BLOCK_ENTRIES, entries - first)
             leptons, count, columns = simulated_block(rng, sample, first, n, entries)
         columns = {name: values.astype(BASE_TYPES[name]) for name, values in columns.items()}
-        columns |= lepton_columns(leptons, count, release.per_gev)
+        columns |= lepton_columns(leptons, count, MEV_PER_GEV)
         if all_branches:
             columns |= unread_columns(np.random.default_rng([DEMO_SEED, index, block, 1]), count)
         yield columns
 
 
-def write_file(sample: Sample, release: Release, events: int, path: Path, *, all_branches: bool) -> None:
+def write_file(sample: Sample, analysis: Analysis, events: int, path: Path, *, all_branches: bool) -> None:
     """Write the file of a sample: one tree, ZLIB level 1, for each block one basket of each branch."""
     types = dict(BASE_TYPES) | (unread_types() if all_branches else {})
     with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
         # The counter of lep_pt and the other lepton branches is lep_n, that of the jets jet_n, and so on. Counters
         # are int32: uproot writes no std::vector into a TTree, and no other type of counter.
-        tree = file.mktree(release.tree, types, counter_name=lambda branch: f"{branch.split('_')[0]}_n")
-        for columns in blocks(sample, release, events, all_branches=all_branches):
+        tree = file.mktree(analysis.tree, types, counter_name=lambda branch: f"{branch.split('_')[0]}_n")
+        for columns in blocks(sample, analysis, events, all_branches=all_branches):
             tree.extend(columns)
 
 
-def demo_file(sample: Sample, release: Release, events: int, directory: Path, *, all_branches: bool = False) -> Path:
+def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, *, all_branches: bool = False) -> Path:
     """Return the path of a sample's toy file, which is written if it does not exist.
 
     Parameters
@@ -203,6 +210,6 @@ def demo_file(sample: Sample, release: Release, events: int, directory: Path, *,
     with FileLock(f"{path}.lock"):
         if not path.exists():
             temporary = path.with_name(f"{path.name}.part")
-            write_file(sample, release, events, temporary, all_branches=all_branches)
+            write_file(sample, analysis, events, temporary, all_branches=all_branches)
             os.replace(temporary, path)
     return path

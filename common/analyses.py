@@ -1,0 +1,436 @@
+"""The types that an analysis is made of, and the lookup of analyses by release.
+
+An ``Analysis`` says everything that is particular to one analysis of one release of
+open data. The services ask it, and know nothing else about the physics. The analyses
+themselves are in ``physics``; this module holds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import fsum
+from pathlib import Path
+from typing import Any, Literal
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import SettingsError
+from common.schema import Column, Schema
+from common.settings import MAX_DEMO_EVENTS, RunSettings
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Columns = Mapping[str, Array]
+Role = Literal["data", "signal", "background"]
+
+
+@dataclass(frozen=True)
+class Category:
+    """A group of samples that is drawn as one histogram; ``label`` is in mathtext."""
+
+    name: str
+    label: str
+    colour: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file of a release.
+
+    ``entries`` is the number of events that the release publishes for it, ``bytes`` and
+    ``adler32`` (hexadecimal) the size and checksum of its record. For simulation whose
+    weights need them, ``cross_section_pb`` [pb], ``sum_of_weights`` and ``reduction``
+    give the weight of an event. For data, ``period`` names the ``Period`` that it belongs to.
+    """
+
+    name: str
+    file: str
+    category: str
+    entries: int
+    period: str | None = None
+    dsid: int | None = None
+    cross_section_pb: float = 0.0
+    sum_of_weights: float = 0.0
+    reduction: float = 1.0
+    bytes: int | None = None
+    adler32: str | None = None
+
+    @property
+    def is_data(self) -> bool:
+        """True for collision data, whose events weigh 1."""
+        return self.period is not None
+
+
+@dataclass(frozen=True)
+class Period:
+    """Data that have been taken together, and their integrated luminosity in fb⁻¹.
+
+    A period consists of one or more samples. The luminosity of a part of them is not known.
+    """
+
+    name: str
+    lumi_ifb: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch that is read: the types it may have, as a pattern of awkward's type names, and in words."""
+
+    types: str
+    what: str
+    simulation_only: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the selection: a function from the objects of the events to a mask of shape (events,)."""
+
+    name: str
+    passes: Callable[[Any, RunSettings], Mask]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Regular bins: ``low <= x < high``.
+
+    The edges are those of ``numpy.linspace``, and a value on an edge belongs to the bin above it, as
+    in ``numpy.histogram``. (``hist.axis.Regular`` rounds differently: a value next to an edge may be
+    in another bin.)
+    """
+
+    bins: int
+    low: float
+    high: float
+
+    @property
+    def edges(self) -> FloatArray:
+        """The edges of the bins, shape (bins + 1,)."""
+        return np.linspace(self.low, self.high, self.bins + 1)
+
+    def bin_of(self, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.intp]:
+        """The bin of each value, counted from 1; 0 for underflow and NaN, bins + 1 for overflow.
+
+        Gives the result of ``np.searchsorted`` in a third of the time: the bin is
+        calculated, and corrected where rounding moved it across an edge.
+        """
+        below, above = np.append(np.nan, self.edges), np.append(self.edges, np.nan)
+        guess = (values - self.low) * (self.bins / (self.high - self.low))
+        found: npt.NDArray[np.intp] = np.floor(np.fmin(np.fmax(guess, -1), self.bins)).astype(np.intp) + 1
+        found -= values < below[found]
+        found += values >= above[found]
+        return found
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A quantity of the selected events, and its histogram.
+
+    Parameters
+    ----------
+    name
+        The name of its histogram, and of its column in a ``selected`` message.
+    values
+        A function from the objects of the events to their values, shape (events,).
+    axis
+        The bins of its histogram, in ``unit``.
+    label
+        The label of its axis in mathtext, without the unit.
+    caption
+        What the histogram shows, in plain text.
+    unit
+        The unit of the values; empty for a number.
+    per_channel
+        True where each channel has a histogram of its own, too, named ``NAME_CHANNEL``.
+    dtype, allow_nan
+        The type of the column, and whether a value may be missing (NaN, which is in no bin).
+    """
+
+    name: str
+    values: Callable[[Any], Array]
+    axis: Axis
+    label: str
+    caption: str
+    unit: str = "GeV"
+    per_channel: bool = False
+    dtype: str = "float32"
+    allow_nan: bool = True
+
+    @property
+    def axis_label(self) -> str:
+        """The label with the unit."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A final state; ``label`` is in mathtext without dollar signs, ``text`` in plain text."""
+
+    name: str
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A relative uncertainty of the yield of some categories, or of all simulation (None)."""
+
+    name: str
+    label: str
+    relative: float
+    categories: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ScaleVariation:
+    """A relative uncertainty of the scale of the fitted observable: each value is multiplied by 1 ± ``relative``."""
+
+    name: str
+    label: str
+    relative: float
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """The names of the two varied histograms, and the factor of the observable in each."""
+        return {f"{self.name}_up": 1 + self.relative, f"{self.name}_down": 1 - self.relative}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The measurement of the position of the signal's peak in the fitted observable, with finer bins.
+
+    ``simulated`` is the position in the signal samples, ``scanned`` the range of the scan and ``window``
+    the fitted range, all in the unit of the observable. Positions are shifted by whole bins of ``axis``,
+    so that it is wider than the window.
+    """
+
+    name: str
+    symbol: str
+    caption: str
+    axis: Axis
+    window: tuple[float, float]
+    simulated: float
+    scanned: tuple[float, float]
+
+    @property
+    def step(self) -> float:
+        """The width of a bin of ``axis``."""
+        return (self.axis.high - self.axis.low) / self.axis.bins
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fitted: the histogram of an observable, with the strength of the signal as parameter of interest.
+
+    ``window`` is the range, in the unit of the observable, in which events are counted around the signal.
+    """
+
+    observable: str
+    window: tuple[float, float]
+    normalisations: tuple[Normalisation, ...]
+    scale: ScaleVariation | None = None
+    peak: Peak | None = None
+
+    @property
+    def fine(self) -> str:
+        """The name of the finely binned histogram of the peak."""
+        return f"{self.observable}_fine"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of one release.
+
+    Parameters
+    ----------
+    name, process
+        The name of the analysis, and the process that it looks for, in mathtext.
+    release, title, toy, sqrt_s_tev
+        The release: its name and title, whether its events are made on this machine, and √s in TeV.
+    tree, branches
+        The tree of the files and the branches that are read, by name.
+    record_urls, other_urls
+        Directories of the files: those of the record, whose files have the record's size and checksum,
+        and other ones, which may hold the same events in other files.
+    lumi_ifb, pt_cuts_gev
+        The luminosity of all data in fb⁻¹ and the pT cuts in GeV where a run gives none.
+    periods, categories, samples
+        What the data consist of, and all samples in their order.
+    columns
+        A function from the branches of a chunk, its sample and the luminosity in fb⁻¹ to columns of shape
+        (events,) or (events, k): at least those of ``events``. Events that lack the objects may be left out;
+        they fail the first step. Raises DataError where a value cannot be what the branch should hold.
+    events
+        The columns of an ``events`` message, with a ``weight`` that is 1 for data.
+    objects
+        A function from columns to what the steps and observables are functions of.
+    loader_steps, processor_steps
+        The selection in its order: the steps of the data-loader and of the data-processor.
+    channels, channel
+        The final states, and a function from the objects to the index of each event's channel (-1: none).
+    observables, model
+        The histograms, and what is fitted.
+    make_file
+        For a toy: the function that writes the file of a sample, from the analysis, the sample, the number of
+        simulated events and the directory to the file's path.
+    max_pt_cuts
+        The most pT cuts that a run may have.
+    """
+
+    name: str
+    process: str
+    release: str
+    title: str
+    toy: bool
+    sqrt_s_tev: int
+    tree: str
+    branches: Mapping[str, Branch]
+    record_urls: tuple[str, ...]
+    other_urls: tuple[str, ...]
+    lumi_ifb: float
+    pt_cuts_gev: tuple[float, ...]
+    max_pt_cuts: int
+    periods: tuple[Period, ...]
+    categories: tuple[Category, ...]
+    samples: tuple[Sample, ...]
+    columns: Callable[[ak.Array, Sample, float], Columns]
+    events: Schema
+    objects: Callable[[Columns], Any]
+    loader_steps: tuple[Step, ...]
+    processor_steps: tuple[Step, ...]
+    channels: tuple[Channel, ...]
+    channel: Callable[[Any], npt.NDArray[np.int8]]
+    observables: tuple[Observable, ...]
+    model: Model
+    make_file: Callable[[Analysis, Sample, int, Path], Path] | None = None
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """Names of all samples, in the release's order."""
+        return tuple(sample.name for sample in self.samples)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Every step of the cutflow, from the events read to the events selected."""
+        return ("read", *(step.name for step in (*self.loader_steps, *self.processor_steps)))
+
+    @cached_property
+    def selected(self) -> Schema:
+        """The columns of a ``selected`` message: the observables, the index of the channel, and the weight."""
+        observables = {one.name: Column(one.dtype, allow_nan=one.allow_nan) for one in self.observables}
+        weight = replace(self.events["weight"], allow_nan=False, allow_infinite=False)
+        return {**observables, "channel": Column("int8", below=len(self.channels)), "weight": weight}
+
+    @cached_property
+    def histograms(self) -> Mapping[str, Observable]:
+        """Every histogram and its observable: those of all events, then those of each channel."""
+        everything = {one.name: one for one in self.observables}
+        by_channel = {
+            f"{one.name}_{channel.name}": one
+            for one in self.observables if one.per_channel for channel in self.channels
+        }  # fmt: skip
+        return {**everything, **by_channel}
+
+    def sample(self, name: str) -> Sample:
+        """Return the sample of that name; raises SettingsError where there is none."""
+        for sample in self.samples:
+            if sample.name == name:
+                return sample
+        raise SettingsError(f"sample {name!r} is not in release {self.release}; it has {', '.join(self.sample_names)}")
+
+    def in_order(self, names: Sequence[str]) -> tuple[Sample, ...]:
+        """The named samples in the release's order, each once; raises SettingsError for an unknown one."""
+        wanted = {self.sample(name).name for name in names}
+        return tuple(sample for sample in self.samples if sample.name in wanted)
+
+    def category(self, name: str) -> Category:
+        """Return the category of that name."""
+        return next(category for category in self.categories if category.name == name)
+
+    def with_role(self, role: Role) -> tuple[str, ...]:
+        """The names of the categories with that role, in order."""
+        return tuple(category.name for category in self.categories if category.role == role)
+
+    def observable(self, name: str) -> Observable:
+        """Return the observable of that name."""
+        return next(one for one in self.observables if one.name == name)
+
+    def periods_of(self, names: Sequence[str]) -> tuple[list[Period], list[Period]]:
+        """The periods of which all samples are among the named ones, and those of which some are."""
+        whole, part = [], []
+        for period in self.periods:
+            samples = [sample.name in names for sample in self.samples if sample.period == period.name]
+            if all(samples):
+                whole.append(period)
+            elif any(samples):
+                part.append(period)
+        return whole, part
+
+    def lumi_of(self, names: Sequence[str]) -> float:
+        """The luminosity in fb⁻¹ of the periods that the named samples belong to; without data, the release's."""
+        whole, part = self.periods_of(names)
+        if (not whole and not part) or len(whole) == len(self.periods):
+            return self.lumi_ifb
+        return fsum(period.lumi_ifb for period in (*whole, *part))
+
+
+class Analyses(Mapping[str, Analysis]):
+    """Analyses by release: what run settings and messages are checked against."""
+
+    def __init__(self, *analyses: Analysis) -> None:
+        self._analyses = {analysis.release: analysis for analysis in analyses}
+
+    def __getitem__(self, release: str) -> Analysis:
+        """Return the analysis of that release; raises SettingsError where there is none."""
+        try:
+            return self._analyses[release]
+        except KeyError:
+            known = ", ".join(self._analyses)
+            raise SettingsError(f"release {release!r} is not known; choose one of {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._analyses)
+
+    def __len__(self) -> int:
+        return len(self._analyses)
+
+    def resolve(self, settings: RunSettings) -> RunSettings:
+        """Return settings in which everything is filled in that the release knows.
+
+        The samples are in the release's order, all of them where none is named; the luminosity is that of
+        the data periods in the run, and the pT cuts are the release's, where none are given. A toy release
+        has no data location: its events are made on this machine. Raises SettingsError for a release, sample,
+        number of cuts or number of events that there is not.
+        """
+        try:
+            analysis = self[settings.release]
+        except SettingsError as error:
+            raise SettingsError(f"RELEASE={settings.release!r}: {error}") from None
+        try:
+            samples = analysis.in_order(settings.samples or analysis.sample_names)
+        except SettingsError as error:
+            raise SettingsError(f"SAMPLES={','.join(settings.samples)!r}: {error}") from None
+        if not len(analysis.samples) <= settings.demo_events <= MAX_DEMO_EVENTS:
+            raise SettingsError(
+                f"DEMO_EVENTS={settings.demo_events}: choose from {len(analysis.samples)} to {MAX_DEMO_EVENTS} events"
+            )
+        cuts = analysis.pt_cuts_gev if settings.pt_cuts_gev is None else settings.pt_cuts_gev
+        if len(cuts) > analysis.max_pt_cuts:
+            raise SettingsError(
+                f"PT_CUTS={','.join(f'{cut:g}' for cut in cuts)!r}: {len(cuts)} cuts; "
+                f"give at most {analysis.max_pt_cuts}, for example "
+                f"PT_CUTS={','.join(f'{cut:g}' for cut in analysis.pt_cuts_gev)}"
+            )
+        names = tuple(sample.name for sample in samples)
+        return replace(
+            settings,
+            samples=names,
+            lumi_ifb=analysis.lumi_of(names) if settings.lumi_ifb is None else settings.lumi_ifb,
+            pt_cuts_gev=cuts,
+            data=None if analysis.toy else settings.data,
+        )
