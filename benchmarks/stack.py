@@ -35,7 +35,7 @@ STATISTICS_S = 6.0
 
 DEMO = ANALYSES["demo"]
 #: Number of simulated events in the 4lep files of the 2020 release.
-FULL_SIZE = sum(sample.entries for sample in DEMO.samples if not sample.is_data)
+FULL_SIZE = sum((sample.entries or 0) for sample in DEMO.samples if not sample.is_data)
 
 
 class BenchmarkError(Exception):

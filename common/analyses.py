@@ -43,7 +43,7 @@ class Category:
 class Sample:
     """One file of a release.
 
-    ``entries`` is the number of events that the release publishes for it, ``bytes`` and
+    ``entries`` is the number of events that the release publishes for it (None: unknown), ``bytes`` and
     ``adler32`` (hexadecimal) the size and checksum of its record. For simulation whose
     weights need them, ``cross_section_pb`` [pb], ``sum_of_weights`` and ``reduction``
     give the weight of an event. For data, ``period`` names the ``Period`` that it belongs to.
@@ -52,7 +52,7 @@ class Sample:
     name: str
     file: str
     category: str
-    entries: int
+    entries: int | None
     period: str | None = None
     dsid: int | None = None
     cross_section_pb: float = 0.0

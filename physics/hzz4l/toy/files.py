@@ -64,9 +64,9 @@ def shares(analysis: Analysis, events: int) -> dict[str, int]:
             f"demo events={events}: release {analysis.release} has {len(simulated)} simulated samples, "
             f"each of at least one event; write for example {RunSettings.demo_events}"
         )
-    total = sum(sample.entries for sample in simulated)
-    counts = np.array([events * sample.entries // total for sample in simulated])
-    remainders = np.array([events * sample.entries % total for sample in simulated])
+    total = sum((sample.entries or 0) for sample in simulated)
+    counts = np.array([events * (sample.entries or 0) // total for sample in simulated])
+    remainders = np.array([events * (sample.entries or 0) % total for sample in simulated])
     counts[np.argsort(-remainders, kind="stable")[: events - counts.sum()]] += 1
     while (counts == 0).any():
         counts[counts.argmin()] += 1
