@@ -8,6 +8,7 @@ default of a field, or in ``VARIABLES``. No other module reads the environment.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import ssl
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -95,13 +96,20 @@ class RunSettings:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
         return int(Fraction(str(self.fraction)) * entries_in_file)
 
+    def without_credentials(self) -> RunSettings:
+        """Return these settings with a data location that shows no user, password or token.
+
+        Only the data-loader needs them: what other services keep and show are these settings.
+        """
+        return self if self.data is None else replace(self, data=without_credentials(self.data))
+
     def to_result(self, *, toy: bool) -> dict[str, Any]:
         """The ``settings`` of result.json; the number of demo events belongs to a toy release alone."""
         return {
             "lumi": self.luminosity_ifb,
             "fraction": self.fraction,
             "pt_cuts": list(self.cuts_gev),
-            "data": self.data,
+            "data": self.without_credentials().data,
             "samples": list(self.samples),
             "chunk_entries": self.chunk_entries,
             **({"demo_events": self.demo_events} if toy else {}),
@@ -122,7 +130,7 @@ class RunSettings:
         try:
             return msgspec.convert({**known, **values}, cls)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"run settings {reprlib.repr(dict(values))}: {error}") from None
+            raise SettingsError(f"run settings: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -301,6 +309,19 @@ def is_url(data: str) -> bool:
     return "://" in data
 
 
+def without_credentials(location: str) -> str:
+    """Return a location without the parts of an address that may hold a secret: user, password, query and fragment."""
+    if not is_url(location):
+        return location
+    return re.sub(r"[?#].*", "", re.sub(r"^([^/]*//)[^/?#]*@", r"\1", location), flags=re.DOTALL)
+
+
+def address_in(base: str, file: str) -> str:
+    """Return the address of a file in the directory of address ``base``, with the query of that address."""
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(path=f"{parts.path.removesuffix('/')}/{file}", fragment=""))
+
+
 def _port_or_none(name: str, text: str, example: str) -> int:
     port = _convert(name, text, int, "a port", example)
     if not 0 <= port < 65536:
@@ -342,9 +363,14 @@ def _checked_location(data: str | None) -> str | None:
         usable = parts.scheme in ("http", "https", "root") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable:
-        raise SettingsError(f"DATA={data!r}: an address starts with http://, https:// or root:// and a host")
-    return data if data.endswith("/") else data + "/"
+    # An '@' after the host: the password before it has a '/', '?' or '#' that is not written as %2F, %3F or %23.
+    if not usable or "@" in parts.path + parts.query + parts.fragment:
+        shown = f"{data.partition('://')[0]}://…" if any(sign in data for sign in "@?#") else data
+        raise SettingsError(
+            f"DATA={shown!r}: an address starts with http://, https:// or root:// and a host; "
+            "in a password or token, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'"
+        )
+    return urlunsplit(parts._replace(path=f"{parts.path.removesuffix('/')}/", fragment=""))
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import trustme
 
 from common import settings as settings_module
 from common.errors import SettingsError
-from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings
+from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings, address_in, without_credentials
 from physics import ANALYSES
 
 ALL_SAMPLES = (
@@ -97,6 +97,34 @@ def test_a_relative_data_directory_becomes_absolute_and_an_address_ends_in_a_sla
     assert read({"DATA": "https://host/4lep"}).run.data == "https://host/4lep/"
     assert read({"DATA": "root://host//eos/4lep/"}).run.data == "root://host//eos/4lep/"
     assert RunSettings.from_json({"data": "https://host/4lep"}).data == "https://host/4lep/"
+
+
+def test_the_file_of_an_address_keeps_its_credentials_and_its_query() -> None:
+    data = read({"DATA": "https://me:pw@host/4lep?token=x#part"}).run.data
+    assert data == "https://me:pw@host/4lep/?token=x"
+    assert address_in(data, "Data/a.root") == "https://me:pw@host/4lep/Data/a.root?token=x"
+    assert without_credentials(data) == "https://host/4lep/"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "https://me:s3cret/x@host/4lep", "https://me:1/s3cret@host/4lep", "https://me:s3#x@host/", "https://me:1?s3@host", "ftp://me:s3cret@h/",
+        "https://me:s3cret@host:99999/", "https://?token=s3cret", "https://me:1#s3cret@host/",
+    ],
+)  # fmt: skip
+def test_no_secret_of_an_unusable_address_is_shown(data: str) -> None:
+    with pytest.raises(SettingsError, match="%2F") as caught:
+        read({"DATA": data})
+    assert "s3" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        RunSettings.from_json({"data": data, "lumi_ifb": "x"})
+    assert "s3" not in str(caught.value)
+
+
+def test_the_settings_of_a_result_show_no_credentials() -> None:
+    settings = read({"DATA": "https://me:pw@host/4lep?token=x"}).run
+    assert settings.to_result(toy=False)["data"] == settings.without_credentials().data == "https://host/4lep/"
 
 
 def test_the_demo_release_takes_no_data_location() -> None:
