@@ -24,7 +24,7 @@ from common.messages import Message, Progress
 
 #: A loop without a heartbeat for so long is stuck, unless it is handling a message ...
 STUCK_S = 30.0
-#: ... which may take longer, because a file may have to be fetched over a slow network.
+#: ... which may take longer. While a file is fetched, each part that arrives is a heartbeat.
 STUCK_IN_A_MESSAGE_S = 1800.0
 
 
@@ -52,7 +52,7 @@ class ServiceMetrics:
         r.register(_QueueDepths(self))
 
     def heartbeat(self) -> None:
-        """Note that the loop runs."""
+        """Note that the loop runs, or that the handling of a message makes progress."""
         self._last_heartbeat = time.monotonic()
 
     @contextmanager

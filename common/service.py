@@ -47,6 +47,12 @@ class Service(ABC):
     #: Ends the loop's wait for a message, so that it polls at once; may be called from any thread, set by the loop.
     wake: Callable[[], None] = staticmethod(lambda: None)
 
+    #: Is set when the service is to stop, for work that takes longer than a second; set by the loop.
+    stop: threading.Event = threading.Event()
+
+    #: Notes that the handling of a message makes progress, so that the service counts as alive; set by the loop.
+    heartbeat: Callable[[], None] = staticmethod(lambda: None)
+
     @property
     def consumes(self) -> Sequence[Queue]:
         """The queues that the service consumes, as the routing table says."""
@@ -75,12 +81,23 @@ class Service(ABC):
         """Release what the service holds."""
 
 
-def serve(service: Service, session: Session, stop: threading.Event, metrics: ServiceMetrics | None = None) -> None:
-    """Handle messages until ``stop`` is set; raises BrokerError where the broker refuses."""
+def serve(
+    service: Service,
+    session: Session,
+    stop: threading.Event,
+    metrics: ServiceMetrics | None = None,
+    *,
+    interrupt: threading.Event | None = None,
+) -> None:
+    """Handle messages until ``stop`` is set; raises BrokerError where the broker refuses.
+
+    ``interrupt`` is the event that also ends the handling of a long message, by default ``stop``.
+    """
     service.publish_without_confirm = session.publish_without_confirm
     service.publish = session.publish
     service.wake = session.wake
     metrics = metrics or ServiceMetrics(service.name)
+    service.stop, service.heartbeat = interrupt or stop, metrics.heartbeat
     metrics.connected, metrics.queue_depths = session.is_connected, session.queue_depths
     try:
         while not stop.is_set():

@@ -104,7 +104,8 @@ class EmbeddedServices:
 
         def run() -> None:
             try:
-                serve(service, self.transport.open(queues or service.consumes), until or self._stop)
+                session = self.transport.open(queues or service.consumes)
+                serve(service, session, until or self._stop, interrupt=self._stop)
             except BaseException as failure:
                 self._failures.append(failure)
 
