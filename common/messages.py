@@ -24,6 +24,9 @@ from common.settings import RunSettings
 #: RabbitMQ 4 refuses messages above 16 MiB by default.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
+#: The most chunks that a sample of a run may have. Their bounds, of up to 20 characters, fit into one message.
+MAX_CHUNKS = 200_000
+
 #: A run's id, a sample's or a file's name.
 Name = Annotated[str, msgspec.Meta(pattern=NAME, max_length=MAX_NAME)]
 #: A number of events, entries or bytes; integers in the database have 64 bits.
@@ -125,6 +128,20 @@ class _RawRequest:
 
 
 @dataclass(frozen=True)
+class FileIdentity:
+    """What identifies the file of a sample, so that all chunks of a run are read from the same one.
+
+    ``location`` is its path or its address without credentials, ``adler32`` its
+    checksum and ``uuid`` what ROOT wrote into its header.
+    """
+
+    location: str
+    bytes: Count
+    adler32: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
+    uuid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
+
+
+@dataclass(frozen=True)
 class FileTask(Message):
     """The task to open the file of one sample of a run and to split it into chunks."""
 
@@ -137,12 +154,16 @@ class FileTask(Message):
 
 @dataclass(frozen=True)
 class ChunkTask(Message):
-    """The task to read one chunk."""
+    """The task to read one chunk, from the file that the sample's plan was made for.
+
+    Without ``file``, as version 0.1 sent it, any file at the sample's location is read.
+    """
 
     kind: ClassVar[str] = "chunk-task"
 
     chunk: Chunk
     settings: RunSettings
+    file: FileIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +179,7 @@ class RunPlan(Message):
 
 @dataclass(frozen=True)
 class SamplePlan(Message):
-    """The chunks that make one sample of a run complete, or the problem with its file."""
+    """The chunks that make one sample of a run complete and the file to read, or the problem with it."""
 
     kind: ClassVar[str] = "sample-plan"
 
@@ -167,8 +188,11 @@ class SamplePlan(Message):
     entries: Count = 0
     bounds: tuple[Count, ...] = (0,)
     problem: str | None = None
+    file: FileIdentity | None = None
 
     def __post_init__(self) -> None:
+        if len(self.bounds) > MAX_CHUNKS + 1:
+            raise MessageError(f"sample-plan: {self.sample} has more than {MAX_CHUNKS} chunks")
         if any(stop <= start for start, stop in pairwise(self.bounds)):
             raise MessageError(f"sample-plan: the bounds of the chunks of {self.sample} do not rise")
 

@@ -40,7 +40,7 @@ def files(run: RunSettings, cache: Path) -> dict[str, tuple[Path, Sample]]:
     """Return the files and samples of the run by the samples' names."""
     samples = ANALYSES[run.release].in_order(run.samples)
     fetcher = Fetcher(cache)
-    return {sample.name: (locate(sample, run, fetcher), sample) for sample in samples}
+    return {sample.name: (locate(sample, run, fetcher).path, sample) for sample in samples}
 
 
 def branches(analysis: Analysis, sample: Sample) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import awkward as ak
@@ -13,12 +13,14 @@ import pytest
 from common import array_pickle, messages
 from common.errors import MessageError
 from common.messages import (
+    MAX_CHUNKS,
     Chunk,
     ChunkFailed,
     ChunkTask,
     DeadLetterNotice,
     Events,
     FetchProgress,
+    FileIdentity,
     FileTask,
     Message,
     Progress,
@@ -39,6 +41,7 @@ from physics import ANALYSES
 
 RUN = "20260131-235959-demo-1f3a"
 CHUNK = Chunk(RUN, "Zee", 100, 200)
+FILE = FileIdentity("/data/Zee.root", 31363, "8bdc6dd8", "922a7153-123b-4dff-afaa-c2b7ee784372")
 SETTINGS = RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
 MIB_8 = 8 * 1024 * 1024
 
@@ -46,8 +49,10 @@ JSON_MESSAGES: list[Message] = [
     RunRequest(RUN, 1769903999.123456, SETTINGS),
     FileTask(RUN, "Zee", SETTINGS),
     ChunkTask(CHUNK, SETTINGS),
+    ChunkTask(CHUNK, SETTINGS, FILE),
     RunPlan(RUN, 1769903999.123456, SETTINGS),
     SamplePlan(RUN, "Zee", 898, (0, 500, 898)),
+    SamplePlan(RUN, "Zee", 898, (0, 500, 898), file=FILE),
     SamplePlan(RUN, "Zee", problem="no such file: ‘Zee’"),
     ChunkFailed(CHUNK, "basket 7 is broken"),
     RunStarted(RUN, SETTINGS),
@@ -207,6 +212,8 @@ def test_names_of_a_hundred_characters_are_names() -> None:
         (RunPlan(RUN, 0.0, SETTINGS), {"submitted": -1}, "submitted"),
         (SamplePlan(RUN, "Zee"), {"entries": -1}, ">= 0"),
         (SamplePlan(RUN, "Zee"), {"bounds": [0, 10, 10]}, "bounds .* do not rise"),
+        (SamplePlan(RUN, "Zee"), {"bounds": list(range(MAX_CHUNKS + 2))}, "more than 200000 chunks"),
+        (SamplePlan(RUN, "Zee", file=FILE), {"file": {**asdict(FILE), "adler32": "B6A8DF64"}}, "regex"),
         (SamplePlan(RUN, "Zee"), {"bounds": [10, 0]}, "bounds .* do not rise"),
         (Progress("plan", CHUNK), {"stage": "unknown"}, "Invalid enum value 'unknown'"),
         (ResultFiles(RUN, {}), {"files": {"../../etc/passwd": ""}}, "regex"),
@@ -225,7 +232,11 @@ def test_a_field_out_of_its_range_is_refused_with_the_reason(
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
 def test_a_missing_field_is_refused_and_an_unknown_one_ignored(message: Message) -> None:
     content = json.loads(message.encode())
-    by_kind = {SamplePlan: {"entries", "bounds", "problem"}, RequeueNotice: {"run_id", "sample", "start", "stop"}}
+    by_kind = {
+        ChunkTask: {"file"},
+        SamplePlan: {"entries", "bounds", "problem", "file"},
+        RequeueNotice: {"run_id", "sample", "start", "stop"},
+    }
     optional = by_kind.get(type(message), set())
     for name in content.keys() - optional:
         with pytest.raises(MessageError, match=f"missing required field `{name}`"):

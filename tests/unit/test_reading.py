@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -21,8 +22,6 @@ from common.errors import DataError
 from common.settings import RunSettings
 from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, four_leptons, lepton, write_file
 from workers.data_loader import reading
-from workers.data_loader.remote.fetch import Fetcher
-from workers.data_loader.sources import check_directory, locate
 
 GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
 
@@ -343,19 +342,39 @@ def test_pt_cut_i_keeps_events_whose_lepton_i_is_strictly_above_it(
     assert cutflow == {"read": 4, "four_leptons": 4, "pt_cuts": passing}
 
 
-# --- locations of files --------------------------------------------------------
+# --- the number of entries ------------------------------------------------------
 
 
-def test_a_file_is_found_in_the_layout_of_the_release_or_flat(tmp_path: Path) -> None:
-    settings, fetcher = replace(NO_CUTS, data=str(tmp_path)), Fetcher(tmp_path / "cache")
-    flat = tmp_path / Path(DATA.file).name
-    flat.touch()
-    assert locate(DATA, settings, fetcher) == flat
+def claim_entries(path: Path, real: int, claimed: int, *, tree_alone: bool) -> None:
+    """Replace a file's number of entries: in the tree alone, or also in the branches and where their baskets end."""
+    content = path.read_bytes()
+    old, new = real.to_bytes(8, "big"), claimed.to_bytes(8, "big")
+    if not tree_alone:
+        path.write_bytes(content.replace(old, new))
+        return
+    for occurrence in re.finditer(re.escape(old), content):
+        path.write_bytes(content[: occurrence.start()] + new + content[occurrence.end() :])
+        with uproot.open(path) as file:
+            if file[ANALYSIS.tree].num_entries == claimed:
+                return
 
-    (tmp_path / "Data").mkdir()
-    (tmp_path / DATA.file).touch()
-    assert locate(DATA, settings, fetcher) == tmp_path / DATA.file
 
-    check_directory(ANALYSIS, settings)
-    with pytest.raises(DataError, match=r"mc_410000.*no such file.*--data"):
-        locate(SIMULATION, settings, fetcher)
+@pytest.mark.parametrize("claimed", [2**61, 10_000_000])
+@pytest.mark.parametrize("tree_alone", [True, False])
+def test_a_file_that_claims_more_entries_than_its_baskets_hold_is_named(
+    claimed: int, tree_alone: bool, tmp_path: Path
+) -> None:
+    path = write_file(tmp_path / "f.root", [four_leptons(50e3, 40e3, 30e3, 20e3)] * 291)
+    claim_entries(path, 291, claimed, tree_alone=tree_alone)
+    with uproot.open(path) as file:
+        assert file[ANALYSIS.tree].num_entries == claimed
+    with pytest.raises(DataError, match=rf"^{path}: tree 'mini' claims {claimed} entries, .* 291"):
+        reading.chunk_bounds(path, ANALYSIS, SIMULATION, NO_CUTS)
+
+
+def test_more_chunks_than_a_run_may_have_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_file(tmp_path / "f.root", [four_leptons(50e3, 40e3, 30e3, 20e3)] * 20)
+    monkeypatch.setattr(reading, "MAX_CHUNKS", 10)
+    assert len(reading.chunk_bounds(path, ANALYSIS, SIMULATION, replace(NO_CUTS, chunk_entries=2))) == 11
+    with pytest.raises(DataError, match=rf"^{path}: CHUNK_ENTRIES=1 would split 20 entries into more than 10 chunks"):
+        reading.chunk_bounds(path, ANALYSIS, SIMULATION, replace(NO_CUTS, chunk_entries=1))

@@ -60,7 +60,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     events = sum(document["events_read"] for document in documents.values())
     result = {
         "run_id": run.run_id,
-        "analysis": analysis.name,
+        "analysis": analysis.release,
         "release": analysis.release,
         "title": analysis.title,
         "toy": analysis.toy,

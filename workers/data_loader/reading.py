@@ -17,7 +17,12 @@ import uproot
 from common.analyses import Analysis, Sample
 from common.columns import records
 from common.errors import DataError
+from common.messages import MAX_CHUNKS
 from common.settings import RunSettings
+from workers.data_loader.root_file import Version, version_of
+
+#: The most objects of a file that a message lists.
+_OBJECTS_SHOWN = 5
 
 
 def chunk_bounds(path: Path, analysis: Analysis, sample: Sample, settings: RunSettings) -> tuple[int, ...]:
@@ -25,17 +30,48 @@ def chunk_bounds(path: Path, analysis: Analysis, sample: Sample, settings: RunSe
 
     The last bound is the number of entries that the run reads. A chunk ends at the end of a
     basket if one ends in its second half, so that no basket is decompressed twice. Raises
-    DataError if the file, its tree or a branch cannot be read.
+    DataError if the file, its tree or a branch cannot be read, if the tree has not the number of entries that its
+    baskets hold, or if there would be more than MAX_CHUNKS chunks.
     """
     with _reading(path):
-        tree = _tree(path, analysis.tree, path.stat().st_mtime_ns)
+        tree = _tree(path, analysis.tree, version_of(path))
         branches = _branches(analysis, sample)
         missing = [name for name in branches if name not in tree]
         if missing:
             raise DataError(f"{path}: tree {analysis.tree!r} has no branch {', '.join(missing)}")
+        for name in branches:
+            _check_entries(path, tree, tree[name])
         entries = settings.entries_of(tree.num_entries)
         baskets = np.asarray(tree.common_entry_offsets(filter_name=branches), dtype=np.int64)
-    return split_at_baskets(entries, baskets, settings.chunk_entries)
+    bounds: tuple[int, ...] = ()
+    if entries <= MAX_CHUNKS * settings.chunk_entries:
+        bounds = split_at_baskets(entries, baskets, settings.chunk_entries)
+    if not 1 <= len(bounds) <= MAX_CHUNKS + 1:
+        raise DataError(
+            f"{path}: CHUNK_ENTRIES={settings.chunk_entries} would split {entries} entries into more than "
+            f"{MAX_CHUNKS} chunks; choose a larger number"
+        )
+    return bounds
+
+
+def _check_entries(path: Path, tree: uproot.TTree, branch: uproot.TBranch) -> None:
+    """Raise DataError unless the baskets of a branch can hold the entries that the tree claims to have."""
+    offsets = np.asarray(branch.entry_offsets, dtype=np.int64)
+    counts = np.diff(offsets)
+    if offsets[-1] != tree.num_entries or (counts < 0).any():
+        raise DataError(
+            f"{path}: tree {tree.name!r} claims {tree.num_entries} entries, but the baskets of branch "
+            f"{branch.name!r} hold {offsets[-1]}; the file is damaged, or was not closed by the program that wrote it"
+        )
+    if not len(counts):
+        return
+    largest = int(counts.argmax())
+    # A claim of more entries than the file has bytes is compared with what the basket itself says.
+    if counts[largest] > path.stat().st_size and counts[largest] != branch.basket(largest).num_entries:
+        raise DataError(
+            f"{path}: tree {tree.name!r} claims {tree.num_entries} entries, but a basket of branch {branch.name!r} "
+            f"holds {branch.basket(largest).num_entries} instead of {counts[largest]}; the file is damaged"
+        )
 
 
 def split_at_baskets(entries: int, baskets: npt.NDArray[np.int64], chunk_entries: int) -> tuple[int, ...]:
@@ -62,7 +98,7 @@ def read(
     # Open question to uproot: uproot.ZLIB.library = "isal" makes uproot 5.7 use ISA-L for writing only. For
     # reading, too, it would take a third off the CPU time of reading and selecting (0.88 s a million events).
     with _reading(path):
-        tree = _tree(path, analysis.tree, path.stat().st_mtime_ns)
+        tree = _tree(path, analysis.tree, version_of(path))
         arrays = tree.arrays(
             _branches(analysis, sample), entry_start=start, entry_stop=stop, decompression_executor=decompression
         )
@@ -103,12 +139,13 @@ def _check_types(path: Path, arrays: ak.Array, analysis: Analysis, sample: Sampl
 
 
 @lru_cache(maxsize=16)
-def _tree(path: Path, tree: str, modified: int) -> uproot.TTree:
+def _tree(path: Path, tree: str, version: Version) -> uproot.TTree:
     """Return the open tree of a file. Trees stay open between the chunks of a file; a run has at most 12 files."""
     file = uproot.open(path, array_cache=None)
     found = file.get(tree)
     if not isinstance(found, uproot.TTree):
-        holds = ", ".join(f"{name} ({kind})" for name, kind in file.classnames().items())
+        objects = [f"{name} ({kind})" for name, kind in file.classnames().items()]
+        holds = ", ".join(objects[:_OBJECTS_SHOWN]) + (", …" if len(objects) > _OBJECTS_SHOWN else "")
         file.close()
         raise DataError(f"{path}: no tree {tree!r} in this file; it has {holds or 'no objects'}")
     return found

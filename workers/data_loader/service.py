@@ -28,6 +28,7 @@ from common.service import Service
 from common.settings import Settings
 from physics import ANALYSES
 from workers.data_loader import reading
+from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Fetcher
 from workers.data_loader.sources import locate
 
@@ -67,19 +68,23 @@ class DataLoader(Service):
     def _begin(self, request: RunRequest) -> Sequence[Message]:
         run_id, settings = request.run_id, request.settings
         tasks = [FileTask(run_id, sample, settings) for sample in settings.samples]
-        return [RunStarted(run_id, settings), RunPlan(run_id, request.submitted, settings), *tasks]
+        shown = settings.without_credentials()
+        return [RunStarted(run_id, shown), RunPlan(run_id, request.submitted, shown), *tasks]
 
     def _plan(self, task: FileTask) -> Sequence[Message]:
         analysis = ANALYSES[task.settings.release]
         sample = analysis.sample(task.sample)
         try:
-            path = locate(sample, task.settings, self._fetcher, self._fetch_progress(task))
-            bounds = reading.chunk_bounds(path, analysis, sample, task.settings)
+            control = FetchControl(self._fetch_progress(task), self.heartbeat, self.stop)
+            file = locate(sample, task.settings, self._fetcher, control)
+            identity = file.identity()
+            bounds = reading.chunk_bounds(file.path, analysis, sample, task.settings)
+            file.check(identity)
         except DataError as error:
             return [SamplePlan(task.run_id, task.sample, problem=str(error))]
-        plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds)
+        plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds, file=identity)
         whole_file = Chunk(task.run_id, task.sample, 0, bounds[-1])
-        tasks = [ChunkTask(chunk, task.settings) for chunk in plan.chunks]
+        tasks = [ChunkTask(chunk, task.settings, identity) for chunk in plan.chunks]
         # Read the first chunk now, so that the other services have work while the next files are planned.
         first_chunk = [message for first in tasks[:1] for message in self.read(first)]
         return [plan, Progress("plan", whole_file), *tasks[1:], *first_chunk]
@@ -97,13 +102,21 @@ class DataLoader(Service):
         return publish_progress
 
     def read(self, task: ChunkTask) -> Sequence[Message]:
-        """Read a chunk and apply the loader's steps; returns its events, or why it failed."""
+        """Read a chunk and apply the loader's steps; returns its events, or why it failed.
+
+        It fails if the file is not the one that the run was planned with.
+        """
         chunk = task.chunk
         analysis = ANALYSES[task.settings.release]
         sample = analysis.sample(chunk.sample)
         try:
-            path = locate(sample, task.settings, self._fetcher)
-            arrays = reading.read(path, analysis, sample, chunk.start, chunk.stop, decompression=self._decompression)
+            control = FetchControl(heartbeat=self.heartbeat, stop=self.stop)
+            file = locate(sample, task.settings, self._fetcher, control, planned=task.file)
+            arrays = reading.read(
+                file.path, analysis, sample, chunk.start, chunk.stop, decompression=self._decompression
+            )
+            if task.file:
+                file.check(task.file)  # again: it may have been replaced since
             events, cutflow = reading.select(arrays, analysis, sample, task.settings)
         except DataError as error:
             return [ChunkFailed(chunk, str(error))]

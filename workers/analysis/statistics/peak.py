@@ -79,7 +79,7 @@ class PeakFit:
         self.analysis = ANALYSES[result["release"]]
         model = self.analysis.model
         if model.peak is None:
-            raise ValueError(f"the model of {self.analysis.name} measures no peak")
+            raise ValueError(f"the model of {self.analysis.release} measures no peak")
         self.peak = peak = model.peak
         #: The scanned positions, each a whole number of fine bins from the simulated one.
         self.positions = np.arange(peak.scanned[0], peak.scanned[1] + peak.step / 2, peak.step)

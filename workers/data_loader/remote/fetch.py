@@ -2,76 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
-import random
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from common.errors import FetchError
-from workers.data_loader.remote.connectivity import ConnectivityCheck, address_of, redacted
-from workers.data_loader.remote.transfer import PartialFile, ProgressCallback, TransferError, transfer
+from common.settings import without_credentials
+from workers.data_loader import root_file
+from workers.data_loader.remote.connectivity import ConnectivityCheck, address_of
+from workers.data_loader.remote.control import POLL_S, Deadline, FetchControl
+from workers.data_loader.remote.policy import DEFAULT_POLICY, RetryPolicy
+from workers.data_loader.remote.transfer import (
+    CacheError,
+    PartialFile,
+    TransferError,
+    WrongFileError,
+    is_full,
+    transfer,
+    writing,
+)
 
 ADVICE = "Give a local directory that has the files with --data DIR, or run without a network with --release demo"
+#: How often a file is downloaded from one address, if what arrives is another file than the one that is wanted.
+_DOWNLOADS_OF_A_WRONG_FILE = 2
+_LOCK_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
-class RetryPolicy:
-    """Number of attempts, delays and time-outs of a download; all times in seconds.
+class Address:
+    """An address of a file, and what the file must be.
 
-    ``connect_timeout_s`` covers the connectivity check of a server, name look-up and all its
-    addresses included; ``read_timeout_s`` is the longest wait for the next bytes.
+    ``fault`` returns what is wrong with a file that was fetched from there, None if it is the one that is
+    wanted; ``bytes`` is the size of that file, None if it is not known.
     """
 
-    attempts: int = 5
-    first_delay_s: float = 1.0
-    max_delay_s: float = 15.0
-    connect_timeout_s: float = 3.0
-    read_timeout_s: float = 30.0
-    retry_unreachable_after_s: float = 30.0
+    url: str
+    fault: Callable[[Path], str | None] = root_file.fault
+    bytes: int | None = None
 
-    def delay_s(self, failures: int) -> float:
-        """Return the delay after so many failures: doubled each time up to the maximum, with jitter."""
-        backoff_s = self.first_delay_s * float(2 ** (failures - 1))
-        return min(backoff_s, self.max_delay_s) * random.uniform(0.5, 1.0)
-
-
-DEFAULT_POLICY = RetryPolicy()
-
-
-class CacheError(FetchError):
-    """The cache directory cannot be written, so that no other address would help."""
+    @property
+    def location(self) -> str:
+        """The address without credentials."""
+        return without_credentials(self.url)
 
 
 class Fetcher:
-    """Downloads files into the directory ``cache``; several processes may share the directory."""
+    """Downloads files into the directory ``cache``; several processes may share the directory.
+
+    They send one request at a time to a server, for a whole file: the open data portal answers 429 to more.
+    """
 
     def __init__(self, cache: Path, policy: RetryPolicy = DEFAULT_POLICY) -> None:
         self.cache = cache
         self._policy = policy
         self._connectivity = ConnectivityCheck(policy.connect_timeout_s, policy.retry_unreachable_after_s)
 
-    def fetch_first(self, urls: Sequence[str], progress: ProgressCallback | None = None) -> Path:
-        """Return the local path of a file, downloading it from the first of its addresses that works.
+    def fetch_first(self, addresses: Sequence[Address], control: FetchControl | None = None) -> tuple[Path, Address]:
+        """Return the local path of a file, and the first of its addresses that works.
 
-        A file that is in the cache under any of the addresses is not downloaded. Raises FetchError,
-        which names every address with its reason and what to do, with ``unreachable`` set if no server
-        could be reached; raises CacheError at once if the cache cannot be written.
+        A file that is in the cache under any of the addresses is not downloaded, unless there is something wrong
+        with it. Raises FetchError, which names every address with its reason and what to do, with
+        ``unreachable`` set if no server could be reached; raises CacheError at once if the cache cannot be written.
         """
-        for path in (cache_path(url, self.cache) for url in urls):
-            if os.path.isfile(path):
-                return path
+        for address in addresses:
+            path = cache_path(address.url, self.cache)
+            if _is_cached(path, address):
+                return path, address
         failures: list[FetchError] = []
-        for url in urls:
+        for address in addresses:
             try:
-                return self.fetch(url, progress)
+                return self.fetch(address, control), address
             except CacheError:
                 raise
             except FetchError as error:
@@ -82,49 +90,77 @@ class Fetcher:
         all_unreachable = all(error.unreachable for error in failures)
         raise FetchError(failures[0].url, f"{reasons}. {ADVICE}", unreachable=all_unreachable)
 
-    def fetch(self, url: str, progress: ProgressCallback | None = None) -> Path:
+    def fetch(self, address: Address, control: FetchControl | None = None) -> Path:
         """Return the path of the complete file in the cache, downloading it if it is not there.
 
         Processes and threads that fetch the same file download it once. An interrupted download is
-        resumed, also by a later process, if the server confirms that the file is unchanged.
-        Raises FetchError; its subclass CacheError if the cache cannot be written.
+        resumed, also by a later process, if the server confirms that the file is unchanged. A file with a fault is
+        downloaded once more. Raises FetchError (its subclass CacheError if the cache cannot be
+        written), and Unavailable if ``control`` stops the fetch.
         """
+        control = control or FetchControl()
+        url = address.url
         target = cache_path(url, self.cache)
-        if os.path.isfile(target):  # unlike Path.is_file, also False if the directory cannot be read
+        if _is_cached(target, address):
             return target
         part = PartialFile(target.with_name(f"{target.name}.part"))
-        try:
+        with writing(url, target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
-                if not os.path.isfile(target):
-                    self._connectivity.check(url)
-                    self._download(url, part, progress)
+        with _locked(f"{target}.lock", url, control):
+            if not _is_cached(target, address):
+                self._connectivity.check(url, control)
+                host, port = address_of(url)
+                name = re.sub(r"[^A-Za-z0-9.-]", "_", host)
+                with _locked(str(self.cache / f"{name}~{port}.lock"), url, control):
+                    self._download_checked(address, part, control)
+                with writing(url, target.parent):
                     os.replace(part.path, target)
                     part.discard()
-        except OSError as error:
-            reason = f"cannot write in {target.parent}: {error.strerror or error}; free space or choose another cache"
-            raise CacheError(redacted(url), reason) from error
         return target
 
-    def _download(self, url: str, part: PartialFile, progress: ProgressCallback | None) -> None:
+    def _download_checked(self, address: Address, part: PartialFile, control: FetchControl) -> None:
+        """Download a file, again if it has a fault; raises WrongFileError if it has one again."""
+        for download in itertools.count(1):
+            try:
+                self._download(address, part, control)
+                with writing(address.url, part.path.parent):
+                    fault = address.fault(part.path)
+            except WrongFileError as error:
+                fault = error.reason
+            if fault is None:
+                return
+            part.discard()
+            if download == _DOWNLOADS_OF_A_WRONG_FILE:
+                raise WrongFileError(address.location, f"{fault} (it was downloaded {download} times)")
+
+    def _download(self, address: Address, part: PartialFile, control: FetchControl) -> None:
         """Repeat the transfer until it is complete; each attempt resumes the one before.
 
         urllib3's Retry covers a request up to its headers; most failures of large files come later, in the body.
         """
-        policy = self._policy
+        policy, resume, deadline = self._policy, True, Deadline(self._policy.total_s)
         for attempt in itertools.count(1):
             try:
-                transfer(url, part, progress, policy.connect_timeout_s, policy.read_timeout_s)
+                transfer(address.url, part, policy, control, deadline=deadline, resume=resume, size=address.bytes)
                 return
             except TransferError as error:
                 never_connected = error.unreachable and attempt == 1
-                if attempt >= policy.attempts or never_connected:
-                    if not part.resumable()[0]:
-                        part.discard()
-                    reason = f"{error.reason} (the last of {attempt} attempts)"
-                    raise FetchError(error.url, reason, unreachable=never_connected) from None
-                time.sleep(policy.delay_s(attempt))
-            except (FetchError, OSError):  # the file is not there, or the disk is full
+                resume = resume and not error.no_ranges
+                delay_s = policy.delay_s(attempt, error.retry_after_s)
+                reason = f"{error.reason} (the last of {attempt} attempts)"
+                if delay_s > deadline.remaining_s:
+                    reason = f"{error.reason}; the download is not complete after {policy.total_s:g} s"
+                elif attempt < policy.attempts and not never_connected:
+                    control.wait(delay_s)
+                    continue
+                if not part.resumable()[0]:
+                    part.discard()
+                raise FetchError(error.url, reason, unreachable=never_connected) from None
+            except CacheError as error:
+                if is_full(error):
+                    part.discard()
+                raise
+            except FetchError:  # the file is not there
                 part.discard()
                 raise
 
@@ -142,3 +178,34 @@ def cache_path(url: str, cache: Path) -> Path:
     exact = url == "/".join(("https:/", top, *below)) and url.endswith(".root") and ".root/" not in url
     digest = "" if exact else f"~{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     return cache.joinpath(top + digest, *below)
+
+
+def _is_cached(path: Path, address: Address) -> bool:
+    """Return whether the file at ``path`` is the one that is wanted."""
+    try:
+        return os.path.isfile(path) and address.fault(path) is None
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: str, url: str, control: FetchControl) -> Iterator[None]:
+    """Hold a file lock, waiting for it as long as ``control`` does not stop the fetch."""
+    lock = FileLock(path)
+    while not _acquire(lock, url):
+        control.heartbeat()
+        control.check()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, url: str) -> bool:
+    """Return whether the lock was acquired before it was time to check whether to stop."""
+    with writing(url, Path(lock.lock_file).parent):
+        try:
+            lock.acquire(timeout=POLL_S, poll_interval=_LOCK_POLL_S)
+        except Timeout:  # an OSError, too
+            return False
+    return True
