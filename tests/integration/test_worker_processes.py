@@ -220,7 +220,7 @@ def test_an_unreadable_file_has_the_same_reason_in_a_worker_process(cache: Path,
     assert in_processes.result is not None
     assert in_threads.result is not None
     assert in_processes.result["problems"] == in_threads.result["problems"]
-    assert "cannot be read as a ROOT file" in " ".join(in_processes.result["problems"])
+    assert "an HTML page, not a ROOT file" in " ".join(in_processes.result["problems"])
 
 
 def test_a_chunk_that_ends_its_worker_process_is_named_and_the_others_are_read(

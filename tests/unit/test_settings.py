@@ -109,11 +109,16 @@ def test_the_file_of_an_address_keeps_its_credentials_and_its_query() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        "https://me:s3cret/x@host/4lep", "https://me:1/s3cret@host/4lep", "https://me:s3#x@host/", "https://me:1?s3@host",
+        "https://me:s3cret/x@host/4lep",
+        "https://me:1/s3cret@host/4lep",
+        "https://me:s3#x@host/",
+        "https://me:1?s3@host",
+        "https://me:1#s3cret@host/",
+        "https://me:s3cret@host:99999/",
+        "https://?token=s3cret",
         "ftp://me:s3cret@h/",
-        "https://me:s3cret@host:99999/", "https://?token=s3cret", "https://me:1#s3cret@host/",
     ],
-)  # fmt: skip
+)
 def test_no_secret_of_an_unusable_address_is_shown(data: str) -> None:
     with pytest.raises(SettingsError, match="%2F") as caught:
         read({"DATA": data})
