@@ -58,7 +58,8 @@ def drawn(sample: str, seed: int = 1) -> ak.Array:
 
 def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int = 1) -> list[Message]:
     """Return all messages of a complete run with one chunk per sample."""
-    found: list[Message] = [RunPlan(run_id, 1000.0, RunSettings(release=ANALYSIS.release, samples=samples))]
+    settings = ANALYSES.resolve(RunSettings(release=ANALYSIS.release, samples=samples))
+    found: list[Message] = [RunPlan(run_id, 1000.0, settings)]
     for sample in samples:
         events = drawn(sample, seed)
         cutflow = dict.fromkeys(ANALYSIS.steps, len(events))

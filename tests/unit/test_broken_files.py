@@ -107,7 +107,7 @@ def test_a_broken_file_is_named_and_the_other_file_is_complete(what: str, tmp_pa
         shutil.copy(real_data() / "4lep" / sample.file, target)
     BREAKS[what](data / BROKEN.file)
     loader = DataLoader(read({"CACHE": str(tmp_path / "cache")}))
-    settings = RunSettings(data=str(data), pt_cuts_gev=(), chunk_entries=100)
+    settings = ANALYSES.resolve(RunSettings(data=str(data), pt_cuts_gev=(), chunk_entries=100))
 
     answers = read_all(loader, BROKEN.name, settings)
 

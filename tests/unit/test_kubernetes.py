@@ -19,7 +19,7 @@ from common.settings import VARIABLES
 from tests.support.paths import ROOT
 
 MANIFESTS = ROOT / "kubernetes"
-ANALYSES = kubernetes_validate.utils.all_versions()[-3:]
+RELEASES = kubernetes_validate.utils.all_versions()[-3:]
 SERVICES = {"data-loader", "data-processor", "analysis", "visualisation"}
 #: APIs that are not part of Kubernetes.
 FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")
@@ -87,7 +87,7 @@ def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
     return build(tmp_path, *request.param)
 
 
-@pytest.mark.parametrize("release", ANALYSES)
+@pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("path", files(), ids=name_of)
 def test_every_manifest_matches_the_schema_of_current_releases(path: Path, release: str) -> None:
     for manifest in read(path):
@@ -97,7 +97,7 @@ def test_every_manifest_matches_the_schema_of_current_releases(path: Path, relea
 
 def test_rendered_manifests_match_the_schema_of_the_latest_release(rendered: list[Manifest]) -> None:
     for manifest in rendered:
-        kubernetes_validate.validate(manifest, ANALYSES[-1], strict=True)
+        kubernetes_validate.validate(manifest, RELEASES[-1], strict=True)
 
 
 def test_rendered_manifests_have_one_broker_or_three(tmp_path: Path) -> None:

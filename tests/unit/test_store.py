@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from common.errors import SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
+from physics import ANALYSES
 from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
 from workers.analysis.store import PartialSums, Store
 
 SAMPLES = {"data_A": (0, 20, 40), "Zee": (0, 30, 60, 90, 120), "llll": (0, 50), "ZH125_ZZ4lep": (0,)}
-SETTINGS = RunSettings(samples=tuple(SAMPLES))
+SETTINGS = ANALYSES.resolve(RunSettings(samples=tuple(SAMPLES)))
 
 
 def partial(chunk: Chunk) -> PartialSums:
@@ -234,7 +235,7 @@ def test_a_lost_sample_settles_its_run_and_late_chunks_still_count(store: Store,
 
 def test_a_sample_lost_before_its_plan_is_the_run_s_problem(store: Store) -> None:
     store.mark_lost("run", "llll", "the loader crashed")
-    store.begin(RunPlan("run", 1000.0, RunSettings(samples=("llll",))))
+    store.begin(RunPlan("run", 1000.0, ANALYSES.resolve(RunSettings(samples=("llll",)))))
 
     assert store.is_settled("run")
     assert store.problems("run") == ["llll: the loader crashed"]
