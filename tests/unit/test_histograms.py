@@ -10,17 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.analyses import Axis, Peak
 from tests.support.real_data import ANALYSIS, random_selected
-from workers.analysis.histograms import (
-    M4L_FINE,
-    Axis,
-    PublishedSum,
-    axes,
-    empty,
-    fill,
-    split,
-    variations,
-)
+from workers.analysis.histograms import PublishedSum, empty, fill, split, variations
+
+
+def peak() -> Peak:
+    found = ANALYSIS.model.peak
+    assert found is not None
+    return found
 
 
 def by_name(events: ak.Array) -> dict[str, np.ndarray]:
@@ -42,24 +40,24 @@ def selected_with(column: str, values: list[float]) -> ak.Array:
 
 
 def test_the_m4l_histogram_is_34_bins_of_5_gev_from_80_to_250() -> None:
-    assert axes(ANALYSIS)["m4l"].edges.tolist() == list(range(80, 251, 5))
-    assert {"m4l", "m4l_4e", "m4l_2e2mu", "m4l_4mu"} <= axes(ANALYSIS).keys()
+    assert ANALYSIS.histograms["m4l"].axis.edges.tolist() == list(range(80, 251, 5))
+    assert {"m4l", "m4l_4e", "m4l_2e2mu", "m4l_4mu"} <= ANALYSIS.histograms.keys()
 
 
-@pytest.mark.parametrize("name", axes(ANALYSIS))
+@pytest.mark.parametrize("name", ANALYSIS.histograms)
 def test_every_histogram_is_numpy_s_with_weights(name: str) -> None:
     events = random_selected(np.random.default_rng(11), 5000)
-    axis = axes(ANALYSIS)[name]
+    observable = ANALYSIS.histograms[name]
     channel = name.removeprefix("m4l_") if name.startswith("m4l_") else None
     chosen = slice(None)
     if channel is not None:
         chosen = ak.to_numpy(events.channel) == {"4e": 0, "2e2mu": 1, "4mu": 2}[channel]
-    values, weight = ak.to_numpy(events[axis.column])[chosen], ak.to_numpy(events.weight).astype(float)[chosen]
+    values, weight = ak.to_numpy(events[observable.name])[chosen], ak.to_numpy(events.weight).astype(float)[chosen]
 
     found = by_name(events)[name]
 
     for row, weights in zip(found, (weight, weight**2), strict=True):
-        expected = np.histogram(values, axis.edges, weights=weights)[0]
+        expected = np.histogram(values, observable.axis.edges, weights=weights)[0]
         np.testing.assert_allclose(row, expected, rtol=1e-12, atol=1e-12)
     assert found[1].sum() > 0
 
@@ -74,7 +72,7 @@ def test_the_channels_add_up_to_all() -> None:
 
 @pytest.mark.parametrize("name", ["m4l", "m_z1", "m_z2", "lead_pt"])
 def test_bins_hold_their_lower_edge_and_the_last_edge_is_outside(name: str) -> None:
-    axis = axes(ANALYSIS)[name]
+    axis = ANALYSIS.histograms[name].axis
     values, variances = by_name(selected_with(name, [*axis.edges, axis.edges[1]]))[name]
 
     assert values.tolist() == [2, 4, *[2] * (axis.bins - 2)]
@@ -103,9 +101,9 @@ def varied(events: ak.Array, category: str) -> dict[str, np.ndarray]:
 
 
 def test_simulation_has_the_m4l_scale_up_and_down_and_data_nothing() -> None:
-    assert variations("data") == {}
+    assert variations(ANALYSIS, "data") == {}
     for category in ("signal", "zz", "z_ttbar"):
-        assert variations(category) == {"m4l_scale_up": 1.01, "m4l_scale_down": 0.99}
+        assert variations(ANALYSIS, category) == {"m4l_scale_up": 1.01, "m4l_scale_down": 0.99}
 
 
 @pytest.mark.parametrize("category", ["data", "signal"])
@@ -115,11 +113,17 @@ def test_data_and_signal_have_m4l_in_bins_of_half_a_gev(category: str) -> None:
 
     fine = varied(events, category)["m4l_fine"]
 
-    assert np.diff(M4L_FINE.edges) == pytest.approx(0.5)
+    edges = peak().axis.edges
+    assert np.diff(edges) == pytest.approx(0.5)
     for row, weights in zip(fine, (weight, weight**2), strict=True):
-        np.testing.assert_allclose(row, np.histogram(m4l, M4L_FINE.edges, weights=weights)[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(row, np.histogram(m4l, edges, weights=weights)[0], rtol=1e-12, atol=1e-12)
     wide = varied(events, category)["m4l"][:, 3:18]
     np.testing.assert_allclose(fine.reshape(2, 15, 10).sum(axis=2), wide, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("category", ["z_ttbar", "zz"])
+def test_a_background_has_no_fine_bins(category: str) -> None:
+    assert "m4l_fine" not in varied(random_selected(np.random.default_rng(3), 10), category)
 
 
 def test_a_chunk_s_row_stays_small() -> None:
@@ -135,9 +139,9 @@ def test_a_variation_is_the_histogram_of_scaled_masses_and_changes_no_other(cate
     moved = {"m4l_scale_up": m4l * 1.01, "m4l_scale_down": m4l * 0.99}
     for name in moved.keys() & found.keys():
         for row, weights in zip(found[name], (weight, weight**2), strict=True):
-            expected = np.histogram(moved[name], axes(ANALYSIS)["m4l"].edges, weights=weights)[0]
+            expected = np.histogram(moved[name], ANALYSIS.histograms["m4l"].axis.edges, weights=weights)[0]
             np.testing.assert_allclose(row, expected, rtol=1e-12, atol=1e-12)
-    for name in axes(ANALYSIS):
+    for name in ANALYSIS.histograms:
         assert found[name].tolist() == by_name(events)[name].tolist()
 
 
@@ -166,7 +170,7 @@ def float32_loop(weights: np.ndarray, batch: int) -> float:
 
 
 def published_sum(parts: Iterable[np.ndarray]) -> float:
-    total = PublishedSum()
+    total = PublishedSum(np.float32)
     for part in parts:
         total.add(part)
     return total.total
@@ -188,6 +192,15 @@ def test_the_published_sum_is_the_same_in_parts_and_restarts_each_batch(
         assert published_sum(weights[n : n + 1] for n in range(len(weights))) == float32_loop(weights, batch)
 
 
+def test_the_published_sum_of_float64_weights_adds_in_float64() -> None:
+    weights = np.array([1.0, 1e-12, -1.0])
+    total = PublishedSum(np.float64)
+    total.add(weights)
+
+    assert total.total == (1.0 + 1e-12) - 1.0 != 0
+    assert published_sum([weights.astype(np.float32)]) == 0
+
+
 def test_twenty_million_equal_weights_are_all_counted() -> None:
     """A single float32 would stall at 2²⁴ = 16777216."""
     million = np.ones(1_000_000, np.float32)
@@ -195,7 +208,11 @@ def test_twenty_million_equal_weights_are_all_counted() -> None:
     assert published_sum(million for _ in range(20)) == 20_000_000
 
 
-@pytest.mark.parametrize("axis", [*axes(ANALYSIS).values(), M4L_FINE], ids=lambda axis: f"{axis.column}-{axis.bins}")
+@pytest.mark.parametrize(
+    "axis",
+    [one.axis for one in ANALYSIS.histograms.values()] + [peak().axis],
+    ids=[*ANALYSIS.histograms, ANALYSIS.model.fine],
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_value_is_in_the_bin_between_whose_edges_it_lies(axis: Axis, dtype: type) -> None:
     edges = axis.edges.astype(dtype)

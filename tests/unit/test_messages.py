@@ -90,11 +90,11 @@ def events_message(count: int, sample: str = "Zee") -> Events:
 def selected(**changed: Any) -> ak.Array:
     columns = {
         "m4l": np.array([91.2, 125.0]),
-        "channel": np.array([0, 2], np.int8),
-        "weight": np.array([0.5, -0.5], np.float32),
         "m_z1": np.array([90, np.nan], np.float32),
         "m_z2": np.array([np.nan, 30], np.float32),
         "lead_pt": np.array([40, 50], np.float32),
+        "channel": np.array([0, 2], np.int8),
+        "weight": np.array([0.5, -0.5], np.float32),
     }
     return ak.Array(columns | changed)
 
@@ -145,7 +145,9 @@ def test_selected_events_are_decoded_bit_for_bit(count: int) -> None:
 
 def test_settings_missing_in_a_run_request_are_those_of_the_data_loader() -> None:
     body = json.dumps({"run_id": "mine", "submitted": 0, "settings": {"samples": ["llll", "Zee"]}}).encode()
-    assert decode("run-request", body) == RunRequest("mine", 0.0, RunSettings(samples=("Zee", "llll")))
+    assert decode("run-request", body) == RunRequest(
+        "mine", 0.0, ANALYSES.resolve(RunSettings(samples=("Zee", "llll")))
+    )
     assert RunRequest.decode(body, ANALYSES, replace(SETTINGS, fraction=0.3)).settings.fraction == 0.3
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.analyses import Analysis, Period
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.real_data import ANALYSIS, random_selected
-from workers.analysis.histograms import axes, empty, fill, split
-from workers.analysis.result import result_of
+from workers.analysis.histograms import empty, fill, split
+from workers.analysis.result import result_of, scaling_problem
 from workers.analysis.store import PartialSums, Store
 
 HISTOGRAMS = {"m4l", "m4l_4e", "m4l_4mu", "m4l_2e2mu"}
@@ -26,7 +27,7 @@ HISTOGRAMS = {"m4l", "m4l_4e", "m4l_4mu", "m4l_2e2mu"}
 def result_with(partials: dict[str, Sequence[PartialSums]], *, final: bool = True, **settings: Any) -> dict[str, Any]:
     """The result of a run over these samples, submitted at 1000 s and finished 20 s later."""
     with closing(Store(None)) as store:
-        store.begin(RunPlan("run", 1000.0, RunSettings(samples=tuple(partials), **settings)))
+        store.begin(RunPlan("run", 1000.0, ANALYSES.resolve(RunSettings(samples=tuple(partials), **settings))))
         for sample, parts in partials.items():
             store.plan(SamplePlan("run", sample, 10 * len(parts), tuple(range(0, 10 * len(parts) + 1, 10))))
             for place, part in enumerate(parts):
@@ -39,7 +40,7 @@ def result_with(partials: dict[str, Sequence[PartialSums]], *, final: bool = Tru
 def of_sample(part: PartialSums, sample: str) -> PartialSums:
     """A chunk with room for the variations of its sample, all empty."""
     sums = empty(ANALYSIS, ANALYSIS.sample(sample).category)
-    bins = sum(axis.bins for axis in axes(ANALYSIS).values())
+    bins = sum(one.axis.bins for one in ANALYSIS.histograms.values())
     sums[:, :bins] = part.sums[:, :bins]
     return replace(part, sums=sums)
 
@@ -60,25 +61,26 @@ def at(m4l: dict[float, float]) -> PartialSums:
     return PartialSums(dict.fromkeys(ANALYSIS.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
 
 
-RUNS: dict[str, tuple[str, ...]] = {
-    "every sample": ANALYSIS.sample_names,
-    "no data": ("Zee", "llll", "ggH125_ZZ4lep"),
-    "no signal": ("data_A", "Zee", "llll"),
-    "only data": ("data_A", "data_B"),
-    "only signal": ("WH125_ZZ4lep",),
+#: Samples of a run, and the luminosity of their data in fb⁻¹.
+RUNS: dict[str, tuple[tuple[str, ...], float]] = {
+    "every sample": (ANALYSIS.sample_names, 10.0),
+    "no data": (("Zee", "llll", "ggH125_ZZ4lep"), 10.0),
+    "no signal": (("data_A", "Zee", "llll"), 0.5),
+    "only data": (("data_A", "data_B"), 2.4),
+    "only signal": (("WH125_ZZ4lep",), 10.0),
 }
 
 
-@pytest.mark.parametrize("names", RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize(("names", "lumi"), RUNS.values(), ids=RUNS.keys())
 @pytest.mark.parametrize("final", [True, False], ids=["final", "partial"])
-def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, ...], final: bool) -> None:
+def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, ...], lumi: float, final: bool) -> None:
     partials = {name: [some(i, data=ANALYSIS.sample(name).is_data), some(99)] for i, name in enumerate(names)}
 
     result = result_with(partials, final=final)
 
-    assert (result["run_id"], result["release"]) == ("run", "2020e-13tev")
+    assert (result["run_id"], result["analysis"], result["release"]) == ("run", "hzz4l", "2020e-13tev")
     assert (result["toy"], result["complete"], result["problems"]) == (False, final, [])
-    assert result["settings"].items() >= {"lumi": 10.0, "fraction": 1.0, "pt_cuts": [20.0, 15.0, 10.0]}.items()
+    assert result["settings"].items() >= {"lumi": lumi, "fraction": 1.0, "pt_cuts": [20.0, 15.0, 10.0]}.items()
     assert list(result["samples"]) == list(names)
     for sample in result["samples"].values():
         assert isinstance(sample["category"], str)
@@ -95,9 +97,15 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
         assert histogram.keys() == {"edges", *present}
         assert histogram["edges"] == list(range(80, 251, 5))
         assert all(len(histogram[category][key]) == 34 for category in present for key in ("values", "variances"))
-    assert result["window"].keys() == {"low", "high", "n_signal_plus_background", "n_background", "significance"}
+    assert result["window"].keys() == {
+        "low", "high", "n_data", "n_signal", "n_background", "n_signal_plus_background",
+        "significance", "significance_s_b",
+    }  # fmt: skip
     has_background = present & {"z_ttbar", "zz"}
-    assert isinstance(result["window"]["significance"], float if has_background else type(None))
+    for significance in ("significance", "significance_s_b"):
+        assert isinstance(result["window"][significance], float if has_background else type(None))
+    assert all(isinstance(warning, str) for warning in result["warnings"])
+    assert final or result["warnings"] == []
     assert result["fit"] is None
     assert (result["workspace"] is None) == isinstance(result["fit_problem"], str)
     assert result["timing"].keys() == {"submitted", "finished", "seconds", "events_per_second"}
@@ -136,9 +144,13 @@ def test_the_window_holds_the_three_bins_from_115_to_130_gev() -> None:
 
     window = result["window"]
     assert (window["low"], window["high"]) == (115.0, 130.0)
+    assert window["n_data"] == 1000
+    assert isinstance(window["n_data"], int)
+    assert window["n_signal"] == 4.0
     assert window["n_background"] == 6.0
     assert window["n_signal_plus_background"] == 10.0
     assert window["significance"] == pytest.approx(10 / math.sqrt(6 + 0.3 * 36))  # 2.44
+    assert window["significance_s_b"] == pytest.approx(4 / math.sqrt(6))
 
 
 @pytest.mark.parametrize("background", [0.0, -0.5, -10.0])
@@ -146,6 +158,7 @@ def test_no_significance_is_given_where_no_background_is_expected(background: fl
     window = result_with({"Zee": [at({124.0: background})], "ggH125_ZZ4lep": [at({124.0: 1.0})]})["window"]
 
     assert window["significance"] is None
+    assert window["significance_s_b"] is None
     assert window["n_signal_plus_background"] == 1.0 + background
 
 
@@ -175,3 +188,108 @@ def test_a_demo_s_result_says_that_it_is_a_toy() -> None:
     assert (result["toy"], result["release"]) == (True, "demo")
     assert result["settings"]["demo_events"] == RunSettings(release="demo").demo_events
     assert ANALYSES[result["release"]].toy
+
+
+# --- warnings ---------------------------------------------------------------
+
+
+def events_of(name: str) -> list[PartialSums]:
+    return [some(ANALYSIS.sample_names.index(name), data=ANALYSIS.sample(name).is_data)]
+
+
+def with_samples(*names: str, **settings: Any) -> dict[str, Any]:
+    return result_with({name: events_of(name) for name in names}, **settings)
+
+
+def lost_at(step: str) -> PartialSums:
+    """A chunk of 100 events, all of which fail this step."""
+    steps = ANALYSIS.steps
+    cutflow = {name: 100 if place < steps.index(step) else 0 for place, name in enumerate(steps)}
+    return PartialSums(cutflow, empty(ANALYSIS, "data"), np.empty(0, np.float32))
+
+
+def test_a_run_of_every_sample_has_no_warnings() -> None:
+    assert with_samples(*ANALYSIS.sample_names)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "warnings"),
+    [
+        (
+            ("data_A",),
+            [
+                "category z_ttbar has no sample in this run",
+                "category zz has no sample in this run",
+                "category signal has no sample in this run",
+            ],
+        ),
+        (
+            ("Zee", "ttbar_lep", "llll", "WH125_ZZ4lep"),
+            [
+                "the run has no data",
+                "category z_ttbar lacks Zmumu",
+                "category signal lacks ggH125_ZZ4lep, VBFH125_ZZ4lep, ZH125_ZZ4lep",
+            ],
+        ),
+        (
+            ("data_A", "data_B", *ANALYSIS.sample_names[4:]),
+            [],
+        ),
+    ],
+    ids=["one data period", "no data and some simulation", "two data periods"],
+)
+def test_samples_that_are_not_in_the_run_are_named(names: tuple[str, ...], warnings: list[str]) -> None:
+    assert with_samples(*names)["warnings"] == warnings
+
+
+def test_a_luminosity_other_than_that_of_the_data_is_a_warning_and_prevents_the_fit() -> None:
+    result = with_samples(*ANALYSIS.sample_names, lumi_ifb=139.0)
+
+    reason = "simulation is scaled to 139 fb⁻¹ (LUMI), but the data have 10 fb⁻¹"
+    assert result["warnings"] == [reason]
+    assert result["fit_problem"] == reason
+    assert result["workspace"] is None
+
+
+@pytest.mark.parametrize(("names", "lumi_ifb"), [(("data_A",), 0.5), (("data_A", "data_C"), 3.4)])
+def test_the_luminosity_of_the_run_s_own_data_may_be_given(names: tuple[str, ...], lumi_ifb: float) -> None:
+    given = with_samples(*names, *ANALYSIS.sample_names[4:], lumi_ifb=lumi_ifb)
+
+    assert given["warnings"] == []
+    assert "LUMI" not in str(given["fit_problem"])
+
+
+def test_simulation_without_data_may_be_scaled_to_any_luminosity() -> None:
+    assert with_samples(*ANALYSIS.sample_names[4:], lumi_ifb=139.0)["warnings"] == ["the run has no data"]
+
+
+def with_one_period(*names: str) -> Analysis:
+    """The analysis, whose data samples of these names belong to one period of 5 fb⁻¹."""
+    samples = tuple(replace(one, period="all") if one.name in names else one for one in ANALYSIS.samples)
+    return replace(ANALYSIS, samples=samples, periods=(*ANALYSIS.periods, Period("all", 5.0)))
+
+
+def test_a_part_of_a_data_period_has_no_known_luminosity() -> None:
+    analysis = with_one_period("data_A", "data_B")
+    settings = replace(ANALYSES.resolve(RunSettings()), lumi_ifb=10.0)
+
+    problem = scaling_problem(analysis, replace(settings, samples=("data_A",)))
+
+    assert problem is not None
+    assert problem.startswith("the run has a part of the data of all, whose luminosity is not known")
+    assert "scaled to 10 fb⁻¹" in problem
+
+
+@pytest.mark.parametrize("step", ANALYSIS.steps[1:])
+def test_a_sample_that_loses_all_events_is_named_with_the_step(step: str) -> None:
+    result = result_with(
+        {name: [lost_at(step)] if name == "Zee" else events_of(name) for name in ANALYSIS.sample_names}
+    )
+
+    assert result["warnings"] == [f"Zee: none of its 100 events passes {step}"]
+
+
+def test_an_empty_file_loses_no_events() -> None:
+    result = result_with({name: [] if name == "Zee" else events_of(name) for name in ANALYSIS.sample_names})
+
+    assert result["warnings"] == []
