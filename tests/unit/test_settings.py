@@ -78,6 +78,52 @@ def test_an_empty_variable_means_its_default_except_pt_cuts_where_it_means_no_cu
     assert read(empty) == read({})
 
 
+@pytest.mark.parametrize("lumi", ["0.001", "139", "10000"])
+def test_a_luminosity_may_be_anything_that_a_collider_delivers(lumi: str) -> None:
+    assert read({"LUMI": lumi}).run.lumi_ifb == float(lumi)
+
+
+@pytest.mark.parametrize("release", ["2020e-13tev", "demo"])
+@pytest.mark.parametrize(
+    ("samples", "lumi_ifb"),
+    [
+        ("", 10.0),
+        ("data_A", 0.5),
+        ("data_B", 1.9),
+        ("data_A,data_B,data_C", 5.3),
+        ("data_D,Zee", 4.7),
+        ("data_A,data_B,data_C,data_D", 10.0),
+        ("Zee,llll", 10.0),
+    ],
+)
+def test_without_lumi_simulation_is_scaled_to_the_data_in_the_run(release: str, samples: str, lumi_ifb: float) -> None:
+    assert read({"RELEASE": release, "SAMPLES": samples}).run.lumi_ifb == lumi_ifb
+    assert read({"RELEASE": release, "SAMPLES": samples, "LUMI": "7"}).run.lumi_ifb == 7.0
+
+
+@pytest.mark.parametrize("release", ANALYSES)
+def test_without_lumi_and_pt_cuts_those_of_the_release_apply(release: str) -> None:
+    analysis = ANALYSES[release]
+    run = read({"RELEASE": release}).run
+    assert (run.lumi_ifb, run.pt_cuts_gev) == (analysis.lumi_ifb, analysis.pt_cuts_gev)
+    assert read({"RELEASE": release, "PT_CUTS": "25"}).run.pt_cuts_gev == (25.0,)
+    too_many = ",".join(["1"] * (analysis.max_pt_cuts + 1))
+    with pytest.raises(SettingsError, match=rf"PT_CUTS='{too_many}': .* give at most {analysis.max_pt_cuts}, for"):
+        read({"RELEASE": release, "PT_CUTS": too_many})
+
+
+def test_settings_that_are_resolved_already_stay_as_they_are() -> None:
+    once = ANALYSES.resolve(RunSettings(samples=("data_B", "llll")))
+    assert ANALYSES.resolve(once) == once
+
+
+def test_an_unresolved_luminosity_or_cut_cannot_be_used() -> None:
+    with pytest.raises(SettingsError, match="LUMI"):
+        _ = RunSettings().luminosity_ifb
+    with pytest.raises(SettingsError, match="PT_CUTS"):
+        _ = RunSettings().cuts_gev
+
+
 @pytest.mark.parametrize(
     ("text", "cuts"), [("20,15,10", (20.0, 15.0, 10.0)), ("20", (20.0,)), ("1, 2,3 ,4", (1.0, 2.0, 3.0, 4.0))]
 )
@@ -145,6 +191,11 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("LUMI", "abc", "LUMI=10"),
         ("LUMI", "nan", "LUMI=10"),
         ("LUMI", "inf", "LUMI=10"),
+        ("LUMI", "1e+300", "a luminosity lies from 0.001 to 10000 fb⁻¹"),
+        ("LUMI", "1e-300", "LUMI=10"),
+        ("LUMI", "1e+40", "LUMI=10"),
+        ("LUMI", "10001", "LUMI=10"),
+        ("LUMI", "0.000999", "LUMI=10"),
         ("FRACTION", "0", "FRACTION=0.5"),
         ("FRACTION", "2", "FRACTION=0.5"),
         ("FRACTION", "1.0000001", "FRACTION=0.5"),
@@ -157,7 +208,7 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("PT_CUTS", "nan", "PT_CUTS=20,15,10"),
         ("PT_CUTS", "inf", "PT_CUTS=20,15,10"),
         ("SAMPLES", "Zee,Zee2", "Zmumu"),
-        ("RELEASE", "2019", "2020e-13tev, demo"),
+        ("RELEASE", "2019", "2020e-13tev, 2025e-13tev-beta, demo"),
         ("RABBITMQ_PORT", "70000", "5672"),
         ("RABBITMQ_PORT", "0", "5672"),
         ("RABBITMQ_PORT", "amqp", "5672"),
@@ -261,6 +312,7 @@ def test_a_fraction_of_a_files_entries_is_exact(fraction: float, entries: int, e
 def test_settings_missing_in_json_are_those_of_the_service() -> None:
     ours = RunSettings(release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000)
     assert RunSettings.from_json({}) == RunSettings()
+    assert RunSettings.from_json({"lumi_ifb": None, "pt_cuts_gev": None}) == RunSettings()
     assert RunSettings.from_json({"fraction": 1, "pt_cuts_gev": [25, 20]}, ours) == RunSettings(
         release="demo", samples=("Zee",), lumi_ifb=5.0, demo_events=1000, pt_cuts_gev=(25.0, 20.0)
     )
@@ -273,9 +325,11 @@ def test_settings_missing_in_json_are_those_of_the_service() -> None:
     [
         ({"luminosity": 10}, "no setting 'luminosity'; it has release, data, samples, lumi_ifb"),
         ({3: 10}, "no setting 3"),
-        ({"lumi_ifb": True}, "Expected `float`, got `bool`"),
-        ({"lumi_ifb": "10"}, "Expected `float`, got `str`"),
-        ({"lumi_ifb": None}, "Expected `float`, got `null`"),
+        ({"lumi_ifb": True}, "Expected `float | null`, got `bool`"),
+        ({"lumi_ifb": "10"}, "Expected `float | null`, got `str`"),
+        ({"lumi_ifb": 1e300}, "LUMI=1e+300"),
+        ({"lumi_ifb": 1e-300}, "LUMI=1e-300"),
+        ({"lumi_ifb": 1e40}, "LUMI=1e+40"),
         ({"lumi_ifb": float("nan")}, "LUMI=nan"),
         ({"lumi_ifb": 10**400}, "out of range"),
         ({"fraction": 0}, "FRACTION=0"),
@@ -285,7 +339,7 @@ def test_settings_missing_in_json_are_those_of_the_service() -> None:
         ({"samples": ["Zee2"]}, "SAMPLES='Zee2'"),
         ({"samples": [1]}, "Expected `str`, got `int`"),
         ({"pt_cuts_gev": [False]}, "Expected `float`, got `bool`"),
-        ({"pt_cuts_gev": 20}, "Expected `array`, got `int`"),
+        ({"pt_cuts_gev": 20}, "Expected `array | null`, got `int`"),
         ({"release": None}, "Expected `str`, got `null`"),
         ({"data": "file:///etc"}, "DATA='file:///etc'"),
         ({"data": 5}, "Expected `str | null`, got `int`"),
