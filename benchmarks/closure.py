@@ -35,10 +35,10 @@ from scipy.stats import norm
 
 from common import settings
 from common.analyses import Analysis, Sample
-from common.constants import MEV_PER_GEV
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
+from physics.hzz4l.constants import MEV_PER_GEV
 from physics.hzz4l.toy import files as demo
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of

@@ -19,9 +19,9 @@ import vector
 
 from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
 from common.analyses import Analysis, Sample
-from common.constants import MEV_PER_GEV
 from common.settings import RunSettings
 from physics import ANALYSES
+from physics.hzz4l.constants import MEV_PER_GEV
 from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS, cross_section_weight
 
 

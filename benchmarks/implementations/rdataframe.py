@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.implementations import EDGES_GEV, Found, files, main
 from common.analyses import Analysis, Sample
-from common.constants import MEV_PER_GEV
 from common.settings import RunSettings
 from physics import ANALYSES
+from physics.hzz4l.constants import MEV_PER_GEV
 from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS, cross_section_weight
 
 with warnings.catch_warnings():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.analyses import Axis, Model, Normalisation, Peak, ScaleVariation
-from common.constants import SIMULATED_HIGGS_MASS_GEV
+from physics.hzz4l.constants import SIMULATED_HIGGS_MASS_GEV
 
 #: The window around the Higgs boson's mass, in GeV: three bins around 125.
 WINDOW_GEV = (115.0, 130.0)

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from common.analyses import Columns, FloatArray, Mask
-from common.constants import Z_MASS_GEV
 from common.errors import DataError
 from common.schema import Schema
+from physics.hzz4l.constants import Z_MASS_GEV
 
 Array = npt.NDArray[Any]
 

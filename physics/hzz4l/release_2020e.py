@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.analyses import Analysis, Axis, Branch, Category, Columns, Mask, Period, Sample, Step
-from common.constants import IPB_PER_IFB, MEV_PER_GEV
 from common.schema import Column
 from common.settings import RunSettings
 from physics.hzz4l import selection
+from physics.hzz4l.constants import IPB_PER_IFB, MEV_PER_GEV
 from physics.hzz4l.model import model
 from physics.hzz4l.objects import FourLeptons, as_declared, first_four
 

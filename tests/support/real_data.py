@@ -98,6 +98,14 @@ def write_file(
     return path
 
 
+def read_all(
+    path: Path, sample: Sample = SIMULATION, settings: RunSettings = NO_CUTS
+) -> tuple[ak.Array, dict[str, int]]:
+    """Return the events of a file that pass the data-loader's steps, and the cutflow."""
+    entries = reading.chunk_bounds(path, ANALYSIS, sample, settings)[-1]
+    return reading.select(reading.read(path, ANALYSIS, sample, 0, entries), ANALYSIS, sample, settings)
+
+
 def random_events(rng: np.random.Generator, n: int, sample: Sample = SIMULATION) -> ak.Array:
     """Return n events as a data-loader sends them: four random leptons, many of charge 0 and of known channels."""
     pt = -np.sort(-rng.uniform(5e3, 1.2e5, (n, 4)), axis=1)

@@ -1,13 +1,15 @@
-"""The imports of every module follow the rules in ARCHITECTURE.md."""
+"""Every module imports what ARCHITECTURE.md allows, and only ``physics`` names what belongs to one analysis."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from physics import ANALYSES
 from tests.support.paths import ROOT
 
 SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
@@ -79,3 +81,76 @@ def test_only_the_transports_import_pika() -> None:
         )
     ]
     assert not found
+
+
+# --- names of one analysis ----------------------------------------------------
+
+#: Files of the product that hold no physics; ``benchmarks`` repeats an analysis in other tools.
+SERVICE_FILES = ("analysis.py", "common", "workers")
+TEXT = (".css", ".html", ".js", ".py", ".svg")
+#: Names that every analysis or every result may have.
+GENERAL = {"data", "signal", "weight"}
+#: Each place that may name something particular: file, name, and the reason.
+EXCEPTIONS = {
+    ("analysis.py", "Higgs"): "the first line of --help says what the project is for",
+    ("common/analyses.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
+    ("workers/analysis/result.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
+}
+
+
+def particular_names() -> set[str]:
+    """Names of branches, columns, samples, categories, observables, channels and histograms of all releases."""
+    names: set[str] = set()
+    for analysis in ANALYSES.values():
+        names |= {*analysis.branches, *analysis.events, *analysis.sample_names, *analysis.histograms}
+        names |= {one.name for one in (*analysis.categories, *analysis.observables, *analysis.channels)}
+        names.add(analysis.model.fine)
+    return names - GENERAL
+
+
+def pattern() -> re.Pattern[str]:
+    """Matches a particular name, also as a part of an identifier, any lepton or Higgs, and energies in GeV."""
+    names = "|".join(re.escape(name) for name in sorted(particular_names(), key=len, reverse=True))
+    return re.compile(
+        rf"(?<![A-Za-z0-9])(?:{names})(?![A-Za-z0-9])|m4l|m_?4ℓ|(?i:leptons?|higgs)|\d[\d.,]*\s*GeV", re.UNICODE
+    )
+
+
+def service_files() -> Iterator[Path]:
+    for part in SERVICE_FILES:
+        path = ROOT / part
+        yield from [path] if path.is_file() else (file for file in path.rglob("*") if file.suffix in TEXT)
+
+
+def particulars() -> Iterator[tuple[str, str, int]]:
+    """Each file, what it names, and the number of the line: code, comments, text and templates."""
+    names = pattern()
+    for path in service_files():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for found in names.findall(line):
+                yield path.relative_to(ROOT).as_posix(), found, number
+
+
+def test_only_the_physics_names_branches_samples_leptons_and_ranges() -> None:
+    found = [f"{file}:{line}: {name}" for file, name, line in particulars() if (file, name) not in EXCEPTIONS]
+    assert not found
+
+
+def test_every_exception_is_still_needed() -> None:
+    assert EXCEPTIONS.keys() <= {(file, name) for file, name, _ in particulars()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'events["lep_pt"]', "m4l_fine", 'figure("m4l_4mu")', "data_A", "mc_345060.ggH125_ZZ4lep", "zz", "z_ttbar",
+        "four_leptons", "the Higgs boson", "SIMULATED_HIGGS_MASS", "115 to 130 GeV", "lead_pt", "scaleFactor_ELE",
+    ],
+)  # fmt: skip
+def test_the_search_finds_names_in_code_and_in_text(text: str) -> None:
+    assert pattern().search(text)
+
+
+@pytest.mark.parametrize("text", ["weight", "data", "signal", "pt_cuts_gev", "pT cuts in GeV", "fuzz", "4 events"])
+def test_the_search_leaves_general_words_alone(text: str) -> None:
+    assert not pattern().search(text)

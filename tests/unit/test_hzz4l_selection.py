@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import uproot
 
-from common.constants import Z_MASS_GEV
 from common.messages import RunPlan
 from common.settings import RunSettings, read
+from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS
 from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, Processed, process, random_events, real_data
 from tests.support.waiting import wait_until
-from workers.analysis.histograms import axes, fill
+from workers.analysis.histograms import fill
 from workers.analysis.service import AnalysisService
 from workers.analysis.store import Store
-from workers.data_processor.selection import select
+from workers.data_processor.service import select
 
 REAL_SAMPLES = ("data_A", "data_B", "data_C", "Zee", "ttbar_lep", "WH125_ZZ4lep")
+Z_MASS_GEV = 91.188  # Particle Data Group 2024
 CHANNELS = {44: 0, 48: 1, 52: 2}  # 4e, 2e2μ, 4μ
 
 
@@ -239,12 +240,13 @@ def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -
                 ]
             )
             weight = ak.to_numpy(events.weight).astype(float)
-            for name, axis in axes(ANALYSIS).items():
+            for name, observable in ANALYSIS.histograms.items():
                 _, _, channel = name.partition("m4l_")
                 chosen: Any = slice(None)
                 if channel:
-                    chosen = ak.to_numpy(events.channel) == list(ANALYSIS.channels).index(channel)
-                values = ak.to_numpy(events[axis.column])[chosen]
+                    chosen = ak.to_numpy(events.channel) == [one.name for one in ANALYSIS.channels].index(channel)
+                axis = observable.axis
+                values = ak.to_numpy(events[observable.name])[chosen]
                 inside = (values >= axis.low) & (values < axis.high)
                 for key, w in {"values": weight[chosen], "variances": weight[chosen] ** 2}.items():
                     expected = np.histogram(values[inside], axis.edges, weights=w[inside])[0]
@@ -255,12 +257,11 @@ def test_the_histograms_of_many_chunks_equal_those_of_all_events(results: Any) -
 
 def test_real_events_are_selected_and_measured_as_by_the_reference(results: Any) -> None:
     """The first entries of each real file are read with uproot alone for comparison."""
-    names = ANALYSIS.branches.leptons
     for sample in (ANALYSIS.sample(name) for name in REAL_SAMPLES):
         tree = uproot.open(real_data() / "4lep" / sample.file)["mini"]
-        arrays = tree.arrays(entry_stop=400, filter_name=[*names.values(), *ANALYSIS.branches.weights])
+        arrays = tree.arrays(entry_stop=400, filter_name=[*LEPTONS.values(), *WEIGHTS])
         arrays = arrays[ak.num(arrays.lep_pt) >= 4]
-        leptons = {ours: ak.to_regular(arrays[theirs][:, :4]) for ours, theirs in names.items()}
+        leptons = {ours: ak.to_regular(arrays[theirs][:, :4]) for ours, theirs in LEPTONS.items()}
         events = ak.Array({**leptons, "weight": np.ones(len(arrays), np.float32)})
         found = ak.concatenate([message.events for message in results[37][1][sample.name].messages])
         expected = reference(events)

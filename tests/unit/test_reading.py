@@ -1,4 +1,4 @@
-"""Reading a ROOT file in chunks, the loader's selection steps, and the errors for files that cannot be read."""
+"""Reading a ROOT file in chunks, and the errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,114 +17,14 @@ import uproot
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.analyses import Sample
 from common.errors import DataError
-from common.settings import RunSettings
-from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, four_leptons, lepton, write_file
+from tests.support.real_data import ANALYSIS, NO_CUTS, SIMULATION, four_leptons, read_all, write_file
 from workers.data_loader import reading
 
 GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
 
 
-def read_all(
-    path: Path, sample: Sample = SIMULATION, settings: RunSettings = NO_CUTS
-) -> tuple[ak.Array, dict[str, int]]:
-    entries = reading.chunk_bounds(path, ANALYSIS, sample, settings)[-1]
-    return reading.select(reading.read(path, ANALYSIS, sample, 0, entries), ANALYSIS, sample, settings)
-
-
-def with_lepton(changed: int, **change: float) -> list[dict[str, Any]]:
-    return [{**one, **change} if index == changed else one for index, one in enumerate(GOOD)]
-
-
-# --- read events -----------------------------------------------------------
-
-
-def test_the_four_leading_leptons_are_those_of_the_file_bit_for_bit(tmp_path: Path) -> None:
-    five = [*four_leptons(51234.567, 40e3, 30e3, 20e3), lepton(7e3, -1, 13)]
-    factors = {name: [0.1 * (i + 1), 2.0] for i, name in enumerate(ANALYSIS.branches.weights)}
-
-    events, cutflow = read_all(write_file(tmp_path / "f.root", [five, GOOD], factors))
-
-    assert cutflow == {"read": 2, "four_leptons": 2, "pt_cuts": 2}
-    assert ak.to_numpy(events.lep_pt).tolist() == [
-        [float(np.float32(51234.567)), 40e3, 30e3, 20e3],
-        [40e3, 30e3, 20e3, 10e3],
-    ]
-    assert ak.to_numpy(events.lep_charge).tolist() == [[1, -1, 1, -1]] * 2
-    weight = np.float32(SIMULATION.cross_section_weight(NO_CUTS.lumi_ifb))
-    for i in range(5):
-        weight *= np.float32(0.1 * (i + 1))
-    assert ak.to_numpy(events.weight)[0] == weight
-
-
-def test_weights_scale_with_the_luminosity_and_data_have_weight_one(tmp_path: Path) -> None:
-    path = write_file(tmp_path / "f.root", [GOOD] * 3, {"mcWeight": [1.5, -2, 0.25]})
-
-    at_10, at_25 = (ak.to_numpy(read_all(path, settings=replace(NO_CUTS, lumi_ifb=one))[0].weight) for one in (10, 25))
-
-    np.testing.assert_allclose(at_25, 2.5 * at_10, rtol=1e-6)
-    np.testing.assert_allclose(at_10, SIMULATION.cross_section_weight(10) * np.array([1.5, -2, 0.25]), rtol=1e-6)
-    assert ak.to_numpy(read_all(path, DATA)[0].weight).tolist() == [1, 1, 1]
-
-
-def test_events_with_fewer_than_four_leptons_are_counted_and_dropped(tmp_path: Path) -> None:
-    events = [GOOD[:n] for n in (0, 1, 2, 3)] + [GOOD, [*GOOD, lepton(5e3)]]
-
-    assert read_all(write_file(tmp_path / "f.root", events))[1] == {"read": 6, "four_leptons": 2, "pt_cuts": 2}
-
-
-@pytest.mark.parametrize(
-    ("branch", "value"),
-    [
-        *product(("lep_pt", "lep_eta", "lep_phi", "lep_E"), (np.nan, np.inf, -np.inf)),
-        ("lep_pt", -1.0),
-        ("lep_pt", 0.0),
-        ("lep_E", -1.0),
-        ("lep_E", 0.0),
-        ("lep_eta", 1000.0),
-    ],
-)
-def test_a_badly_measured_leading_lepton_removes_only_its_event(tmp_path: Path, branch: str, value: float) -> None:
-    bad_fifth = [*GOOD, {**lepton(5e3), branch: value}]
-    events = [GOOD, with_lepton(0, **{branch: value}), with_lepton(3, **{branch: value}), bad_fifth]
-
-    kept, cutflow = read_all(write_file(tmp_path / "f.root", events))
-
-    assert cutflow == {"read": 4, "four_leptons": 2, "pt_cuts": 2}
-    assert ak.to_numpy(kept.lep_pt).tolist() == [[40e3, 30e3, 20e3, 10e3]] * 2
-
-
-def test_a_weight_that_is_not_finite_removes_its_event_in_simulation_only(tmp_path: Path) -> None:
-    weights = {"mcWeight": [1, np.nan, 1, 1], "scaleFactor_LepTRIGGER": [1, 1, np.inf, 1]}
-    path = write_file(tmp_path / "f.root", [GOOD] * 4, weights)
-
-    assert read_all(path)[1]["four_leptons"] == 2
-    assert read_all(path, DATA)[1]["four_leptons"] == 4
-
-
-def test_a_product_of_weights_that_overflows_removes_its_event(tmp_path: Path) -> None:
-    weights = {"mcWeight": [1, 1e30, 1e30], "scaleFactor_LepTRIGGER": [1, 1e30, 1]}
-
-    assert read_all(write_file(tmp_path / "f.root", [GOOD] * 3, weights))[1]["four_leptons"] == 2
-
-
-def test_branches_with_different_numbers_of_leptons_remove_the_event(tmp_path: Path) -> None:
-    energies = ak.Array([[5e4] * 4, [5e4] * 3, [5e4] * 5])
-    path = write_file(tmp_path / "f.root", [GOOD] * 3, change={"lep_E": ak.values_astype(energies, np.float32)})
-
-    assert read_all(path)[1]["four_leptons"] == 1
-
-
-def test_doubles_are_read_as_floats_and_an_overflow_removes_the_event(tmp_path: Path) -> None:
-    pts = ak.Array([[40e3, 30e3, 20e3, 10e3], [1e300, 30e3, 20e3, 10e3]])
-    weights = np.array([1.0, 1.0])
-
-    path = write_file(tmp_path / "f.root", [GOOD] * 2, change={"lep_pt": pts, "mcWeight": weights})
-    events, cutflow = read_all(path)
-
-    assert cutflow["four_leptons"] == 1
-    assert ak.to_numpy(events.lep_pt).dtype == np.float32
+# --- files without events, or that cannot be read ---
 
 
 def test_a_tree_without_entries_has_no_chunks_and_no_error(tmp_path: Path) -> None:
@@ -132,9 +32,6 @@ def test_a_tree_without_entries_has_no_chunks_and_no_error(tmp_path: Path) -> No
 
     assert reading.chunk_bounds(path, ANALYSIS, SIMULATION, NO_CUTS) == (0,)
     assert read_all(path)[1] == {"read": 0, "four_leptons": 0, "pt_cuts": 0}
-
-
-# --- unreadable files ----------------------------------------------------
 
 
 def without_tree(path: Path) -> None:
@@ -185,7 +82,7 @@ def nothing(path: Path) -> None:
         (without_branch, "has no branch lep_phi, mcWeight"),
         (flat_branch, "branch 'lep_pt' holds 'float32', not a list of numbers"),
         (jagged_weight, "branch 'mcWeight' holds 'var * float64', not one number"),
-        (charges_with_decimals, "branch 'lep_charge' holds 'var * float64', not a list of integers"),
+        (charges_with_decimals, "branch 'lep_charge' holds 'var * float64', not a list of signed integers"),
         (histogram_for_tree, "no tree 'mini' in this file; it has mini;1 (TH1D)"),
         (text, "cannot be read as a ROOT file"),
         (empty, "cannot be read as a ROOT file"),
@@ -306,40 +203,6 @@ def test_a_fraction_reads_the_first_entries_of_each_file(tmp_path: Path) -> None
     assert ak.to_numpy(events.lep_pt)[:, 0].tolist() == [40000, 40001]
     # 0.29 · 100 is 28.999… in binary; the fraction is taken as the decimal number that the user wrote.
     assert replace(NO_CUTS, fraction=0.29).entries_of(100) == 29
-
-
-# --- pT cuts ----------------------------------------------------------------
-
-JUST_ABOVE_20_GEV = float(np.nextafter(np.float32(20e3), np.float32(np.inf)))
-
-
-@pytest.mark.parametrize(
-    ("cuts", "passing"),
-    [
-        ((), 4),
-        ((0,), 4),
-        ((20,), 3),
-        ((20, 15), 2),
-        ((20, 15, 10), 1),
-        ((20, 15, 10, 5), 1),
-        ((20, 15, 10, 9), 0),
-        ((0, 0, 0, 5), 4),
-    ],
-)
-def test_pt_cut_i_keeps_events_whose_lepton_i_is_strictly_above_it(
-    tmp_path: Path, cuts: tuple[float, ...], passing: int
-) -> None:
-    events = [
-        four_leptons(20e3, 15.1e3, 10.1e3, 9e3),  # the first is exactly at its cut
-        four_leptons(JUST_ABOVE_20_GEV, 15e3, 10.1e3, 9e3),
-        four_leptons(JUST_ABOVE_20_GEV, 15.1e3, 10e3, 9e3),
-        four_leptons(JUST_ABOVE_20_GEV, 15.1e3, 10.1e3, 9e3),
-    ]
-    path = write_file(tmp_path / "f.root", events)
-
-    cutflow = read_all(path, settings=RunSettings(pt_cuts_gev=cuts))[1]
-
-    assert cutflow == {"read": 4, "four_leptons": 4, "pt_cuts": passing}
 
 
 # --- the number of entries ------------------------------------------------------

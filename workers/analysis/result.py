@@ -28,7 +28,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
 
     Times are in seconds since 1970. If the run is not over (``final`` is False), yields
     are plain sums, the problems are those so far, and variations and the finely binned
-    m4l are left out.
+    observable are left out.
 
     The document has no ``fit`` yet. Its ``workspace`` is the model and data to fit, or None
     if there can be no fit; then ``fit_problem`` says why.

@@ -1,1 +1,1 @@
-"""Select four-lepton events and calculate their masses."""
+"""Apply the selection to the events of a chunk, and calculate their observables."""

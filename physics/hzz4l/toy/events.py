@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from common.constants import SIMULATED_HIGGS_MASS_GEV
+from physics.hzz4l.constants import SIMULATED_HIGGS_MASS_GEV
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

@@ -18,9 +18,9 @@ import uproot
 from filelock import FileLock
 
 from common.analyses import Analysis, Sample
-from common.constants import MEV_PER_GEV
 from common.errors import SettingsError
 from common.settings import RunSettings
+from physics.hzz4l.constants import MEV_PER_GEV
 from physics.hzz4l.release_2020e import cross_section_weight
 from physics.hzz4l.toy.events import Indices, Leptons, concatenated, rows_of
 from physics.hzz4l.toy.samples import toy_sample, with_fifth

@@ -1,1 +1,1 @@
-"""The statistical model of a run and its fit: signal strength, significance, limits, mass of the Higgs boson."""
+"""The statistical model of a run and its fit: signal strength, significance, limits, position of the peak."""
