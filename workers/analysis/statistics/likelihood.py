@@ -1,9 +1,10 @@
-"""The likelihood of a workspace: pyhf's model, fitted by Fisher scoring.
+"""The likelihood of a workspace: pyhf's model, minimised by scipy with derivatives in closed form.
 
 With numpy, pyhf's minimisers compute gradients by finite differences, one
-parameter after the other, which takes half a second a fit. Here the derivatives
-of the expected rates give the Fisher information; a few steps of 0.1 ms each
-reach the same minimum.
+parameter after the other, which takes half a second a fit. ``Rates`` has the
+derivatives, with which scipy's L-BFGS-B reaches the same minimum in a few
+milliseconds. Reference: R. H. Byrd, P. Lu, J. Nocedal, C. Zhu, SIAM J. Sci.
+Comput. 16 (1995) 1190.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyhf
+from scipy.optimize import Bounds, minimize
+from scipy.special import xlogy
 
 from workers.analysis.statistics.rates import Rates
 
 FloatArray = npt.NDArray[np.float64]
 
-#: Step of the second derivatives; all parameters are of order 1.
-_STEP = 1e-4
-_MAX_ITERATIONS = 200
-#: A fit has converged when the expected decrease of -2 ln L is below this.
-_TOLERANCE = 1e-9
+#: Step of the second derivatives, in standard deviations of a parameter whose others are fixed.
+_STEP = 1e-3
+#: A parameter is at a bound that is not further away than this, in the same units.
+_AT_BOUND = 1e-6
+#: The logarithm of a rate is replaced by its tangent below this fraction of the nominal rate.
+_LEAST_RATE = 1e-6
+#: A fit ends when a step changes -2 ln L by a fraction below ``ftol``, or when all derivatives are below ``gtol``.
+_OPTIONS = {"ftol": 1e-13, "gtol": 1e-7, "maxcor": 20, "maxiter": 2000, "maxfun": 2000}
+#: The largest derivative of -2 ln L at a minimum, by a parameter in units of its standard deviation.
+_LARGEST_SLOPE = 1e-2
 
 
 class FitError(Exception):
@@ -43,8 +51,8 @@ class Likelihood:
     """The likelihood of a workspace's first measurement.
 
     As in pyhf, ``data`` has the observed counts followed by the auxiliary
-    measurements of the constraints. -2 ln L leaves out a constant that depends on
-    the data only.
+    measurements of the constraints. -2 ln L is relative to that of a model which
+    describes the data exactly.
     """
 
     def __init__(self, workspace: Mapping[str, Any]) -> None:
@@ -67,6 +75,11 @@ class Likelihood:
         self.bins: int = config.nmaindata
         self.data = np.asarray([*workspace["observations"][0]["data"], *config.auxdata], dtype=np.float64)
         self.widths = np.concatenate([config.param_set(name).width() for name in config.auxdata_order])
+        expected, slopes = self.expected(self.start)
+        self._least_rate = _LEAST_RATE * expected[: self.bins]
+        variances = np.concatenate([expected[: self.bins], self.widths**2])
+        #: Standard deviation of each parameter at nominal values if the others are fixed.
+        self._deviations = 1 / np.sqrt(np.sum(slopes**2 / variances[:, np.newaxis], axis=0))
 
     def expected(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Expected data, shape (data,), and their derivatives, shape (data, parameters)."""
@@ -76,77 +89,73 @@ class Likelihood:
             np.concatenate([slopes.sum(axis=0), self._auxiliary_slopes]),
         )
 
-    def twice_nll(self, expected: FloatArray, data: FloatArray) -> float:
-        """-2 ln L: Poisson in the bins, Gaussian in the auxiliary data; infinite if a rate is not positive."""
+    def twice_nll(self, parameters: FloatArray, data: FloatArray) -> tuple[float, FloatArray]:
+        """-2 ln L and its derivatives, shape (parameters,): Poisson in the bins, Gaussian in the auxiliary data.
+
+        As in pyhf, a bin without events may have a negative rate. With events, the logarithm of a rate
+        below a millionth of the nominal one is continued by its tangent, so that -2 ln L is finite
+        everywhere and no minimum is there.
+        """
+        expected, slopes = self.expected(parameters)
         rate, count = expected[: self.bins], data[: self.bins]
-        if not (rate > 0).all():
-            return np.inf
-        pulls = (data[self.bins :] - expected[self.bins :]) / self.widths
-        return float(2 * np.sum(rate - count * np.log(rate)) + np.sum(pulls**2))
+        logged = np.maximum(rate, self._least_rate)
+        below = np.minimum(rate - self._least_rate, 0.0) / self._least_rate
+        pulls = (expected[self.bins :] - data[self.bins :]) / self.widths
+        value = 2 * np.sum(rate - count + xlogy(count, count / logged) - count * below) + np.sum(pulls**2)
+        return float(value), 2 * np.concatenate([1 - count / logged, pulls / self.widths]) @ slopes
 
     def fit(self, data: FloatArray, start: FloatArray | None = None, mu: float | None = None) -> Fit:
-        """Minimise -2 ln L for these data; ``mu`` fixes the signal strength.
+        """Minimise -2 ln L for these data within the parameters' bounds; ``mu`` fixes the signal strength.
 
-        The steps are F⁻¹·g with the gradient g and the Fisher information F, halved
-        until -2 ln L decreases. Parameters at a bound towards which g points stay
-        there. Raises FitError if no minimum is reached.
+        The search begins at ``start``, by default at the nominal parameters. Raises FitError if no
+        minimum is reached.
         """
         x = np.clip(self.start if start is None else start, self.low, self.high)
         free = ~self.fixed
         if mu is not None:
             x[self.poi], free[self.poi] = mu, False
-        expected, jacobian = self.expected(x)
-        value = self.twice_nll(expected, data)
-        for _ in range(_MAX_ITERATIONS):
-            gradient, information = self._score(expected, jacobian, data)
-            moving = free & ~(((x <= self.low) & (gradient < 0)) | ((x >= self.high) & (gradient > 0)))
-            step = np.zeros_like(x)
-            step[moving] = np.linalg.solve(information[np.ix_(moving, moving)], gradient[moving])
-            expected_decrease = 2 * float(step @ gradient)
-            if expected_decrease < _TOLERANCE:
-                return Fit(x, value)
-            length = 1.0
-            while True:
-                tried = np.clip(x + length * step, self.low, self.high)
-                further, slope = self.expected(tried)
-                lower = self.twice_nll(further, data)
-                if lower <= value - 1e-4 * length * expected_decrease:
-                    break
-                length /= 2
-                if length < 1e-9:
-                    if expected_decrease < 1e-6:
-                        return Fit(x, value)
-                    raise FitError(f"-2 ln L = {value:.6g} does not decrease, although its gradient is not zero")
-            x, expected, jacobian, value = tried, further, slope, lower
-        raise FitError(f"no minimum in {_MAX_ITERATIONS} steps")
+        scale = self._deviations[free]
+
+        def function(scaled: FloatArray) -> tuple[float, FloatArray]:
+            x[free] = scaled * scale
+            value, slopes = self.twice_nll(x, data)
+            return value, slopes[free] * scale
+
+        bounds = Bounds(self.low[free] / scale, self.high[free] / scale)
+        found = minimize(function, x[free] / scale, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIONS)
+        slopes = np.where(found.x <= bounds.lb, np.minimum(found.jac, 0.0), found.jac)
+        slopes = np.where(found.x >= bounds.ub, np.maximum(slopes, 0.0), slopes)
+        if not np.abs(slopes).max() < _LARGEST_SLOPE:
+            raise FitError(f"-2 ln L = {found.fun:.6g} is not at a minimum after {found.nfev} evaluations")
+        x[free] = np.clip(found.x * scale, self.low[free], self.high[free])
+        return Fit(x, float(found.fun))
 
     def covariance(self, fit: Fit, data: FloatArray) -> FloatArray:
         """Covariance of the parameters at a minimum, shape (parameters, parameters); 0 for fixed parameters.
 
-        The inverse of the second derivatives of -ln L, as computed by Minuit's HESSE.
+        The inverse of the second derivatives of -ln L, as computed by Minuit's HESSE. A parameter at a
+        bound has no correlation with the others, and as its error the distance at which -2 ln L has risen
+        by 1 with the slope at the bound, at most the distance between its bounds.
         """
-        n = len(fit.parameters)
-        rows = []
-        for index in range(n):
-            sides = []
-            for sign in (1, -1):
-                x = fit.parameters.copy()
-                x[index] += sign * _STEP
-                sides.append(self._score(*self.expected(x), data)[0])
-            rows.append((sides[1] - sides[0]) / (2 * _STEP))
-        information = np.array(rows)
+        x = fit.parameters
+        gradient = self.twice_nll(x, data)[1] / 2
+        to_bound = np.minimum(x - self.low, self.high - x)
+        at_bound = ~self.fixed & (to_bound < _AT_BOUND * self._deviations)
+        information = np.zeros((len(x), len(x)))
+        for index in np.flatnonzero(~self.fixed & ~at_bound):
+            step = np.zeros_like(x)
+            step[index] = min(_STEP * self._deviations[index], to_bound[index] / 2)
+            up, down = (self.twice_nll(x + sign * step, data)[1] for sign in (1, -1))
+            information[index] = (up - down) / (4 * step[index])
+        information = (information + information.T) / 2
+        information[at_bound, :] = information[:, at_bound] = 0.0
+        least = 1 / (self.high - self.low)
+        information[at_bound, at_bound] = np.maximum(np.abs(2 * gradient), least)[at_bound] ** 2
+        covariance = np.zeros_like(information)
         free = np.ix_(~self.fixed, ~self.fixed)
-        covariance = np.zeros((n, n))
-        covariance[free] = np.linalg.inv((information + information.T)[free] / 2)
-        if not (np.diag(covariance) >= 0).all():
-            raise FitError("the second derivatives of the likelihood are not those of a maximum")
+        covariance[free] = np.linalg.inv(information[free])
         return covariance
 
     def asimov(self, parameters: FloatArray) -> FloatArray:
         """Asimov data of these parameters, with the auxiliary measurements (Cowan et al. 2011, section 3.2)."""
         return self.expected(parameters)[0]
-
-    def _score(self, expected: FloatArray, jacobian: FloatArray, data: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The gradient of ln L, and the Fisher information."""
-        weight = np.concatenate([1 / expected[: self.bins], 1 / self.widths**2])
-        return jacobian.T @ ((data - expected) * weight), (jacobian.T * weight) @ jacobian

@@ -6,18 +6,20 @@ formulae); [2] A. L. Read, J. Phys. G 28 (2002) 2693 (CLs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
-from scipy.special import ndtr
+from scipy.special import log_ndtr
 
-from workers.analysis.statistics.likelihood import Fit, Likelihood
+from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
 
 FloatArray = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 CONFIDENCE_LEVEL = 0.95
 _SCAN_POINTS = 41
@@ -30,16 +32,13 @@ class Profile:
     def __init__(self, likelihood: Likelihood, data: FloatArray, best: Fit) -> None:
         self.likelihood, self.data, self.best = likelihood, data, best
         self.mu_hat = float(best.parameters[likelihood.poi])
-        self._last = (self.mu_hat, best.parameters)
-        self._last_but_one = self._last
+        self._nearby = best.parameters
         self._known: dict[float, float] = {}
 
     def conditional(self, mu: float) -> Fit:
-        """Fit with fixed μ, starting from a linear extrapolation of the last two such fits."""
-        (last, at_last), (before, at_before) = self._last, self._last_but_one
-        start = at_last if last == before else at_last + (at_last - at_before) * (mu - last) / (last - before)
-        fit = self.likelihood.fit(self.data, start, mu=mu)
-        self._last_but_one, self._last = self._last, (mu, fit.parameters)
+        """Fit with fixed μ; the search begins at the parameters of the last such fit."""
+        fit = self.likelihood.fit(self.data, self._nearby, mu=mu)
+        self._nearby = fit.parameters
         return fit
 
     def __call__(self, mu: float) -> float:
@@ -67,10 +66,14 @@ class Profile:
         ]
 
     def scan(self, mu_hat: float, error: float) -> dict[str, list[float]]:
-        """-2 ln λ(μ) from 3.5 errors below μ̂ to 4 errors above, within the bounds of μ."""
+        """-2 ln λ(μ) from 3.5 errors below μ̂ to 4 errors above, within the bounds of μ.
+
+        Without the points whose fit does not reach a minimum.
+        """
         low, high = (float(side[self.likelihood.poi]) for side in (self.likelihood.low, self.likelihood.high))
         mu = np.linspace(max(low, mu_hat - 3.5 * error), min(high, mu_hat + 4.0 * error), _SCAN_POINTS)
-        return {"mu": mu.tolist(), "twice_delta_nll": [self(value) for value in mu]}
+        found = dict(_values(self, mu.tolist()))
+        return {"mu": list(found), "twice_delta_nll": list(found.values())}
 
 
 class Limits:
@@ -83,40 +86,62 @@ class Limits:
         self._observed = profile
         without = likelihood.fit(profile.data, mu=0.0)
         data = likelihood.asimov(without.parameters)
-        at_truth = likelihood.twice_nll(data, data)  # these parameters maximise the likelihood of the Asimov data
+        at_truth = likelihood.twice_nll(without.parameters, data)[0]  # the likelihood's maximum for the Asimov data
         self._asimov = Profile(likelihood, data, Fit(without.parameters, at_truth))
 
     def cls(self, mu: float) -> float:
-        """CLs = p(s+b) / (1 - p(b)) of the data [1, eqs. 64 to 66; 2]."""
+        """CLs = p(s+b) / (1 - p(b)) of the data [1, eqs. 64 to 66; 2]; 1 if μ changes no expected event."""
         q, q_asimov = self._observed.q_tilde(mu), self._asimov.q_tilde(mu)
         root = np.sqrt(q_asimov)
+        if root == 0:
+            return 1.0
         if q <= q_asimov:
-            signal, background = ndtr(-np.sqrt(q)), ndtr(root - np.sqrt(q))
+            signal, background = -np.sqrt(q), root - np.sqrt(q)
         else:
-            signal, background = ndtr(-(q + q_asimov) / (2 * root)), ndtr((q_asimov - q) / (2 * root))
-        return float(signal / background)
+            signal, background = -(q + q_asimov) / (2 * root), (q_asimov - q) / (2 * root)
+        return float(np.exp(log_ndtr(signal) - log_ndtr(background)))
 
     def expected(self, mu: float) -> list[float]:
         """CLs of data at -2 to 2 standard deviations from the median without a signal [1, 4.3]."""
         root = np.sqrt(self._asimov.q_tilde(mu))
-        return [float(ndtr(n - root) / ndtr(n)) for n in _N_SIGMA]
+        return [float(np.exp(log_ndtr(n - root) - log_ndtr(n))) for n in _N_SIGMA]
 
     def scan(self, mu_hat: float, error: float) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The scan of CLs over μ, and the upper limits: the μ with CLs = 0.05, interpolated in ln CLs."""
-        high = max(mu_hat, 0.0) + 4.5 * error
+        """The scan of CLs over μ, and the upper limits: the μ with CLs = 0.05, interpolated in ln CLs.
+
+        The scan ends 4.5 errors above μ̂, or further up where all limits are below its end; at the bound of μ
+        at the latest. It is without the points whose fit does not reach a minimum.
+        """
         bound = float(self._observed.likelihood.high[self._observed.likelihood.poi])
-        mu = np.linspace(0.0, min(high, bound), _SCAN_POINTS)[1:]
-        observed = [self.cls(value) for value in mu]
-        expected = [self.expected(value) for value in mu]
+        end = min(max(mu_hat, 0.0) + 4.5 * error, bound)
+        while end < bound and any(
+            max(found) > 1 - CONFIDENCE_LEVEL for _, found in _values(self._observed_and_expected, [end])
+        ):
+            end = min(1.5 * end, bound)
+        points = dict(_values(self._observed_and_expected, np.linspace(0.0, end, _SCAN_POINTS)[1:].tolist()))
+        mu = np.array(list(points))
+        limits = [_limit(mu, [found[n] for found in points.values()]) for n in range(1 + len(_N_SIGMA))]
+        observed, expected = ([found[0] for found in points.values()], [found[1:] for found in points.values()])
         scan = {"mu": mu.tolist(), "cls_observed": observed, "cls_expected": expected}
-        bands = [_limit(mu, [band[n] for band in expected]) for n in range(len(_N_SIGMA))]
-        return scan, {"observed": _limit(mu, observed), "expected": bands}
+        return scan, {"observed": limits[0], "expected": limits[1:]}
+
+    def _observed_and_expected(self, mu: float) -> list[float]:
+        return [self.cls(mu), *self.expected(mu)]
+
+
+def _values(function: Callable[[float], T], points: Iterable[float]) -> list[tuple[float, T]]:
+    """The points, each with the function's value, without those at which it raises FitError."""
+    found = []
+    for point in points:
+        with suppress(FitError):
+            found.append((point, function(point)))
+    return found
 
 
 def _limit(mu: FloatArray, cls: Sequence[float]) -> float | None:
     """The μ at which CLs falls to 0.05; None if it does not within the scan."""
     log_cls = np.log(np.maximum(np.concatenate([[1.0], cls]), 1e-300)) - np.log(1 - CONFIDENCE_LEVEL)
-    if log_cls[-1] > 0:
+    if log_cls[-1] > 0:  # also without a scan
         return None
     mu = np.concatenate([[0.0], mu])
     last = int(np.flatnonzero(log_cls > 0)[-1])
@@ -126,7 +151,7 @@ def _limit(mu: FloatArray, cls: Sequence[float]) -> float | None:
 def _crossing(function: Callable[[float], float], start: float, step: float, bound: float) -> float | None:
     """The first zero of a function from ``start``, where it is negative, towards ``bound``; None if there is none.
 
-    The search goes by ``step``, whose sign is the direction.
+    The search goes by ``step``, whose sign is the direction and which doubles each time.
     """
     inner, outer = start, start
     while outer != bound:
@@ -134,5 +159,5 @@ def _crossing(function: Callable[[float], float], start: float, step: float, bou
         outer = min(outer, bound) if step > 0 else max(outer, bound)
         if function(outer) >= 0:
             return float(brentq(function, inner, outer, xtol=1e-6))
-        inner = outer
+        inner, step = outer, 2 * step
     return None
