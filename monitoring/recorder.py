@@ -73,7 +73,9 @@ class Recorder:
         self._failing_since: float | None = None
         self._interrupted = False
         self._run: Mapping[str, Any] | None = None
-        self._begin = time.time()
+        #: Times are by the clock of the source's samples, except for that of the files on this machine.
+        self._begin = source.now()
+        self._began_here = time.time()
         #: A recording's sums must not begin with a counter that was read before it.
         self._not_before = self._begin if options.is_recorded else 0.0
 
@@ -83,16 +85,16 @@ class Recorder:
         with self._signals():
             self._files = [RecordingFile(path, self._header(None)) for path in self.options.outputs]
             try:
-                self._read_until_current(time.time())
-                self._begin = time.time()
+                self._read_until_current(self.source.now())
+                self._begin, self._began_here = self.source.now(), time.time()
                 with self._command():
                     self._read_at_intervals()
-                end = time.time()
+                end = self.source.now()
                 self._read_until_current(end)
                 if self._run is None:
                     self._find_run()
             except MonitorError as error:
-                failure, end = error, time.time()
+                failure, end = error, self.source.now()
         recording = Recording("this recording", self._header(end), self._samples)
         for file in self._files:
             file.finish(recording.header)
@@ -132,7 +134,7 @@ class Recorder:
         options = self.options
         if not options.is_recorded and not options.until_run:
             return
-        result = run_results.find_in_folders(options.result_folders, options.until_run, self._begin)
+        result = run_results.find_in_folders(options.result_folders, options.until_run, self._began_here)
         if result is None:
             with contextlib.suppress(MonitorError):
                 result = self.source.find_result(options.until_run, self._begin)

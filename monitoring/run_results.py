@@ -14,16 +14,14 @@ from typing import Any
 def find_in_folders(folders: Iterable[Path], run_id: str | None, since: float) -> Mapping[str, Any] | None:
     """Return the ``result.json`` of a run below ``folders``, or None.
 
-    With ``run_id`` None, this is the newest result that finished at or after ``since``.
+    With ``run_id`` None, this is the newest result whose file was written at or after ``since``.
     """
     found = []
     for folder in folders:
         for path in folder.glob(f"{run_id or '[!.]*'}/result.json"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if run_id or path.stat().st_mtime >= since:
-                    result = json.loads(path.read_text())
-                    if run_id or finished(result) >= since:
-                        found.append(result)
+                    found.append(json.loads(path.read_text()))
     return max(found, key=finished, default=None)
 
 

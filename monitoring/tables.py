@@ -38,10 +38,10 @@ class CurrentUsage:
         found: dict[str, list[CounterSample]] = {}
         for sample in self._latest.values():
             found.setdefault(sample.service, []).append(sample)
-        return [self._entry(service, found[service]) for service in usage.sort_services(found)]
+        newest = max((sample.time for sample in self._latest.values()), default=0.0)
+        return [self._entry(service, found[service], newest) for service in usage.sort_services(found)]
 
-    def _entry(self, service: str, samples: Sequence[CounterSample]) -> dict[str, Any]:
-        now = time.time()
+    def _entry(self, service: str, samples: Sequence[CounterSample], now: float) -> dict[str, Any]:
         running = [sample for sample in samples if sample.state != "final" and now - sample.time < _STALE_S]
 
         def total(name: str) -> int | None:

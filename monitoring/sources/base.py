@@ -28,7 +28,7 @@ class CounterSample:
     Parameters
     ----------
     time
-        When the counters had these values, in seconds since 1970 (UTC).
+        When the counters had these values, in seconds since 1970 (UTC), by the clock of the machine that read them.
     service, replica, container
         Names of the service, of the replica within it, and of the container.
     started
@@ -73,6 +73,10 @@ class Source(Protocol):
     #: Seconds within which every counter is read again.
     refresh_s: float
 
+    def now(self) -> float:
+        """Return the time by the clock of the samples, in seconds since 1970; never earlier than that clock."""
+        ...
+
     def read(self) -> Sequence[CounterSample]:
         """Return the samples taken since the last call, ordered by time within each container."""
         ...
@@ -88,7 +92,7 @@ class Source(Protocol):
     def find_result(self, run_id: str | None, since: float) -> Mapping[str, Any] | None:
         """Return the ``result.json`` of a run that the services keep, or None if there is none yet.
 
-        With ``run_id`` None, this is the newest result that finished at or after ``since``.
+        With ``run_id`` None, this is the newest result that finished at or after ``since``, a time of ``now``.
         """
         ...
 

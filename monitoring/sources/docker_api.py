@@ -36,6 +36,14 @@ def connect() -> docker.DockerClient:
     return client
 
 
+def system_time(client: docker.DockerClient) -> float:
+    """Return the time by the engine's clock, in seconds since 1970; raises MonitorError if it does not answer."""
+    try:
+        return seconds(client.info()["SystemTime"])
+    except ENGINE_ERRORS as error:
+        raise MonitorError(f"the Docker engine does not answer: {error}") from None
+
+
 def projects(client: docker.DockerClient) -> list[str]:
     """Return the Compose projects with running containers."""
     containers = client.api.containers(filters={"label": PROJECT_LABEL})

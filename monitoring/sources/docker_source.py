@@ -1,7 +1,8 @@
 """Counters of a Compose project's containers, from the Docker Engine API.
 
 The engine reads the counters of each container once a second and streams them
-with the time of reading. Its events report containers that start and end. If
+with the time of reading by its own clock, which may differ from this machine's;
+all times here are by the engine's. Its events report containers that start and end. If
 the engine runs on this machine, the last value of a counter, and values at
 intervals below a second, come from the cgroup files that the engine reads.
 """
@@ -63,7 +64,10 @@ class DockerSource:
         self._client = client
         self._project = project
         self._interval_s = interval_s
-        self._begin = time.time()
+        asked_at = time.monotonic()
+        self._begin = docker_api.system_time(client)
+        #: The engine's time less the monotonic time of this process; too large by the time of the request, if at all.
+        self._clock_offset = self._begin - asked_at
         self._lock = threading.Lock()
         self._containers: dict[tuple[str, float], _Container] = {}
         #: Samples of starts and ends since the last call of ``read``.
@@ -83,6 +87,10 @@ class DockerSource:
         for container in client.api.containers(filters={"label": label}):
             self._add(container["Id"])
 
+    def now(self) -> float:
+        """Return the engine's time."""
+        return self._clock_offset + time.monotonic()
+
     def read(self) -> Sequence[CounterSample]:
         """Return the samples since the last call."""
         with self._lock:
@@ -93,7 +101,7 @@ class DockerSource:
                     container.returned_until = sample.time
                     samples.append(sample)
         if samples and self._is_local:
-            samples.append(host_sample())
+            samples.append(host_sample(self.now()))
         return samples
 
     def is_current(self, since: float) -> bool:
@@ -169,7 +177,7 @@ class DockerSource:
         if container.cgroup is None or self._interval_s >= _ENGINE_INTERVAL_S:
             return container.latest
         try:
-            return replace(container.latest, cpu_seconds=container.cgroup.cpu_seconds(), time=time.time())
+            return replace(container.latest, cpu_seconds=container.cgroup.cpu_seconds(), time=self.now())
         except OSError:
             return None
 
@@ -234,7 +242,7 @@ class DockerSource:
                 if container.cgroup is None or container.has_ended:
                     continue
                 with contextlib.suppress(OSError):
-                    container.cgroup_sample = time.time(), container.cgroup.cpu_seconds()
+                    container.cgroup_sample = self.now(), container.cgroup.cpu_seconds()
                     if container.pidfd in exited:
                         self._end(container)
 
@@ -253,9 +261,9 @@ class DockerSource:
             last = container.latest or (container.first if container.is_new else None)
             if last is not None and last.time > container.returned_until and last.state == "running":
                 self._pending.append(last)
-            if container.cgroup_sample is not None and (last is None or container.cgroup_sample[0] > last.time):
+            if container.cgroup_sample is not None and (last is None or container.cgroup_sample[1] >= last.cpu_seconds):
                 time_s, used = container.cgroup_sample
-                last = replace(last or container.first, time=time_s, cpu_seconds=used)
+                last = replace(last or container.first, time=max(time_s, last.time if last else 0.0), cpu_seconds=used)
             if last is None:
                 return
             if ended_at is not None and ended_at - last.time > _UNSAMPLED_LIMIT_S:

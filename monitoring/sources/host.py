@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-import time
 
 import psutil
 
 from monitoring.sources.base import HOST, CounterSample
 
 
-def host_sample() -> CounterSample:
-    """Return the machine's busy CPU seconds since boot and the memory in use.
+def host_sample(time_s: float) -> CounterSample:
+    """Return the machine's busy CPU seconds since boot and the memory in use, read now, at ``time_s``.
 
     Idle, I/O wait and stolen time are not busy time. Guest time is part of user
     time and is not added again.
@@ -19,7 +18,7 @@ def host_sample() -> CounterSample:
     times = psutil.cpu_times()
     memory = psutil.virtual_memory()
     return CounterSample(
-        time=time.time(),
+        time=time_s,
         service=HOST,
         replica="1",
         container=platform.node(),

@@ -18,7 +18,7 @@ from typing import Any
 
 from monitoring import run_results
 from monitoring.sources.base import HOST, CounterSample, MonitorError
-from monitoring.sources.kubernetes_api import KubernetesApi, Pod, RefusedError, quantity, seconds
+from monitoring.sources.kubernetes_api import CLOCK_RESOLUTION_S, KubernetesApi, Pod, RefusedError, quantity, seconds
 from monitoring.sources.pod_counters import CounterSeries, PodCounters
 
 #: Maximum age of the list of pods, in seconds.
@@ -43,7 +43,8 @@ class KubeletSource:
         self._api = api
         self._problems = list(problems)
         self._min_request_interval_s = min_request_interval_s
-        self._begin = time.time()
+        #: The earliest time that it can be now by the clocks of the cluster.
+        self._begin = api.now() - CLOCK_RESOLUTION_S
         #: Pods in the latest list, and all pods ever listed, by uid.
         self._pods: dict[str, Pod] = {}
         self._known: dict[str, Pod] = {}
@@ -53,19 +54,23 @@ class KubeletSource:
         self._requested_at = -math.inf
         self._list_pods()
 
+    def now(self) -> float:
+        """Return the cluster's time."""
+        return self._api.now()
+
     def read(self) -> Sequence[CounterSample]:
         """Return the samples since the last call."""
         now = time.monotonic()
         if now - self._requested_at < self._min_request_interval_s:
             return []
         self._requested_at = now
-        if time.time() - self._listed_at > _LIST_AGE_S:
+        if self.now() - self._listed_at > _LIST_AGE_S:
             self._list_pods()
         return list(self._samples())
 
     def is_current(self, since: float) -> bool:
         """Return whether the kubelets have read the counters of all running containers at or after ``since``."""
-        if self._listed_at < since or time.time() - self._listed_at > _CURRENT_LIST_AGE_S:
+        if self._listed_at < since or self.now() - self._listed_at > _CURRENT_LIST_AGE_S:
             self._list_pods()
         for pod in self._pods.values():
             counters = self._counters.get(pod.uid)
@@ -127,7 +132,7 @@ class KubeletSource:
         return bool(self._pods)
 
     def _list_pods(self) -> None:
-        requested_at = time.time()
+        requested_at = self.now()
         self._pods = {pod.uid: pod for pod in self._api.pods()}
         self._listed_at = requested_at
         self._known |= self._pods
@@ -152,7 +157,9 @@ class KubeletSource:
         uid = stats["podRef"]["uid"]
         containers = stats.get("containers") or []
         starts = [seconds(container["startTime"]) for container in containers]
-        if max(starts, default=0.0) >= math.floor(self._listed_at):  # the list does not count this restart yet
+        if max(starts, default=0.0) >= math.floor(
+            self._listed_at - CLOCK_RESOLUTION_S
+        ):  # the list does not count this restart yet
             self._list_pods()
         pod = self._known[uid]
         is_new = pod.started is not None and pod.started >= math.floor(self._begin)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import urllib3
@@ -25,6 +27,8 @@ from monitoring.sources.base import MonitorError
 #: The first of these labels that a pod has names its service.
 SERVICE_LABELS = ("app", "app.kubernetes.io/name")
 _TIMEOUT_S = 10.0
+#: Resolution of the time in the API server's answers.
+CLOCK_RESOLUTION_S = 1.0
 
 
 class RefusedError(MonitorError):
@@ -67,6 +71,8 @@ class KubernetesApi:
         configuration = client.Configuration.get_default_copy()
         configuration.retries = False
         self._client = client.ApiClient(configuration)
+        #: The cluster's time less the monotonic time of this process; see ``now``.
+        self._clock_offset = 0.0
         self.version: Mapping[str, Any] = self.get("/version")
         try:
             self.get(f"/api/v1/namespaces/{namespace}")
@@ -76,9 +82,14 @@ class KubernetesApi:
                     f"there is no namespace {namespace!r} in the cluster; name one with --namespace"
                 ) from None
 
+    def now(self) -> float:
+        """Return the cluster's time, in seconds since 1970: the end of the second that the API server has now."""
+        return self._clock_offset + time.monotonic()
+
     def get(self, path: str) -> Any:
         """GET a path as JSON; raises RefusedError with the server's message, MonitorError if it does not answer."""
         request = self._client.param_serialize("GET", path, auth_settings=["BearerToken"])
+        asked_at = time.monotonic()
         try:
             response = self._client.call_api(*request, _request_timeout=_TIMEOUT_S)
             body = response.read()
@@ -86,6 +97,8 @@ class KubernetesApi:
             reason = str(getattr(error, "reason", None) or error)
             host = self._client.configuration.host
             raise MonitorError(f"no Kubernetes API server answers at {host}: {reason}") from None
+        if not self._clock_offset and (date := response.getheader("Date")):
+            self._clock_offset = parsedate_to_datetime(date).timestamp() + CLOCK_RESOLUTION_S - asked_at
         if response.status != 200:
             message = body.decode(errors="replace").strip()
             with contextlib.suppress(ValueError, KeyError, TypeError):

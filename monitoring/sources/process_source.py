@@ -87,6 +87,10 @@ class ProcessSource:
         self._result_folders: set[Path] = set()
         list(self._find(is_new=False))
 
+    def now(self) -> float:
+        """Return the time of this machine."""
+        return time.time()
+
     def read(self) -> Sequence[CounterSample]:
         """Find new processes and read the CPU times of all."""
         samples = list(self._find(is_new=True))
@@ -100,7 +104,7 @@ class ProcessSource:
                 continue
             tree.read_at = time.time()
             samples.append(_sample(tree, tree.read_at, seconds, memory))
-        return [*samples, host_sample()] if samples else []
+        return [*samples, host_sample(self.now())] if samples else []
 
     def is_current(self, since: float) -> bool:
         """Return True: ``read`` always reads the current times."""

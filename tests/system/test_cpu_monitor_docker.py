@@ -7,6 +7,7 @@ import json
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,16 @@ PROGRAM = f"""{CPU_LOAD}
 print(used(), flush=True)
 time.sleep(float(sys.argv[2]))
 os._exit(0)
+"""
+
+
+#: Runs the monitor with a clock that is its first argument in seconds ahead of this machine's.
+WITH_OTHER_CLOCK = """
+import sys, time
+ahead_s, here = float(sys.argv.pop(1)), time.time
+time.time = lambda: here() + ahead_s
+from monitoring.__main__ import main
+sys.exit(main())
 """
 
 
@@ -99,6 +110,34 @@ def test_a_containers_cpu_time_is_recorded_within_one_percent(project: Project, 
     container = project.create("worker", 3.0)
     recording = project.record(interval, f"docker start -a {container}")
     assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01)
+
+
+@pytest.mark.parametrize("ahead_s", ["-30", "30"])
+def test_the_clock_of_the_engine_need_not_be_that_of_the_monitor(project: Project, ahead_s: str) -> None:
+    before = project.create("worker", 2.0, stay_s=600)
+    docker("start", before)
+    wait_until(lambda: docker("logs", before), "the first container has used its CPU time", 180)
+    container = project.create("worker", 3.0, number=2)
+    command = [*project.flags("1"), "--", "docker", "start", "-a", container]
+    finished = subprocess.run(
+        [sys.executable, "-c", WITH_OTHER_CLOCK, ahead_s, *command],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    recording = read_recording(project.output)
+    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.02, abs=0.05)
+    assert recording.header["problems"] == []
+
+
+def test_the_monitor_ends_while_containers_start_and_end(project: Project) -> None:
+    short = [project.create("worker", 0.0, number=number) for number in range(6)]
+    restarts = subprocess.Popen(["sh", "-c", f"while docker start -a {' '.join(short[:1])}; do :; done"])
+    try:
+        for container in short[1:]:
+            project.record("0.2", f"docker start {container}")
+    finally:
+        restarts.kill()
+        restarts.wait()
 
 
 def test_a_container_shorter_than_the_interval_is_recorded(project: Project) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ class CountingSource:
     def __init__(self) -> None:
         self.readings = itertools.count()
         self.result: Mapping[str, Any] | None = None
+
+    def now(self) -> float:
+        return T0
 
     def read(self) -> Sequence[CounterSample]:
         number = float(next(self.readings))
@@ -72,6 +77,38 @@ def test_a_recording_ends_when_the_named_run_has_finished() -> None:
     recording = recorder(until_run="20260101-run", tail_s=0.05).run()
     assert recording.header["run"]["run_id"] == "20260101-run"
     assert recording.header["run"]["events"] == 5
+
+
+class SourceWithOtherClock(CountingSource):
+    """The same source on a machine whose clock differs from this one's."""
+
+    def __init__(self, ahead_s: float) -> None:
+        super().__init__()
+        self.ahead_s = ahead_s
+        self.latest: list[CounterSample] = []
+
+    def now(self) -> float:
+        return time.time() + self.ahead_s
+
+    def read(self) -> Sequence[CounterSample]:
+        self.latest = [replace(sample(0.0, float(next(self.readings))), time=self.now())]
+        return self.latest
+
+    def is_current(self, since: float) -> bool:
+        return all(one.time >= since for one in self.latest)
+
+
+@pytest.mark.parametrize("ahead_s", [-30.0, 30.0])
+def test_the_clock_of_a_source_need_not_be_that_of_the_monitor(ahead_s: float) -> None:
+    source = SourceWithOtherClock(ahead_s)
+    options = RecordingOptions(interval_s=0.01, command=["sleep", "0.1"])
+
+    recording = Recorder(source, options, lambda _: None).run()
+
+    assert [one.cpu_seconds for one in recording.samples] == [float(n) for n in range(len(recording.samples))]
+    assert recording.samples[0].time <= recording.header["begin"] <= recording.header["end"]
+    assert recording.samples[-1].time >= recording.header["end"]
+    assert recording.header["problems"] == ["a problem of the source"]
 
 
 def test_a_service_without_samples_is_missing() -> None:
