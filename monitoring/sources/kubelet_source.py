@@ -157,9 +157,8 @@ class KubeletSource:
         uid = stats["podRef"]["uid"]
         containers = stats.get("containers") or []
         starts = [seconds(container["startTime"]) for container in containers]
-        if max(starts, default=0.0) >= math.floor(
-            self._listed_at - CLOCK_RESOLUTION_S
-        ):  # the list does not count this restart yet
+        if max(starts, default=0.0) >= math.floor(self._listed_at - CLOCK_RESOLUTION_S):
+            # The list does not count this restart yet.
             self._list_pods()
         pod = self._known[uid]
         is_new = pod.started is not None and pod.started >= math.floor(self._begin)
