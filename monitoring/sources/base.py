@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from common.errors import PipelineError
@@ -65,6 +66,11 @@ class CounterSample:
     def lifetime(self) -> tuple[str, float]:
         """The key of the container's lifetime: its name and start time."""
         return self.container, self.started
+
+
+def seconds(text: str) -> float:
+    """Return an ISO 8601 time as seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 class Source(Protocol):

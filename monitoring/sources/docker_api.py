@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import docker
 import requests
 import urllib3
 
-from monitoring.sources.base import CounterSample, MonitorError
+from monitoring.sources.base import CounterSample, MonitorError, seconds
 
 PROJECT_LABEL = "com.docker.compose.project"
 _SERVICE_LABEL = "com.docker.compose.service"
@@ -106,8 +105,3 @@ def limits(host: Mapping[str, Any]) -> dict[str, float | None]:
 def image(details: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and the id of a container's image."""
     return {"name": details["Config"]["Image"], "id": details["Image"]}
-
-
-def seconds(text: str) -> float:
-    """Return an ISO 8601 time as seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()

@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from monitoring import run_results
-from monitoring.sources.base import HOST, CounterSample, MonitorError
-from monitoring.sources.kubernetes_api import CLOCK_RESOLUTION_S, KubernetesApi, Pod, RefusedError, quantity, seconds
+from monitoring.sources.base import HOST, CounterSample, MonitorError, seconds
+from monitoring.sources.kubernetes_api import CLOCK_RESOLUTION_S, KubernetesApi, Pod, RefusedError, quantity
 from monitoring.sources.pod_counters import CounterSeries, PodCounters
 
 #: Maximum age of the list of pods, in seconds.

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -22,7 +21,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.utils.quantity import parse_quantity
 
 from kubernetes import client, config, stream
-from monitoring.sources.base import MonitorError
+from monitoring.sources.base import MonitorError, seconds
 
 #: The first of these labels that a pod has names its service.
 SERVICE_LABELS = ("app", "app.kubernetes.io/name")
@@ -160,11 +159,6 @@ def _pod(item: Mapping[str, Any]) -> Pod | None:
         spec=spec,
         images={state["name"]: state.get("imageID", "") for state in states},
     )
-
-
-def seconds(text: str) -> float:
-    """Return an ISO 8601 time as seconds since 1970."""
-    return datetime.fromisoformat(text).timestamp()
 
 
 def quantity(text: str | None) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monitoring.sources.base import CounterSample, MonitorError
+from monitoring.sources.base import CounterSample, MonitorError, seconds
 from monitoring.sources.kubelet_source import KubeletSource
-from monitoring.sources.kubernetes_api import KubernetesApi, Pod, RefusedError, quantity, seconds
+from monitoring.sources.kubernetes_api import KubernetesApi, Pod, RefusedError, quantity
 from monitoring.sources.pod_counters import PodCounters
 
 
