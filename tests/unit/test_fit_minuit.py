@@ -152,7 +152,7 @@ def test_500_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(capsys: py
         pyhf_cls = float(by_pyhf(lambda: pyhf.infer.hypotest(1.0, data, model, par_bounds=not_negative)))  # noqa: B023
         theirs += perf_counter() - started
         to_bound = min(profile.mu_hat - likelihood.low[poi], likelihood.high[poi] - profile.mu_hat)
-        at_bound += to_bound <= 0
+        at_bound += to_bound < 1e-9
         differences["mu / error"].append(abs(profile.mu_hat - mu) / error)
         if to_bound > NEAR_BOUND * error:
             differences["error, relative"].append(abs(error / minuit_error - 1))

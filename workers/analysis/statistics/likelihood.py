@@ -157,5 +157,9 @@ class Likelihood:
         return covariance
 
     def asimov(self, parameters: FloatArray) -> FloatArray:
-        """Asimov data of these parameters, with the auxiliary measurements (Cowan et al. 2011, section 3.2)."""
-        return self.expected(parameters)[0]
+        """Asimov data of these parameters, with the auxiliary measurements (Cowan et al. 2011, section 3.2).
+
+        A bin with a negative rate has no events.
+        """
+        data = self.expected(parameters)[0]
+        return np.concatenate([np.maximum(data[: self.bins], 0.0), data[self.bins :]])
