@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import uproot
 
-from common.analyses import Sample
+from common.analyses import Analysis, Sample
 from common.messages import Chunk, Events, SamplePlan, Selected
 from common.settings import RunSettings
 from physics import ANALYSES
@@ -150,16 +150,16 @@ class Processed:
     messages: tuple[Selected, ...]
 
 
-def process(run_id: str, path: Path, sample: Sample, settings: RunSettings) -> Processed:
+def process(run_id: str, path: Path, sample: Sample, settings: RunSettings, analysis: Analysis = ANALYSIS) -> Processed:
     """Apply the functions of loader and processor to a file, chunk by chunk, with encoded messages in between."""
-    bounds = reading.chunk_bounds(path, ANALYSIS, sample, settings)
+    bounds = reading.chunk_bounds(path, analysis, sample, settings)
     plan = SamplePlan(run_id, sample.name, bounds[-1], bounds)
     messages = []
     for chunk in plan.chunks:
-        arrays = reading.read(path, ANALYSIS, sample, chunk.start, chunk.stop)
-        events, cutflow = reading.select(arrays, ANALYSIS, sample, settings)
-        sent = Events.decode(Events(chunk, ANALYSIS.release, cutflow, events).encode(), ANALYSES)
-        chosen, further = select(sent.events, ANALYSIS)
-        message = Selected(chunk, ANALYSIS.release, {**cutflow, **further}, chosen)
+        arrays = reading.read(path, analysis, sample, chunk.start, chunk.stop)
+        events, cutflow = reading.select(arrays, analysis, sample, settings)
+        sent = Events.decode(Events(chunk, analysis.release, cutflow, events).encode(), ANALYSES)
+        chosen, further = select(sent.events, analysis)
+        message = Selected(chunk, analysis.release, {**cutflow, **further}, chosen)
         messages.append(Selected.decode(message.encode(), ANALYSES))
     return Processed(plan, tuple(messages))
