@@ -16,7 +16,7 @@ from scipy.special import ndtr
 from scipy.stats import chi2
 
 from physics import ANALYSES
-from workers.analysis.statistics.likelihood import Fit, Likelihood
+from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
 from workers.analysis.statistics.peak import peak_of
 from workers.analysis.statistics.profile import CONFIDENCE_LEVEL, Limits, Profile
 from workers.analysis.statistics.workspace import treatment
@@ -57,7 +57,6 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     Raises FitError if a minimum is not found.
     """
     pyhf.set_backend("numpy")
-    peak = ANALYSES[result["release"]].model.peak
     workspace = result["workspace"]
     likelihood = Likelihood(workspace)
     data, poi = likelihood.data, likelihood.poi
@@ -91,10 +90,21 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "goodness_of_fit": _goodness(likelihood, best),
         "likelihood_scan": profile.scan(mu_hat, error),
         "limit_scan": limit_scan,
-        **({} if peak is None else {peak.name: peak_of(result)}),
+        **_measured_peak(result),
         "treatment": treatment(workspace, result),
         "software": {"pyhf": pyhf.__version__},
     }
+
+
+def _measured_peak(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The position of the peak under its name, or why it was not found; the fit does not depend on it."""
+    peak = ANALYSES[result["release"]].model.peak
+    if peak is None:
+        return {}
+    try:
+        return {peak.name: peak_of(result)}
+    except FitError as problem:
+        return {f"{peak.name}_problem": str(problem)}
 
 
 def _parameters(likelihood: Likelihood, best: Fit, covariance: FloatArray) -> dict[str, dict[str, float]]:

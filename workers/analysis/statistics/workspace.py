@@ -94,14 +94,14 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
 def mu_bounds(signal: FloatArray, background: FloatArray) -> tuple[float, float]:
     """Return the bounds of the signal strength.
 
-    They lie ten standard deviations of a counting experiment, 1/√Σ(S²/(S+B)), around μ = 1. The
-    lower one is raised so that the expectation of every bin stays positive, the upper one is
+    They lie ten standard deviations of a counting experiment, 1/√Σ(S²/(S+B)), around μ = 1, and contain
+    μ = 0. The lower one is raised so that the expectation of every bin stays positive, the upper one is
     at least 10.
     """
     filled = signal > 0
     deviation = 1 / math.sqrt(float(np.sum(signal[filled] ** 2 / (signal + background)[filled])))
     lowest = -0.8 * float(np.min(background[filled] / signal[filled]))
-    return max(lowest, 1 - 10 * deviation), max(10.0, 1 + 10 * deviation)
+    return max(lowest, min(0.0, 1 - 10 * deviation)), max(10.0, 1 + 10 * deviation)
 
 
 def has_enough_events_for_shape(contents: Mapping[str, Any]) -> bool:
