@@ -44,6 +44,14 @@ class BrokerError(PipelineError):
     """The broker refused something that a retry cannot fix (credentials, permissions, queue arguments)."""
 
 
+class DatabaseError(PipelineError):
+    """The database of the analysis cannot be used any more, and a retry cannot fix that; the service stops."""
+
+
+class DamagedError(DatabaseError):
+    """The database holds something else than what was written to it."""
+
+
 class WorkerProcessError(PipelineError):
     """A worker process of a process pool exited, could not start, or took too long."""
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 from common import messages, topology
 from common.analyses import Analyses
 from common.delivery import Delivery
-from common.errors import BrokerError, MessageError, Unavailable
+from common.errors import BrokerError, DatabaseError, MessageError, Unavailable
 from common.health import ServiceMetrics
 from common.messages import Message
 from common.topology import Queue
@@ -35,6 +35,8 @@ class Service(ABC):
     """One of the four services: its name, and what it does with a message."""
 
     name: ClassVar[str]
+    #: True where only one process may run the service on a broker: a second one waits.
+    is_single: ClassVar[bool] = False
     #: The releases that messages are checked against; a service that receives events declares its own.
     analyses: ClassVar[Analyses] = Analyses()
 
@@ -89,8 +91,9 @@ def serve(
     *,
     interrupt: threading.Event | None = None,
 ) -> None:
-    """Handle messages until ``stop`` is set; raises BrokerError where the broker refuses.
+    """Handle messages until ``stop`` is set.
 
+    Raises BrokerError where the broker refuses, and DatabaseError where the service's database cannot be used.
     ``interrupt`` is the event that also ends the handling of a long message, by default ``stop``.
     """
     service.publish_without_confirm = session.publish_without_confirm
@@ -135,7 +138,7 @@ def _handle(
                 return None
         except MessageError as error:
             return _dead_letter(service, session, delivery, str(error), metrics)
-        except BrokerError:
+        except (BrokerError, DatabaseError):
             raise  # the message is not the cause, and is redelivered
         except Exception as error:
             log.exception("%s failed on a %s message", service.name, delivery.kind)

@@ -80,6 +80,11 @@ QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
 ROUTES: Mapping[str, str] = {kind: target.name for target in (*EXCHANGES, *QUEUES) for kind in target.kinds}
 
 
+def lock_of(service: str) -> Queue:
+    """The queue without messages that only one connection at a time can have: that of the one running service."""
+    return Queue(f"{service}.lock", exclusive=True, has_dead_letter_queue=False)
+
+
 def is_exchange(route: str) -> bool:
     """Whether a route is an exchange, and not a queue."""
     return any(exchange.name == route for exchange in EXCHANGES)

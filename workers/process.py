@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from common import settings
-from common.errors import BrokerError, SettingsError
+from common.errors import BrokerError, DatabaseError, SettingsError
 from common.health import ServiceMetrics, listen
 from common.logs import configure_logging
 from common.memory import keep_freed_memory
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 def main(make: Callable[[Settings], Service]) -> int:
     """Run the service that ``make`` returns until SIGTERM or SIGINT; returns the exit code.
 
-    0: it was stopped; 1: the broker refused it, or its port is taken; 2: a setting cannot be used.
+    0: it was stopped; 1: the broker refused it, its database cannot be used any more, or its port is taken;
+    2: a setting cannot be used.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -38,12 +39,14 @@ def main(make: Callable[[Settings], Service]) -> int:
         log.info("%s starts", service.name)
         metrics = ServiceMetrics(service.name)
         with listen(metrics, read.metrics_port) if read.metrics_port else nullcontext():
-            session = RabbitMQTransport(read.broker, stop=stop).open(service.consumes)
+            session = RabbitMQTransport(read.broker, stop=stop).open(
+                service.consumes, alone_as=service.name if service.is_single else None
+            )
             serve(service, session, stop, metrics)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except (BrokerError, OSError) as error:
+    except (BrokerError, DatabaseError, OSError) as error:
         print(error, file=sys.stderr)
         return 0 if stop.is_set() else 1
     log.info("%s has stopped", service.name)

@@ -76,8 +76,10 @@ class Session(Protocol):
 class Transport(Protocol):
     """Opens sessions."""
 
-    def open(self, queues: Sequence[Queue], prefetch: int = 1) -> Session:
+    def open(self, queues: Sequence[Queue], prefetch: int = 1, alone_as: str | None = None) -> Session:
         """Open a session that consumes ``queues``, with up to ``prefetch`` unacknowledged deliveries of each.
+
+        With ``alone_as``, the name of a service, the session waits until no other has this name.
 
         Raises BrokerError where the broker refuses.
         """

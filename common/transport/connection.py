@@ -20,6 +20,8 @@ from common.transport.amqp import brief, causes, parameters, refusal
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
+#: The pause before another attempt where the same service has another connection.
+OTHER_PAUSE_S = 1.0
 #: How long ``stop`` waits for the thread.
 STOP_TIMEOUT_S = 8.0
 
@@ -38,8 +40,10 @@ class Connection:
         Called with each new channel, to declare and consume; it calls ``established`` when that is done.
     on_lost
         Called after each lost connection, and at the end.
+    alone_as
+        The name of the service whose lock (a queue) ``on_channel`` declares; None for one that has none.
 
-    Both are called in the connection's thread.
+    Both functions are called in the connection's thread.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Connection:
         settings: BrokerSettings,
         on_channel: Callable[[pika.channel.Channel], None],
         on_lost: Callable[[], None],
+        alone_as: str | None = None,
     ) -> None:
         self.failure: BrokerError | None = None
         #: The number of the connection, from 1; it increases when a connection is lost.
@@ -56,6 +61,9 @@ class Connection:
         self._settings = settings
         self._on_channel = on_channel
         self._on_lost = on_lost
+        #: Whether another connection has the lock of this service.
+        self.waits_for_other = False
+        self._alone_as = alone_as
         self._ready = threading.Event()
         self._stopping = False
         self._reported_lost = False
@@ -88,7 +96,7 @@ class Connection:
     def established(self) -> None:
         """Note that the channel is ready for use."""
         self.established_count += 1
-        self._reported_lost = False
+        self._reported_lost = self.waits_for_other = False
         log.info("connected to %s", self._settings)
         self._ready.set()
 
@@ -124,6 +132,9 @@ class Connection:
             self._on_lost()
             if self._stopping or self.failure is not None:
                 break
+            if self.waits_for_other:
+                time.sleep(OTHER_PAUSE_S)
+                continue
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if self.established_count == before else FIRST_PAUSE_S
             time.sleep(pause_s * random.uniform(0.5, 1.0))
         self._ready.set()
@@ -144,8 +155,14 @@ class Connection:
         connection.ioloop.stop()
 
     def _on_channel_closed(self, channel: pika.channel.Channel, error: Exception) -> None:
-        precondition_failed = isinstance(error, pika.exceptions.ChannelClosedByBroker) and error.reply_code == 406
-        if precondition_failed and not self._ready.is_set():
+        code = error.reply_code if isinstance(error, pika.exceptions.ChannelClosedByBroker) else None
+        if code == 405 and self._alone_as is not None:
+            if not self.waits_for_other:
+                log.warning(
+                    "another %s service is running on %s; waiting until it ends", self._alone_as, self._settings
+                )
+            self.waits_for_other = True
+        elif code == 406 and not self._ready.is_set():
             self.failure = BrokerError(
                 f"{self._settings} has queues with other arguments: {brief(error)}; delete the queue, or use another "
                 "virtual host (RABBITMQ_VHOST)"

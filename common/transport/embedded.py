@@ -39,8 +39,12 @@ class EmbeddedTransport:
         for queue in topology.QUEUES:
             self._declared[queue.name] = queue
 
-    def open(self, queues: Sequence[Queue], prefetch: int = 1) -> EmbeddedSession:
-        """Open a session. ``prefetch`` has no effect: a message leaves its queue when it is received."""
+    def open(self, queues: Sequence[Queue], prefetch: int = 1, alone_as: str | None = None) -> EmbeddedSession:
+        """Open a session.
+
+        ``prefetch`` has no effect, because a message leaves its queue when it is received, and ``alone_as`` has none,
+        because one process has each service once.
+        """
         with self._changed:
             for queue in queues:
                 self._declared[queue.name] = queue

@@ -31,7 +31,7 @@ from common.messages import Message
 from common.settings import BrokerSettings
 from common.signature import Signer
 from common.topology import Queue
-from common.transport.amqp import declare
+from common.transport.amqp import arguments, declare
 from common.transport.connection import Connection
 from common.transport.publishing import OutgoingMessage, Publisher, bounded_queues
 
@@ -66,13 +66,13 @@ class RabbitMQTransport:
         self._connect_timeout_s = connect_timeout_s
         self._stop = stop or threading.Event()
 
-    def open(self, queues: Sequence[Queue], prefetch: int = 1) -> RabbitMQSession:
-        """Open a session; returns when it is connected.
+    def open(self, queues: Sequence[Queue], prefetch: int = 1, alone_as: str | None = None) -> RabbitMQSession:
+        """Open a session; returns when it is connected and, with ``alone_as``, no other session has this name.
 
         Raises BrokerError where the broker refuses, or has not answered within ``connect_timeout_s`` or before
         ``stop`` was set.
         """
-        session = RabbitMQSession(self._settings, queues, prefetch, self._stop)
+        session = RabbitMQSession(self._settings, queues, prefetch, self._stop, alone_as)
         session.connect(self._connect_timeout_s)
         return session
 
@@ -94,11 +94,19 @@ class _Batch:
 class RabbitMQSession:
     """One service's session, used from its thread only, except for ``wake`` and ``queue_depths``."""
 
-    def __init__(self, settings: BrokerSettings, queues: Sequence[Queue], prefetch: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        queues: Sequence[Queue],
+        prefetch: int,
+        stop: threading.Event,
+        alone_as: str | None,
+    ) -> None:
         self._settings = settings
         self._signer = Signer(settings.message_key)
         self._queues = tuple(queues)
         self._prefetch = prefetch
+        self._alone_as = alone_as
         self._stop = stop
         self._bounded = bounded_queues({one.name: one for one in (*topology.QUEUES, *queues)})
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
@@ -109,7 +117,7 @@ class RabbitMQSession:
         # Set by the connection's thread only:
         self._channel: pika.channel.Channel | None = None
         self._publisher: Publisher | None = None
-        self._connection = Connection(settings, self._on_channel, self._on_lost)
+        self._connection = Connection(settings, self._on_channel, self._on_lost, alone_as)
 
     # --- called by the service ------------------------------------------------
 
@@ -120,6 +128,8 @@ class RabbitMQSession:
         while not self._connection.wait(0.2):
             if self._stop.is_set() or time.monotonic() >= deadline:
                 self._connection.stop()
+                if self._connection.waits_for_other:
+                    raise BrokerError(f"stopped while another {self._alone_as} service was running")
                 raise BrokerError(
                     f"no RabbitMQ answers at {self._settings}; is it running, and is --broker (RABBITMQ_HOST, "
                     "RABBITMQ_PORT) right?"
@@ -267,6 +277,11 @@ class RabbitMQSession:
         names = {one.name: f"{one.name}.{suffix}" for one in self._queues if one.exclusive}
         declared = partial(declare, channel, self._queues, names)
         channel.basic_qos(prefetch_count=self._prefetch)
+        if self._alone_as is not None:
+            # Not exclusive consumers, which quorum queues do not have. The broker refuses the queue of another
+            # connection with 405, and closes the channel before anything is consumed.
+            lock = topology.lock_of(self._alone_as)
+            channel.queue_declare(lock.name, exclusive=True, arguments=arguments(lock))
         self._publisher = Publisher(channel, self._bounded, lambda: declared(lambda: None))
         declared(lambda: self._on_declared(channel, names))
 

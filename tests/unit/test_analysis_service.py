@@ -36,6 +36,7 @@ from common.messages import (
     StatusRequest,
 )
 from common.settings import RunSettings, read
+from physics import ANALYSES
 from tests.support import toy_run, worker_functions
 from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
@@ -45,7 +46,7 @@ from workers.analysis.service import PARTIAL_EVERY_S, AnalysisService
 from workers.analysis.store import Store
 
 BOUNDS = {"data_A": (0, 30), "Zee": (0, 40, 80), "ZH125_ZZ4lep": (0, 25, 50)}
-RUN_PLAN = RunPlan("run", 1000.0, RunSettings(samples=tuple(BOUNDS)))
+RUN_PLAN = RunPlan("run", 1000.0, ANALYSES.resolve(RunSettings(samples=tuple(BOUNDS))))
 PLANS = [SamplePlan("run", sample, bounds[-1], bounds) for sample, bounds in BOUNDS.items()]
 CHUNKS = [chunk for plan in PLANS for chunk in plan.chunks]
 ZEE = Chunk("run", "Zee", 40, 80)
@@ -65,11 +66,14 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(service_module, "time", SimpleNamespace(time=clock.time))
+    monkeypatch.setattr(service_module, "time", SimpleNamespace(time=clock.time, monotonic=clock.monotonic))
     return clock
 
 
@@ -189,21 +193,39 @@ def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock
     expected = final_of(uninterrupted, RUN)
     killed = AnalysisService(settings)
     handle_all(killed, RUN[:6])
+    killed.close()
 
     successor = AnalysisService(settings)
 
     assert final_of(successor, RUN[5:]) == expected
-    for analysis in (uninterrupted, killed, successor):
+    for analysis in (uninterrupted, successor):
         analysis.close()
 
 
 def test_several_runs_at_once_are_kept_apart(analysis: AnalysisService) -> None:
     other = Chunk("other", "Zee", 0, 10)
-    handle_all(analysis, [RunPlan("other", 1000.0, RunSettings(samples=("Zee",))), of_chunk(other)])
+    handle_all(analysis, [RunPlan("other", 1000.0, ANALYSES.resolve(RunSettings(samples=("Zee",)))), of_chunk(other)])
 
     assert final_of(analysis, RUN)["samples"]["Zee"]["events_read"] == 80
     result = final_of(analysis, [SamplePlan("other", "Zee", 10, (0, 10))])
     assert (result["run_id"], result["samples"]["Zee"]["events_read"]) == ("other", 10)
+
+
+def test_two_services_on_one_store_end_a_run_once_and_with_every_chunk(store: Store, clock: Clock) -> None:
+    first, second = (AnalysisService(read({}), store) for _ in range(2))
+    handle_all(first, RUN[:-1])
+    final = final_of(first, RUN[-1:])
+    clock.now += 60
+
+    assert results(handle_all(second, RUN[1:])) == []
+    published: list[Message] = []
+    second.publish = published.extend
+    handle_all(second, [RUN[-1]])
+
+    assert store.result("run") == final
+    assert (final["complete"], final["samples"]["Zee"]["events_read"]) == (True, 80)
+    for analysis in (first, second):
+        analysis.close()
 
 
 # --- the fit ----------------------------------------------------------------
@@ -488,14 +510,15 @@ def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(a
 def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
     tmp_path: Path,
 ) -> None:
-    first, second = (AnalysisService(read({}), Store(tmp_path / "analysis.sqlite")) for _ in range(2))
+    first = AnalysisService(read({}), Store(tmp_path / "analysis.sqlite"))
     failed = notify(first, dead_letter("runs", RunRequest("run", 1000.0, RUN_PLAN.settings), "no such sample"))
     assert first.handle(StatusRequest("run")) == failed != []
+    first.close()
+    second = AnalysisService(read({}), Store(tmp_path / "analysis.sqlite"))
     assert second.handle(StatusRequest("run")) == failed
     second.handle(RUN_PLAN)
     assert second.handle(StatusRequest("run")) == []
-    for service in (first, second):
-        service.close()
+    second.close()
 
 
 def test_a_dead_letter_of_a_run_without_a_plan_fails_the_run(analysis: AnalysisService) -> None:

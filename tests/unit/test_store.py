@@ -6,6 +6,8 @@ import collections
 import json
 import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import permutations
@@ -17,10 +19,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import SettingsError, Unavailable
+from common.errors import DamagedError, SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
+from tests.support.paths import ROOT
 from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
@@ -251,7 +254,7 @@ def test_a_complete_run_keeps_its_result_and_no_partial_histograms(store: Store)
     store.finish("run", result)
 
     assert store.result("run") == result
-    assert [list(store.partials("run", sample)) for sample in SAMPLES] == [[], [], [], []]
+    assert store.database.row("SELECT count(*) FROM chunks WHERE sums IS NOT NULL OR weights IS NOT NULL") == (0,)
     assert store.add(ZEE, partial(ZEE)) is False
     assert store.result("run") == result
 
@@ -282,11 +285,11 @@ def test_a_run_is_unfinished_until_its_complete_result_is_stored(store: Store) -
     assert store.unfinished() == []
     without(ZEE, store)
     store.begin(RunPlan("earlier", 900.0, SETTINGS))
-    assert store.unfinished() == ["earlier", "run"]
+    assert store.unfinished() == ["run", "earlier"]  # in the order of their plans, whatever the clocks said
 
     store.fail(ZEE, "lost")
     store.finish("run", json.loads(final(store)))
-    assert store.unfinished() == ["earlier", "run"]
+    assert store.unfinished() == ["run", "earlier"]
 
     store.add(ZEE, partial(ZEE))
     store.finish("run", json.loads(final(store)))
@@ -299,23 +302,69 @@ def test_a_run_is_unfinished_until_its_complete_result_is_stored(store: Store) -
 def test_every_row_survives_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "new" / "analysis.sqlite"
     todo = steps("run")
-    with closing(Store(path)) as crashed, closing(Store(path)) as second:
-        for step in todo[:7]:
-            step(crashed)
-        for step in todo[7:9]:
-            step(second)
-        for statement in ("BEGIN IMMEDIATE", "DELETE FROM chunks"):  # a transaction that the crash interrupts
-            list(crashed.database.rows(statement))
-        crashed.close()
+    crashed = Store(path)
+    for step in todo[:9]:
+        step(crashed)
+    for statement in ("BEGIN IMMEDIATE", "DELETE FROM chunks"):  # a transaction that the crash interrupts
+        list(crashed.database.rows(statement))
+    crashed.close()
 
-        with closing(Store(path)) as store:  # the second was never closed
-            for step in todo[9:]:
-                step(store)
-            assert store.is_settled("run")
-            assert final(store) == EXPECTED
-            store.finish("run", json.loads(EXPECTED))
+    with closing(Store(path)) as store:
+        for step in todo[9:]:
+            step(store)
+        assert store.is_settled("run")
+        assert final(store) == EXPECTED
+        store.finish("run", json.loads(EXPECTED))
 
-        assert second.result("run") == json.loads(EXPECTED)
+    with closing(Store(path)) as store:
+        assert store.result("run") == json.loads(EXPECTED)
+
+
+def test_a_database_in_use_is_refused_until_its_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    program = "import sys; from pathlib import Path; from workers.analysis.store import Store; " + (
+        "store = Store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == b"open\n"
+        with pytest.raises(SettingsError, match=r"analysis\.sqlite': another analysis service uses this file"):
+            Store(path)
+        user.kill()
+
+    Store(path).close()
+
+
+def test_a_complete_result_is_never_replaced(store: Store) -> None:
+    for step in steps("run"):
+        step(store)
+    result = json.loads(final(store))
+    store.finish("run", result)
+
+    store.finish("run", {**result, "complete": False, "problems": ["late"]})
+    store.finish("run", {**result, "samples": {}})
+
+    assert store.result("run") == result
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE chunks SET sums = NULL WHERE sample = 'Zee' AND start = 30",
+        "UPDATE chunks SET sums = zeroblob(length(sums)) WHERE sample = 'Zee' AND start = 30",
+        "UPDATE chunks SET weights = substr(weights, 1, 8) WHERE sample = 'Zee' AND start = 30",
+        "DELETE FROM chunks WHERE sample = 'Zee' AND start = 30",
+    ],
+)
+def test_a_sum_over_fewer_chunks_than_planned_is_an_error(store: Store, damage: str) -> None:
+    for step in steps("run"):
+        step(store)
+    list(store.database.rows(damage))
+
+    with pytest.raises(DamagedError, match=r"Zee"):
+        final(store)
 
 
 def a_directory(path: Path) -> None:

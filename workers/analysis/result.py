@@ -26,7 +26,8 @@ _EMPTY_SAMPLE = {"events_read": 0, "events_selected": 0, "yield": 0.0, "yield_er
 def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[str, Any]:
     """Return the result document of a run: the sums of its chunks, added in the order of the chunks.
 
-    Times are in seconds since 1970. If the run is not over (``final`` is False), yields
+    Times are in seconds since 1970, by the clock of this service except for the time of the
+    submission; the duration is that since the plan arrived. If the run is not over (``final`` is False), yields
     are plain sums, the problems are those so far, and variations and the finely binned
     observable are left out.
 
@@ -56,7 +57,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         for name, (values, variances) in split(total, analysis, category).items():
             contents = known[name] if name in known else variations.setdefault(name, {})
             contents[category] = {"values": values.tolist(), "variances": variances.tolist()}
-    seconds = finished - run.submitted
+    seconds = finished - run.begun
     events = sum(document["events_read"] for document in documents.values())
     result = {
         "run_id": run.run_id,
@@ -110,7 +111,7 @@ def with_fit(
 
     The events per second do not include the time of the fit.
     """
-    seconds = finished - run.submitted
+    seconds = finished - run.begun
     timing = {**result["timing"], "finished": _iso(finished), "seconds": seconds}
     timing["fit_seconds"] = seconds - result["timing"]["seconds"]
     return {**result, "fit": fit, "fit_problem": problem, "timing": timing}

@@ -19,7 +19,7 @@ import numpy as np
 from common import topology
 from common.analyses import Analyses, Analysis
 from common.delivery import Delivery
-from common.errors import MessageError
+from common.errors import DamagedError, DatabaseError, MessageError
 from common.messages import (
     ChunkFailed,
     DeadLetterNotice,
@@ -33,11 +33,12 @@ from common.messages import (
     SamplePlan,
     Selected,
     StatusRequest,
+    run_of,
 )
 from common.service import Service
 from common.settings import Settings
 from physics import ANALYSES
-from workers.analysis.fit_pool import FitPool
+from workers.analysis.fit_pool import FitOutcome, FitPool
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
 from workers.analysis.store import PartialSums, Run, Store
@@ -50,6 +51,8 @@ _PARTIAL_SHARE = 10
 #: How long the chunks of a run without a plan are kept. Plans have a queue of their own and may arrive later.
 ORPHANED_AFTER_S = 3600.0
 ORPHAN_CHECK_EVERY_S = 60.0
+#: How often the service checks that its database file is still there; each transaction checks it, too.
+FILE_CHECK_EVERY_S = 10.0
 #: The number of runs for which the service remembers that it published their result.
 _MAX_PUBLISHED = 1_000
 
@@ -58,6 +61,7 @@ class AnalysisService(Service):
     """Stores the partial histograms of each chunk, and publishes a run's result after the last chunk."""
 
     name: ClassVar[str] = "analysis"
+    is_single: ClassVar[bool] = True
     analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
@@ -65,7 +69,9 @@ class AnalysisService(Service):
         self._fits = fits or FitPool()
         self._next_partial: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
-        self._next_orphan_check = 0.0
+        self._next_orphan_check = self._next_file_check = 0.0
+        #: When a run began by the monotonic clock, for the runs whose plan this process has received.
+        self._begun: dict[str, float] = {}
         #: Runs whose stored result this process has published, the latest last.
         self._published: dict[str, None] = {}
         self._resumed = False
@@ -90,10 +96,23 @@ class AnalysisService(Service):
         return DeadLetterNotice.from_headers(queue, headers, problem=str(reason or "the broker dead-lettered it"))
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Store what a message says about its run, and return the run's state where that is to be published."""
+        """Store what a message says about its run, and return the run's state where that is to be published.
+
+        A run that is damaged in the database is given up.
+        """
+        try:
+            return self._handle(message)
+        except DamagedError as error:
+            run_id = run_of(message)
+            if run_id is None:
+                raise
+            return self._give_up(run_id, error)
+
+    def _handle(self, message: Message) -> Sequence[Message]:
         match message:
             case RunPlan():
-                self._store.begin(message)
+                self._begun.setdefault(message.run_id, time.monotonic())
+                self._store.begin(message, time.time())
                 return self._outcome(message.run_id) or self._state(message.run_id)
             case StatusRequest(run_id=None):
                 return self._status_of_all()
@@ -121,25 +140,56 @@ class AnalysisService(Service):
         if not self._resumed:
             self._fits.start()
             for run_id in self._store.unfinished():
-                if not self._store.problems(run_id):
-                    self.publish(self._state(run_id, changed=True))
+                self.publish(self._resume(run_id))
             self._resumed = True
         for run_id, outcome in self._fits.outcomes().items():
-            run = self._store.run(run_id)
-            if run is not None:
-                result = with_fit(outcome.result, outcome.fit, outcome.problem, run, time.time())
-                # Publish first: after a crash in between, the result is published twice instead of never.
-                self.publish([Result(run_id, final=True, result=result)])
-                self._store.finish(run_id, result)
-                self._published.pop(run_id, None)
+            self._end(run_id, outcome)
             self._fits.forget(run_id)
-        if time.time() >= self._next_orphan_check:
-            self._next_orphan_check = time.time() + ORPHAN_CHECK_EVERY_S
+        now = time.monotonic()
+        if now >= self._next_file_check:
+            self._next_file_check = now + FILE_CHECK_EVERY_S
+            self._check_file()
+        if now >= self._next_orphan_check:
+            self._next_orphan_check = now + ORPHAN_CHECK_EVERY_S
             self._drop_orphaned()
+
+    def _resume(self, run_id: str) -> Sequence[Message]:
+        try:
+            return [] if self._store.problems(run_id) else self._state(run_id, changed=True)
+        except DamagedError as error:
+            return self._give_up(run_id, error)
+
+    def _end(self, run_id: str, outcome: FitOutcome) -> None:
+        """Publish and store a run's result with its fit, unless the run has a complete result."""
+        run, stored = self._store.run(run_id), self._store.result(run_id)
+        if run is None or (stored is not None and stored["complete"]):
+            return
+        result = with_fit(outcome.result, outcome.fit, outcome.problem, run, self._now(run))
+        # Publish first: after a crash in between, the result is published twice instead of never.
+        self.publish([self._final(run_id, result)])
+        self._store.finish(run_id, result)
+        self._begun.pop(run_id, None)
+        self._published.pop(run_id, None)
+
+    def _check_file(self) -> None:
+        """Raise DatabaseError if the database file was deleted or replaced; its runs fail."""
+        try:
+            self._store.check_file()
+        except DatabaseError as error:
+            self.publish([RunFailed(run_id, str(error)) for run_id in self._store.unfinished()])
+            raise
+
+    def _give_up(self, run_id: str, error: DamagedError) -> Sequence[Message]:
+        """Fail a run that is damaged in the database."""
+        if self._store.failure(run_id) is not None:
+            return []
+        problem = f"the run is given up, because it is damaged in the database: {error}"
+        log.error("run %s: %s", run_id, problem)
+        return [self._failed(run_id, problem)]
 
     def _drop_orphaned(self) -> None:
         """Drop the chunks of runs that have had no plan for an hour."""
-        now = time.time()
+        now = time.monotonic()
         self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in self._store.orphaned()}
         for run_id, since in self._orphaned_since.items():
             if now - since >= ORPHANED_AFTER_S:
@@ -151,13 +201,14 @@ class AnalysisService(Service):
     def _failed(self, run_id: str, problem: str) -> RunFailed:
         """Store why a run failed, for later status requests."""
         self._store.note_failure(run_id, problem)
+        self._begun.pop(run_id, None)
         return RunFailed(run_id, problem)
 
     def _outcome(self, run_id: str) -> Sequence[Message]:
         """Return how a run ended; nothing if it has not."""
         result, failure = self._store.result(run_id), self._store.failure(run_id)
         if result is not None:
-            return [Result(run_id, final=True, result=result)]
+            return [self._final(run_id, result)]
         return [] if failure is None else [RunFailed(run_id, failure)]
 
     def _status_of_all(self) -> Sequence[Message]:
@@ -214,23 +265,39 @@ class AnalysisService(Service):
         """Return the run's final result if it is finished, or a partial one if the last is old enough."""
         result = self._store.result(run_id)
         if result is not None and (result["complete"] or not changed):
-            self._publish_once(Result(run_id, final=True, result=result))
+            self._publish_once(self._final(run_id, result))
             return []
         run = self._store.run(run_id)
         if run is None or run_id in self._fits:
             return []
-        now = time.time()
         if self._store.is_settled(run_id):
-            self._next_partial.pop(run_id, None)
-            return [self._finish(run, result_of(run, self._store, now, final=True))]
+            return [self._finish(run)]
+        now = time.monotonic()
         if now < self._next_partial.setdefault(run_id, now + PARTIAL_EVERY_S):
             return []
-        result = result_of(run, self._store, now, final=False)
-        cost_s = time.time() - now
+        result = result_of(run, self._store, self._now(run), final=False)
+        cost_s = time.monotonic() - now
         self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
         return [Result(run_id, final=False, result=result)]
 
-    def _publish_once(self, final: Result) -> None:
+    def _now(self, run: Run) -> float:
+        """The time in seconds since 1970: when the run began, and what has passed since by the monotonic clock.
+
+        After a restart of the service it is the time of the system's clock.
+        """
+        begun = self._begun.get(run.run_id)
+        return max(time.time(), run.begun) if begun is None else run.begun + time.monotonic() - begun
+
+    def _final(self, run_id: str, result: dict[str, Any]) -> Result | RunFailed:
+        """The message with a final result; where it is too large for a message, the run fails."""
+        final = Result(run_id, final=True, result=result)
+        try:
+            final.encode()
+        except MessageError as error:
+            return self._failed(run_id, f"its result cannot be published: {error}")
+        return final
+
+    def _publish_once(self, final: Result | RunFailed) -> None:
         """Publish a stored result, unless this process has: an earlier one may have stored it and then crashed."""
         if final.run_id in self._published:
             return
@@ -239,12 +306,23 @@ class AnalysisService(Service):
         if len(self._published) > _MAX_PUBLISHED:
             del self._published[next(iter(self._published))]
 
-    def _finish(self, run: Run, result: dict[str, Any]) -> Result:
-        """Return a run's final result; if it has a workspace, start the fit and return the result so far."""
+    def _finish(self, run: Run) -> Message:
+        """Return the final result of a settled run; if it has a workspace, start the fit and return the result so far.
+
+        The sums are those of the chunks that make the run settled, because a transaction contains both.
+        """
+        with self._store.transaction():
+            stored = self._store.result(run.run_id)
+            if stored is not None and stored["complete"]:  # by another process
+                return self._final(run.run_id, stored)
+            result = result_of(run, self._store, self._now(run), final=True)
+            if result["workspace"] is None:
+                self._store.finish(run.run_id, result)
+        self._next_partial.pop(run.run_id, None)
         if result["workspace"] is None:
-            self._store.finish(run.run_id, result)
+            self._begun.pop(run.run_id, None)
             self._published.pop(run.run_id, None)
-            return Result(run.run_id, final=True, result=result)
+            return self._final(run.run_id, result)
         self._fits.submit(run.run_id, result, then=self.wake)
         so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}
         return Result(run.run_id, final=False, result=so_far)

@@ -7,7 +7,9 @@ is delivered twice changes nothing.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import DamagedError
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from workers.analysis.database import Database
@@ -36,31 +39,45 @@ class PartialSums:
 
 @dataclass(frozen=True)
 class Run:
-    """A run with a plan; ``submitted`` in seconds since 1970."""
+    """A run with a plan: when it was submitted, and when its plan arrived here, in seconds since 1970."""
 
     run_id: str
     submitted: float
+    begun: float
     settings: RunSettings
 
 
 class Store:
     """The store, in a database file or, if ``path`` is None, in memory.
 
-    Every method commits before it returns. Raises Unavailable if the database
-    stays locked for longer than ``lock_timeout_s`` or its disk is full.
+    Every method commits before it returns, except within ``transaction``. Raises Unavailable if the
+    database stays locked for longer than ``lock_timeout_s`` or its disk is full, DamagedError if what is
+    stored of a run is not what was written, and DatabaseError if the database cannot be used.
     """
 
     def __init__(self, path: Path | None, lock_timeout_s: float = 10.0) -> None:
         self.database = Database(path, lock_timeout_s)
 
-    def begin(self, plan: RunPlan) -> None:
-        """Store a run's settings and the samples it consists of."""
+    def transaction(self) -> AbstractContextManager[object]:
+        """Make the calls in the block one transaction."""
+        return self.database.transaction()
+
+    def check_file(self) -> None:
+        """Raise DatabaseError if the database file was deleted or replaced."""
+        self.database.check_file()
+
+    def begin(self, plan: RunPlan, begun: float | None = None) -> None:
+        """Store a run's settings and the samples it consists of; ``begun`` is now, in seconds since 1970."""
         settings = json.dumps(asdict(plan.settings))
         with self.database.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL, 0)", (plan.run_id, plan.submitted, settings))
+            is_new = db.execute(
+                "INSERT OR IGNORE INTO runs (run_id, submitted, begun, settings, complete) VALUES (?, ?, ?, ?, 0)",
+                (plan.run_id, plan.submitted, plan.submitted if begun is None else begun, settings),
+            ).rowcount
+            if is_new:
+                db.execute("DELETE FROM failures WHERE run_id = ?", (plan.run_id,))
             samples = [(plan.run_id, sample) for sample in plan.settings.samples]
-            db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, NULL, NULL)", samples)
-            db.execute("DELETE FROM failures WHERE run_id = ?", (plan.run_id,))
+            db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, 0, NULL, NULL)", samples)
 
     def plan(self, plan: SamplePlan) -> None:
         """Store a sample's chunks, or its problem. The first plan with chunks is kept."""
@@ -73,13 +90,14 @@ class Store:
             if is_planned:
                 return
             db.execute(
-                "INSERT INTO samples VALUES (?, ?, 1, ?, NULL) "
-                "ON CONFLICT DO UPDATE SET planned = 1, problem = excluded.problem",
-                (plan.run_id, plan.sample, plan.problem),
+                "INSERT INTO samples VALUES (?, ?, 1, ?, ?, NULL) ON CONFLICT (run_id, sample) "
+                "DO UPDATE SET planned = 1, chunks = excluded.chunks, problem = excluded.problem",
+                (plan.run_id, plan.sample, len(plan.chunks), plan.problem),
             )
             db.executemany(
-                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 1, NULL, NULL, NULL, NULL, :lost) "
-                "ON CONFLICT DO UPDATE SET planned = 1, "
+                "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
+                "VALUES (:run_id, :sample, :start, :stop, 1, :lost) "
+                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET planned = 1, "
                 "problem = CASE WHEN cutflow IS NULL THEN coalesce(problem, :lost) END",
                 [{**asdict(chunk), "lost": lost} for chunk in plan.chunks],
             )
@@ -89,20 +107,23 @@ class Store:
 
         Returns False if the chunk was stored before or its run is complete.
         """
+        cutflow, dtype = json.dumps(partial.cutflow), partial.weights.dtype.str
+        sums, weights = partial.sums.astype("<f8").tobytes(), partial.weights.tobytes()
         row = {
             **asdict(chunk),
-            "cutflow": json.dumps(partial.cutflow),
-            "sums": partial.sums.astype("<f8").tobytes(),
-            "weights": partial.weights.tobytes(),
-            "dtype": partial.weights.dtype.str,
+            "cutflow": cutflow,
+            "sums": sums,
+            "weights": weights,
+            "dtype": dtype,
+            "checksum": _checksum(cutflow, sums, weights, dtype),
         }
         with self.database.transaction() as db:
             changed = db.execute(
-                "INSERT INTO chunks SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, :dtype, NULL "
+                "INSERT INTO chunks "
+                "SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, :dtype, :checksum, NULL "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
-                "ON CONFLICT DO UPDATE SET cutflow = :cutflow, sums = :sums, weights = :weights, dtype = :dtype, "
-                "problem = NULL "
-                "WHERE cutflow IS NULL",
+                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET cutflow = :cutflow, sums = :sums, "
+                "weights = :weights, dtype = :dtype, checksum = :checksum, problem = NULL WHERE cutflow IS NULL",
                 row,
             ).rowcount
         return changed > 0
@@ -111,8 +132,9 @@ class Store:
         """Store why a chunk failed, unless it has been added."""
         with self.database.transaction() as db:
             db.execute(
-                "INSERT INTO chunks VALUES (:run_id, :sample, :start, :stop, 0, NULL, NULL, NULL, NULL, :problem) "
-                "ON CONFLICT DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
+                "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
+                "VALUES (:run_id, :sample, :start, :stop, 0, :problem) "
+                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
                 {**asdict(chunk), "problem": problem},
             )
 
@@ -120,7 +142,8 @@ class Store:
         """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count."""
         with self.database.transaction() as db:
             db.execute(
-                "INSERT INTO samples VALUES (?, ?, 0, NULL, ?) ON CONFLICT DO UPDATE SET lost = excluded.lost",
+                "INSERT INTO samples VALUES (?, ?, 0, 0, NULL, ?) "
+                "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
                 (run_id, sample, problem),
             )
             db.execute(
@@ -171,20 +194,20 @@ class Store:
             ]
             if names:
                 db.execute(
-                    "INSERT INTO samples SELECT DISTINCT run_id, sample, 0, NULL, ? FROM chunks WHERE run_id = ? "
-                    "ON CONFLICT DO UPDATE SET lost = excluded.lost",
+                    "INSERT INTO samples SELECT DISTINCT run_id, sample, 0, 0, NULL, ? FROM chunks WHERE run_id = ? "
+                    "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
                     (problem, run_id),
                 )
                 db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
         return names
 
     def note_failure(self, run_id: str, problem: str) -> None:
-        """Store why a run without a plan failed; a plan that arrives later deletes this."""
+        """Store why a run failed; the first plan of the run deletes this if it arrives later."""
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (run_id, problem))
 
     def failure(self, run_id: str) -> str | None:
-        """Why a run without a plan failed; None if it has not."""
+        """Why a run failed; None if it has not."""
         row = self.database.row("SELECT problem FROM failures WHERE run_id = ?", run_id)
         return None if row is None else row[0]
 
@@ -193,29 +216,35 @@ class Store:
         return list(self.database.rows("SELECT run_id, problem FROM failures ORDER BY rowid DESC LIMIT 50"))[::-1]
 
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
-        """Store a run's final result; the partial histograms of a complete run are deleted."""
+        """Store a run's final result, unless it has a complete one.
+
+        The partial histograms of a complete run are deleted.
+        """
         with self.database.transaction() as db:
-            db.execute(
-                "UPDATE runs SET result = ?, complete = ? WHERE run_id = ?",
+            is_stored = db.execute(
+                "UPDATE runs SET result = ?, complete = ? WHERE run_id = ? AND NOT complete",
                 (json.dumps(result), bool(result["complete"]), run_id),
-            )
-            if result["complete"]:
+            ).rowcount
+            if is_stored and result["complete"]:
                 db.execute("DELETE FROM chunks WHERE run_id = ? AND NOT planned", (run_id,))
                 db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
 
     def run(self, run_id: str) -> Run | None:
         """The run with this id; None if it has no plan."""
-        row = self.database.row("SELECT submitted, settings FROM runs WHERE run_id = ?", run_id)
-        return None if row is None else Run(run_id, row[0], RunSettings.from_json(json.loads(row[1])))
+        row = self.database.row("SELECT submitted, begun, settings FROM runs WHERE run_id = ?", run_id)
+        return None if row is None else Run(run_id, row[0], row[1], RunSettings.from_json(_json(row[2], "settings")))
 
     def result(self, run_id: str) -> dict[str, Any] | None:
         """A run's final result; None if it is not finished."""
         row = self.database.row("SELECT result FROM runs WHERE run_id = ?", run_id)
-        return None if row is None or row[0] is None else json.loads(row[0])
+        return None if row is None or row[0] is None else _json(row[0], "result")
 
     def unfinished(self) -> list[str]:
-        """The runs that are not complete, oldest first."""
-        rows = self.database.rows("SELECT run_id FROM runs WHERE NOT complete ORDER BY submitted")
+        """The runs that are neither complete nor given up, in the order in which their plans arrived."""
+        rows = self.database.rows(
+            "SELECT run_id FROM runs WHERE NOT complete AND run_id NOT IN (SELECT run_id FROM failures) "
+            "ORDER BY sequence"
+        )
         return [run_id for (run_id,) in rows]
 
     def planned(self, run_id: str) -> list[Chunk]:
@@ -244,19 +273,32 @@ class Store:
         return settled is not None
 
     def partials(self, run_id: str, sample: str) -> Iterator[PartialSums]:
-        """The partial histograms of a sample's planned chunks, in the order of their entries."""
+        """The partial histograms of a sample's planned chunks, in the order of their entries.
+
+        Raises DamagedError unless these are all of the planned chunks that have been added, as they were added.
+        """
         rows = self.database.rows(
-            "SELECT cutflow, sums, weights, dtype FROM chunks WHERE run_id = ? AND sample = ? AND planned "
-            "AND sums IS NOT NULL ORDER BY start, stop",
+            "SELECT start, stop, cutflow, sums, weights, dtype, checksum FROM chunks WHERE run_id = ? AND sample = ? "
+            "AND planned ORDER BY start, stop",
             run_id,
             sample,
         )
-        for cutflow, sums, weights, dtype in rows:
+        found = 0
+        for start, stop, cutflow, sums, weights, dtype, checksum in rows:
+            found += 1
+            if cutflow is None:
+                continue
+            if sums is None or weights is None or _checksum(cutflow, sums, weights, dtype) != checksum:
+                raise DamagedError(f"the histograms of {Chunk(run_id, sample, start, stop)} are not as they were added")
             yield PartialSums(
-                json.loads(cutflow),
+                _json(cutflow, "cutflow"),
                 np.frombuffer(sums, "<f8").reshape(2, -1),
                 np.frombuffer(weights, dtype),
             )
+        row = self.database.row("SELECT chunks FROM samples WHERE run_id = ? AND sample = ?", run_id, sample)
+        planned = 0 if row is None else row[0]
+        if found != planned:
+            raise DamagedError(f"{found} of the {planned} planned chunks of {sample} are in the database")
 
     def problems(self, run_id: str) -> list[str]:
         """The reasons why a run is not complete, as text, in a fixed order."""
@@ -275,3 +317,14 @@ class Store:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+
+def _checksum(cutflow: str, sums: bytes, weights: bytes, dtype: str) -> int:
+    return zlib.crc32(weights, zlib.crc32(sums, zlib.crc32(f"{dtype} {cutflow}".encode())))
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DamagedError(f"the {what} of the run cannot be read from the database: {error}") from None

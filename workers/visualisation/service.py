@@ -31,6 +31,7 @@ class Visualisation(Service):
     """
 
     name: ClassVar[str] = "visualisation"
+    is_single: ClassVar[bool] = True
     analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None) -> None:
