@@ -137,7 +137,7 @@ def _submit_and_follow(
         submit(session, run_id, read.run)
         console.print(f"run {run_id}")
         with Bars(console, len(read.run.samples)) as bars:
-            return follow(session, run_id, ANALYSES, bars, is_alive)
+            return follow(session, run_id, ANALYSES, bars, is_alive, settings=read.run)
     finally:
         session.close()
 

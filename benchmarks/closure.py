@@ -171,7 +171,7 @@ def _partial(
 ) -> PartialSums:
     """Return the partial result of a sample's events, with their m4l multiplied by a factor."""
     events, cutflow = reading.select(arrays, analysis, sample, run)
-    selected, further = select(events, analysis)
+    selected, further = select(events, analysis, run)
     selected = ak.with_field(selected, selected.m4l * m4l_scale, "m4l")
     weights = np.empty(0, np.float32) if sample.is_data else ak.to_numpy(selected.weight)
     return PartialSums({**cutflow, **further}, fill(selected, analysis, sample.category), weights)

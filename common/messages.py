@@ -91,9 +91,9 @@ class Message:
     def headers(self) -> dict[str, str | int]:
         """The headers that identify the message as a dead letter, which is not decoded."""
         chunk = getattr(self, "chunk", None)
-        if isinstance(chunk, Chunk):
-            return asdict(chunk)
-        return {name: value for name in ("run_id", "sample") if isinstance(value := getattr(self, name, None), str)}
+        names = ("digest",) if isinstance(chunk, Chunk) else ("run_id", "sample", "digest")
+        found: dict[str, str | int] = asdict(chunk) if isinstance(chunk, Chunk) else {}
+        return found | {name: value for name in names if isinstance(value := getattr(self, name, None), str) and value}
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ class FileTask(Message):
     sample: Name
     settings: RunSettings
 
+    @property
+    def digest(self) -> str:
+        """The digest of the run's settings."""
+        return self.settings.digest
+
 
 @dataclass(frozen=True)
 class ChunkTask(Message):
@@ -165,6 +170,11 @@ class ChunkTask(Message):
     settings: RunSettings
     file: FileIdentity | None = None
 
+    @property
+    def digest(self) -> str:
+        """The digest of the run's settings."""
+        return self.settings.digest
+
 
 @dataclass(frozen=True)
 class RunPlan(Message):
@@ -176,10 +186,18 @@ class RunPlan(Message):
     submitted: Timestamp
     settings: RunSettings
 
+    @property
+    def digest(self) -> str:
+        """The digest of the run's settings."""
+        return self.settings.digest
+
 
 @dataclass(frozen=True)
 class SamplePlan(Message):
-    """The chunks that make one sample of a run complete and the file to read, or the problem with it."""
+    """The chunks that make one sample of a run complete and the file to read, or the problem with it.
+
+    ``digest`` is that of the run's settings.
+    """
 
     kind: ClassVar[str] = "sample-plan"
 
@@ -189,6 +207,7 @@ class SamplePlan(Message):
     bounds: tuple[Count, ...] = (0,)
     problem: str | None = None
     file: FileIdentity | None = None
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if len(self.bounds) > MAX_CHUNKS + 1:
@@ -204,18 +223,19 @@ class SamplePlan(Message):
 
 @dataclass(frozen=True)
 class ChunkFailed(Message):
-    """A chunk that could not be read, and the reason."""
+    """A chunk that could not be read, and the reason. ``digest`` is that of the run's settings."""
 
     kind: ClassVar[str] = "chunk-failed"
 
     chunk: Chunk
     problem: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class _ArrayHeader:
     chunk: Chunk
-    release: Name
+    settings: RunSettings
     cutflow: dict[str, Count]
 
 
@@ -224,9 +244,19 @@ class ArrayMessage(Message):
     """The events of a chunk. ``cutflow`` counts the events left after each step so far."""
 
     chunk: Chunk
-    release: str
+    settings: RunSettings
     cutflow: dict[str, int]
     events: ak.Array
+
+    @property
+    def release(self) -> str:
+        """The name of the release."""
+        return self.settings.release
+
+    @property
+    def digest(self) -> str:
+        """The digest of the run's settings."""
+        return self.settings.digest
 
     @classmethod
     def schema(cls, analysis: Analysis) -> Schema:
@@ -235,7 +265,7 @@ class ArrayMessage(Message):
 
     def encode(self) -> bytes:
         """Pickle the header and the events; raises MessageError where they are too large for a message."""
-        header = _ArrayHeader(self.chunk, self.release, self.cutflow)
+        header = _ArrayHeader(self.chunk, self.settings, self.cutflow)
         body = array_pickle.dumps(asdict(header), self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
@@ -245,7 +275,8 @@ class ArrayMessage(Message):
         unpickled = array_pickle.loads(body)
         try:
             header = msgspec.convert(unpickled.header, _ArrayHeader)
-            analysis = analyses[header.release]
+            settings = analyses.resolve(header.settings)
+            analysis = analyses[settings.release]
             analysis.sample(header.chunk.sample)
         except (msgspec.ValidationError, SettingsError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None
@@ -255,7 +286,7 @@ class ArrayMessage(Message):
             events = unpickled.array(cls.schema(analysis))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
-        return cls(header.chunk, header.release, header.cutflow, events)
+        return cls(header.chunk, settings, header.cutflow, events)
 
 
 @dataclass(frozen=True)
@@ -336,12 +367,16 @@ class StatusRequest(Message):
 
 @dataclass(frozen=True)
 class RunFailed(Message):
-    """The end of a run without a result folder, and the reason."""
+    """The end of a run without a result folder, and the reason.
+
+    With ``digest``, only the request with settings of this digest has failed: the run has others, and goes on.
+    """
 
     kind: ClassVar[str] = "run-failed"
 
     run_id: Name
     problem: str
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -371,6 +406,7 @@ class _DeadLetterHeaders(Message):
     sample: Name | None = None
     start: Count | None = None
     stop: Count | None = None
+    digest: str | None = None
 
     @property
     def chunk(self) -> Chunk | None:
@@ -382,7 +418,7 @@ class _DeadLetterHeaders(Message):
     @classmethod
     def from_headers(cls, queue: str, headers: Mapping[str, object], **said: str) -> Self:
         """Read the headers of a dead letter; raises MessageError for values that no message has."""
-        names = ("run_id", "sample", "start", "stop")
+        names = ("run_id", "sample", "start", "stop", "digest")
         known = {name: headers[name] for name in names if headers.get(name) is not None}
         try:
             notice = msgspec.convert({"queue": queue, **said, **known}, cls)

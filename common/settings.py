@@ -7,6 +7,8 @@ default of a field, or in ``VARIABLES``. No other module reads the environment.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 import reprlib
@@ -14,6 +16,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -91,6 +94,11 @@ class RunSettings:
         if self.pt_cuts_gev is None:
             raise SettingsError("PT_CUTS is not resolved")
         return self.pt_cuts_gev
+
+    @cached_property
+    def digest(self) -> str:
+        """A text that is the same for the same settings only; two requests for one run must have the same."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def entries_of(self, entries_in_file: int) -> int:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""

@@ -20,7 +20,7 @@ SIGNATURE = "signature"
 #: A dead letter keeps the signature of its message; the reason that the worker added has a signature of its own.
 NOTICE_SIGNATURE = "notice-signature"
 
-_IDENTITY = ("run_id", "sample", "start", "stop")
+_IDENTITY = ("run_id", "sample", "start", "stop", "digest")
 _NOTICE = (*_IDENTITY, "queue", "problem", "died")
 _INVALID = "its signature is missing or wrong (MESSAGE_KEY must be the same everywhere)"
 

@@ -71,7 +71,13 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
 
 
 def follow(
-    session: Session, run_id: str, analyses: Analyses, display: Display, is_alive: Callable[[], bool]
+    session: Session,
+    run_id: str,
+    analyses: Analyses,
+    display: Display,
+    is_alive: Callable[[], bool],
+    *,
+    settings: RunSettings | None = None,
 ) -> Outcome:
     """Follow a run until its result files arrive or it fails.
 
@@ -79,7 +85,8 @@ def follow(
     this function returns. If ``is_alive`` returns False, the function returns an
     outcome without a result. Messages that were published while the connection
     was lost are not received; after reconnecting the follower requests the
-    status of the run from the analysis.
+    status of the run from the analysis. With the resolved ``settings`` of the
+    request, the outcome is a problem if the run was requested before with others.
     """
     progress = RunProgress()
     shown: Mapping[str, Any] | None = None
@@ -98,7 +105,7 @@ def follow(
             continue
         session.publish_and_acknowledge(delivery)
         message = _read(delivery, analyses)
-        if message is None or messages.run_of(message) != run_id:
+        if message is None or messages.run_of(message) != run_id or _is_of_another_request(message, settings):
             continue
         last_message = time.monotonic()
         match message:
@@ -121,6 +128,17 @@ def follow(
             case RunFailed():
                 return Outcome(None, {}, message.problem)
     return Outcome(None, {}, "the run was stopped before its result arrived")
+
+
+def _is_of_another_request(message: Message, settings: RunSettings | None) -> bool:
+    """Whether a message is about a request for the same run with other settings, as far as it says."""
+    match message:
+        case RunFailed(digest=str(digest)):
+            return settings is None or digest != settings.digest
+        case Result(result=document) | ResultFiles(result=document) if settings is not None:
+            ours, its = settings.to_result(toy=True), document.get("settings", {})
+            return any(ours[name] != its[name] for name in ("lumi", "fraction", "pt_cuts", "samples") if name in its)
+    return False
 
 
 def _read(delivery: Delivery, analyses: Analyses) -> Message | None:

@@ -151,5 +151,5 @@ class _PooledDataLoader(DataLoader):
         try:
             outcome = self._pool.call(chunk_worker.process_chunk, self._settings, task.kind, task.encode())
         except WorkerProcessError as error:
-            return [ChunkFailed(task.chunk, f"the chunk could not be processed: {error}")]
+            return [ChunkFailed(task.chunk, f"the chunk could not be processed: {error}", task.digest)]
         return cast("Sequence[Message]", outcome)

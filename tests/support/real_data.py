@@ -136,10 +136,10 @@ def random_selected(rng: np.random.Generator, n: int) -> ak.Array:
     )
 
 
-def selected(chunk: Chunk, events: ak.Array) -> Selected:
+def selected(chunk: Chunk, events: ak.Array, settings: RunSettings) -> Selected:
     """Return a data-processor's message in which all events of the chunk are read and these are selected."""
     cutflow = dict.fromkeys(ANALYSIS.steps, len(events)) | {"read": chunk.stop - chunk.start}
-    return Selected(chunk, ANALYSIS.release, cutflow, events)
+    return Selected(chunk, settings, cutflow, events)
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,14 @@ class Processed:
 def process(run_id: str, path: Path, sample: Sample, settings: RunSettings, analysis: Analysis = ANALYSIS) -> Processed:
     """Apply the functions of loader and processor to a file, chunk by chunk, with encoded messages in between."""
     bounds = reading.chunk_bounds(path, analysis, sample, settings)
-    plan = SamplePlan(run_id, sample.name, bounds[-1], bounds)
+    settings = ANALYSES.resolve(settings)
+    plan = SamplePlan(run_id, sample.name, bounds[-1], bounds, digest=settings.digest)
     messages = []
     for chunk in plan.chunks:
         arrays = reading.read(path, analysis, sample, chunk.start, chunk.stop)
         events, cutflow = reading.select(arrays, analysis, sample, settings)
-        sent = Events.decode(Events(chunk, analysis.release, cutflow, events).encode(), ANALYSES)
-        chosen, further = select(sent.events, analysis)
-        message = Selected(chunk, analysis.release, {**cutflow, **further}, chosen)
+        sent = Events.decode(Events(chunk, settings, cutflow, events).encode(), ANALYSES)
+        chosen, further = select(sent.events, analysis, sent.settings)
+        message = Selected(chunk, settings, {**cutflow, **further}, chosen)
         messages.append(Selected.decode(message.encode(), ANALYSES))
     return Processed(plan, tuple(messages))

@@ -61,7 +61,14 @@ def run_on_broker(
     session = RabbitMQTransport(settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, run)
-        return follow(session, run_id, ANALYSES, display or QuietDisplay(), is_alive or before_deadline())
+        return follow(
+            session,
+            run_id,
+            ANALYSES,
+            display or QuietDisplay(),
+            is_alive or before_deadline(),
+            settings=ANALYSES.resolve(run),
+        )
     finally:
         session.close()
 

@@ -63,8 +63,8 @@ def messages(run_id: str = "run", samples: tuple[str, ...] = SAMPLES, seed: int 
     for sample in samples:
         events = drawn(sample, seed)
         cutflow = dict.fromkeys(ANALYSIS.steps, len(events))
-        found.append(SamplePlan(run_id, sample, len(events), (0, len(events))))
-        found.append(Selected(Chunk(run_id, sample, 0, len(events)), ANALYSIS.release, cutflow, events))
+        found.append(SamplePlan(run_id, sample, len(events), (0, len(events)), digest=settings.digest))
+        found.append(Selected(Chunk(run_id, sample, 0, len(events)), settings, cutflow, events))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,13 +48,14 @@ from workers.analysis.store import Store
 
 BOUNDS = {"data_A": (0, 30), "Zee": (0, 40, 80), "ZH125_ZZ4lep": (0, 25, 50)}
 RUN_PLAN = RunPlan("run", 1000.0, ANALYSES.resolve(RunSettings(samples=tuple(BOUNDS))))
-PLANS = [SamplePlan("run", sample, bounds[-1], bounds) for sample, bounds in BOUNDS.items()]
+DIGEST = RUN_PLAN.digest
+PLANS = [SamplePlan("run", sample, bounds[-1], bounds, digest=DIGEST) for sample, bounds in BOUNDS.items()]
 CHUNKS = [chunk for plan in PLANS for chunk in plan.chunks]
 ZEE = Chunk("run", "Zee", 40, 80)
 
 
-def of_chunk(chunk: Chunk) -> Selected:
-    return selected(chunk, random_selected(np.random.default_rng([chunk.start, *chunk.sample.encode()]), 20))
+def of_chunk(chunk: Chunk, settings: RunSettings = RUN_PLAN.settings) -> Selected:
+    return selected(chunk, random_selected(np.random.default_rng([chunk.start, *chunk.sample.encode()]), 20), settings)
 
 
 RUN: list[Message] = [RUN_PLAN, *PLANS, *map(of_chunk, CHUNKS)]
@@ -162,9 +164,9 @@ def test_messages_repeated_third_publish_the_result_once(analysis: AnalysisServi
     published: list[Message] = []
     analysis.publish = published.extend
     other_bounds = of_chunk(Chunk("run", "Zee", 10, 70))
-    other_plan = SamplePlan("run", "Zee", 80, (0, 10, 70, 80))
+    other_plan = SamplePlan("run", "Zee", 80, (0, 10, 70, 80), digest=DIGEST)
 
-    late: list[Message] = [ChunkFailed(ZEE, "late"), ChunkFailed(other_bounds.chunk, "late")]
+    late: list[Message] = [ChunkFailed(ZEE, "late", DIGEST), ChunkFailed(other_bounds.chunk, "late", DIGEST)]
     for message in [*RUN[1:], other_bounds, other_plan, *late]:
         assert results(analysis.handle(message)) == [], message
         assert published == [final], message
@@ -204,11 +206,74 @@ def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock
 
 def test_several_runs_at_once_are_kept_apart(analysis: AnalysisService) -> None:
     other = Chunk("other", "Zee", 0, 10)
-    handle_all(analysis, [RunPlan("other", 1000.0, ANALYSES.resolve(RunSettings(samples=("Zee",)))), of_chunk(other)])
+    settings = ANALYSES.resolve(RunSettings(samples=("Zee",)))
+    handle_all(analysis, [RunPlan("other", 1000.0, settings), of_chunk(other, settings)])
 
     assert final_of(analysis, RUN)["samples"]["Zee"]["events_read"] == 80
-    result = final_of(analysis, [SamplePlan("other", "Zee", 10, (0, 10))])
+    result = final_of(analysis, [SamplePlan("other", "Zee", 10, (0, 10), digest=settings.digest)])
     assert (result["run_id"], result["samples"]["Zee"]["events_read"]) == ("other", 10)
+
+
+# --- requests with other settings --------------------------------------------
+
+OTHER = replace(RUN_PLAN.settings, pt_cuts_gev=(30.0, 20.0))
+
+
+def test_a_request_with_other_settings_for_a_run_is_refused_and_the_run_goes_on(
+    analysis: AnalysisService, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle_all(analysis, RUN[:-1])
+
+    (refused,) = analysis.handle(RunPlan("run", 1500.0, OTHER))
+
+    assert isinstance(refused, RunFailed)
+    assert (refused.run_id, refused.digest) == ("run", OTHER.digest)
+    assert "was requested before with other settings" in refused.problem
+    assert "request is refused" in caplog.text
+    assert final_of(analysis, RUN[-1:])["complete"] is True
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        SamplePlan("run", "Zee", 80, (0, 80), digest=OTHER.digest),
+        ChunkFailed(ZEE, "no such file", OTHER.digest),
+        of_chunk(ZEE, OTHER),
+    ],
+    ids=lambda message: message.kind,
+)
+@pytest.mark.parametrize("received", [1, len(RUN) - 1], ids=["after the plan", "before the last chunk"])
+def test_a_message_of_a_request_with_other_settings_is_rejected(
+    analysis: AnalysisService, message: Message, received: int
+) -> None:
+    handle_all(analysis, RUN[:received])
+
+    with pytest.raises(MessageError, match="with other settings"):
+        analysis.handle(message)
+    assert notify(analysis, dead_letter(message.route, message, "with other settings")) == []
+
+    assert final_of(analysis, RUN[received:])["complete"] is True
+
+
+def test_chunks_that_arrive_before_the_plan_decide_which_settings_the_run_has(analysis: AnalysisService) -> None:
+    analysis.handle(of_chunk(ZEE))
+
+    with pytest.raises(MessageError, match="with other settings"):
+        analysis.handle(of_chunk(CHUNKS[0], OTHER))
+    (refused,) = analysis.handle(RunPlan("run", 1500.0, OTHER))
+
+    assert isinstance(refused, RunFailed)
+    assert final_of(analysis, RUN)["settings"]["pt_cuts"] == [20.0, 15.0, 10.0]
+
+
+def test_the_same_request_again_is_the_same_run(analysis: AnalysisService) -> None:
+    handle_all(analysis, RUN[:4])
+
+    assert not any(isinstance(answer, RunFailed) for answer in handle_all(analysis, RUN[:4]))
+    assert final_of(analysis, RUN[4:])["complete"] is True
+
+
+# --- copies of the service ---------------------------------------------------
 
 
 def test_two_services_on_one_store_end_a_run_once_and_with_every_chunk(store: Store, clock: Clock) -> None:
@@ -370,7 +435,7 @@ def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> Non
     (late,) = (message for message in messages if isinstance(message, Selected) and message.chunk.sample == "llll")
     others = [message for message in messages if message is not late]
 
-    incomplete = final_of(loop.analysis, [*others, ChunkFailed(late.chunk, "cannot be read")])
+    incomplete = final_of(loop.analysis, [*others, ChunkFailed(late.chunk, "cannot be read", late.digest)])
     assert (incomplete["fit"], incomplete["fit_problem"]) == (None, "the run is not complete")
 
     handle_all(loop.analysis, [late])
@@ -383,7 +448,7 @@ def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> Non
 
 
 def test_partial_results_are_published_at_most_twice_a_second(analysis: AnalysisService, clock: Clock) -> None:
-    handle_all(analysis, [RUN_PLAN, SamplePlan("run", "data_A", 1000, tuple(range(0, 1001, 10)))])
+    handle_all(analysis, [RUN_PLAN, SamplePlan("run", "data_A", 1000, tuple(range(0, 1001, 10)), digest=DIGEST)])
     seen = []
     for start in range(0, 990, 10):
         clock.now += 0.1
@@ -402,7 +467,7 @@ def test_partial_results_are_published_at_most_twice_a_second(analysis: Analysis
 
 def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysis: AnalysisService) -> None:
     late = RUN[RUN.index(next(m for m in RUN if isinstance(m, Selected) and m.chunk == ZEE))]
-    result = final_of(analysis, [*without(late), ChunkFailed(ZEE, "f.root: cannot be read")])
+    result = final_of(analysis, [*without(late), ChunkFailed(ZEE, "f.root: cannot be read", DIGEST)])
 
     assert (result["complete"], result["problems"]) == (False, ["Zee[40:80]: f.root: cannot be read"])
     assert result["samples"]["Zee"]["events_read"] == 40
@@ -412,12 +477,48 @@ def test_a_run_with_a_failed_chunk_is_incomplete_until_the_chunk_arrives(analysi
 
 
 def test_a_missing_file_ends_the_run_incomplete(analysis: AnalysisService) -> None:
-    messages = [SamplePlan("run", "Zee", problem="no such file") if message is PLANS[1] else message for message in RUN]
+    messages = [
+        SamplePlan("run", "Zee", problem="no such file", digest=DIGEST) if message is PLANS[1] else message
+        for message in RUN
+    ]
 
     result = final_of(analysis, [m for m in messages if not (isinstance(m, Selected) and m.chunk.sample == "Zee")])
 
     assert (result["complete"], result["problems"]) == (False, ["Zee: no such file"])
     assert result["samples"]["data_A"]["events_read"] == 30
+
+
+def test_the_result_of_a_run_with_35_000_failed_chunks_fits_into_a_message(
+    analysis: AnalysisService, store: Store
+) -> None:
+    count, reason = 35_000, "no such file: " + "é" * 1_000
+    settings = ANALYSES.resolve(RunSettings(samples=("Zee",)))
+    handle_all(analysis, [RunPlan("run", 1000.0, settings)])
+    analysis.handle(SamplePlan("run", "Zee", count, tuple(range(count + 1)), digest=settings.digest))
+    with store.transaction():
+        for start in range(count - 1):
+            store.fail(Chunk("run", "Zee", start, start + 1), reason)
+
+    (result,) = analysis.handle(ChunkFailed(Chunk("run", "Zee", count - 1, count), reason, settings.digest))
+
+    assert isinstance(result, Result)
+    assert (result.final, result.result["complete"]) == (True, False)
+    assert len(result.encode()) < 1_000_000
+    *listed, last = result.result["problems"]
+    assert len(listed) == 100
+    assert all(problem.startswith("Zee[") and len(problem) == 1_000 for problem in listed)
+    assert last == "and 34,900 more, which are in the database of the analysis"
+
+
+def test_a_run_whose_result_is_too_large_for_a_message_fails_and_says_so(analysis: AnalysisService) -> None:
+    settings = replace(ANALYSES.resolve(RunSettings(samples=("Zee",))), data="/" + "d" * 8_388_500)
+    handle_all(analysis, [RunPlan("run", 1000.0, settings)])
+
+    (failed,) = analysis.handle(SamplePlan("run", "Zee", problem="no such file", digest=settings.digest))
+
+    assert isinstance(failed, RunFailed)
+    assert re.match("its result cannot be published: result: 8[0-9]+ bytes are more than the 8388608", failed.problem)
+    assert failed in analysis.handle(StatusRequest("run"))
 
 
 def test_a_dead_lettered_chunk_is_a_problem_of_its_run(analysis: AnalysisService) -> None:

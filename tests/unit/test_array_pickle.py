@@ -28,6 +28,7 @@ from common import array_pickle, messages
 from common.errors import MessageError
 from common.messages import Chunk, Events
 from common.schema import Column
+from common.settings import RunSettings
 from physics import ANALYSES
 
 SCHEMA = {"pt": Column("float32", 2), "charge": Column("int8")}
@@ -406,7 +407,7 @@ def events_body() -> bytes:
     floats, bytes_ = np.full((2, 4), 1.5, np.float32), np.ones((2, 4), np.int8)
     columns = dict.fromkeys(("lep_pt", "lep_eta", "lep_phi", "lep_energy"), floats)
     columns |= {"lep_charge": bytes_, "lep_type": bytes_, "weight": np.ones(2, np.float32)}
-    return Events(Chunk("run-1", "Zee", 0, 10), "2020e-13tev", CUTFLOW, ak.Array(columns)).encode()
+    return Events(Chunk("run-1", "Zee", 0, 10), ANALYSES.resolve(RunSettings()), CUTFLOW, ak.Array(columns)).encode()
 
 
 BODY = events_body()

@@ -42,6 +42,8 @@ from physics import ANALYSES
 RUN = "20260131-235959-demo-1f3a"
 CHUNK = Chunk(RUN, "Zee", 100, 200)
 FILE = FileIdentity("/data/Zee.root", 31363, "8bdc6dd8", "922a7153-123b-4dff-afaa-c2b7ee784372")
+SETTINGS_2020 = ANALYSES.resolve(RunSettings())
+SETTINGS_DEMO = ANALYSES.resolve(RunSettings(release="demo"))
 SETTINGS = RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
 MIB_8 = 8 * 1024 * 1024
 
@@ -51,7 +53,7 @@ JSON_MESSAGES: list[Message] = [
     ChunkTask(CHUNK, SETTINGS),
     ChunkTask(CHUNK, SETTINGS, FILE),
     RunPlan(RUN, 1769903999.123456, SETTINGS),
-    SamplePlan(RUN, "Zee", 898, (0, 500, 898)),
+    SamplePlan(RUN, "Zee", 898, (0, 500, 898), digest=SETTINGS_2020.digest),
     SamplePlan(RUN, "Zee", 898, (0, 500, 898), file=FILE),
     SamplePlan(RUN, "Zee", problem="no such file: ‘Zee’"),
     ChunkFailed(CHUNK, "basket 7 is broken"),
@@ -60,6 +62,7 @@ JSON_MESSAGES: list[Message] = [
     FetchProgress(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
     RunFailed(RUN, "no such sample"),
+    RunFailed(RUN, "other settings", SETTINGS_2020.digest),
     StatusRequest(RUN),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     RequeueNotice(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
@@ -84,7 +87,7 @@ def events(count: int) -> ak.Array:
 
 def events_message(count: int, sample: str = "Zee") -> Events:
     cutflow = {"read": count, "four_leptons": count, "pt_cuts": count}
-    return Events(Chunk(RUN, sample, 0, count), "2020e-13tev", cutflow, events(count))
+    return Events(Chunk(RUN, sample, 0, count), SETTINGS_2020, cutflow, events(count))
 
 
 def selected(**changed: Any) -> ak.Array:
@@ -101,7 +104,7 @@ def selected(**changed: Any) -> ak.Array:
 
 def selected_message(array: ak.Array | None = None) -> Selected:
     cutflow = {"read": 9, "four_leptons": 8, "pt_cuts": 5, "charge": 3, "flavour": 2}
-    return Selected(CHUNK, "demo", cutflow, selected() if array is None else array)
+    return Selected(CHUNK, SETTINGS_DEMO, cutflow, selected() if array is None else array)
 
 
 def bits(array: ak.Array) -> dict[str, tuple[str, bytes]]:
@@ -234,10 +237,12 @@ def test_a_field_out_of_its_range_is_refused_with_the_reason(
 @pytest.mark.parametrize("message", JSON_MESSAGES, ids=lambda message: message.kind)
 def test_a_missing_field_is_refused_and_an_unknown_one_ignored(message: Message) -> None:
     content = json.loads(message.encode())
-    by_kind = {
+    by_kind: dict[type[Message], set[str]] = {
         ChunkTask: {"file"},
-        SamplePlan: {"entries", "bounds", "problem", "file"},
-        RequeueNotice: {"run_id", "sample", "start", "stop"},
+        SamplePlan: {"entries", "bounds", "problem", "file", "digest"},
+        ChunkFailed: {"digest"},
+        RunFailed: {"digest"},
+        RequeueNotice: {"run_id", "sample", "start", "stop", "digest"},
     }
     optional = by_kind.get(type(message), set())
     for name in content.keys() - optional:
@@ -273,7 +278,7 @@ def test_a_body_too_large_for_the_broker_is_refused_by_the_sender() -> None:
 def with_header(**changes: Any) -> bytes:
     message = events_message(2)
     chunk = {"run_id": RUN, "sample": "Zee", "start": 0, "stop": 2}
-    header = {"chunk": chunk, "release": message.release, "cutflow": message.cutflow}
+    header = {"chunk": chunk, "settings": asdict(message.settings), "cutflow": message.cutflow}
     return array_pickle.dumps(header | changes, message.events)
 
 
@@ -283,8 +288,9 @@ def with_header(**changes: Any) -> bytes:
         ({"cutflow": {"read": -1}}, "cutflow"),
         ({"cutflow": {"read": 1.5}}, "cutflow"),
         ({"cutflow": {"no_such_step": 1}}, "steps that 2020e-13tev has not"),
-        ({"release": "2019"}, "release '2019' is not known"),
-        ({"release": "../.."}, "release"),
+        ({"settings": {"release": "2019"}}, "release '2019' is not known"),
+        ({"settings": {"release": "../.."}}, "release"),
+        ({"settings": {"fraction": 2.0}}, "FRACTION"),
         ({"chunk": {"run_id": RUN, "sample": "Zee2", "start": 0, "stop": 2}}, "sample 'Zee2' is not in release"),
         ({"chunk": {"run_id": "../x", "sample": "Zee", "start": 0, "stop": 2}}, "run_id"),
         ({"chunk": {"run_id": RUN, "sample": "Zee", "start": 2, "stop": 0}}, "end before they start"),

@@ -53,6 +53,8 @@ ORPHANED_AFTER_S = 3600.0
 ORPHAN_CHECK_EVERY_S = 60.0
 #: How often the service checks that its database file is still there; each transaction checks it, too.
 FILE_CHECK_EVERY_S = 10.0
+#: How many of the chunks that are dropped are named in the log.
+_NAMED = 20
 #: The number of runs for which the service remembers that it published their result.
 _MAX_PUBLISHED = 1_000
 
@@ -110,6 +112,9 @@ class AnalysisService(Service):
 
     def _handle(self, message: Message) -> Sequence[Message]:
         match message:
+            case RunPlan() if self._has_other_settings(message.run_id, message.digest):
+                log.warning("run %s: a request is refused: %s", message.run_id, _OTHER_SETTINGS)
+                return [RunFailed(message.run_id, _OTHER_SETTINGS, message.digest)]
             case RunPlan():
                 self._begun.setdefault(message.run_id, time.monotonic())
                 self._store.begin(message, time.time())
@@ -118,6 +123,8 @@ class AnalysisService(Service):
                 return self._status_of_all()
             case StatusRequest(run_id=str(run_id)):
                 return self._outcome(run_id) or self._progress(run_id)
+            case SamplePlan() | ChunkFailed() | Selected() if self._has_other_settings(run_of(message), message.digest):
+                raise MessageError(f"{message.kind} of run {run_of(message)}: {_OTHER_SETTINGS}")
             case SamplePlan():
                 self._store.plan(message)
                 return self._state(message.run_id)
@@ -195,7 +202,7 @@ class AnalysisService(Service):
             if now - since >= ORPHANED_AFTER_S:
                 problem = f"chunks arrived, but no plan of the run within {ORPHANED_AFTER_S / 3600:g} h"
                 names = self._store.drop_orphaned(run_id, problem)
-                log.warning("run %s: %s; dropped: %s", run_id, problem, ", ".join(names))
+                log.warning("run %s: %s; dropped %d: %s", run_id, problem, len(names), ", ".join(names[:_NAMED]))
                 self.publish([self._failed(run_id, problem)])
 
     def _failed(self, run_id: str, problem: str) -> RunFailed:
@@ -238,7 +245,7 @@ class AnalysisService(Service):
         """Mark what a dead-lettered message carried as lost."""
         problem = f"a message in {notice.queue} could not be handled: {notice.problem}"
         run_id = notice.run_id
-        if run_id is None:
+        if run_id is None or self._has_other_settings(run_id, notice.digest):
             return []
         run = self._store.run(run_id)
         if notice.queue == topology.VISUALISATION.name:  # a result that cannot be drawn
@@ -256,7 +263,9 @@ class AnalysisService(Service):
 
     def _on_requeued(self, notice: RequeueNotice) -> Sequence[Message]:
         """Wait again for what a requeued dead letter carries, also if its run has ended."""
-        if notice.run_id is None or notice.queue == topology.VISUALISATION.name:
+        if notice.run_id is None or self._has_other_settings(notice.run_id, notice.digest):
+            return []
+        if notice.queue == topology.VISUALISATION.name:
             return []
         self._store.reopen(notice.run_id, notice.sample, notice.chunk)
         return self._state(notice.run_id, changed=True)
@@ -280,6 +289,10 @@ class AnalysisService(Service):
         self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
         return [Result(run_id, final=False, result=result)]
 
+    def _has_other_settings(self, run_id: str | None, digest: str | None) -> bool:
+        """Whether a message belongs to another request for this run than the first one, with other settings."""
+        return run_id is not None and digest is not None and self._store.digest(run_id, digest) != digest
+
     def _now(self, run: Run) -> float:
         """The time in seconds since 1970: when the run began, and what has passed since by the monotonic clock.
 
@@ -292,7 +305,7 @@ class AnalysisService(Service):
         """The message with a final result; where it is too large for a message, the run fails."""
         final = Result(run_id, final=True, result=result)
         try:
-            final.encode()
+            final.encode()  # raises where it is too large
         except MessageError as error:
             return self._failed(run_id, f"its result cannot be published: {error}")
         return final
@@ -334,6 +347,8 @@ def _check_cutflow(message: Selected, analysis: Analysis) -> None:
     if cutflow.keys() != set(analysis.steps) or cutflow[analysis.steps[-1]] != len(message.events):
         raise MessageError(f"selected: {message.chunk} has {len(message.events)} events and the cutflow {cutflow}")
 
+
+_OTHER_SETTINGS = "the run of this id was requested before with other settings; request it under another id"
 
 _BROKERS_REASONS = {
     "delivery_limit": "it was delivered too often without an outcome",

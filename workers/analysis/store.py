@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from common.errors import DamagedError
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from workers.analysis.database import Database
+
+#: How many problems of a run a message lists, and with how many characters each.
+MAX_PROBLEMS, MAX_PROBLEM = 100, 1_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,17 @@ class Store:
     def check_file(self) -> None:
         """Raise DatabaseError if the database file was deleted or replaced."""
         self.database.check_file()
+
+    def digest(self, run_id: str, given: str) -> str:
+        """Return the digest of a run's settings: that of the first message about the run.
+
+        If this is the first one, ``given`` is stored; it is kept for ever.
+        """
+        row = self.database.row("SELECT digest FROM requests WHERE run_id = ?", run_id)
+        if row is None:
+            with self.database.transaction() as db:
+                db.execute("INSERT INTO requests VALUES (?, ?)", (run_id, given))
+        return given if row is None else str(row[0])
 
     def begin(self, plan: RunPlan, begun: float | None = None) -> None:
         """Store a run's settings and the samples it consists of; ``begun`` is now, in seconds since 1970."""
@@ -301,7 +316,11 @@ class Store:
             raise DamagedError(f"{found} of the {planned} planned chunks of {sample} are in the database")
 
     def problems(self, run_id: str) -> list[str]:
-        """The reasons why a run is not complete, as text, in a fixed order."""
+        """The reasons why a run is not complete, as text, in a fixed order.
+
+        Of more than MAX_PROBLEMS, the first and the number of the others; a longer one than MAX_PROBLEM characters
+        is cut. The database has all of them.
+        """
         samples = self.database.rows(
             "SELECT sample, CASE WHEN planned THEN problem ELSE lost END AS why FROM samples "
             "WHERE run_id = ? AND why IS NOT NULL ORDER BY sample",
@@ -312,11 +331,18 @@ class Store:
             "WHERE run_id = ? AND planned AND problem IS NOT NULL ORDER BY sample, start",
             run_id,
         )
-        return [f"{what}: {problem}" for what, problem in (*samples, *chunks)]
+        everything = chain(samples, chunks)
+        found = [_cut(f"{what}: {problem}") for what, problem in islice(everything, MAX_PROBLEMS)]
+        more = sum(1 for _ in everything)
+        return [*found, f"and {more:,} more, which are in the database of the analysis"] if more else found
 
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_PROBLEM else text[: MAX_PROBLEM - 1] + "…"
 
 
 def _checksum(cutflow: str, sums: bytes, weights: bytes, dtype: str) -> int:

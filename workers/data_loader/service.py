@@ -81,8 +81,8 @@ class DataLoader(Service):
             bounds = reading.chunk_bounds(file.path, analysis, sample, task.settings)
             file.check(identity)
         except DataError as error:
-            return [SamplePlan(task.run_id, task.sample, problem=str(error))]
-        plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds, file=identity)
+            return [SamplePlan(task.run_id, task.sample, problem=str(error), digest=task.digest)]
+        plan = SamplePlan(task.run_id, task.sample, bounds[-1], bounds, file=identity, digest=task.digest)
         whole_file = Chunk(task.run_id, task.sample, 0, bounds[-1])
         tasks = [ChunkTask(chunk, task.settings, identity) for chunk in plan.chunks]
         # Read the first chunk now, so that the other services have work while the next files are planned.
@@ -119,8 +119,8 @@ class DataLoader(Service):
                 file.check(task.file)  # again: it may have been replaced since
             events, cutflow = reading.select(arrays, analysis, sample, task.settings)
         except DataError as error:
-            return [ChunkFailed(chunk, str(error))]
+            return [ChunkFailed(chunk, str(error), task.digest)]
         return [
-            Events(chunk, analysis.release, cutflow, events),
+            Events(chunk, task.settings, cutflow, events),
             Progress("data-loader", chunk),
         ]

@@ -30,21 +30,21 @@ class DataProcessor(Service):
         """Select the events of a chunk."""
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
-        selected, cutflow = select(message.events, ANALYSES[message.release])
+        selected, cutflow = select(message.events, ANALYSES[message.release], message.settings)
         return [
-            Selected(message.chunk, message.release, {**message.cutflow, **cutflow}, selected),
+            Selected(message.chunk, message.settings, {**message.cutflow, **cutflow}, selected),
             Progress("data-processor", message.chunk),
         ]
 
 
-def select(events: ak.Array, analysis: Analysis) -> tuple[ak.Array, dict[str, int]]:
+def select(events: ak.Array, analysis: Analysis, settings: RunSettings) -> tuple[ak.Array, dict[str, int]]:
     """Apply the data-processor's steps; returns the records of ``Selected`` and the cutflow."""
     columns = columns_of(events)
     found = analysis.objects(columns)
     passed = np.ones(len(events), dtype=np.bool_)
     cutflow: dict[str, int] = {}
     for step in analysis.processor_steps:
-        passed &= step.passes(found, RunSettings())
+        passed &= step.passes(found, settings)
         cutflow[step.name] = int(passed.sum())
     columns = {name: np.compress(passed, values, axis=0) for name, values in columns.items()}
     found = analysis.objects(columns)

@@ -159,7 +159,7 @@ class _Run:
     def update(self, message: Message) -> None:
         match message:
             case RunStarted(settings=settings):
-                self.settings = settings
+                self.settings = self.settings or settings
             case Progress(chunk=chunk):
                 self.progress.update(message)
                 self.fetching.pop(chunk.sample, None)
@@ -170,8 +170,12 @@ class _Run:
                 self.result, self.is_drawing = result, final
                 self.result_version += 1
                 self.has_failed, self.problem = False, None
-            case RunFailed(problem=problem):
+            case RunFailed(problem=problem, digest=digest) if not digest or self.settings_are(digest):
                 self.has_failed, self.problem = True, problem
+
+    def settings_are(self, digest: str) -> bool:
+        """Whether the settings of the run have this digest."""
+        return self.settings is not None and self.settings.digest == digest
 
     def snapshot(self) -> LiveRun:
         total, read = self.progress.total_events, _events_read(self.result)
