@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from common import topology
 from common.delivery import Delivery
-from common.errors import BrokerError, MessageError
+from common.errors import BrokerError, DatabaseError, MessageError
 from common.messages import (
     Chunk,
     ChunkFailed,
@@ -63,10 +64,13 @@ RUN: list[Message] = [RUN_PLAN, *PLANS, *map(of_chunk, CHUNKS)]
 
 @dataclass
 class Clock:
+    """Two clocks: ``ahead`` is by how many seconds the system's clock was set forward."""
+
     now: float = 2000.0
+    ahead: float = 0.0
 
     def time(self) -> float:
-        return self.now
+        return self.now + self.ahead
 
     def monotonic(self) -> float:
         return self.now
@@ -723,6 +727,35 @@ def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
     assert sent.messages == [failed]
 
 
+def test_chunks_wait_an_hour_for_their_plan_if_the_clock_is_set_forward(
+    analysis: AnalysisService, clock: Clock
+) -> None:
+    sent = Published(analysis)
+    plans = [RUN_PLAN, *PLANS]
+    handle_all(analysis, without(*plans))
+    analysis.poll()
+    clock.now += 60
+    clock.ahead = 86_400
+    analysis.poll()
+
+    assert final_of(analysis, plans)["complete"]
+    assert sent.messages == []
+
+
+@pytest.mark.parametrize("ahead", [-60.0, 60.0])
+def test_the_duration_of_a_run_depends_on_no_clock_that_is_set(
+    analysis: AnalysisService, clock: Clock, ahead: float
+) -> None:
+    analysis.handle(replace(RUN_PLAN, submitted=clock.time() + ahead))
+    clock.now += 20
+    clock.ahead = ahead
+
+    timing = final_of(analysis, RUN[1:])["timing"]
+
+    assert (timing["seconds"], timing["finished"]) == (20.0, "1970-01-01T00:33:40.000Z")
+    assert timing["events_per_second"] == 160 / 20
+
+
 def test_a_plan_that_arrives_59_minutes_after_its_chunks_completes_the_run(
     analysis: AnalysisService, clock: Clock
 ) -> None:
@@ -749,6 +782,93 @@ def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(
     assert not result["complete"]
     assert [problem.partition(":")[0] for problem in result["problems"]] == sorted(BOUNDS)
     assert all("no plan of the run" in problem for problem in result["problems"])
+
+
+# --- a damaged database -----------------------------------------------------
+
+
+ENDS = ("first", "second")
+
+
+class NoFits(FitPool):
+    """A pool without a worker process, for runs that have no fit."""
+
+    def start(self) -> None: ...
+
+
+def messages_of(run_id: str) -> list[Message]:
+    def renamed(message: Message) -> Message:
+        if isinstance(message, Selected):
+            return replace(message, chunk=replace(message.chunk, run_id=run_id))
+        return replace(message, **{"run_id": run_id})
+
+    return [renamed(message) for message in RUN]
+
+
+def pages_of_two_runs(path: Path) -> int:
+    """Make a database with two runs that miss their last chunk; returns the number of its pages of 4 KiB."""
+    analysis = AnalysisService(read({}), Store(path), NoFits())
+    for run_id in ("first", "second"):
+        handle_all(analysis, messages_of(run_id)[:-1])
+    analysis.close()
+    return path.stat().st_size // 4096
+
+
+def test_of_a_damaged_database_every_run_is_right_or_given_up(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = {run_id: final_of(AnalysisService(read({}), Store(None)), messages_of(run_id)) for run_id in ENDS}
+    original, path = tmp_path / "original.sqlite", tmp_path / "analysis.sqlite"
+    pages = pages_of_two_runs(original)
+    ends: Counter[str] = Counter()
+    stopped: list[str] = []
+    for page in range(1, pages):
+        content = bytearray(original.read_bytes())
+        content[4096 * page : 4096 * (page + 1)] = np.random.default_rng(page).bytes(4096)
+        path.write_bytes(content)
+        analysis = AnalysisService(read({}), Store(path), NoFits())
+        published = Published(analysis).messages
+        try:
+            analysis.poll()
+            for run_id in ENDS:
+                published += analysis.handle(messages_of(run_id)[-1])
+        except DatabaseError as error:
+            stopped.append(str(error))
+        else:
+            finals = {message.run_id: message.result for message in results(published) if message.final}
+            failed = {message.run_id: message.problem for message in published if isinstance(message, RunFailed)}
+            assert all(finals[run_id] == expected[run_id] for run_id in finals)
+            assert all("it is damaged in the database" in failed[run_id] for run_id in failed)
+            assert all(f"run {run_id}: " in caplog.text for run_id in failed)
+            assert finals.keys() | failed.keys() == set(ENDS), page
+            ends[f"{len(failed)} given up"] += 1
+        analysis.close()
+        for file in tmp_path.glob("analysis.sqlite*"):
+            file.unlink()
+    assert all(f"DATABASE={str(path)!r}: " in problem for problem in stopped)
+    assert ends["1 given up"] > 0
+    assert len(stopped) < pages / 4
+
+
+def test_a_deleted_database_fails_its_runs_within_a_minute_and_ends_the_service(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "analysis.sqlite"
+    analysis = AnalysisService(read({}), Store(path), NoFits())
+    sent = Published(analysis)
+    handle_all(analysis, RUN[:3])
+    analysis.poll()
+    path.unlink()
+    clock.now += 59
+
+    with pytest.raises(DatabaseError, match="was deleted or replaced"):
+        analysis.poll()
+
+    (failed,) = sent.messages
+    assert isinstance(failed, RunFailed)
+    assert "submit them again" in failed.problem
+    analysis.close()
+
+
+# --- the end ------------------------------------------------------------------
 
 
 def test_a_complete_run_keeps_no_chunk_that_its_plan_does_not_have(analysis: AnalysisService, store: Store) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DamagedError, SettingsError, Unavailable
+from common.errors import DamagedError, DatabaseError, SettingsError, Unavailable
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
@@ -411,6 +411,38 @@ def test_a_locked_database_is_tried_again_and_nothing_is_lost(tmp_path: Path) ->
 
     assert final(store) == EXPECTED
     store.close()
+
+
+def test_an_error_that_a_retry_cannot_fix_is_not_waited_for(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "analysis.sqlite")) as store:
+        list(store.database.rows("DROP TABLE samples"))
+
+        with pytest.raises(DatabaseError, match=r"DATABASE='.*analysis\.sqlite': no such table: samples"):
+            store.begin(RunPlan("run", 1000.0, SETTINGS))
+        with pytest.raises(DatabaseError, match="no such table: samples"):
+            store.is_settled("run")
+
+
+def test_a_python_with_a_sqlite_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 22, 0))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.22.0")
+
+    with pytest.raises(SettingsError, match=r"SQLite 3\.22\.0; install 3\.24\.0 or later"):
+        Store(None)
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_nothing_is_added_to_a_database_file_that_is_gone(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "analysis.sqlite"
+    with closing(Store(path)) as store:
+        store.begin(RunPlan("run", 1000.0, SETTINGS))
+        path.unlink()
+        if replaced:
+            path.touch()
+
+        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE))):
+            with pytest.raises(DatabaseError, match=r"analysis\.sqlite': the file was deleted or replaced"):
+                use()
 
 
 def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -150,7 +150,10 @@ class AnalysisService(Service):
                 self.publish(self._resume(run_id))
             self._resumed = True
         for run_id, outcome in self._fits.outcomes().items():
-            self._end(run_id, outcome)
+            try:
+                self._end(run_id, outcome)
+            except DamagedError as error:
+                self.publish(self._give_up(run_id, error))
             self._fits.forget(run_id)
         now = time.monotonic()
         if now >= self._next_file_check:
@@ -197,7 +200,12 @@ class AnalysisService(Service):
     def _drop_orphaned(self) -> None:
         """Drop the chunks of runs that have had no plan for an hour."""
         now = time.monotonic()
-        self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in self._store.orphaned()}
+        try:
+            orphaned = self._store.orphaned()
+        except DamagedError as error:
+            log.error("chunks without a plan cannot be found: %s", error)
+            return
+        self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in orphaned}
         for run_id, since in self._orphaned_since.items():
             if now - since >= ORPHANED_AFTER_S:
                 problem = f"chunks arrived, but no plan of the run within {ORPHANED_AFTER_S / 3600:g} h"
@@ -222,9 +230,12 @@ class AnalysisService(Service):
         """Return the failed runs, and the settings and progress of the runs under way."""
         answers: list[Message] = [RunFailed(run_id, problem) for run_id, problem in self._store.failures()]
         for run_id in self._store.unfinished():
-            run = self._store.run(run_id)
-            if run is not None and self._store.result(run_id) is None:
-                answers += [RunStarted(run_id, run.settings), *self._progress(run_id)]
+            try:
+                run = self._store.run(run_id)
+                if run is not None and self._store.result(run_id) is None:
+                    answers += [RunStarted(run_id, run.settings), *self._progress(run_id)]
+            except DamagedError as error:
+                answers += self._give_up(run_id, error)
         return answers
 
     def _progress(self, run_id: str) -> Sequence[Message]:

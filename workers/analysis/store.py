@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DamagedError
+from common.errors import DamagedError, SettingsError
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from workers.analysis.database import Database
@@ -247,7 +247,13 @@ class Store:
     def run(self, run_id: str) -> Run | None:
         """The run with this id; None if it has no plan."""
         row = self.database.row("SELECT submitted, begun, settings FROM runs WHERE run_id = ?", run_id)
-        return None if row is None else Run(run_id, row[0], row[1], RunSettings.from_json(_json(row[2], "settings")))
+        if row is None:
+            return None
+        submitted, begun, settings = row
+        try:
+            return Run(run_id, submitted, begun, RunSettings.from_json(_json(settings, "settings")))
+        except SettingsError as error:
+            raise DamagedError(f"the settings of the run cannot be read from the database: {error}") from None
 
     def result(self, run_id: str) -> dict[str, Any] | None:
         """A run's final result; None if it is not finished."""
@@ -303,7 +309,8 @@ class Store:
             found += 1
             if cutflow is None:
                 continue
-            if sums is None or weights is None or _checksum(cutflow, sums, weights, dtype) != checksum:
+            parts = (cutflow, sums, weights, dtype)
+            if [type(part) for part in parts] != [str, bytes, bytes, str] or _checksum(*parts) != checksum:
                 raise DamagedError(f"the histograms of {Chunk(run_id, sample, start, stop)} are not as they were added")
             yield PartialSums(
                 _json(cutflow, "cutflow"),
@@ -352,5 +359,5 @@ def _checksum(cutflow: str, sums: bytes, weights: bytes, dtype: str) -> int:
 def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DamagedError(f"the {what} of the run cannot be read from the database: {error}") from None
