@@ -98,7 +98,7 @@ class RunSettings:
     @cached_property
     def digest(self) -> str:
         """A text that is the same for the same settings only; two requests for one run must have the same."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(asdict(self.without_credentials()), sort_keys=True).encode()).hexdigest()[:16]
 
     def entries_of(self, entries_in_file: int) -> int:
         """How many of a file's entries the run reads: ⌊fraction·N⌋, exact for decimal fractions."""
