@@ -38,7 +38,6 @@ from common.analyses import Analysis, Sample
 from common.messages import Chunk, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
-from physics.hzz4l.constants import MEV_PER_GEV
 from physics.hzz4l.toy import files as demo
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
@@ -113,7 +112,7 @@ class Laboratory:
 
     def __init__(self, cache: Path) -> None:
         self.release = ANALYSES["demo"]
-        self.run = ANALYSES.resolve(RunSettings(release=self.release.name))
+        self.run = ANALYSES.resolve(RunSettings(release=self.release.release))
         self._common = {
             sample.name: self._of_file(sample, cache)
             for sample in self.release.samples
@@ -151,11 +150,11 @@ class Laboratory:
     def _drawn(self, rng: np.random.Generator, sample: Sample, m4l_scale: float) -> PartialSums:
         """Draw a data sample, or a simulated one with a Poisson number of entries about that of the demo release."""
         if sample.is_data:
-            leptons, count, columns = demo.data_block(rng, sample, self.release)
+            branches = demo.data_block(rng, self.release, sample)
         else:
             entries = demo.shares(self.release, self.run.demo_events)[sample.name]
-            leptons, count, columns = demo.simulated_block(rng, sample, 0, int(rng.poisson(entries)), entries)
-        branches = {**columns, **demo.lepton_columns(leptons, count, MEV_PER_GEV)}
+            n = int(rng.poisson(entries))
+            branches = demo.simulated_block(rng, self.release, sample, n, first=0, entries=entries)
         scale = m4l_scale if sample.is_data else 1.0
         return _partial(ak.Array(branches), self.release, sample, self.run, scale)
 

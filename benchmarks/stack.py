@@ -104,7 +104,7 @@ def toy_release(events: int, cache: Path, *, all_branches: bool = False) -> Path
     Returns its directory.
     """
     for sample in DEMO.samples:
-        path = demo_file(sample, DEMO, events, cache / DEMO.name, all_branches=all_branches)
+        path = demo_file(sample, DEMO, events, cache / DEMO.release, all_branches=all_branches)
     return path.parents[1]
 
 

@@ -1,6 +1,6 @@
 """What is analysed: one package for each analysis, one module for each release."""
 
 from common.analyses import Analyses
-from physics.hzz4l import demo, release_2020e, release_2025e
+from physics.hzz4l import demo, demo_2025, release_2020e, release_2025e
 
-ANALYSES = Analyses(release_2020e.ANALYSIS, release_2025e.ANALYSIS, demo.ANALYSIS)
+ANALYSES = Analyses(release_2020e.ANALYSIS, release_2025e.ANALYSIS, demo.ANALYSIS, demo_2025.ANALYSIS)

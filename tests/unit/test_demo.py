@@ -18,6 +18,7 @@ from common.errors import SettingsError
 from physics import ANALYSES
 from physics.hzz4l.release_2020e import WEIGHTS, cross_section_weight
 from physics.hzz4l.toy import files as demo
+from physics.hzz4l.toy.layout_2020 import mean_weight
 from physics.hzz4l.toy.samples import TOY_SAMPLES
 
 EVENTS = 60_000
@@ -142,7 +143,7 @@ def test_the_passing_fraction_that_normalises_weights_is_that_of_the_events(name
 def test_the_expected_sum_of_weights_does_not_depend_on_the_number_of_events(events: int) -> None:
     for sample in SIMULATED:
         entries = demo.shares(DEMO, events)[sample.name]
-        total = entries * demo.mean_weight(sample, entries) * cross_section_weight(sample, 10)
+        total = entries * mean_weight(sample, entries) * cross_section_weight(sample, 10)
         toy = TOY_SAMPLES[sample.name]
         assert total * toy.passing == pytest.approx(toy.yield_10_ifb)
 

@@ -133,7 +133,7 @@ def test_the_demo_is_labelled_as_a_toy_and_has_no_address() -> None:
     assert demo.toy
     assert "TOY" in demo.title
     assert demo.record_urls + demo.other_urls == ()
-    assert set(ANALYSES) == {"2020e-13tev", "2025e-13tev-beta", "demo"}
+    assert set(ANALYSES) == {"2020e-13tev", "2025e-13tev-beta", "demo", "demo-2025"}
 
 
 def test_the_cross_section_weight_is_luminosity_times_cross_section_over_sum_w() -> None:

@@ -1,1 +1,1 @@
-"""The toy release ``demo``: files of the layout of the real 2020 release, made from a seed."""
+"""The toy releases ``demo`` and ``demo-2025``: files of the layout of the real releases, made from a seed."""

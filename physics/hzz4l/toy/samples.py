@@ -1,8 +1,9 @@
-"""The simulated samples of the ``demo`` release: toy yields, spectra and lepton multiplicities.
+"""The simulated samples of the toy releases: toy yields, spectra and lepton multiplicities.
 
-The yields are the rounded ones of the real 2020 release at 10 fb⁻¹ after the charge
+The yields of ``demo`` are the rounded ones of the real 2020 release at 10 fb⁻¹ after the charge
 and flavour steps; the spectra are adjusted by eye to the Zee, tt̄, WH and data files
-of the real release. Both are toy numbers, not predictions.
+of the real release. The yields of ``demo-2025`` follow, roughly, from the numbers of events that the
+HZZAnalysis notebook selects of each file of the real 2025 release. All are toy numbers, not predictions.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from common.analyses import Sample
-from common.errors import SettingsError
 from physics.hzz4l.toy.events import (
     ELECTRON,
     HIGGS_MASS_GEV,
@@ -43,14 +42,19 @@ from physics.hzz4l.toy.events import (
     z_photon_pairs,
 )
 
+# Standard deviation of the scale factors of simulation about 1.
+SCALE_FACTOR_SPREAD = 0.03
+
 
 @dataclass(frozen=True)
 class ToySample:
     """The toy of one simulated sample.
 
-    ``yield_10_ifb`` is the expected number of events at 10 fb⁻¹ that pass the charge
-    and flavour steps; ``passing`` is the fraction of events that pass them, known by
-    construction; ``draw`` draws n accepted events of four leptons.
+    ``yield_10_ifb`` is the expected number of selected events at 10 fb⁻¹; ``passing`` is
+    the fraction of events that are selected; ``draw`` draws n accepted events of four leptons,
+    of which the first ``prompt`` are prompt and the others fakes. ``entries`` is the number of
+    simulated events relative to that of the other samples (None: that of the release).
+    For ``demo``, selected is what passes the charge and flavour steps, known by construction.
     """
 
     yield_10_ifb: float
@@ -58,10 +62,12 @@ class ToySample:
     draw: Callable[[np.random.Generator, int], Leptons]
     fifth_lepton: float = 0.005
     negative_weights: float = 0.0
+    prompt: int = 4
+    entries: int | None = None
 
     @property
     def events_per_ifb(self) -> float:
-        """Expected number of accepted events per fb⁻¹, before the charge and flavour steps."""
+        """Expected number of accepted events per fb⁻¹, before the selection."""
         return self.yield_10_ifb / 10 / self.passing
 
 
@@ -187,12 +193,60 @@ TOY_SAMPLES: Mapping[str, ToySample] = MappingProxyType(
 )
 
 
-def toy_sample(sample: Sample) -> ToySample:
-    """Return the toy of a simulated sample; raises SettingsError if it has none."""
-    try:
-        return TOY_SAMPLES[sample.name]
-    except KeyError:
-        raise SettingsError(f"sample {sample.name!r} has no toy; the demo simulates {', '.join(TOY_SAMPLES)}") from None
+def _of_2025(
+    events: float,
+    passing: float,
+    draw: Callable[[np.random.Generator, int], Leptons],
+    *,
+    prompt: int = 4,
+    entries: int | None = None,
+    negative_weights: float = 0.0,
+) -> ToySample:
+    """Return the toy of a sample that gives so many selected events at the 36.6 fb⁻¹ of 2015 and 2016."""
+    return ToySample(events / 3.66, passing, draw, prompt=prompt, entries=entries, negative_weights=negative_weights)
+
+
+_Z_TO_EE = partial(z_jets, flavour=ELECTRON, fake_muons=0.4, opposite=0.55)
+_Z_TO_MUMU = partial(z_jets, flavour=MUON, fake_muons=0.4, opposite=0.55)
+_TOPS = partial(top_pairs, fake_muons=0.43, opposite=0.65)
+_TOPS_AND_EE = partial(top_pairs, fake_muons=0.0, opposite=1.0)
+_TOPS_AND_MUMU = partial(top_pairs, fake_muons=1.0, opposite=1.0)
+_BOSONS = partial(diboson, mistaken=0.05)
+_HIGGS = partial(higgs, median_pt_gev=25.0, pt_spread=1.0, mistaken=0.05)
+_HIGGS_AND_JETS = partial(higgs, median_pt_gev=65.0, pt_spread=0.7, mistaken=0.05)
+_HIGGS_AND_BOSON = partial(higgs, median_pt_gev=78.0, pt_spread=0.7, mistaken=0.36)
+
+# The fractions that pass are those of half a million events of each process. Rare samples have more events than in
+# the real release, so that some are selected.
+TOY_SAMPLES_2025: Mapping[str, ToySample] = MappingProxyType(
+    {
+        "ttbar": _of_2025(2.5, 0.0076, _TOPS, prompt=2),
+        "ttW": _of_2025(0.2, 0.0215, _TOPS, prompt=3, entries=2_000),
+        "ttee": _of_2025(10.0, 0.1, _TOPS_AND_EE, negative_weights=0.25),
+        "ttmumu": _of_2025(10.0, 0.1996, _TOPS_AND_MUMU, negative_weights=0.25),
+        "tttt": _of_2025(0.2, 0.0615, _TOPS, prompt=4, negative_weights=0.25),
+        "WWZ": _of_2025(3.7, 0.55, _BOSONS),
+        "WWW": _of_2025(0.02, 0.0215, _TOPS, prompt=3, entries=2_000),
+        "WZZ": _of_2025(0.01, 0.55, _BOSONS, entries=1_000),
+        "ZZZ": _of_2025(0.5, 0.55, _BOSONS),
+        "Zee_b": _of_2025(8.0, 0.01293, _Z_TO_EE, prompt=2, negative_weights=0.1),
+        "Zee_c": _of_2025(20.0, 0.01293, _Z_TO_EE, prompt=2, negative_weights=0.1),
+        "Zee_light": _of_2025(88.0, 0.01293, _Z_TO_EE, prompt=2, negative_weights=0.1),
+        "Zmumu_b": _of_2025(1.0, 0.00375, _Z_TO_MUMU, prompt=2, negative_weights=0.1),
+        "Zmumu_c": _of_2025(3.0, 0.00375, _Z_TO_MUMU, prompt=2, negative_weights=0.1),
+        "Zmumu_light": _of_2025(30.0, 0.00375, _Z_TO_MUMU, prompt=2, negative_weights=0.1),
+        # Ten times the events of the real release, so that the demo's ZZ* has small statistical uncertainties.
+        "llll": _of_2025(1080.0, 0.55, _BOSONS, entries=112_600, negative_weights=0.1),
+        "ggH125_ZZ4l": _of_2025(21.0, 0.44, _HIGGS),
+        "VBFH125_ZZ4l": _of_2025(2.0, 0.4726, _HIGGS_AND_JETS),
+        "ZH125": _of_2025(0.01, 0.329, _HIGGS_AND_BOSON, entries=1_000),
+        "WpH125": _of_2025(0.02, 0.329, _HIGGS_AND_BOSON, entries=1_000),
+        "WmH125": _of_2025(0.01, 0.329, _HIGGS_AND_BOSON, entries=1_000),
+        "ttH125_ZZ4l_allhad": _of_2025(0.08, 0.329, _HIGGS_AND_BOSON, negative_weights=0.02),
+        "ttH125_ZZ4l_semilep": _of_2025(0.08, 0.329, _HIGGS_AND_BOSON, negative_weights=0.02),
+        "ttH125_ZZ4l_dilep": _of_2025(0.02, 0.329, _HIGGS_AND_BOSON, negative_weights=0.02),
+    }
+)
 
 
 def with_fifth(rng: np.random.Generator, four: Leptons, fraction: float | Array) -> tuple[Leptons, Indices]:

@@ -1,4 +1,4 @@
-"""The branches of the real release that the analysis does not read, with plausible contents.
+"""The branches of the real 2020 release that the analysis does not read, with plausible contents.
 
 Benchmarks need them, because reading selected branches saves time only if there are others.
 """

@@ -1,0 +1,17 @@
+"""The toy release: the samples and numbers of 2025e-13tev-beta, with events that are made on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from physics.hzz4l import release_2025e
+from physics.hzz4l.demo import make_file
+
+ANALYSIS = replace(
+    release_2025e.ANALYSIS,
+    release="demo-2025",
+    title="TOY demo 2025",
+    toy=True,
+    record_urls=(),
+    make_file=make_file,
+)
