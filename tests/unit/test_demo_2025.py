@@ -116,7 +116,7 @@ def passing_of(name: str, n: int) -> float:
     sample = DEMO.sample(name)
     columns = demo.simulated_block(np.random.default_rng(1), DEMO, sample, n, first=0, entries=n)
     events, _ = reading.select(ak.Array(columns), DEMO, sample, RUN)
-    return len(select(events, DEMO)[0]) / n
+    return len(select(events, DEMO, RUN)[0]) / n
 
 
 @pytest.mark.parametrize(

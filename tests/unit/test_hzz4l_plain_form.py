@@ -132,7 +132,7 @@ def assert_the_same(arrays: ak.Array, analysis: Analysis, sample: Sample) -> int
     with np.errstate(all="ignore"):
         expected = plain(arrays, analysis, sample, run)
     events, _ = reading.select(arrays, analysis, sample, run)
-    chosen, _ = select(events, analysis)
+    chosen, _ = select(events, analysis, run)
     found = columns_of(chosen)
 
     assert len(found["m4l"]) == len(expected["m4l"])

@@ -97,7 +97,7 @@ def assert_as_reference(events: ak.Array, chosen: ak.Array) -> None:
 def test_random_events_are_selected_and_measured_as_by_the_reference(sample: Any) -> None:
     events = random_events(np.random.default_rng(7), 600, sample)
 
-    chosen, cutflow = select(events, ANALYSIS)
+    chosen, cutflow = select(events, ANALYSIS, NO_CUTS)
 
     assert_as_reference(events, chosen)
     neutral = sum(sum(charges) == 0 for charges in events.lep_charge.to_list())
@@ -117,7 +117,7 @@ def one_event(charges: tuple[int, ...], types: tuple[int, ...]) -> ak.Array:
 
 
 def test_selected_2e2mu_events_with_like_charged_pairs_have_no_z_candidates() -> None:
-    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), ANALYSIS)
+    chosen, _ = select(one_event((1, 1, -1, -1), (11, 11, 13, 13)), ANALYSIS, NO_CUTS)
 
     assert chosen.channel.to_list() == [1]
     assert math.isfinite(chosen.m4l[0])
@@ -141,13 +141,13 @@ def test_selected_2e2mu_events_with_like_charged_pairs_have_no_z_candidates() ->
 def test_the_charge_step_is_applied_before_the_flavour_step(
     charges: tuple[int, ...], types: tuple[int, ...], cutflow: dict[str, int]
 ) -> None:
-    assert select(one_event(charges, types), ANALYSIS)[1] == cutflow
+    assert select(one_event(charges, types), ANALYSIS, NO_CUTS)[1] == cutflow
 
 
 def test_no_events_give_no_selected_events() -> None:
     events = random_events(np.random.default_rng(1), 5)[:0]
 
-    chosen, cutflow = select(events, ANALYSIS)
+    chosen, cutflow = select(events, ANALYSIS, NO_CUTS)
 
     assert len(chosen) == 0
     assert cutflow == {"charge": 0, "flavour": 0}
@@ -165,7 +165,7 @@ def test_a_z_at_rest_has_the_mass_of_its_leptons() -> None:
         "lep_phi": np.array([[0, np.pi, 0.5, 0.5 - np.pi]], np.float32),
     }
 
-    chosen, _ = select(ak.Array(columns), ANALYSIS)
+    chosen, _ = select(ak.Array(columns), ANALYSIS, NO_CUTS)
 
     assert chosen.m_z1[0] == pytest.approx(91.188)
     assert chosen.m_z2[0] == pytest.approx(28.0)

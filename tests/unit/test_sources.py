@@ -22,6 +22,7 @@ from common.messages import ChunkFailed, ChunkTask, Events, FileTask, RunPlan, R
 from common.service import serve
 from common.settings import RunSettings, read
 from common.transport.embedded import EmbeddedTransport
+from physics import ANALYSES
 from tests.support.file_server import QUICK, Request, ScriptedServer, serving
 from tests.support.real_data import ANALYSIS, DATA, SIMULATION, four_leptons, write_file
 from workers.data_loader import root_file, sources
@@ -52,7 +53,7 @@ def fetcher(tmp_path: Path) -> Fetcher:
 
 
 def of_directory(directory: Path) -> RunSettings:
-    return RunSettings(data=str(directory), pt_cuts_gev=(), chunk_entries=10)
+    return RunSettings(data=str(directory), lumi_ifb=10.0, pt_cuts_gev=(), chunk_entries=10)
 
 
 # --- a directory of the user ---
@@ -184,7 +185,7 @@ def test_a_copy_of_the_file_with_another_time_is_the_same_file(data: Path, tmp_p
 
 def test_replicas_with_caches_of_their_own_read_each_others_plans_of_the_demo(tmp_path: Path) -> None:
     loaders = [DataLoader(read({"CACHE": str(tmp_path / name)})) for name in "ab"]
-    settings = RunSettings(release="demo", demo_events=1000, chunk_entries=10)
+    settings = ANALYSES.resolve(RunSettings(release="demo", demo_events=1000, chunk_entries=10))
     _, tasks = planned(loaders[0], settings)
     assert isinstance(loaders[1].handle(tasks[-1])[0], Events)
 
@@ -233,7 +234,7 @@ def release_at(server: ScriptedServer, body: bytes, monkeypatch: pytest.MonkeyPa
     )
     analyses = Analyses(analysis)
     for module in (physics, sources):
-        monkeypatch.setattr(module, "RELEASES", analyses)
+        monkeypatch.setattr(module, "ANALYSES", analyses)
     return analysis
 
 

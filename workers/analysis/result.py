@@ -61,7 +61,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     events = sum(document["events_read"] for document in documents.values())
     result = {
         "run_id": run.run_id,
-        "analysis": analysis.release,
+        "analysis": analysis.name,
         "release": analysis.release,
         "title": analysis.title,
         "toy": analysis.toy,
