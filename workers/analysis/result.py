@@ -67,7 +67,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "toy": analysis.toy,
         "complete": final and not problems,
         "problems": problems,
-        "warnings": _warnings(analysis, run.settings, documents) if final else [],
+        "warnings": _warnings(analysis, run.settings, documents, histograms) if final else [],
         "settings": run.settings.to_result(toy=analysis.toy),
         "samples": documents,
         "categories": {
@@ -153,53 +153,87 @@ def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
     """Return the events in the model's window, and what the HZZAnalysis notebook calls significance.
 
     That is N/√(B + 0.3·B²) with N = S + B; ``significance_s_b`` is S/√B. Both are None if no background is expected.
+    The errors are statistical: the roots of the sums of squared weights.
     """
     low, high = analysis.model.window
     edges = np.asarray(histogram["edges"])[:-1]
     inside = (edges >= low) & (edges < high)
 
-    def events(role: Role) -> float:
+    def events(role: Role, what: str = "values") -> float:
         found = [histogram[name] for name in analysis.with_role(role) if name in histogram]
-        return math.fsum(math.fsum(np.asarray(contents["values"])[inside]) for contents in found)
+        return math.fsum(math.fsum(np.asarray(contents[what])[inside]) for contents in found)
 
     background, signal = events("background"), events("signal")
+    background_variance, signal_variance = events("background", "variances"), events("signal", "variances")
     total = background + signal
     variance = background + BACKGROUND_UNCERTAINTY * background**2
     return {
         "low": low,
         "high": high,
+        "unit": analysis.observable(analysis.model.observable).unit,
         "n_data": round(events("data")),
         "n_signal": signal,
+        "n_signal_error": math.sqrt(signal_variance),
         "n_background": background,
+        "n_background_error": math.sqrt(background_variance),
         "n_signal_plus_background": total,
+        "n_signal_plus_background_error": math.sqrt(background_variance + signal_variance),
         "significance": total / math.sqrt(variance) if background > 0 else None,
         "significance_s_b": signal / math.sqrt(background) if background > 0 else None,
     }
 
 
-def _warnings(analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of the numbers has to know: what is missing, empty, or scaled by hand."""
+def _warnings(
+    analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any], histograms: Mapping[str, Any]
+) -> list[str]:
+    """Return what a reader of the numbers has to know: what is missing, empty, or scaled by hand.
+
+    The reasons that concern the whole run come first, then those of categories, histograms and samples.
+    """
     warnings = []
     missing = scaling_problem(analysis, settings)
     if missing is not None:
         warnings.append(missing)
+    selected = sum(document["events_selected"] for document in documents.values())
+    if not selected:
+        warnings.append("the run selects no event")
+    fitted = analysis.model.observable
     for category in analysis.categories:
         members = [sample.name for sample in analysis.samples if sample.category == category.name]
-        left_out = [name for name in members if name not in settings.samples]
+        present = [name for name in members if name in documents]
+        if not present:
+            is_data = category.role == "data"
+            warnings.append("the run has no data" if is_data else f"category {category.name} has no sample in this run")
+            continue
+        left_out = [name for name in members if name not in documents]
         if left_out and category.role != "data":
-            what = "has no sample in this run" if left_out == members else f"lacks {_names(left_out)}"
-            warnings.append(f"category {category.name} {what}")
-        elif left_out == members:
-            warnings.append("the run has no data")
+            warnings.append(f"category {category.name} lacks {_names(left_out)}")
+        if not any(documents[name]["events_selected"] for name in present):
+            if selected:
+                warnings.append(f"category {category.name} has no selected event")
+        elif _is_empty(histograms[fitted][category.name]):
+            warnings.append(f"category {category.name} has no event in the range of histogram {fitted}")
+    empty_ones = [name for name in analysis.histograms if all(map(_is_empty, _contents(histograms[name])))]
+    if selected and empty_ones:
+        warnings.append(f"no event is in {'histogram' if len(empty_ones) == 1 else 'histograms'} {_names(empty_ones)}")
     for name, document in documents.items():
-        before = "read"
+        before = None
         for step, events in document["cutflow"].items():
             if not events:
-                if document["cutflow"][before]:
-                    warnings.append(f"{name}: none of its {document['cutflow'][before]:,} events passes {step}")
+                none = "no event was read" if before is None else f"none of its {before:,} events passes {step}"
+                warnings.append(f"{name}: {none}")
                 break
-            before = step
+            before = events
     return warnings
+
+
+def _contents(histogram: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [contents for name, contents in histogram.items() if name != "edges"]
+
+
+def _is_empty(contents: Mapping[str, Any]) -> bool:
+    """Return True if no event was filled: weights may cancel, but their squares do not."""
+    return not any(contents["variances"])
 
 
 def scaling_problem(analysis: Analysis, settings: RunSettings) -> str | None:
