@@ -15,6 +15,10 @@ from rich.text import Text
 from common.delivery import DeadLetter
 from common.messages import Stage
 from common.progress import RunProgress
+from common.rounding import number, rounded, rounded_yield
+
+#: Tables may be wider than the terminal, because a number must not be cut.
+MAX_TABLE_WIDTH = 500
 
 _STAGES: Mapping[Stage, str] = {
     "plan": "files opened",
@@ -62,15 +66,18 @@ class Bars:
         self._progress.update(self._tasks["plan"], note=text)
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """Print the cutflow, the yields, the Higgs window and the fit above the bars, if any event was read."""
+        """Print the tables, the window, the fit and the warnings above the bars; only warnings if no event was read."""
         if document["complete"]:
             self._fill(document["samples"])
-        if not document["timing"]["events_per_second"]:
-            return
-        for table in tables(document):
-            self._progress.print(table)
-        self._progress.print(window_line(document), soft_wrap=True)
-        self._progress.print(fit_line(document), soft_wrap=True)
+        if document["timing"]["events_per_second"]:
+            for table in tables(document):
+                console = self._progress.console
+                table.width = console.measure(table, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum
+                console.print(table, soft_wrap=True)
+            for line in (*window_lines(document), fit_line(document)):
+                self._progress.print(Text(line), soft_wrap=True)
+        for warning in document.get("warnings", []):
+            self._progress.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
     def _fill(self, samples: Mapping[str, Any]) -> None:
         """Fill all bars; progress messages may have been lost with the connection."""
@@ -86,8 +93,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     steps = list(next(iter(result["samples"].values()))["cutflow"])
     lumi_ifb = settings["lumi"] * settings["fraction"]
     cutflow = _table(f"Cutflow, events ({result['title']}, {lumi_ifb:g} fb⁻¹)", "sample")
-    for column in (*(step.replace("_", " ") for step in steps), "yield", "±"):
-        cutflow.add_column(column.replace("four leptons", "4ℓ"), justify="right", no_wrap=True)
+    for column in (*(step.replace("_", "\n") for step in steps), "yield", "±"):
+        cutflow.add_column(column, justify="right", no_wrap=True)
     for name, sample in result["samples"].items():
         counts = [f"{sample['cutflow'][step]:,}" for step in steps]
         cutflow.add_row(name, *counts, *_yield(sample))
@@ -99,14 +106,24 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     return [cutflow, yields]
 
 
-def window_line(result: Mapping[str, Any]) -> str:
-    """Return the expected events in the Higgs window, and the notebook's significance N/√(B + 0.3·B²), in one line."""
+def window_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the events in the window around the signal, and the figures of S and B if a background is expected."""
     window = result["window"]
-    text = (
-        f"{window['low']:g} to {window['high']:g} GeV: {window['n_signal_plus_background']:.2f} expected, "
-        f"of which {window['n_background']:.2f} background"
-    )
-    return text if window["significance"] is None else f"{text}; N/√(B+0.3·B²) = {window['significance']:.2f}"
+
+    def expected(name: str) -> str:
+        return " ± ".join(rounded(window[name], window[f"{name}_error"]))
+
+    lines = [
+        f"{window['low']:g} to {window['high']:g} {window['unit']}".rstrip()
+        + f": {window['n_data']:,} data events, {expected('n_signal_plus_background')} expected"
+        + f" ({expected('n_signal')} signal, {expected('n_background')} background)"
+    ]
+    if window["significance"] is not None:
+        lines.append(
+            f"the notebook's figure N/√(B + 0.3·B²), N = S + B: {number(window['significance'], 3)}; "
+            f"S/√B: {number(window['significance_s_b'], 3)}"
+        )
+    return lines
 
 
 def fit_line(result: Mapping[str, Any]) -> str:
@@ -114,8 +131,9 @@ def fit_line(result: Mapping[str, Any]) -> str:
     fit = result["fit"]
     if fit is None:
         return f"no fit: {result.get('fit_problem') or 'not made'}"
+    strength, error = rounded(fit["signal_strength"], fit["signal_strength_error"])
     return (
-        f"signal strength {fit['signal_strength']:.2f} ± {fit['signal_strength_error']:.2f}; significance "
+        f"signal strength {strength} ± {error}; significance "
         f"{fit['significance_observed']:.2f} observed, {fit['significance_expected']:.2f} expected"
     )
 
@@ -129,9 +147,7 @@ def _table(title: str, first: str) -> Table:
 
 
 def _yield(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a yield and its uncertainty as text; a count has no decimals."""
-    is_count = entry["yield"] == entry["events_selected"]
-    return f"{entry['yield']:,.0f}" if is_count else f"{entry['yield']:,.6g}", f"{entry['yield_error']:.2g}"
+    return rounded_yield(entry["events_selected"], entry["yield"], entry["yield_error"])
 
 
 def dead_letters_table(dead_letters: Sequence[DeadLetter]) -> Table:
