@@ -241,7 +241,7 @@ class Summary:
 def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
     """Draw the pulls of the signal strength and of the mass, each with the normal distribution."""
     from workers.visualisation.plots.histograms import TOY_TITLE
-    from workers.visualisation.plots.stack import WARNING, style
+    from workers.visualisation.plots.stack import RED, style
 
     pulls = [one.pull for one in experiments]
     mass_pulls = [one.mass_pull for one in experiments if one.mass_pull is not None]
@@ -272,7 +272,7 @@ def picture(experiments: Sequence[Experiment], summary: Summary) -> Figure:
             outside = len(values) - int(counts.sum())
             if outside:
                 axes.annotate(f"{outside} outside", (0.96, 0.06), xycoords="axes fraction", ha="right", size=10)
-        figure.text(0.07, 0.94, f"{TOY_TITLE}: closure of the fit", color=WARNING, weight="bold", size=14)
+        figure.text(0.07, 0.94, f"{TOY_TITLE}: closure of the fit", color=RED, weight="bold", size=14)
     return figure
 
 

@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
 from common.errors import MessageError, SettingsError
-from workers.visualisation.plots.stack import figure_bytes, garwood_interval, histogram_figure
+from physics import ANALYSES
+from workers.visualisation.plots import stack
+from workers.visualisation.plots.stack import figure_bytes, garwood_interval
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
@@ -28,6 +30,10 @@ SIMULATION = ("z_ttbar", "zz", "signal")
 DATA = [2, 8, 25, 7, 6, 2, 6, 1, 5, 10, 2, 3, 5, 3, 4, 5, 1, 5, 3, 5, 10, 18, 18, 15, 18, 15, 19, 19, 7, 14,
         11, 9, 13, 0]  # fmt: skip
 PROBLEM = "llll: 3 of 12 chunks were dead-lettered, the first because its file ends early"
+
+
+def histogram_figure(document: dict[str, Any], histogram: str = "m4l") -> Figure:
+    return stack.histogram_figure(document, histogram)
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -49,12 +55,12 @@ def result(**changes: Any) -> dict[str, Any]:
         for category, (values, mean_weight) in templates.items():
             contents = {"values": values * share, "variances": values * share * mean_weight}
             histograms[name][category] = {part: numbers.tolist() for part, numbers in contents.items()}
-    samples = {"data_A": "data", "Zee": "z_ttbar", "llll": "zz", "ggH125_ZZ4lep": "signal"}
     document = {
         "run_id": "run1", "release": "2020e-13tev", "title": "ATLAS Open Data", "toy": False,
         "complete": True, "problems": [],
         "settings": {"lumi": 10.0, "fraction": 1.0, "pt_cuts": [20.0, 15.0, 10.0]},
-        "samples": {name: {"category": category} for name, category in samples.items()},
+        "warnings": [],
+        "samples": {sample.name: {"category": sample.category} for sample in ANALYSES["2020e-13tev"].samples},
         "histograms": histograms,
     }  # fmt: skip
     return document | changes
@@ -213,6 +219,51 @@ def test_a_long_problem_is_shortened_to_the_width_of_the_figure() -> None:
 
 def test_an_incomplete_run_without_a_problem_says_that_chunks_are_not_analysed() -> None:
     assert "INCOMPLETE: not all chunks are analysed" in texts(histogram_figure(result(complete=False)))
+
+
+def warning_line(figure: Figure) -> Any:
+    (line,) = [text for text in figure.texts if text.get_text().startswith("WARNING: ")]
+    return line
+
+
+def test_a_plot_shows_the_first_warning_and_the_number_of_others_without_a_watermark() -> None:
+    (line,) = histogram_figure(result(warnings=["simulation is scaled to 139 fb⁻¹", "b", "c"])).texts
+    assert line.get_text() == "WARNING: simulation is scaled to 139 fb⁻¹ (and 2 more)"
+    figure = histogram_figure(result(complete=False, problems=[PROBLEM], warnings=["a $x_{ b"]))
+    assert f"INCOMPLETE: {PROBLEM}" in texts(figure)
+    assert warning_line(figure).get_text() == "WARNING: a $x_{ b"
+    colours = {text.get_text()[:5]: text.get_color() for text in figure.texts}
+    assert colours["WARNI"] != colours["INCOM"]
+
+
+def test_lines_of_problems_and_warnings_do_not_overlap_and_are_above_the_plot() -> None:
+    long = "https://example.org/ℓ⁻¹" * 20
+    figure = histogram_figure(result(complete=False, problems=[long, "b"], warnings=[long, "b"]))
+    figure_bytes(figure, "png", DPI)
+    (problem,) = [text for text in figure.texts if text.get_text().startswith("INCOMPLETE: ")]
+    warning = warning_line(figure)
+    assert warning.get_text().endswith("… (and 1 more)")
+    assert warning.get_window_extent().x1 < figure.bbox.x1
+    assert problem.get_window_extent().y1 <= figure.bbox.y1
+    assert warning.get_window_extent().y1 <= problem.get_window_extent().y0
+    assert figure.axes[0].get_window_extent().y1 <= warning.get_window_extent().y0
+
+
+def test_the_legend_names_no_sample_that_the_run_does_not_have() -> None:
+    document = result()
+    for name in ("Zmumu", "ttbar_lep", "ZH125_ZZ4lep", "data_B"):
+        del document["samples"][name]
+    shown = texts(histogram_figure(document))
+    assert "Zee: 34" in shown
+    assert "bar{t}" not in shown
+    assert "$H\\to ZZ^{*}$ ($m_H$ = 125 GeV): 9.50\n(3 of 4 samples)" in shown
+    assert "Data: 294" in shown
+
+
+def test_the_legend_has_the_digits_that_the_uncertainty_allows() -> None:
+    shown = texts(histogram_figure(result()))
+    for expected in ("$ZZ^{*}$: 243.9", "bar{t}$: 34\n", "GeV): 9.50\n"):
+        assert expected in shown + "\n"
 
 
 def test_a_bin_without_data_has_no_point() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from workers.visualisation.plots.histograms import Contents, read_histogram, result_analysis, simulated
+from common.rounding import rounded
+from workers.visualisation.plots.histograms import Contents, legend_name, read_histogram, result_analysis, simulated
 from workers.visualisation.plots.scans import (
     ONE_SIGMA_BAND,
     TWO_SIGMA_BAND,
@@ -19,7 +20,7 @@ from workers.visualisation.plots.scans import (
     limits_figure,
     peak_figure,
 )
-from workers.visualisation.plots.stack import mark_incomplete, stack_figure, style
+from workers.visualisation.plots.stack import Layer, draw_status, histogram_figure, stack_figure, style
 
 #: Parameters whose correlations are all smaller than this are left out of the figure.
 MIN_CORRELATION = 0.1
@@ -37,7 +38,8 @@ def prefit_figure(result: Mapping[str, Any]) -> Figure:
 def postfit_figure(result: Mapping[str, Any]) -> Figure:
     """Draw the histogram as fitted, with the uncertainties after the fit."""
     fit = result["fit"]
-    mu = rf"After the fit, $\mu$ = {fit['signal_strength']:.2f} $\pm$ {fit['signal_strength_error']:.2f}"
+    value, error = rounded(fit["signal_strength"], fit["signal_strength_error"])
+    mu = rf"After the fit, $\mu$ = {value} $\pm$ {error}"
     return _expectation_figure(
         result, "postfit", [mu, f"Goodness of fit: $p$ = {fit['goodness_of_fit']['p_value']:.2g}"]
     )
@@ -66,7 +68,7 @@ def pulls_figure(result: Mapping[str, Any]) -> Figure:
         axes.tick_params(axis="y", which="both", left=False, right=False)
         axes.minorticks_off()
         draw_header(figure, result)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
@@ -101,11 +103,11 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
         axes.minorticks_off()
         figure.colorbar(mesh, ax=axes, label="Correlation", fraction=0.05, pad=0.02).minorticks_off()
         draw_header(figure, result)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
-#: The figures by the names of their files.
+#: The figures by the names of their files, without that of the model's peak.
 FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = MappingProxyType(
     {
         "fit_prefit": prefit_figure,
@@ -118,9 +120,11 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = MappingProxyType(
 )
 
 
-def fit_figure(result: Mapping[str, Any], name: str) -> Figure:
-    """Draw the figure of this name; that of the peak is called after the model's peak."""
-    return FIGURES.get(name, peak_figure)(result)
+def draw_figure(result: Mapping[str, Any], name: str) -> Figure:
+    """Draw the figure of this name: one of the fit, that of the model's peak, or a histogram."""
+    peak = result_analysis(result).model.peak
+    figures = {**FIGURES, **({} if peak is None else {f"fit_{peak.name}": peak_figure})}
+    return figures[name](result) if name in figures else histogram_figure(result, name)
 
 
 def _expectation_figure(result: Mapping[str, Any], which: str, notes: list[str]) -> Figure:
@@ -130,7 +134,12 @@ def _expectation_figure(result: Mapping[str, Any], which: str, notes: list[str])
     expected = result["fit"][which]
     zeros = np.zeros(len(edges) - 1)
     layers = [
-        (category, Contents(np.array(expected[category.name]["values"]), zeros))
+        Layer(
+            category,
+            legend_name(result, category),
+            Contents(np.array(expected[category.name]["values"]), zeros),
+            result["fit"]["yields"][which][category.name]["yield_error"],
+        )
         for category in simulated(result)
         if category.name in expected
     ]

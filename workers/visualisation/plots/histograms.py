@@ -15,6 +15,8 @@ from physics import ANALYSES
 
 Array = NDArray[np.float64]
 
+#: The most characters of sample names in an entry of a legend.
+LEGEND_LENGTH = 28
 TOY_TITLE = "TOY demo – not ATLAS data"
 
 
@@ -41,8 +43,22 @@ def simulated(result: Mapping[str, Any]) -> Sequence[Category]:
     return [category for category in result_analysis(result).categories if category.role != "data"]
 
 
+def legend_name(result: Mapping[str, Any], category: Category) -> str:
+    """Return the name of a category in a legend, which names no sample that the run does not have.
+
+    A category of which samples are missing is named by the samples that it has or, where those do
+    not fit, by its label with the number of samples.
+    """
+    members = [sample.name for sample in result_analysis(result).samples if sample.category == category.name]
+    present = [name for name in members if name in result.get("samples", {})]
+    if not present or len(present) == len(members):
+        return category.label
+    names = ", ".join(present)
+    return names if len(names) <= LEGEND_LENGTH else f"{category.label}\n({len(present)} of {len(members)} samples)"
+
+
 def read_histogram(result: Mapping[str, Any], name: str) -> tuple[Array, dict[str, Contents]]:
-    """Return the edges [GeV], shape (bins + 1,), and the contents by category, in the release's order.
+    """Return the edges, shape (bins + 1,), and the contents by category, in the release's order.
 
     Raises MessageError, naming the histogram, if it is absent, has the wrong shape or a number that is
     not finite, if its edges do not increase, if a variance is negative, or if data are not whole counts.

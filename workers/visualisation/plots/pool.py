@@ -64,8 +64,8 @@ def import_figures() -> None:
 
 def draw_files(result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
     """Draw a figure of a result, either a histogram or a figure of the fit; returns its files by name."""
-    from workers.visualisation.plots.fit import fit_figure
-    from workers.visualisation.plots.stack import figure_bytes, histogram_figure
+    from workers.visualisation.plots.fit import draw_figure
+    from workers.visualisation.plots.stack import figure_bytes
 
-    drawn = histogram_figure(result, figure) if figure in result["histograms"] else fit_figure(result, figure)
+    drawn = draw_figure(result, figure)
     return {f"{figure}.{kind}": figure_bytes(drawn, kind, dpi) for kind in formats}

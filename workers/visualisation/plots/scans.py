@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from common.rounding import rounded
 from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_analysis
-from workers.visualisation.plots.stack import WARNING, energy_and_luminosity, mark_incomplete, style
+from workers.visualisation.plots.stack import RED, draw_status, energy_and_luminosity, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
@@ -31,13 +32,13 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
         _draw_interval(axes, fit["signal_strength"], fit["signal_strength_interval"])
         _draw_levels(axes, mu, top)
         text = [
-            rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])}",
+            rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])[0]}",
             rf"No signal: {fit['significance_observed']:.1f}$\sigma$"
             rf" (expected {fit['significance_expected']:.1f}$\sigma$)",
         ]
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
         _draw_text(axes, text)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
@@ -58,10 +59,8 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
             axes.fill_between(mu, expected[:, low], expected[:, high], color=colour, linewidth=0, label=label)
         axes.plot(mu, expected[:, 2], color="black", linestyle="--", linewidth=1.5, label="Expected without a signal")
         axes.plot(mu, observed, color=CURVE, linewidth=2.2, label="Toy data" if is_toy(result) else "Observed")
-        axes.axhline(level, color=WARNING, linewidth=1.2)
-        axes.text(
-            0.985 * mu[-1], level * 1.1, f"{limit['confidence_level']:.0%} CL", color=WARNING, size=11, ha="right"
-        )
+        axes.axhline(level, color=RED, linewidth=1.2)
+        axes.text(0.985 * mu[-1], level * 1.1, f"{limit['confidence_level']:.0%} CL", color=RED, size=11, ha="right")
         axes.set(xlim=(mu[0], mu[-1]), ylim=(1e-3, 12.0), yscale="log")
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$\mathrm{CL_s}$")
         text = [
@@ -70,7 +69,7 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
         ]
         _draw_text(axes, text)
         axes.legend(loc="upper right", fontsize=12)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
@@ -94,12 +93,14 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
         axes = figure.add_subplot(grid[0])
         below = figure.add_subplot(grid[1], sharex=axes)
         axes.plot(positions, curve, color=CURVE, linewidth=2.2)
-        axes.xaxis.set_major_locator(MultipleLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         if value is not None:
             _draw_interval(axes, value, interval)
-            errors = f"{_with_errors(value, interval)} (stat.)"
+            scale = None if model.scale is None else found[f"{model.scale.name}_error{suffix}"]
+            measured, scale_error = _with_errors(value, interval, scale)
+            errors = f"{measured} (stat.)"
             if model.scale is not None:
-                errors += rf" $\pm$ {found[f'{model.scale.name}_error{suffix}']:.2f} ({model.scale.label})"
+                errors += rf" $\pm$ {scale_error} ({model.scale.label})"
             text = [
                 f"{symbol} = {errors} {observable.unit}",
                 rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {found['threshold']:.2f}",
@@ -119,7 +120,7 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
         )
         figure.align_ylabels()
         draw_header(figure, result)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
@@ -128,7 +129,7 @@ def draw_header(figure: Figure, result: Mapping[str, Any]) -> None:
     toy = is_toy(result)
     title = TOY_TITLE if toy else f"{result_analysis(result).title} for education"
     y = 1 - 0.34 / figure.get_figheight()
-    figure.text(0.03, y, title, size=13, weight="bold", color=WARNING if toy else "black")
+    figure.text(0.03, y, title, size=13, weight="bold", color=RED if toy else "black")
     figure.text(0.97, y, energy_and_luminosity(result), size=13, ha="right")
 
 
@@ -170,12 +171,17 @@ def _draw_text(axes: Axes, lines: list[str]) -> None:
         axes.annotate(line, (0.04, 0.925 - 0.075 * row), xycoords="axes fraction", va="center")
 
 
-def _with_errors(value: float, interval: list[float | None]) -> str:
-    """Format a value with its upper and lower error in mathtext; the error of an end that is None is left out."""
+def _with_errors(value: float, interval: list[float | None], other: float | None = None) -> tuple[str, str]:
+    """Return a value with its upper and lower error in mathtext, and another uncertainty with as many digits.
+
+    The error of an end that is None is left out.
+    """
     low, high = interval
-    up = "" if high is None else f"^{{+{high - value:.2f}}}"
-    down = "" if low is None else f"_{{-{value - low:.2f}}}"
-    return rf"${value:.2f}{up}{down}$".replace("-", r"\mathrm{-}") if up or down else f"{value:.2f}"
+    errors = (None if high is None else high - value, None if low is None else value - low, other)
+    text, up, down, other_text = rounded(value, *errors)
+    above = "" if high is None else f"^{{+{up}}}"
+    below = "" if low is None else f"_{{-{down}}}"
+    return (rf"${text}{above}{below}$".replace("-", r"\mathrm{-}") if above or below else text), other_text
 
 
 def _limit(limit: float | None, end: float) -> str:

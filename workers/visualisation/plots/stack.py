@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -15,12 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.analyses import Category
+from common.rounding import rounded
 from workers.visualisation.plots.histograms import (
     TOY_TITLE,
     Array,
     Contents,
     events_label,
     is_toy,
+    legend_name,
     read_histogram,
     result_analysis,
     simulated,
@@ -32,9 +35,10 @@ ONE_SIGMA = 0.682689492137
 HEADROOM = 0.6
 #: Upper end of the ratio panel.
 RATIO_LIMIT = 2.0
-#: The most characters of a problem that fit in the width of a figure.
-PROBLEM_LENGTH = 104
-WARNING = "#b00020"
+#: The most characters of a problem or warning that fit in the width of a figure.
+LINE_LENGTH = 104
+#: The colours of toys and incomplete runs, and of warnings.
+RED, AMBER = "#b00020", "#8a4b00"
 STYLE: dict[Any, Any] = {
     **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
@@ -44,12 +48,30 @@ STYLE: dict[Any, Any] = {
     "mathtext.fallback": "stix",  # for the radical sign and ℓ, which TeX Gyre Heros does not have
     "pdf.fonttype": 3,  # matplotlib cannot embed OpenType-CFF fonts such as TeX Gyre Heros as Type 42
 }  # fmt: skip
+#: The second font has the characters that a problem may contain and the first one does not have.
+STATUS: dict[str, Any] = {"size": 9, "family": ["TeX Gyre Heros", "DejaVu Sans"], "parse_math": False}
 HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "//////", "linewidth": 0}
 POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
 WATERMARK: dict[str, Any] = {
     "size": 76, "weight": "bold", "rotation": 25, "ha": "center", "va": "center",
-    "color": WARNING, "alpha": 0.28, "zorder": 10,
+    "color": RED, "alpha": 0.28, "zorder": 10,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A category of a stack, its name in the legend, and the uncertainty of its yield."""
+
+    category: Category
+    name: str
+    contents: Contents
+    yield_error: float
+
+    @property
+    def label(self) -> str:
+        """The entry of the legend: the name and the yield, and a second line if the name has one."""
+        first, _, second = self.name.partition("\n")
+        return f"{first}: {rounded(float(self.contents.values.sum()), self.yield_error)[0]}\n{second}".rstrip()
 
 
 def garwood_interval(counts: Array) -> tuple[Array, Array]:
@@ -95,21 +117,25 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
     return file.getvalue()
 
 
-def histogram_figure(result: Mapping[str, Any], histogram: str = "m4l") -> Figure:
+def histogram_figure(result: Mapping[str, Any], histogram: str) -> Figure:
     """Draw one histogram of a result document.
 
     Simulation is stacked in the release's order, with a hatched statistical
     uncertainty. Data have Garwood intervals; bins without data have no point. The
     ratio panel is drawn if there are both data and simulation, and has no point
-    where the simulation is not positive. The figure of a toy is labelled as one, and
-    the figure of an incomplete result has a watermark. Raises MessageError if the
+    where the simulation is not positive. The figure of a toy is labelled as one; problems
+    and warnings are drawn as ``draw_status`` describes. Raises MessageError if the
     histogram is not valid (see read_histogram).
     """
     edges, contents = read_histogram(result, histogram)
     requested = {sample["category"] for sample in result.get("samples", {}).values()}
     drawn = {name for name, content in contents.items() if name in requested or content.values.any()}
-    simulation = [(c, contents[c.name]) for c in simulated(result) if c.name in drawn]
-    return stack_figure(result, histogram, edges, simulation, _counts(result, contents, drawn))
+    layers = [
+        Layer(category, legend_name(result, category), found, float(np.sqrt(found.variances.sum())))
+        for category in simulated(result)
+        if category.name in drawn and (found := contents[category.name])
+    ]
+    return stack_figure(result, histogram, edges, layers, _counts(result, contents, drawn))
 
 
 def _counts(result: Mapping[str, Any], contents: Mapping[str, Contents], drawn: Collection[str]) -> Array | None:
@@ -121,7 +147,7 @@ def stack_figure(
     result: Mapping[str, Any],
     histogram: str,
     edges: Array,
-    simulation: Sequence[tuple[Category, Contents]],
+    simulation: Sequence[Layer],
     counts: Array | None,
     *,
     error: Array | None = None,
@@ -145,7 +171,7 @@ def stack_figure(
         total, error, low, high = _draw_stack(main, edges, simulation, error, uncertainty)
         if with_data:
             data = next(category for category in result_analysis(result).categories if category.role == "data")
-            label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():.0f}"
+            label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():,.0f}"
             points = np.stack([counts, *interval])
             _draw_points(main, edges, points, over=np.ones_like(counts), limit=np.inf, label=label, colour=data.colour)
             if with_ratio:
@@ -161,12 +187,12 @@ def stack_figure(
         handles, labels = main.get_legend_handles_labels()
         main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
         _draw_labels(main, result, histogram, notes)
-        mark_incomplete(figure, result)
+        draw_status(figure, result)
     return figure
 
 
 def _draw_stack(
-    axes: Axes, edges: Array, stack: Sequence[tuple[Category, Contents]], error: Array | None, uncertainty: str
+    axes: Axes, edges: Array, stack: Sequence[Layer], error: Array | None, uncertainty: str
 ) -> tuple[Array, Array, float, float]:
     """Stack positive bins upwards and negative bins downwards from 0.
 
@@ -175,12 +201,12 @@ def _draw_stack(
     total, variance, top, bottom = (np.zeros(len(edges) - 1) for _ in range(4))
     if stack:  # the legend is in reverse order: the top of the stack first, the uncertainty last
         axes.stairs([], [0.0], label=uncertainty, **HATCH)
-    for category, layer in stack:
-        base = np.where(layer.values < 0, bottom, top)
-        label = f"{category.label}: {layer.values.sum():.1f}"
-        axes.stairs(base + layer.values, edges, baseline=base, fill=True, color=category.colour, label=label)
-        top, bottom = top + layer.values.clip(min=0), bottom + layer.values.clip(max=0)
-        total, variance = total + layer.values, variance + layer.variances
+    for layer in stack:
+        values, colour = layer.contents.values, layer.category.colour
+        base = np.where(values < 0, bottom, top)
+        axes.stairs(base + values, edges, baseline=base, fill=True, color=colour, label=layer.label)
+        top, bottom = top + values.clip(min=0), bottom + values.clip(max=0)
+        total, variance = total + values, variance + layer.contents.variances
     error = np.sqrt(variance) if error is None else error
     if stack:
         axes.stairs(total, edges, color="black", linewidth=0.8)
@@ -222,7 +248,7 @@ def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: S
     lines = [energy_and_luminosity(result), f"${process}$", *notes]
     place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
     if is_toy(result):
-        axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=WARNING, **place)
+        axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=RED, **place)
     else:
         first, _, rest = result_analysis(result).title.partition(" ")
         bold = axes.annotate(first, fontsize=17, fontweight="bold", fontstyle="italic", **place)
@@ -238,13 +264,20 @@ def energy_and_luminosity(result: Mapping[str, Any]) -> str:
     return rf"$\sqrt{{s}}$ = {result_analysis(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
 
 
-def mark_incomplete(figure: Figure, result: Mapping[str, Any]) -> None:
-    """Draw a watermark across the figure of an incomplete run, and the run's first problem at the top."""
-    if result["complete"]:
-        return
-    problem, *others = [" ".join(text.split()) for text in result["problems"]] or ["not all chunks are analysed"]
-    more = f" (and {len(others)} more)" if others else ""
-    if len(problem + more) > PROBLEM_LENGTH:
-        problem = problem[: PROBLEM_LENGTH - len(more) - 1] + "…"
-    figure.text(0.02, 0.965, f"INCOMPLETE: {problem}{more}", size=9, color=WARNING, parse_math=False)
-    figure.text(0.54, 0.5, "INCOMPLETE", **WATERMARK)
+def draw_status(figure: Figure, result: Mapping[str, Any]) -> None:
+    """Draw the first problem and the first warning of a run as lines at the top, and count the others.
+
+    The figure of an incomplete run has a watermark, too.
+    """
+    lines = []
+    if not result["complete"]:
+        figure.text(0.54, 0.5, "INCOMPLETE", **WATERMARK)
+        lines.append(("INCOMPLETE", result["problems"] or ["not all chunks are analysed"], RED))
+    if result.get("warnings"):
+        lines.append(("WARNING", result["warnings"], AMBER))
+    for row, (kind, texts, colour) in enumerate(lines):
+        first, more = " ".join(texts[0].split()), f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        if len(first + more) > LINE_LENGTH:
+            first = first[: LINE_LENGTH - len(more) - 1] + "…"
+        y = 1 - (0.14 + 0.16 * row) / figure.get_figheight()
+        figure.text(0.02, y, f"{kind}: {first}{more}", color=colour, **STATUS)
