@@ -274,7 +274,7 @@ def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> N
     for part in (
         "Four-lepton mass, 4μ channel",
         "Z, tt\N{COMBINING MACRON}",
-        "321 7.125 0.25",
+        "321 7.12 0.25",
         "llll 12 12",
         "20, 15, 10",
         "42 s",
@@ -297,14 +297,14 @@ def test_plots_and_numbers_of_a_fit_are_shown_with_captions(site: Site) -> None:
         "mass": {"value_gev": 124.96, "error_gev": 1.54, "interval_gev": [123.4, 126.5], "problem": None},
     }
     folder = finished(site.output, RUN, 1.7e9, document(fit=fit))
-    for name in ("m4l_postfit.png", "pulls.png", "correlations.png", "likelihood.png", "something_new.png"):
+    for name in ("fit_postfit.png", "fit_pulls.png", "fit_correlations.png", "fit_likelihood.png", "something_new.png"):
         (folder / name).write_bytes(b"\x89PNG")
     text = without_tags(site.text(f"/runs/{RUN}"))
     for part in (
         "Four-lepton mass after the fit", "Pulls of the nuisance parameters", "Correlations of the fit",
         "Likelihood scan of the signal strength μ", "something new", "Signal strength μ 1.25",
-        "Significance, observed [σ] 3.5", "luminosity 1.01 0.017", "Yields, postfit Name yield zz 250.5",
-        "Significance 3.5 σ", "Mass of the Higgs boson 125.0 GeV ± 1.5 GeV", "m_H [GeV] 125",
+        "Significance, observed [σ] 3.5", "luminosity 1.010 0.017", "Yields, postfit Name yield zz 250.5",
+        "Significance 3.5 σ", "s mass 125.0 ± 1.5 GeV", "Mass Name value value gev 125.0 error gev 1.5",
     ):  # fmt: skip
         assert part in text
 
@@ -319,6 +319,55 @@ def test_toy_and_incomplete_are_marked_in_the_list_the_title_and_on_the_page(sit
     assert "<strong>TOY</strong>" in html
     assert "<strong>INCOMPLETE</strong>" in html
     assert "llll: &lt;its&gt; file ends early" in html
+
+
+def test_warnings_are_counted_in_the_list_and_shown_above_the_numbers(site: Site) -> None:
+    texts = ["simulation is scaled to <139> fb⁻¹", *(f"llll: reason {number}" for number in range(24))]
+    finished(site.output, "warned", 1.7e9, document(warnings=texts))
+    finished(site.output, "quiet", 1.6e9)
+    text = without_tags(site.text("/"))
+    assert "warned complete 25 warnings" in text
+    assert "quiet complete 2020e" in text
+    html = site.text("/runs/warned")
+    assert "<strong>WARNING</strong>" in html
+    assert "scaled to &lt;139&gt; fb⁻¹" in html
+    assert "and 5 more in result.json" in html
+    assert html.index("scaled to &lt;139&gt;") < html.index('class="figures"')
+    assert "WARNING" not in site.text("/runs/quiet")
+
+
+def test_the_window_shows_data_signal_background_and_both_figures(site: Site) -> None:
+    window = {
+        "low": 115.0, "high": 130.0, "unit": "GeV", "n_data": 25, "n_signal": 9.4416, "n_signal_error": 0.0513,
+        "n_background": 26.123, "n_background_error": 4.21, "n_signal_plus_background": 35.5646,
+        "n_signal_plus_background_error": 4.2103, "significance": 2.3401, "significance_s_b": 1.8473,
+    }  # fmt: skip
+    finished(site.output, RUN, 1.7e9, document(window=window))
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    assert "Expected in 115 to 130 GeV 36 ± 4 9.44 ± 0.05 signal, 26 ± 4 background 25 data events observed" in text
+    assert "The notebook’s figure 2.34 N/√(B + 0.3·B²), N = S + B S/√B = 1.85" in text
+
+
+def test_an_older_result_without_the_newer_numbers_is_shown(site: Site) -> None:
+    window = {"low": 115.0, "high": 130.0, "n_signal_plus_background": 35.6, "n_background": 26.1, "significance": 2.3}
+    content = document(window=window)
+    del content["warnings"]
+    finished(site.output, RUN, 1.7e9, content)
+    assert "35.6 26.1 background" in without_tags(site.text(f"/runs/{RUN}"))
+
+
+def test_a_result_of_a_release_that_is_not_known_is_shown(site: Site) -> None:
+    content = document(channels=True) | {"release": "2030e"}
+    (finished(site.output, RUN, 1.7e9, content) / "m4l.png").write_bytes(b"\x89PNG")
+    text = without_tags(site.text(f"/runs/{RUN}"))
+    assert "zz 321 7.12 0.25" in text
+    assert "Release 2030e" in text
+    assert "Expected from simulation" not in text  # which categories are data is not known
+
+
+def test_the_run_page_names_the_analysis(site: Site) -> None:
+    finished(site.output, RUN, 1.7e9)
+    assert "Analysis H→ZZ*→4ℓ Release 2020e-13tev" in without_tags(site.text(f"/runs/{RUN}"))
 
 
 def test_a_failed_run_is_listed_with_the_reason(site: Site) -> None:
@@ -337,7 +386,7 @@ def test_a_restarted_service_requests_the_runs_under_way_once(site: Site) -> Non
 
 def test_a_restarted_service_shows_the_progress_that_the_analysis_reports(site: Site) -> None:
     answer = [message for message in under_way(RUN, done=4) if getattr(message, "stage", "") in ("plan", "analysis")]
-    site.handle(RunStarted(RUN, RunSettings(release="demo")), *answer, *under_way(RUN, done=5))
+    site.handle(RunStarted(RUN, ANALYSES.resolve(RunSettings(release="demo"))), *answer, *under_way(RUN, done=5))
     site.handle(Progress("data-loader", Chunk(RUN, "Zee", 7000, 8000)))
     text = without_tags(site.text(f"/runs/{RUN}"))
     assert "TOY" in text
@@ -366,7 +415,7 @@ def test_a_redelivered_result_is_not_drawn_again_but_a_changed_one_is(site: Site
 
 
 def test_a_toy_run_is_marked_before_its_first_event(site: Site) -> None:
-    site.handle(RunStarted(RUN, RunSettings(release="demo", samples=("Zee", "llll"))))
+    site.handle(RunStarted(RUN, ANALYSES.resolve(RunSettings(release="demo", samples=("Zee", "llll")))))
     text = without_tags(site.text(f"/runs/{RUN}"))
     assert f"{RUN} TOY running" in text
     assert "These are not ATLAS data" in text

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from common.analyses import Analysis
 from common.errors import SettingsError
+from common.rounding import rounded
 from physics import ANALYSES
 from workers.visualisation.archive import RESULT, Archive, Entry
 from workers.visualisation.page.live import LiveRun
@@ -48,7 +49,14 @@ class Window(msgspec.Struct):
     high: float
     n_signal_plus_background: float
     n_background: float
+    unit: str = ""
+    n_data: int | None = None
+    n_signal: float | None = None
+    n_signal_error: float | None = None
+    n_background_error: float | None = None
+    n_signal_plus_background_error: float | None = None
     significance: float | None = None
+    significance_s_b: float | None = None
 
 
 class Timing(msgspec.Struct):
@@ -67,6 +75,7 @@ class Document(msgspec.Struct):
     toy: bool = False
     complete: bool = False
     problems: list[str] = []
+    warnings: list[str] = []
     settings: dict[str, Any] = {}
     samples: dict[str, SampleCounts] = {}
     categories: dict[str, CategoryCounts] = {}
@@ -169,20 +178,21 @@ def failed_row(run: LiveRun) -> Row:
     return Row(run.run_id, "failed", None, partial_document(run), run.problem)
 
 
-def channel_table(document: Document) -> tuple[list[str], list[tuple[str, list[float]]]] | None:
-    """Return the channels, and the events of each category in the channels' histograms; None without channels."""
+def channel_table(document: Document) -> tuple[list[str], dict[str, list[str]]] | None:
+    """Return the channels, and the texts of each category's events in their histograms; None without channels."""
     analysis = document.known_analysis
     if analysis is None:
         return None
     fitted = analysis.model.observable
     channels = [one for one in analysis.channels if f"{fitted}_{one.name}" in document.histograms]
     names = [f"{fitted}_{one.name}" for one in channels]
-    rows = []
+    rows = {}
     for category in document.categories:
         sums = [sum_of(document.histograms[name], category) for name in names]
         known = [total for total in sums if total is not None]
         if names and len(known) == len(names):
-            rows.append((category, known))
+            is_count = category in analysis.with_role("data")
+            rows[category] = [f"{total:,.0f}" if is_count else rounded(total, error)[0] for total, error in known]
     return ([one.text for one in channels], rows) if rows else None
 
 
@@ -191,18 +201,41 @@ def steps(document: Document) -> list[str]:
     return list(dict.fromkeys(step for sample in document.samples.values() for step in sample.cutflow))
 
 
-def expected(document: Document) -> tuple[float, float]:
-    """Return the events expected from simulation, and their statistical uncertainty."""
-    data = document.known_analysis.with_role("data") if document.known_analysis else ("data",)
+def expected(document: Document) -> tuple[float, float] | None:
+    """Return the events expected from simulation, and their statistical uncertainty; None without simulation."""
+    analysis = document.known_analysis
+    data = () if analysis is None else analysis.with_role("data")
     simulation = [counts for category, counts in document.categories.items() if category not in data]
+    if analysis is None or not simulation:
+        return None
     return math.fsum(c.yield_ for c in simulation), math.sqrt(math.fsum(c.yield_error**2 for c in simulation))
+
+
+def data_events(document: Document) -> int | None:
+    """Return the selected events of data; None without data."""
+    found = [counts.events_selected for category, counts in document.categories.items() if is_data(category, document)]
+    return sum(found) if found else None
+
+
+def is_data(category: str, document: Document) -> bool:
+    """Return True for a category of data; of a release that is not known, no category is."""
+    return document.known_analysis is not None and category in document.known_analysis.with_role("data")
+
+
+def process(document: Document) -> Markup | None:
+    """Return what the analysis looks for, as HTML; None for a release that is not known."""
+    return None if document.known_analysis is None else _html(document.known_analysis.process)
 
 
 def label(category: str, document: Document) -> Markup:
     """Return a category's label as HTML, converted from the release's TeX."""
     known = document.known_analysis
-    tex = next((c.label for c in known.categories if c.name == category), category) if known else category
-    tex = tex.replace("$", "").replace(r"\,", " ").replace(r"\to ", "→")
+    return _html(next((c.label for c in known.categories if c.name == category), category) if known else category)
+
+
+def _html(tex: str) -> Markup:
+    for command, character in (("$", ""), (r"\,", " "), (r"\to ", "→"), (r"\ell", "ℓ")):
+        tex = tex.replace(command, character)
     text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
     text = re.sub(r"\^\{(.*?)\}", r"\1", text)
     return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", text))  # noqa: S704  escaped two lines above
@@ -222,10 +255,9 @@ def peak(document: Document) -> tuple[str, float, float | None, str] | None:
     return analysis.model.peak.caption, value, error if isinstance(error, int | float) else None, unit
 
 
-def main_plot(document: Document) -> str:
-    """Return the name of the file of the main plot."""
-    analysis = document.known_analysis
-    return "" if analysis is None else f"{analysis.model.observable}.png"
+def main_histogram(document: Document) -> str | None:
+    """Return the name of the fitted histogram; None for a release that is not known."""
+    return None if document.known_analysis is None else document.known_analysis.model.observable
 
 
 def data_from(document: Document) -> str:
@@ -248,11 +280,16 @@ def title(run_id: str, run: LiveRun | None, document: Document) -> str:
     return " – ".join([*labels, run_id])
 
 
-def sum_of(histogram: Mapping[str, Any] | None, category: str) -> float | None:
-    """Return the events of a category in a histogram; None if the histogram does not have them."""
+def sum_of(histogram: Mapping[str, Any] | None, category: str) -> tuple[float, float | None] | None:
+    """Return the events of a category in a histogram and their uncertainty; None if the histogram does not have them.
+
+    The uncertainty is None if the histogram has no variances.
+    """
     part = (histogram or {}).get(category)
-    values = part.get("values") if isinstance(part, dict) else None
-    return math.fsum(values) if are_numbers(values) else None
+    values, variances = (part.get("values"), part.get("variances")) if isinstance(part, dict) else (None, None)
+    if not are_numbers(values):
+        return None
+    return math.fsum(values), math.sqrt(max(0.0, math.fsum(variances))) if are_numbers(variances) else None
 
 
 def are_numbers(values: object) -> TypeGuard[list[float]]:

@@ -7,17 +7,16 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
+from workers.visualisation.page.document import main_histogram, to_document
 from workers.visualisation.page.live import LiveRun
-from workers.visualisation.plots.histograms import result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
@@ -127,7 +126,10 @@ class PartialPlots:
                 return drawing
             if latest is not None and (latest.version == run.result_version or now < latest.next_s):
                 return None
-            drawing = self._pool.submit(run.result, _main_plot(run.result), ("png",), DPI)
+            histogram = main_histogram(to_document(run.result))
+            if histogram is None:
+                return None
+            drawing = self._pool.submit(run.result, histogram, ("png",), DPI)
             self._drawings[run.run_id] = drawing
         drawing.add_done_callback(lambda drawing: self._keep(run, drawing, now))
         return drawing
@@ -145,7 +147,3 @@ class PartialPlots:
             self._plots.move_to_end(run.run_id)
             while len(self._plots) > MAX_PLOTS:
                 self._plots.popitem(last=False)
-
-
-def _main_plot(result: Mapping[str, Any]) -> str:
-    return result_analysis(result).model.observable

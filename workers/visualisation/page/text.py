@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
+from common.rounding import MISSING, number, rounded, rounded_yield
 from workers.visualisation.archive import File
-from workers.visualisation.page.document import Document, are_numbers, sum_of
+from workers.visualisation.page.document import CategoryCounts, Document, SampleCounts, are_numbers, sum_of
 from workers.visualisation.result_files import FIT_FIGURES
 
 STAGE_NAMES = {"data-loader": "loaded", "data-processor": "selected", "analysis": "analysed"}
@@ -60,13 +62,14 @@ _DESCRIPTIONS = {
 }
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Format a number: 1,234 or 0.0123."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+def with_error(value: float, error: float | None) -> str:
+    """Format a value with its uncertainty, if it has one: 1.23 ± 0.12."""
+    return " ± ".join(rounded(value, *(() if error is None else (error,))))
+
+
+def event_yield(counts: SampleCounts | CategoryCounts) -> tuple[str, str]:
+    """Format a yield and its uncertainty."""
+    return rounded_yield(counts.events_selected, counts.yield_, counts.yield_error)
 
 
 def throughput(events_per_second: float) -> str:
@@ -74,11 +77,6 @@ def throughput(events_per_second: float) -> str:
     if not math.isfinite(events_per_second) or abs(events_per_second) < 100:
         return number(events_per_second, 3)
     return f"{float(f'{events_per_second:.3g}'):,.0f}"
-
-
-def event_yield(value: float) -> str:
-    """Format a yield: a count without decimals, a sum of weights with three."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
 
 
 def setting(value: object) -> str:
@@ -127,7 +125,7 @@ def size(number_of_bytes: int) -> str:
 
 def fit_numbers(fit: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the numbers of a fit with their labels."""
-    return [(fit_name(name), setting(value)) for name, value in fit.items() if _is_plain(value)]
+    return [(fit_name(name), value) for name, value in _texts(fit).items()]
 
 
 def fit_name(name: str) -> str:
@@ -145,10 +143,11 @@ def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
         entries = [entry for entry in part.values() if isinstance(entry, dict)]
         columns = list(dict.fromkeys(key for entry in entries for key, value in entry.items() if _is_plain(value)))
         if len(entries) == len(part) and columns:
-            rows = [(row, [setting(entry.get(column)) for column in columns]) for row, entry in part.items()]
+            texts = {row: _texts(entry) for row, entry in part.items()}
+            rows = [(row, [found.get(column, MISSING) for column in columns]) for row, found in texts.items()]
             tables.append(Table(heading, columns, rows))
         else:
-            plain = [(row, [setting(value)]) for row, value in part.items() if _is_plain(value) and value is not None]
+            plain = [(row, [value]) for row, value in _texts(part).items() if part[row] is not None]
             if plain:
                 tables.append(Table(heading, ["value"], plain))
             tables += fit_tables(part, heading)
@@ -238,7 +237,7 @@ def alternative(name: str, document: Document) -> str:
     edges = (histogram or {}).get("edges")
     if not sums or not are_numbers(edges):
         return text
-    parts = [f"{name} {number(total)}" for name, total in sums.items()]
+    parts = [f"{name} {number(total)}" for name, (total, _) in sums.items()]
     analysis = document.known_analysis
     known = {} if analysis is None else analysis.histograms
     stem = name.rpartition(".")[0]
@@ -253,6 +252,22 @@ class Table:
     title: str
     columns: list[str]
     rows: list[tuple[str, list[str]]]
+
+
+def _texts(part: Mapping[str, Any]) -> dict[str, str]:
+    """Format the plain values of a part of the fit; a value and its error have the digits that the error allows."""
+    texts = {name: setting(value) for name, value in part.items() if _is_plain(value)}
+    for name in texts:
+        error = "constraint" if name == "pull" else re.sub("^value", "error", name)
+        error = f"{name}_error" if error == name else error
+        value, uncertainty = part[name], part.get(error)
+        if _is_number(value) and _is_number(uncertainty):
+            texts[name], texts[error] = rounded(value, uncertainty)
+    return texts
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_plain(value: object) -> bool:
