@@ -378,5 +378,5 @@ def test_the_bytes_of_a_download_are_heartbeats_of_the_service(
     loader = DataLoader(read({"CACHE": str(tmp_path / "cache")}))
     heartbeats: list[None] = []
     loader.heartbeat = lambda: heartbeats.append(None)
-    loader.handle(FileTask("run", DATA.name, RunSettings(data=server.url("/"))))
+    loader.handle(FileTask("run", DATA.name, ANALYSES.resolve(RunSettings(data=server.url("/")))))
     assert heartbeats
