@@ -70,7 +70,7 @@ def test_the_entries_of_the_samples_add_up_to_the_requested_events(events: int) 
 @pytest.mark.parametrize("name", ["data15_periodD", "llll"])
 def test_the_branches_have_the_names_and_types_of_the_release(name: str, cache: Path) -> None:
     tree = tree_of(demo.demo_file(DEMO.sample(name), DEMO, EVENTS, cache))
-    found = {branch: str(tree[branch].array().type.content) for branch in tree}
+    found = {name: str(branch.array().type.content) for name, branch in tree.items()}
     assert found == {branch: ("var * " if is_jagged(branch) else "") + dtype_of(branch) for branch in found}
     assert found.keys() >= {*DEMO.branches, "lep_n", "runNumber", "eventNumber", "channelNumber"}
     assert found.keys() <= BRANCHES.keys()

