@@ -2,9 +2,10 @@
 
     python -m benchmarks [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
 
-Makes a toy release with the size and the branches of the real one, once. Then the implementations do the same run
-one after the other, in several rounds. Needs RabbitMQ as the tests do; ``pip install -e '.[test,benchmarks]'`` installs
-the packages that the implementations need.
+Makes a toy release with the size and the branches of the real one of 2020, once, and one of as many simulated events
+in the shape of the release of 2025, with the branches that are read. Then the implementations do the same run one
+after the other, in several rounds; for 2025 these are the notebook and the pipeline without a broker. Needs RabbitMQ
+as the tests do; ``pip install -e '.[test,benchmarks]'`` installs the packages that the implementations need.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.comparison import Implementation, Round, by_service, check, markdown, table, write
-from benchmarks.stack import FULL_SIZE, BenchmarkError, Stack, near_broker, toy_release, warm_stack
+from benchmarks.stack import FULL_SIZE, BenchmarkError, Stack, entries_of, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
@@ -36,7 +37,8 @@ class Program(Implementation):
 
     def round(self, run: RunSettings) -> Round:
         """Run the program and read the measurement that it prints."""
-        command = [*self._command, json.dumps({"data": run.data}), str(self._cache)]
+        settings = {"release": run.release, "data": run.data, "demo_events": run.demo_events}
+        command = [*self._command, json.dumps(settings), str(self._cache)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own
         if ran.returncode:
             raise BenchmarkError(f"{self.name} failed: {ran.stderr.strip()[-500:]}")
@@ -63,6 +65,17 @@ class Distributed(Implementation):
         return self.services.bytes_through_broker() - before
 
 
+def measure(number: int, implementation: Implementation, run: RunSettings, rounds: dict[str, list[Round]]) -> None:
+    """Add a round of an implementation, checked against the first round of the notebook, and print its times."""
+    measured = implementation.round(run)
+    rounds.setdefault(implementation.name, []).append(measured)
+    check(implementation.name, measured, rounds["notebook"][0])
+    print(
+        f"round {number}: {run.release}: {implementation.name}: {measured.seconds:.2f} s, CPU {measured.cpu:.2f} s",
+        flush=True,
+    )
+
+
 def main() -> int:
     """Measure, print and write; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n\n")[0])
@@ -72,7 +85,10 @@ def main() -> int:
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     run = RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True)))
+    run_2025 = RunSettings(release="demo-2025", demo_events=FULL_SIZE)
+    toy_release(FULL_SIZE, cache, release=run_2025.release)
     rounds: dict[str, list[Round]] = {}
+    rounds_2025: dict[str, list[Round]] = {}
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         broker = held.enter_context(near_broker(folder))
@@ -80,9 +96,13 @@ def main() -> int:
             held.enter_context(warm_stack(broker, folder / str(n), data_loaders=n, data_processors=n)) for n in (1, 2)
         )
         distributed = Distributed("RabbitMQ, 1 loader, 1 processor", alone)
-        everyone: list[Implementation] = [
+        notebook, embedded = (
             Program("notebook", "notebook", cache, needs="vector"),
             Program("embedded", "embedded", cache),
+        )
+        everyone: list[Implementation] = [
+            notebook,
+            embedded,
             distributed,
             Distributed("RabbitMQ, 2 loaders, 2 processors", doubled),
             Program("coffea, a process a core", "coffea", cache, needs="coffea"),
@@ -90,13 +110,13 @@ def main() -> int:
         ]
         for number in range(1, arguments.rounds + 1):
             for implementation in (one for one in everyone if one.missing is None):
-                measured = implementation.round(run)
-                rounds.setdefault(implementation.name, []).append(measured)
-                check(implementation.name, measured, rounds["notebook"][0])
-                print(f"round {number}: {implementation.name}: {measured.seconds:.2f} s, CPU {measured.cpu:.2f} s")
+                measure(number, implementation, run, rounds)
+            for implementation in (notebook, embedded):
+                measure(number, implementation, run_2025, rounds_2025)
         small = median(distributed.services.run(RunSettings(release="demo")).seconds for _ in range(arguments.rounds))
         sent = distributed.bytes_of(run)
     events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())
+    events_2025 = entries_of(FULL_SIZE, cache, run_2025.release)
     write(
         arguments.output,
         [
@@ -107,6 +127,9 @@ def main() -> int:
             "RabbitMQ runs in a container and is connected to at its own address, as in the Compose stack.",
             markdown(table(rounds, events)),
             markdown(by_service(rounds)),
+            f"The toy release in the shape of that of 2025, {events_2025:,} events in files with the "
+            "branches that are read, in the same rounds:",
+            markdown(table(rounds_2025, events_2025)),
             f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "
             f"{small:.2f} s from its submission to its final result.",
             *(f"Left out: {one.name}, for {one.missing} is not installed." for one in everyone if one.missing),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uproot
 
 from benchmarks.resource_usage import cpu_seconds, memory_bytes
 from common import messages, topology
@@ -98,14 +99,22 @@ class Stack:
         return sum(connection["recv_oct"] for connection in connections)
 
 
-def toy_release(events: int, cache: Path, *, all_branches: bool = False) -> Path:
-    """Make the demo release with so many simulated events where a data-loader with this CACHE finds it.
+def toy_release(events: int, cache: Path, *, release: str = DEMO.release, all_branches: bool = False) -> Path:
+    """Make a toy release with so many simulated events where a data-loader with this CACHE finds it.
 
     Returns its directory.
     """
-    for sample in DEMO.samples:
-        path = demo_file(sample, DEMO, events, cache / DEMO.release, all_branches=all_branches)
+    analysis = ANALYSES[release]
+    for sample in analysis.samples:
+        path = demo_file(sample, analysis, events, cache / release, all_branches=all_branches)
     return path.parents[1]
+
+
+def entries_of(events: int, cache: Path, release: str) -> int:
+    """Return the number of entries, data included, in the files of a toy release with so many simulated events."""
+    analysis = ANALYSES[release]
+    paths = [demo_file(sample, analysis, events, cache / release) for sample in analysis.samples]
+    return sum(uproot.open(path)[analysis.tree].num_entries for path in paths)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
         analysis = ANALYSES[self.run.release]
         sample = analysis.sample(events.metadata["dataset"])
         columns = ak.zip({name: events[name] for name in branches(analysis, sample)}, depth_limit=1)
-        m4l, weight = select(columns, analysis, sample, self.run)
+        m4l, weight = select(columns, sample, self.run)
         values = np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
         total = float(np.sum(weight, dtype=np.float64))
         return {sample.name: {"events": len(m4l), "total": total, "values": values}}

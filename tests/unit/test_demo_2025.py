@@ -173,6 +173,11 @@ def test_the_same_seed_gives_the_same_events(cache: Path, tmp_path: Path) -> Non
         assert ak.array_equal(events_of(name, cache), again)
 
 
+def test_files_of_all_branches_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="demo-2025 can be made only with the branches that the analysis reads"):
+        demo.demo_file(DEMO.sample("ttW"), DEMO, EVENTS, tmp_path, all_branches=True)
+
+
 def test_the_higgs_peak_is_at_125_gev(cache: Path) -> None:
     mass = np.concatenate([ak.to_numpy(message.events.m4l) for message in selected(DEMO.sample("ggH125_ZZ4l"), cache)])
     assert mass.mean() == pytest.approx(125, abs=0.5)

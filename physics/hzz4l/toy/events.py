@@ -1,4 +1,4 @@
-"""Toy four-lepton events of the ``demo`` release: pure functions from a random generator to arrays.
+"""Toy four-lepton events of the toy releases: pure functions from a random generator to arrays.
 
 The events are not a prediction. Masses, widths and decay chains are physical;
 yields, fractions and spectra are toy numbers chosen close to those of the real

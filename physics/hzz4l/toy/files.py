@@ -31,6 +31,7 @@ DEMO_VERSION = 1
 
 # Number of entries generated and written at a time, one basket of each branch; it limits the memory.
 BLOCK_ENTRIES = 40_000
+#: The layout of the files of each toy release.
 LAYOUTS: Mapping[str, Layout] = {"demo": layout_2020.LAYOUT, "demo-2025": layout_2025.LAYOUT}
 
 
@@ -142,12 +143,16 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
     ------
     SettingsError
         There are fewer events than simulated samples.
+    ValueError
+        All branches of a release are wanted for which only those that are read can be made.
     OSError
         The directory cannot be written.
 
     Processes that need the same file wait for the first of them, which writes the
     file under another name and renames it, so that a file that exists is complete.
     """
+    if all_branches and LAYOUTS[analysis.release].unread is None:
+        raise ValueError(f"files of {analysis.release} can be made only with the branches that the analysis reads")
     path = directory / f"v{DEMO_VERSION}-{events}{'-full' if all_branches else ''}" / sample.file
     if path.exists():
         return path
