@@ -22,7 +22,7 @@ from tests.support.toy_run import SAMPLES, document
 from workers.analysis.fit_pool import FitPool
 from workers.analysis.statistics.fit import fit_of
 from workers.analysis.statistics.likelihood import Likelihood
-from workers.analysis.statistics.mass import SCANNED_MASSES_GEV, MassFit
+from workers.analysis.statistics.peak import PeakFit
 from workers.analysis.statistics.profile import Limits, Profile
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.visualisation.result_files import root_file
@@ -222,14 +222,14 @@ def test_a_fit_of_asimov_data_returns_their_parameters() -> None:
 
 
 @cache
-def mass_fit() -> MassFit:
-    return MassFit(document())
+def mass_fit() -> PeakFit:
+    return PeakFit(document())
 
 
 @pytest.mark.parametrize("truth", [119.0, 122.5, 125.0, 129.0])
 def test_a_higgs_boson_of_any_mass_is_found_there(truth: float) -> None:
     fit = mass_fit()
-    (place,) = np.flatnonzero(truth == SCANNED_MASSES_GEV)
+    (place,) = np.flatnonzero(truth == mass_fit().positions)
 
     mass = fit.measure(fit.signal[place] + fit.background)
 

@@ -324,7 +324,8 @@ def test_credentials_of_the_address_reach_the_server_and_nothing_else(
     site = Site({f"/4lep/{DATA.file}{query}": [body] for query in ("", "?token=s3cret")})
     server.script = [site]
     loader = DataLoader(read({"CACHE": str(tmp_path / "cache")}))
-    settings = read({"DATA": form.format(f"127.0.0.1:{server.server_port}"), "SAMPLES": DATA.name}).run
+    environment = {"DATA": form.format(f"127.0.0.1:{server.server_port}"), "SAMPLES": DATA.name}
+    settings = ANALYSES.resolve(read(environment).run)
 
     begun = loader.handle(RunRequest("run", 1.0, settings))
     shown = [message for message in begun if isinstance(message, RunStarted | RunPlan)]
