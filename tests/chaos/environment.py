@@ -216,7 +216,7 @@ class HeldFit:
                 with suppress(psutil.NoSuchProcess):
                     self._process.suspend()
 
-    def analysis(self) -> None:
+    def release(self) -> None:
         """Resume the process, if it still runs."""
         if self._process is not None:
             with suppress(psutil.NoSuchProcess):

@@ -78,7 +78,7 @@ class Proxy:
         """Forward no data in either direction; the connections stay open."""
         self._forwarding.clear()
 
-    def analysis(self) -> None:
+    def release(self) -> None:
         """Forward data again."""
         self._forwarding.set()
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DamagedError, DatabaseError, SettingsError, Unavailable
-from common.messages import Chunk, RunPlan, SamplePlan
+from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.paths import ROOT
@@ -458,3 +458,18 @@ def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
         store.add(ZEE, partial(ZEE))
 
         assert final(store) == EXPECTED
+
+
+def test_a_second_plan_with_another_file_is_a_problem_of_the_run() -> None:
+    first = FileIdentity("/data/Zee.root", 1000, "8bdc6dd8", "922a7153-123b-4dff-afaa-c2b7ee784372")
+    with closing(Store(None)) as store:
+        store.begin(RunPlan("run", 0.0, ANALYSES.resolve(RunSettings(samples=("Zee",)))))
+        store.plan(SamplePlan("run", "Zee", 10, (0, 10), file=first))
+        store.plan(SamplePlan("run", "Zee", 10, (0, 10), file=replace(first, location="https://host/Zee.root")))
+        assert store.problems("run") == []
+        assert store.files("run") == {"Zee": first}
+
+        store.plan(SamplePlan("run", "Zee", 10, (0, 10), file=replace(first, adler32="00000001")))
+        (problem,) = store.problems("run")
+        assert "replaced while the run was planned" in problem
+        assert "00000001, before 1000 bytes with 8bdc6dd8" in problem

@@ -17,8 +17,8 @@ _VERSION = 6
 OLDEST_SQLITE = (3, 24, 0)
 
 #: ``requests.digest`` identifies the settings of a run; it is kept for ever. ``runs.sequence`` is the order in which
-#: the plans arrived, ``begun`` when (seconds since 1970). ``samples.chunks`` is the number of planned chunks, and
-#: ``lost`` says why the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum``
+#: the plans arrived, ``begun`` when (seconds since 1970). ``samples.chunks`` is the number of planned chunks, ``file``
+#: what identifies the sample's file, and ``lost`` says why the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum``
 #: is that of what it adds.
 _SCHEMA = """
 CREATE TABLE requests (
@@ -40,6 +40,7 @@ CREATE TABLE samples (
     chunks INTEGER NOT NULL,
     problem TEXT,
     lost TEXT,
+    file TEXT,
     PRIMARY KEY (run_id, sample)
 );
 CREATE TABLE chunks (

@@ -91,6 +91,12 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             "seconds": seconds,
             "events_per_second": events / seconds if seconds > 0 else None,
         },
+        "provenance": {
+            "inputs": {
+                sample: {"location": file.location, "bytes": file.bytes, "adler32": file.adler32}
+                for sample, file in store.files(run.run_id).items()
+            },
+        },
     }
     try:
         if not result["complete"]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import DamagedError, SettingsError
-from common.messages import Chunk, RunPlan, SamplePlan
+from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan
 from common.settings import RunSettings
 from workers.analysis.database import Database
 
@@ -92,22 +92,35 @@ class Store:
             if is_new:
                 db.execute("DELETE FROM failures WHERE run_id = ?", (plan.run_id,))
             samples = [(plan.run_id, sample) for sample in plan.settings.samples]
-            db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, 0, NULL, NULL)", samples)
+            db.executemany("INSERT OR IGNORE INTO samples VALUES (?, ?, 0, 0, NULL, NULL, NULL)", samples)
 
     def plan(self, plan: SamplePlan) -> None:
-        """Store a sample's chunks, or its problem. The first plan with chunks is kept."""
+        """Store a sample's chunks, or its problem. The first plan with chunks is kept.
+
+        A later plan with another file is a problem of the sample: its chunks have the same names.
+        """
+        file = None if plan.file is None else json.dumps(asdict(plan.file))
         with self.database.transaction() as db:
             row = db.execute(
-                "SELECT planned AND problem IS NULL, lost FROM samples WHERE run_id = ? AND sample = ?",
+                "SELECT planned AND problem IS NULL, lost, file FROM samples WHERE run_id = ? AND sample = ?",
                 (plan.run_id, plan.sample),
             ).fetchone()
-            is_planned, lost = row or (False, None)
+            is_planned, lost, planned_file = row or (False, None, None)
             if is_planned:
+                replaced = (
+                    None if planned_file is None else _replaced(FileIdentity(**json.loads(planned_file)), plan.file)
+                )
+                if replaced is not None:
+                    db.execute(
+                        "UPDATE samples SET problem = ? WHERE run_id = ? AND sample = ?",
+                        (replaced, plan.run_id, plan.sample),
+                    )
                 return
             db.execute(
-                "INSERT INTO samples VALUES (?, ?, 1, ?, ?, NULL) ON CONFLICT (run_id, sample) "
-                "DO UPDATE SET planned = 1, chunks = excluded.chunks, problem = excluded.problem",
-                (plan.run_id, plan.sample, len(plan.chunks), plan.problem),
+                "INSERT INTO samples (run_id, sample, planned, chunks, problem, file) VALUES (?, ?, 1, ?, ?, ?) "
+                "ON CONFLICT (run_id, sample) DO UPDATE "
+                "SET planned = 1, chunks = excluded.chunks, problem = excluded.problem, file = excluded.file",
+                (plan.run_id, plan.sample, len(plan.chunks), plan.problem, file),
             )
             db.executemany(
                 "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
@@ -157,7 +170,7 @@ class Store:
         """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count."""
         with self.database.transaction() as db:
             db.execute(
-                "INSERT INTO samples VALUES (?, ?, 0, 0, NULL, ?) "
+                "INSERT INTO samples VALUES (?, ?, 0, 0, NULL, ?, NULL) "
                 "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
                 (run_id, sample, problem),
             )
@@ -209,7 +222,8 @@ class Store:
             ]
             if names:
                 db.execute(
-                    "INSERT INTO samples SELECT DISTINCT run_id, sample, 0, 0, NULL, ? FROM chunks WHERE run_id = ? "
+                    "INSERT INTO samples "
+                    "SELECT DISTINCT run_id, sample, 0, 0, NULL, ?, NULL FROM chunks WHERE run_id = ? "
                     "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
                     (problem, run_id),
                 )
@@ -267,6 +281,11 @@ class Store:
             "ORDER BY sequence"
         )
         return [run_id for (run_id,) in rows]
+
+    def files(self, run_id: str) -> dict[str, FileIdentity]:
+        """What identifies the file of each planned sample of a run."""
+        rows = self.database.rows("SELECT sample, file FROM samples WHERE run_id = ? AND file IS NOT NULL", run_id)
+        return {sample: FileIdentity(**json.loads(file)) for sample, file in rows}
 
     def planned(self, run_id: str) -> list[Chunk]:
         """The entry range of each planned sample of a run."""
@@ -361,3 +380,17 @@ def _json(text: str, what: str) -> Any:
         return json.loads(text)
     except (TypeError, ValueError) as error:
         raise DamagedError(f"the {what} of the run cannot be read from the database: {error}") from None
+
+
+def _replaced(planned: FileIdentity, found: FileIdentity | None) -> str | None:
+    """Return how the file of a second plan differs from the planned one; None if it has the same content.
+
+    Each data-loader makes its own files of a toy, of the same size and with another UUID, at a relative location.
+    """
+    is_made = not planned.location.startswith("/") and "://" not in planned.location
+    if found is None or (planned.bytes == found.bytes and (is_made or planned.adler32 == found.adler32)):
+        return None
+    return (
+        f"{found.location} was replaced while the run was planned: {found.bytes} bytes with the Adler-32 "
+        f"{found.adler32}, before {planned.bytes} bytes with {planned.adler32}"
+    )
