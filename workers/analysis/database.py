@@ -18,8 +18,8 @@ OLDEST_SQLITE = (3, 24, 0)
 
 #: ``requests.digest`` identifies the settings of a run; it is kept for ever. ``runs.sequence`` is the order in which
 #: the plans arrived, ``begun`` when (seconds since 1970). ``samples.chunks`` is the number of planned chunks, ``file``
-#: what identifies the sample's file, and ``lost`` says why the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum``
-#: is that of what it adds.
+#: what identifies the sample's file, and ``lost`` says why the chunks of a sample may never be sent. A chunk with a
+#: ``cutflow`` has been added; ``checksum`` is that of what it adds.
 _SCHEMA = """
 CREATE TABLE requests (
     run_id TEXT PRIMARY KEY,
