@@ -41,9 +41,9 @@ from physics import ANALYSES
 from physics.hzz4l.toy import files as demo
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of
-from workers.analysis.statistics.likelihood import FitError, Likelihood
+from workers.analysis.statistics.minimisation.likelihood import FitError, Likelihood
+from workers.analysis.statistics.minimisation.profile import Profile
 from workers.analysis.statistics.peak import peak_of
-from workers.analysis.statistics.profile import Profile
 from workers.analysis.statistics.workspace import NoFit
 from workers.analysis.store import PartialSums, Store
 from workers.data_loader import reading

@@ -19,8 +19,8 @@ from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
 from common.worker_pool import WorkerPool, available_cores
 from workers import chunk_worker
-from workers.analysis.fit_pool import FitPool
 from workers.analysis.service import AnalysisService
+from workers.analysis.statistics.fit_pool import FitPool
 from workers.analysis.store import Store
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor

@@ -336,6 +336,6 @@ ANALYSIS = Analysis(
     channels=selection.CHANNELS,
     channel=selection.channel,
     observables=selection.observables(Axis(68, 80.0, 250.0)),
-    # 2015 and 2016 together: ATLAS-CONF-2019-021, table 6.
+    # 2015 and 2016 together: ATLAS-CONF-2019-021 (1.7 % for all of Run 2).
     model=model(luminosity=0.021),
 )

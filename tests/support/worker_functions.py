@@ -16,7 +16,7 @@ from common.messages import ChunkTask
 from common.settings import Settings
 from physics import ANALYSES
 from workers import chunk_worker
-from workers.analysis.fit_pool import FitAnswer
+from workers.analysis.statistics.fit_pool import FitAnswer
 
 
 def nothing() -> None: ...

@@ -43,8 +43,8 @@ from tests.support import toy_run, worker_functions
 from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
 from workers.analysis import service as service_module
-from workers.analysis.fit_pool import FitAnswer, FitPool, fit_document
 from workers.analysis.service import PARTIAL_EVERY_S, AnalysisService
+from workers.analysis.statistics.fit_pool import FitAnswer, FitPool, fit_document
 from workers.analysis.store import Store
 
 BOUNDS = {"data_A": (0, 30), "Zee": (0, 40, 80), "ZH125_ZZ4lep": (0, 25, 50)}

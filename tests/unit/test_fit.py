@@ -19,11 +19,11 @@ import pytest
 import uproot
 
 from tests.support.toy_run import SAMPLES, document
-from workers.analysis.fit_pool import FitPool
 from workers.analysis.statistics.fit import fit_of
-from workers.analysis.statistics.likelihood import Likelihood
+from workers.analysis.statistics.fit_pool import FitPool
+from workers.analysis.statistics.minimisation.likelihood import Likelihood
+from workers.analysis.statistics.minimisation.profile import Limits, Profile
 from workers.analysis.statistics.peak import PeakFit
-from workers.analysis.statistics.profile import Limits, Profile
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.visualisation.result_files import root_file
 

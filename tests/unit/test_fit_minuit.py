@@ -17,8 +17,8 @@ from iminuit import Minuit
 
 from tests.support.toy_run import document
 from workers.analysis.statistics.fit import fit_of
-from workers.analysis.statistics.likelihood import Likelihood
-from workers.analysis.statistics.profile import Limits, Profile
+from workers.analysis.statistics.minimisation.likelihood import Likelihood
+from workers.analysis.statistics.minimisation.profile import Limits, Profile
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 
 #: The range of the decimal logarithm of the number of simulated events, by category.

@@ -9,8 +9,8 @@ import pyhf
 import pytest
 
 from tests.support.toy_run import document
-from workers.analysis.statistics.likelihood import Likelihood
-from workers.analysis.statistics.rates import Rates
+from workers.analysis.statistics.minimisation.likelihood import Likelihood
+from workers.analysis.statistics.minimisation.rates import Rates
 
 STEP = 1e-6
 

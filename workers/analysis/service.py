@@ -38,9 +38,9 @@ from common.messages import (
 from common.service import Service
 from common.settings import Settings
 from physics import ANALYSES
-from workers.analysis.fit_pool import FitOutcome, FitPool
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
+from workers.analysis.statistics.fit_pool import FitOutcome, FitPool
 from workers.analysis.store import PartialSums, Run, Store
 
 log = logging.getLogger(__name__)

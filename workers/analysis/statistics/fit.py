@@ -16,9 +16,9 @@ from scipy.special import ndtr
 from scipy.stats import chi2
 
 from physics import ANALYSES
-from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
+from workers.analysis.statistics.minimisation.likelihood import Fit, FitError, Likelihood
+from workers.analysis.statistics.minimisation.profile import CONFIDENCE_LEVEL, Limits, Profile
 from workers.analysis.statistics.peak import peak_of
-from workers.analysis.statistics.profile import CONFIDENCE_LEVEL, Limits, Profile
 from workers.analysis.statistics.workspace import treatment
 
 FloatArray = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from scipy.optimize import brentq, minimize_scalar, nnls
 
 from common.analyses import Analysis, Peak
 from physics import ANALYSES
-from workers.analysis.statistics.likelihood import FitError
+from workers.analysis.statistics.minimisation.likelihood import FitError
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -16,7 +16,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from workers.analysis.statistics.likelihood import Fit, FitError, Likelihood
+from workers.analysis.statistics.minimisation.likelihood import Fit, FitError, Likelihood
 
 FloatArray = npt.NDArray[np.float64]
 T = TypeVar("T")

@@ -45,7 +45,7 @@ def import_fit() -> None:
 def fit_document(result: Mapping[str, Any]) -> FitAnswer:
     """Fit a result document, which has a workspace."""
     from workers.analysis.statistics.fit import fit_of
-    from workers.analysis.statistics.likelihood import FitError
+    from workers.analysis.statistics.minimisation.likelihood import FitError
 
     try:
         return json.dumps(fit_of(result), allow_nan=False), None

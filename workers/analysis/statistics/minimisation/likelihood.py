@@ -19,7 +19,7 @@ import pyhf
 from scipy.optimize import Bounds, minimize
 from scipy.special import xlogy
 
-from workers.analysis.statistics.rates import Rates
+from workers.analysis.statistics.minimisation.rates import Rates
 
 FloatArray = npt.NDArray[np.float64]
 

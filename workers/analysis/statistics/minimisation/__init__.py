@@ -1,0 +1,1 @@
+"""The likelihood of a workspace, its minima and its profiles."""
