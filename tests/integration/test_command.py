@@ -120,7 +120,7 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: l
 
 
 def test_an_environment_variable_acts_as_its_flag(tmp_path: Path) -> None:
-    assert run(tmp_path, ANALYSIS="demo", DEMO_EVENTS="500", FRACTION="0.5").returncode == 0
+    assert run(tmp_path, RELEASE="demo", DEMO_EVENTS="500", FRACTION="0.5").returncode == 0
     assert json.loads((only_result(tmp_path) / "result.json").read_text())["settings"]["fraction"] == 0.5
     done = run(tmp_path, PT_CUTS="20,x")
     assert (done.returncode, "PT_CUTS='20,x'" in done.stderr) == (2, True)

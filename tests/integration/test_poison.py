@@ -37,7 +37,7 @@ def parts(body: bytes, kind: type[Events] | type[Selected]) -> tuple[dict[str, A
     message = kind.decode(body, ANALYSES)
     header = {
         "chunk": dataclasses.asdict(message.chunk),
-        "release": message.release,
+        "settings": dataclasses.asdict(message.settings),
         "cutflow": message.cutflow,
     }
     return header, {name: ak.to_numpy(message.events[name]) for name in message.events.fields}

@@ -95,7 +95,7 @@ def test_closing_a_pool_ends_a_call_that_never_returns(pool: WorkerPool) -> None
 _HOLD_A_POOL = """
 import sys, threading
 from common.worker_pool import WorkerPool
-from physics import RELEASES
+from physics import ANALYSES
 from tests.support import worker_functions
 if __name__ == "__main__":
     pool = WorkerPool(2, attempts=1, prepare=worker_functions.nothing)
