@@ -166,6 +166,11 @@ class Observable:
         """The label with the unit."""
         return f"{self.label} [{self.unit}]" if self.unit else self.label
 
+    @property
+    def suffix(self) -> str:
+        """What ends the names of numbers in the unit in result.json, for example ``_gev``; empty without a unit."""
+        return f"_{self.unit.lower()}" if self.unit else ""
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -336,6 +341,11 @@ class Analysis:
         }  # fmt: skip
         return {**everything, **by_channel}
 
+    def channel_of(self, histogram: str) -> Channel | None:
+        """The channel whose events a histogram has; None for a histogram of all events."""
+        observable = self.histograms[histogram].name
+        return next((one for one in self.channels if histogram == f"{observable}_{one.name}"), None)
+
     def sample(self, name: str) -> Sample:
         """Return the sample of that name; raises SettingsError where there is none."""
         for sample in self.samples:
@@ -355,6 +365,11 @@ class Analysis:
     def with_role(self, role: Role) -> tuple[str, ...]:
         """The names of the categories with that role, in order."""
         return tuple(category.name for category in self.categories if category.role == role)
+
+    @property
+    def fitted(self) -> Observable:
+        """The observable that is fitted."""
+        return self.observable(self.model.observable)
 
     def observable(self, name: str) -> Observable:
         """Return the observable of that name."""

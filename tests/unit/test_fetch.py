@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,17 +43,7 @@ from workers.data_loader.remote.fetch import Address, Fetcher, cache_path
 from workers.data_loader.remote.policy import DEFAULT_POLICY, RetryPolicy
 from workers.data_loader.remote.transfer import CacheError
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "*")
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with serving() as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 def refused_url(name: str = "data_A.root") -> str:

@@ -8,7 +8,7 @@ import errno
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -32,24 +32,13 @@ from tests.support.file_server import (
     fetching_process,
     left_in,
     ranged,
-    serving,
     short,
 )
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Address, Fetcher
 from workers.data_loader.root_file import record_fault
 
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "*")
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with serving() as it:
-        yield it
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 # --- limits of the server ---

@@ -105,6 +105,15 @@ def test_the_result_files_have_the_figures_and_the_workspace() -> None:
     assert np.isfinite(result["fit"]["signal_strength"])
 
 
+def test_a_fit_whose_peak_was_not_found_has_all_other_figures() -> None:
+    result = fitted()
+    result["fit"]["mass_problem"] = f"no minimum, not at {result['fit'].pop('mass')['value_gev']}"
+    result["histograms"] = {"m4l": result["histograms"]["m4l"]}
+    files = result_files(result, POOL)
+    assert {f"{name}.png" for name in NAMES if name != "fit_mass"} <= files.keys()
+    assert "fit_mass.png" not in files
+
+
 if __name__ == "__main__":
     from tests.support.toy_run import document
     from workers.analysis.statistics.fit import fit_of

@@ -97,9 +97,9 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
         assert histogram.keys() == {"edges", *present}
         assert histogram["edges"] == list(range(80, 251, 5))
         assert all(len(histogram[category][key]) == 34 for category in present for key in ("values", "variances"))
-    assert result["window"].keys() >= {
-        "low", "high", "n_data", "n_signal", "n_background", "n_signal_plus_background",
-        "significance", "significance_s_b",
+    assert result["window"].keys() == {
+        "low", "high", "unit", "n_data", "significance", "significance_s_b",
+        *(f"{n}{error}" for n in ("n_signal", "n_background", "n_signal_plus_background") for error in ("", "_error")),
     }  # fmt: skip
     has_background = present & {"z_ttbar", "zz"}
     for significance in ("significance", "significance_s_b"):

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from common.service import serve
 from common.settings import RunSettings, read
 from common.transport.embedded import EmbeddedTransport
 from physics import ANALYSES
-from tests.support.file_server import QUICK, Request, ScriptedServer, serving
+from tests.support.file_server import QUICK, Request, ScriptedServer
 from tests.support.real_data import ANALYSIS, DATA, SIMULATION, four_leptons, write_file
 from workers.data_loader import root_file, sources
 from workers.data_loader.remote.fetch import Fetcher, cache_path
@@ -33,10 +33,7 @@ from workers.data_loader.sources import addresses, check_directory, locate
 EVENTS = [four_leptons(50e3, 40e3, 30e3, 20e3)] * 20
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "*")
+pytestmark = pytest.mark.usefixtures("no_proxy")
 
 
 @pytest.fixture
@@ -218,12 +215,6 @@ class Site:
             request.reply(200, bodies.pop(0) if len(bodies) > 1 else bodies[0])
         else:
             request.reply(404, b"no")
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with serving() as it:
-        yield it
 
 
 def release_at(server: ScriptedServer, body: bytes, monkeypatch: pytest.MonkeyPatch) -> Analysis:

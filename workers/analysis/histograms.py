@@ -40,7 +40,7 @@ def fill(events: ak.Array, analysis: Analysis, category: str) -> FloatArray:
             filled.append(
                 _sums_by_channel(one.axis, bins[one.name], columns["channel"], len(analysis.channels), weights)
             )
-    fitted = analysis.observable(analysis.model.observable)
+    fitted = analysis.fitted
     for factor in variations(analysis, category).values():
         filled.append(_sums(fitted.axis, fitted.axis.bin_of(columns[fitted.name] * factor), weights))
     peak = _fine_axis(analysis, category)
@@ -62,7 +62,7 @@ def empty(analysis: Analysis, category: str) -> FloatArray:
 
 
 def _layout(analysis: Analysis, category: str) -> Mapping[str, Axis]:
-    fitted = analysis.observable(analysis.model.observable)
+    fitted = analysis.fitted
     peak = _fine_axis(analysis, category)
     return {
         **{name: one.axis for name, one in analysis.histograms.items()},

@@ -176,7 +176,7 @@ def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
     return {
         "low": low,
         "high": high,
-        "unit": analysis.observable(analysis.model.observable).unit,
+        "unit": analysis.fitted.unit,
         "n_data": round(events("data")),
         "n_signal": signal,
         "n_signal_error": math.sqrt(signal_variance),

@@ -37,8 +37,10 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
 
 def fit_figures(result: Mapping[str, Any]) -> list[str]:
     """Return the figures of a result's fit, in the order of the page; empty without a fit."""
-    peak = result_analysis(result).model.peak
-    return [] if not result.get("fit") else [*FIT_FIGURES, *([] if peak is None else [f"fit_{peak.name}"])]
+    fit, peak = result.get("fit"), result_analysis(result).model.peak
+    if not fit:
+        return []
+    return [*FIT_FIGURES, *([f"fit_{peak.name}"] if peak is not None and peak.name in fit else [])]
 
 
 def root_file(result: Mapping[str, Any]) -> bytes:
@@ -61,7 +63,7 @@ def root_file(result: Mapping[str, Any]) -> bytes:
     buffer = _Buffer()
     with uproot.recreate(buffer) as file:
         for name in everything["histograms"]:
-            observable = analysis.observable(model.observable) if name in varied else analysis.histograms[name]
+            observable = analysis.fitted if name in varied else analysis.histograms[name]
             edges, contents = read_histogram(everything, name)
             for category, content in contents.items():
                 title = f"{TOY_TITLE}: {labels[category]}" if is_toy(result) else labels[category]

@@ -160,8 +160,7 @@ class PeakFit:
 
     def _measured(self, twice_nll: FloatArray, strength: FloatArray, threshold: float) -> dict[str, Any]:
         """The minimum of a scan and its interval."""
-        positions, unit = self.positions, self.analysis.observable(self.analysis.model.observable).unit
-        suffix = f"_{unit.lower()}" if unit else ""
+        positions, unit, suffix = self.positions, self.analysis.fitted.unit, self.analysis.fitted.suffix
         scale = self.analysis.model.scale
         lowest = int(np.argmin(twice_nll))
         at_end = lowest in (0, len(positions) - 1)
@@ -207,7 +206,7 @@ def _smooth_background(result: Mapping[str, Any], analysis: Analysis, peak: Peak
     signals = analysis.with_role("signal")
     in_wide_bins = np.sum([sample["data"] for sample in channel["samples"] if sample["name"] not in signals], axis=0)
     low, high = peak.window
-    edges = analysis.observable(analysis.model.observable).axis.edges
+    edges = analysis.fitted.axis.edges
     inside = (edges[:-1] >= low) & (edges[1:] <= high)
     bins = round((high - low) / peak.step)
     x = (np.arange(bins) + 0.5) / bins

@@ -246,8 +246,7 @@ def peak(document: Document) -> tuple[str, float, float | None, str] | None:
     analysis = document.known_analysis
     if analysis is None or analysis.model.peak is None:
         return None
-    unit = analysis.observable(analysis.model.observable).unit
-    suffix = f"_{unit.lower()}" if unit else ""
+    unit, suffix = analysis.fitted.unit, analysis.fitted.suffix
     measured = (document.fit or {}).get(analysis.model.peak.name)
     if not isinstance(measured, dict) or not isinstance(value := measured.get(f"value{suffix}"), int | float):
         return None

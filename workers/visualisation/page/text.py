@@ -186,7 +186,7 @@ def caption(name: str, document: Document) -> str:
     """Return the caption of a plot by its file's name."""
     stem, analysis = name.rpartition(".")[0], document.known_analysis
     if analysis is not None:
-        fitted = analysis.observable(analysis.model.observable).caption
+        fitted = analysis.fitted.caption
         peak = analysis.model.peak
         captions = {
             **_FIT_CAPTIONS,
@@ -198,7 +198,7 @@ def caption(name: str, document: Document) -> str:
             return captions[stem]
         if stem in analysis.histograms:
             observable = analysis.histograms[stem]
-            channel = next((one for one in analysis.channels if stem == f"{observable.name}_{one.name}"), None)
+            channel = analysis.channel_of(stem)
             where = f"{channel.text} channel" if channel else "all channels" if observable.per_channel else ""
             return f"{observable.caption}, {where}" if where else observable.caption
     return stem.replace("_", " ").replace("-", " ")

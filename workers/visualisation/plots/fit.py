@@ -159,5 +159,5 @@ def _label(name: str, result: Mapping[str, Any]) -> str:
         return known.get(name, name)
     index = int(name.removeprefix(_STATISTICS).removesuffix("]"))
     edges = result["histograms"][model.observable]["edges"]
-    unit = result_analysis(result).observable(model.observable).unit
+    unit = result_analysis(result).fitted.unit
     return f"MC stat. {edges[index]:g}–{edges[index + 1]:g} {unit}".rstrip()

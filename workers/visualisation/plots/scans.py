@@ -78,8 +78,8 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
     analysis = result_analysis(result)
     model = analysis.model
     assert model.peak is not None
-    observable = analysis.observable(model.observable)
-    suffix = f"_{observable.unit.lower()}" if observable.unit else ""
+    observable = analysis.fitted
+    suffix = observable.suffix
     symbol, of_symbol = f"${model.peak.symbol}$", f"{model.peak.symbol.lower()}{suffix}"
     found = result["fit"][model.peak.name]
     positions, curve, strength = (

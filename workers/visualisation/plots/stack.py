@@ -244,7 +244,8 @@ def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
 def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> None:
     """Draw the origin of the data, the energy, the luminosity and the decay channel."""
     analysis = result_analysis(result)
-    process = next((one.label for one in analysis.channels if histogram.endswith(f"_{one.name}")), analysis.process)
+    channel = analysis.channel_of(histogram)
+    process = analysis.process if channel is None else channel.label
     lines = [energy_and_luminosity(result), f"${process}$", *notes]
     place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
     if is_toy(result):
