@@ -54,7 +54,7 @@ def _text(value: float | None, place: int, *, with_exponent: bool) -> str:
     """Round to a decimal place, which is negative to the left of the decimal point; 0 has no sign."""
     if value is None or not math.isfinite(value):
         return MISSING
-    found = Decimal(repr(value)).quantize(Decimal((0, (1,), -place)), context=_EXACT)
+    found = Decimal(repr(float(value))).quantize(Decimal((0, (1,), -place)), context=_EXACT)
     if not found:
         return "0" if with_exponent else f"{abs(found):,f}" if place > 0 else "0"
     return f"{found:e}" if with_exponent else f"{found:,f}"
