@@ -287,8 +287,10 @@ class RabbitMQSession:
 
     def _on_declared(self, channel: pika.channel.Channel, names: Mapping[str, str]) -> None:
         self._channel = channel
-        # In random order, so that the redelivered message that kills its consumers is not always the first to come.
-        for consumed in random.sample(self._queues, len(self._queues)):
+        # In random order, so that the redelivered message that kills its consumers is not always the first to come;
+        # notices of dead letters last, because the plan of their run should be handled before them.
+        in_random_order = random.sample(self._queues, len(self._queues))
+        for consumed in sorted(in_random_order, key=lambda one: one.name == topology.DEAD_NOTICES.name):
             channel.basic_consume(names.get(consumed.name, consumed.name), self._receiver(consumed.name))
         self._connection.established()
         self._publish_outbox()
