@@ -73,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     for variable in VARIABLES:
         if variable.flag is not None:
             shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
-            parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
+            if variable.metavar is None:
+                parser.add_argument(variable.flag, dest=variable.name, action="store_const", const="0", help=shown)
+            else:
+                parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
     parser.epilog = "analysis.py dead-letters --help: list and requeue the messages that could not be handled"
     return parser

@@ -44,6 +44,7 @@ for variable in RELEASE DATA SAMPLES LUMI FRACTION PT_CUTS DEMO_EVENTS CHUNK_ENT
     [ -n "${!variable:-}" ] || { [ "$variable" = PT_CUTS ] && [ -n "${PT_CUTS+set}" ]; } || continue
     flags+=("--$(printf %s "$variable" | tr A-Z_ a-z-)=${!variable}")
 done
+[ "${PLOTS:-1}" = 1 ] || flags+=(--no-plots)
 action=run
 check_data "${DATA:-}"
 while [ $# -gt 0 ]; do

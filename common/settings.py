@@ -39,7 +39,7 @@ MIN_MESSAGE_KEY_LENGTH = 16
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings that decide the numbers of a run.
+    """The settings that decide the numbers of a run, and whether its plots are drawn.
 
     ``data`` is a directory or the address of one, None for the release's own
     addresses; ``lumi_ifb`` is in fb⁻¹ and ``pt_cuts_gev`` are in GeV, None for the
@@ -56,6 +56,7 @@ class RunSettings:
     pt_cuts_gev: tuple[float, ...] | None = None
     demo_events: int = 200_000
     chunk_entries: int = 50_000
+    plots: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _checked_location(self.data))
@@ -120,6 +121,7 @@ class RunSettings:
             "data": self.without_credentials().data,
             "samples": list(self.samples),
             "chunk_entries": self.chunk_entries,
+            "plots": self.plots,
             **({"demo_events": self.demo_events} if toy else {}),
         }
 
@@ -210,7 +212,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variable:
-    """One environment variable, and the flag of analysis.py that overrides it."""
+    """One environment variable, and the flag of analysis.py that overrides it; one without ``metavar`` means 0."""
 
     name: str
     default: str
@@ -234,6 +236,7 @@ VARIABLES = (
     Variable("PT_CUTS", "", "pT cuts in GeV; '': no cuts; the release's own by default", "--pt-cuts", "A,B,.."),
     Variable("DEMO_EVENTS", str(RunSettings.demo_events), "simulated events of the demo release", "--demo-events", "N"),
     Variable("CHUNK_ENTRIES", str(RunSettings.chunk_entries), "entries of one chunk", "--chunk-entries", "N"),
+    Variable("PLOTS", "1", "1: draw the plots; 0: write the tables and histograms only", "--no-plots"),
     Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
     Variable("RABBITMQ_HOST", BrokerSettings.host, "broker: host"),
     Variable("RABBITMQ_PORT", str(BrokerSettings.port), f"broker: port; {AMQPS_PORT} with TLS"),
@@ -268,6 +271,8 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
     text = {variable.name: value(variable.name, variable.default) for variable in VARIABLES}
     if text["LOG_LEVEL"].upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"LOG_LEVEL={text['LOG_LEVEL']!r}: choose DEBUG, INFO, WARNING or ERROR")
+    if text["PLOTS"] not in ("0", "1"):
+        raise SettingsError(f"PLOTS={text['PLOTS']!r}: write PLOTS=1 for plots or PLOTS=0 for none")
     tls_ca = _certificate_authority(text["RABBITMQ_TLS_CA"])
     default_port = AMQP_PORT if tls_ca is None else AMQPS_PORT
     port = _convert("RABBITMQ_PORT", value("RABBITMQ_PORT", str(default_port)), int, "a port", "5672")
@@ -291,6 +296,7 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             pt_cuts_gev=_cuts(cuts) if (cuts := given("PT_CUTS")) is not None else None,
             demo_events=_convert("DEMO_EVENTS", text["DEMO_EVENTS"], int, "a number of events", "200000"),
             chunk_entries=_convert("CHUNK_ENTRIES", text["CHUNK_ENTRIES"], int, "a number of entries", "50000"),
+            plots=text["PLOTS"] == "1",
         ),
         broker=BrokerSettings(
             host=text["RABBITMQ_HOST"],

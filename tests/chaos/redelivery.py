@@ -14,9 +14,12 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from common.settings import BrokerSettings
 from common.transport.amqp import parameters
+from tests.support.waiting import wait_until
 
 #: How many messages are taken at once, to be put back in another order.
 _BATCH_SIZE = 8
+#: How long a message waits for room in its queue, in seconds.
+PUT_DEADLINE_S = 60
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,17 @@ def open_channel(settings: BrokerSettings) -> Iterator[BlockingChannel]:
 
 
 def put(channel: BlockingChannel, message: Taken) -> None:
-    """Put a message into its queue; waits while the queue is full."""
-    while True:
+    """Put a message into its queue; waits while the queue is full, and fails after a minute."""
+
+    def is_put() -> bool:
         try:
-            return channel.basic_publish("", message.queue, message.body, message.properties, mandatory=True)
+            channel.basic_publish("", message.queue, message.body, message.properties, mandatory=True)
         except pika.exceptions.NackError:
-            channel.connection.sleep(0.05)
+            channel.connection.process_data_events()
+            return False
+        return True
+
+    wait_until(is_put, f"the queue {message.queue} had room", PUT_DEADLINE_S)
 
 
 def redeliver(settings: BrokerSettings, queue: str, seconds: float, copies: int, rng: random.Random) -> list[Taken]:

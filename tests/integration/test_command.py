@@ -22,13 +22,13 @@ REAL = ["--samples", "data_A,data_B,data_C,Zee,ttbar_lep,WH125_ZZ4lep", "--pt-cu
 
 
 def run(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Call analysis.py in a folder, with only a user's environment and these variables."""
+    """Call analysis.py in a folder, with only a user's environment and these variables; no plots by default."""
     names = {"PATH", "HOME", "LANG"}
     environment = {name: value for name, value in os.environ.items() if name in names}
     return subprocess.run(
         [sys.executable, ROOT / "analysis.py", *flags],
         cwd=folder,
-        env=environment | {"CACHE": str(folder / "cache"), **variables},
+        env=environment | {"CACHE": str(folder / "cache"), "PLOTS": "0", **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -42,7 +42,7 @@ def only_result(folder: Path) -> Path:
 
 
 def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> None:
-    done = run(tmp_path, "--release", "demo", "--demo-events", "5000")
+    done = run(tmp_path, "--release", "demo", "--demo-events", "5000", PLOTS="1")
     assert done.returncode == 0, done.stderr
     assert "Cutflow" in done.stdout
     assert "Yields" in done.stdout
@@ -117,6 +117,14 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: l
         assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_without_plots_has_every_number_and_no_figure(tmp_path: Path) -> None:
+    done = run(tmp_path, "--release", "demo", "--demo-events", "5000", "--no-plots", PLOTS="1")
+    assert done.returncode == 0, done.stderr
+    folder = only_result(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
+    assert json.loads((folder / "result.json").read_text())["settings"]["plots"] is False
 
 
 def test_an_environment_variable_acts_as_its_flag(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.support.workers import Workers
 
 pytestmark = pytest.mark.broker
 
-RUN = RunSettings(release="demo", demo_events=50_000, chunk_entries=1_000)
+RUN = RunSettings(release="demo", demo_events=50_000, chunk_entries=1_000, plots=False)
 SINGLE = ("analysis", "visualisation")
 
 

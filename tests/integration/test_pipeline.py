@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from workers.embedded import EmbeddedServices
 
-DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000)
+DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000, plots=False)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +56,7 @@ def test_real_events_give_the_published_counts_and_yields(
 ) -> None:
     data = real_data()
     reference = json.loads((data / "reference.json").read_text())["samples"]
-    run = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0)
+    run = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0, plots=False)
     if where == "embedded":
         outcome = run_embedded(run, tmp_path)
     else:
@@ -177,7 +177,7 @@ def test_the_visualisation_stores_the_folder_that_the_follower_receives(demo_wor
 
 def test_a_missing_file_leaves_a_run_incomplete_with_the_reason(tmp_path: Path) -> None:
     data = real_data()
-    outcome = run_embedded(RunSettings(data=str(data / "4lep"), samples=("data_A", "data_D")), tmp_path)
+    outcome = run_embedded(RunSettings(data=str(data / "4lep"), samples=("data_A", "data_D"), plots=False), tmp_path)
     assert outcome.result is not None
     assert not outcome.result["complete"]
     assert outcome.result["samples"]["data_A"]["events_read"] == 39
@@ -193,7 +193,9 @@ def test_a_broken_file_leaves_its_run_incomplete_and_the_others_complete(tmp_pat
     middle = len(content) // 2
     content[middle : middle + 20_000] = bytes(20_000)
     broken.write_bytes(content)
-    outcome = run_embedded(RunSettings(data=str(tmp_path / "4lep"), samples=("Zee", "WH125_ZZ4lep")), tmp_path)
+    outcome = run_embedded(
+        RunSettings(data=str(tmp_path / "4lep"), samples=("Zee", "WH125_ZZ4lep"), plots=False), tmp_path
+    )
     assert outcome.result is not None
     assert not outcome.result["complete"]
     assert outcome.result["samples"]["Zee"]["events_read"] == 243

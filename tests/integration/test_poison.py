@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from tests.unit.test_array_pickle import calls
 
-RUN = RunSettings(release="demo", demo_events=12_000, chunk_entries=1_000)
+RUN = RunSettings(release="demo", demo_events=12_000, chunk_entries=1_000, plots=False)
 Malform = Callable[[bytes, type[Events] | type[Selected]], bytes]
 
 

@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result_of(cache: Path, **settings: Any) -> dict[str, Any]:
-    outcome = run_embedded(RunSettings(release="demo", demo_events=2_000, **settings), cache)
+    outcome = run_embedded(RunSettings(release="demo", demo_events=2_000, plots=False, **settings), cache)
     assert outcome.problem is None
     assert outcome.result is not None
     assert outcome.result["complete"]

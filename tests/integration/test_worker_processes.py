@@ -29,7 +29,7 @@ from workers.data_processor.service import DataProcessor
 from workers.embedded import EmbeddedServices
 
 #: 12 files in about 200 chunks.
-DEMO = RunSettings(release="demo", demo_events=40_000, chunk_entries=200)
+DEMO = RunSettings(release="demo", demo_events=40_000, chunk_entries=200, plots=False)
 
 
 # --- the process pool ---------------------------------------------------------
@@ -215,7 +215,7 @@ def test_a_longer_run_starts_worker_processes_by_itself(
 def test_an_unreadable_file_has_the_same_reason_in_a_worker_process(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "MC").mkdir()
     (tmp_path / "MC" / "mc_361106.Zee.4lep.root").write_bytes(b"<html>not found</html>" * 100)
-    run = RunSettings(data=str(tmp_path), samples=("Zee", "Zmumu"))
+    run = RunSettings(data=str(tmp_path), samples=("Zee", "Zmumu"), plots=False)
     in_processes, in_threads = run_in_processes(run, cache), run_embedded(run, cache, processes=0)
     assert in_processes.result is not None
     assert in_threads.result is not None
@@ -244,7 +244,7 @@ def test_a_script_without_a_main_guard_ends_with_an_error_that_says_so(cache: Pa
         "from pathlib import Path\n"
         "from common.settings import RunSettings\n"
         "from tests.support.runs import run_embedded\n"
-        f"run_embedded(RunSettings(release='demo', demo_events=40_000), Path({str(cache)!r}))\n"
+        f"run_embedded(RunSettings(release='demo', demo_events=40_000, plots=False), Path({str(cache)!r}))\n"
     )
     command = [sys.executable, str(script)]
     ran = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)

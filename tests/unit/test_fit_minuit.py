@@ -127,7 +127,8 @@ def by_pyhf(function: Callable[[], Any]) -> Any:
     pytest.fail("pyhf's minimisation failed with every strategy")
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(7200)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # pyhf takes logarithms of negative rates
 def test_500_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(capsys: pytest.CaptureFixture[str]) -> None:
     differences: dict[str, list[float]] = {"mu / error": [], "error, relative": [], "q0": [], "CLs(1)": []}

@@ -48,6 +48,7 @@ def test_without_flags_and_variables_the_defaults_apply() -> None:
         ("PT_CUTS", "30", "", "pt_cuts_gev", ()),
         ("DEMO_EVENTS", "1000", "2000", "demo_events", 2000),
         ("CHUNK_ENTRIES", "10", "20", "chunk_entries", 20),
+        ("PLOTS", "1", "0", "plots", False),
         ("OUTPUT", "there", "here", "output", Path("here")),
     ],
 )
@@ -63,7 +64,7 @@ def test_a_flag_overrides_its_environment_variable_and_that_the_default(
     assert value({}, {name: as_flag}) == expected
     only_environment = value({name: in_environment}, {name: None})
     assert only_environment != expected
-    if name not in ("RELEASE",):
+    if name not in ("RELEASE", "PLOTS"):  # the variables that are given their defaults
         assert only_environment != value({}, {})
 
 
@@ -214,6 +215,7 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("RABBITMQ_PORT", "amqp", "5672"),
         ("METRICS_PORT", "65536", "0 opens no port"),
         ("CHUNK_ENTRIES", "0", "1 to 80000"),
+        ("PLOTS", "no", "PLOTS=0"),
         ("CHUNK_ENTRIES", "80001", "1 to 80000"),
         ("CHUNK_ENTRIES", "1e3", "CHUNK_ENTRIES=50000"),
         ("DEMO_EVENTS", "11", "12 to 1000000000"),

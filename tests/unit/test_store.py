@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import random
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -456,6 +457,21 @@ def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
             collections.deque((store.add(chunk, partial(ZEE)) for chunk in others), maxlen=0)
 
         list(store.database.rows("PRAGMA max_page_count = 1000000"))
+        store.add(ZEE, partial(ZEE))
+
+        assert final(store) == EXPECTED
+
+
+def test_a_limit_of_the_file_size_is_waited_for_like_a_full_disk(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Store(tmp_path / "analysis.sqlite")) as store:
+        without(ZEE, store)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 1024, hard))
+        try:
+            with pytest.raises(Unavailable, match="disk I/O error"):
+                store.add(ZEE, partial(ZEE))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         store.add(ZEE, partial(ZEE))
 
         assert final(store) == EXPECTED

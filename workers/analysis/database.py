@@ -62,6 +62,8 @@ CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND pr
 """
 
 _WAITED_FOR = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
+#: SQLite calls only ENOSPC "full"; a quota or a limit of the file size is an error of writing.
+_NO_ROOM = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -71,7 +73,7 @@ class Database:
     Until it is closed or its process ends, no other ``Database`` can open the file.
 
     Raises SettingsError if the file cannot be used. Later methods raise Unavailable if the database
-    stays locked for longer than ``lock_timeout_s`` or its disk is full, DamagedError if its content is
+    stays locked for longer than ``lock_timeout_s`` or there is no room for it, DamagedError if its content is
     not valid, and DatabaseError if it cannot be used for another reason.
     """
 
@@ -154,7 +156,7 @@ class Database:
             return error
         code = getattr(error, "sqlite_errorcode", None)
         primary = None if code is None else code & 0xFF
-        if primary in _WAITED_FOR:
+        if primary in _WAITED_FOR or code in _NO_ROOM:
             return Unavailable(f"the database: {error}")
         where = "the database" if self._path is None else f"DATABASE={str(self._path)!r}"
         if primary in _DAMAGED or primary is None:  # no code: a text that is not UTF-8

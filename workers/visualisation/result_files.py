@@ -21,14 +21,15 @@ FIT_FIGURES = tuple(f"fit_{name}" for name in ("prefit", "postfit", "pulls", "co
 def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, bytes]:
     """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
 
-    The files are result.json, every histogram and every figure of the fit as
+    A run without plots has no figures. The files are result.json, every histogram and every figure of the fit as
     png and pdf, histograms.root, and workspace.json if the result has one. The same
     result gives the same bytes, except for histograms.root: ROOT's format contains
     the time of writing and a unique id. Raises MessageError if a histogram is not
     valid, and ValueError for a number that is not finite, which JSON cannot represent.
     """
     files = {"result.json": _json(result)}
-    files |= pool.draw(result, [*result["histograms"], *fit_figures(result)])
+    if result["settings"].get("plots", True):
+        files |= pool.draw(result, [*result["histograms"], *fit_figures(result)])
     files["histograms.root"] = root_file(result)
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])

@@ -66,7 +66,7 @@ class Visualisation(Service):
             raise MessageError(f"the visualisation does not handle {message.kind} messages")
         if self._live is not None:
             self._live.update(message)
-        if isinstance(message, RunStarted):
+        if isinstance(message, RunStarted) and message.settings.plots:
             self._pool.start()  # the processes are ready when the run ends
         if not (isinstance(message, Result) and message.final):
             return []
