@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -119,51 +118,59 @@ def test_a_minimum_at_a_bound_has_a_fit_with_finite_numbers(seed: int) -> None:
 
 
 def by_pyhf(function: Callable[[], Any]) -> Any:
-    """Return what a function of pyhf finds with Minuit, by its slower strategy if the usual one fails."""
-    for options in ({"tolerance": 1e-3}, {"tolerance": 1e-2, "strategy": 2}, {"tolerance": 0.1, "strategy": 2}):
-        pyhf.set_backend("numpy", pyhf.optimize.minuit_optimizer(maxiter=1_000_000, **options))
+    """Return what a function of pyhf finds, by other strategies and optimisers if the usual one fails; else None."""
+    optimizers = [
+        pyhf.optimize.minuit_optimizer(maxiter=1_000_000, tolerance=1e-3),
+        pyhf.optimize.minuit_optimizer(maxiter=1_000_000, tolerance=1e-2, strategy=2),
+        pyhf.optimize.minuit_optimizer(maxiter=1_000_000, tolerance=0.1, strategy=2),
+        pyhf.optimize.scipy_optimizer(maxiter=100_000),
+    ]
+    for optimizer in optimizers:
+        pyhf.set_backend("numpy", optimizer)
         with suppress(pyhf.exceptions.FailedMinimization):
             return function()
-    pytest.fail("pyhf's minimisation failed with every strategy")
+    return None
 
 
 @pytest.mark.long
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # pyhf takes logarithms of negative rates
-def test_500_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("first", range(0, 500, 50))
+def test_50_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(
+    first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     differences: dict[str, list[float]] = {"mu / error": [], "error, relative": [], "q0": [], "CLs(1)": []}
-    at_bound, ours, theirs = 0, 0.0, 0.0
-    for seed in range(500):
+    at_bound, without_minimum = 0, 0
+    for seed in range(first, first + 50):
         likelihood = Likelihood(random_run(seed)["workspace"])
         model, data, poi = likelihood.model, likelihood.data, likelihood.poi
-        started = perf_counter()
         best = likelihood.fit(data)
         error = float(np.sqrt(likelihood.covariance(best, data)[poi, poi]))
         profile = Profile(likelihood, data, best)
-        q0, cls = profile.q0(), Limits(likelihood, profile).cls(1.0)
-        ours, started = ours + perf_counter() - started, perf_counter()
         not_negative = [list(bounds) for bounds in model.config.suggested_bounds()]
         not_negative[poi][0] = 0.0
         init, fixed = model.config.suggested_init(), model.config.suggested_fixed()
         fitted = by_pyhf(lambda: pyhf.infer.mle.fit(data, model, return_uncertainties=True))  # noqa: B023
-        mu, minuit_error = (float(one) for one in fitted[poi])
-        pyhf_q0 = float(
-            by_pyhf(lambda: pyhf.infer.test_statistics.q0(0.0, data, model, init, not_negative, fixed))  # noqa: B023
-        )
-        pyhf_cls = float(by_pyhf(lambda: pyhf.infer.hypotest(1.0, data, model, par_bounds=not_negative)))  # noqa: B023
-        theirs += perf_counter() - started
+        q0 = by_pyhf(lambda: pyhf.infer.test_statistics.q0(0.0, data, model, init, not_negative, fixed))  # noqa: B023
+        cls = by_pyhf(lambda: pyhf.infer.hypotest(1.0, data, model, par_bounds=not_negative))  # noqa: B023
+        without_minimum += any(one is None for one in (fitted, q0, cls))
         to_bound = min(profile.mu_hat - likelihood.low[poi], likelihood.high[poi] - profile.mu_hat)
         at_bound += to_bound < 1e-9
-        differences["mu / error"].append(abs(profile.mu_hat - mu) / error)
-        if to_bound > NEAR_BOUND * error:
-            differences["error, relative"].append(abs(error / minuit_error - 1))
-        differences["q0"].append(abs(q0 - pyhf_q0) / max(1.0, q0))
-        differences["CLs(1)"].append(abs(cls - pyhf_cls))
+        if fitted is not None:
+            mu, minuit_error = (float(one) for one in np.atleast_2d(fitted)[poi])
+            differences["mu / error"].append(abs(profile.mu_hat - mu) / error)
+            if to_bound > NEAR_BOUND * error:
+                differences["error, relative"].append(abs(error / minuit_error - 1))
+        if q0 is not None:
+            differences["q0"].append(abs(profile.q0() - float(q0)) / max(1.0, profile.q0()))
+        if cls is not None:
+            differences["CLs(1)"].append(abs(Limits(likelihood, profile).cls(1.0) - float(cls)))
     with capsys.disabled():
-        print(f"\n500 random runs, {at_bound} with the signal strength at a bound; {ours:.0f} s, pyhf {theirs:.0f} s")
+        print(f"\nruns {first} to {first + 49}: {at_bound} with the signal strength at a bound; ", end="")
+        print(f"pyhf did not converge in {without_minimum}")
         for name, found in differences.items():
             print(f"{name:<16} largest difference {max(found):.1e}, median {np.median(found):.1e} ({len(found)} runs)")
-    assert at_bound > 10
+    assert without_minimum <= 2
     assert max(differences["mu / error"]) < 0.01
     assert max(differences["error, relative"]) < 0.1
     assert max(differences["q0"]) < 0.01
