@@ -39,7 +39,7 @@ def test_a_run_of_one_data_sample_says_that_it_has_no_simulation(cache: Path) ->
     assert result["window"]["n_data"] >= 0
 
 
-def test_one_data_sample_and_all_simulation_is_scaled_to_its_luminosity_without_a_warning(cache: Path) -> None:
+def test_simulation_is_scaled_to_the_luminosity_of_one_data_sample_without_warning(cache: Path) -> None:
     result = result_of(cache, samples=("data_D", *SIMULATION))
 
     assert result["settings"]["lumi"] == 4.7

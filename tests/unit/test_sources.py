@@ -296,7 +296,7 @@ def test_a_chunk_is_read_from_the_location_of_the_plan_alone(
         locate(sample, RunSettings(), Fetcher(tmp_path / "d", QUICK), planned=elsewhere)
 
 
-def test_the_2020_release_is_checked_against_its_record_at_the_recorded_locations_first() -> None:
+def test_the_2020_release_is_checked_against_its_record_at_its_location_first() -> None:
     found = addresses(DATA, ANALYSIS, RunSettings())
     assert [address.bytes for address in found] == [33765] * 2 + [None] * 3
     assert found[1].url == (
