@@ -40,11 +40,17 @@ SHOWN_PROBLEMS = 4
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one analysis with the settings of the flags and the environment; returns the exit code."""
+    from common.display import tolerant_output
+
+    with tolerant_output():
+        return _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     from common.logs import configure_logging
     from common.submission import new_run_id
     from physics import ANALYSES
 
-    arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
     try:
         if arguments[:1] == ["dead-letters"]:
@@ -112,18 +118,22 @@ def _dead_letters(arguments: Sequence[str], console: Console) -> int:
 
 
 def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:
+    from common.result_folder import check_output
     from common.transport.rabbitmq import RabbitMQTransport
 
     transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
+    check_output(read.output)
     return _submit_and_follow(transport, read, run_id, console, lambda: True)
 
 
 def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Outcome:
+    from common.result_folder import check_output
     from physics import ANALYSES
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
     check_directory(ANALYSES[read.run.release], read.run)
+    check_output(read.output)
     with EmbeddedServices(read) as services:
         return _submit_and_follow(services.transport, read, run_id, console, services.is_alive)
 
@@ -149,13 +159,15 @@ def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> 
     if outcome.problem is not None:
         print(f"analysis.py: run {run_id} failed: {outcome.problem}", file=sys.stderr)
         return INCOMPLETE
-    from common.result_folder import write_folder
+    from common.result_folder import write_folder_or_temporary
 
-    folder = write_folder(outcome.files, read.output, run_id)
+    folder, not_written = write_folder_or_temporary(outcome.files, read.output, run_id)
     console.print(f"results in {folder}/", soft_wrap=True)
     problems: Sequence[str] = outcome.result["problems"] if outcome.result is not None else ()
+    if not_written:
+        print(f"analysis.py: {not_written}; the results are in {folder}/; move them from there", file=sys.stderr)
     if not problems:
-        return COMPLETE
+        return INCOMPLETE if not_written else COMPLETE
     for problem in problems[1:SHOWN_PROBLEMS]:
         print(f"analysis.py: {problem}", file=sys.stderr)
     if len(problems) > SHOWN_PROBLEMS:

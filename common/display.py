@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,6 +21,9 @@ from common.messages import Stage
 from common.progress import RunProgress
 from common.rounding import number, rounded, rounded_yield
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 #: Tables may be wider than the terminal, because a number must not be cut.
 MAX_TABLE_WIDTH = 500
 
@@ -26,6 +33,54 @@ _STAGES: Mapping[Stage, str] = {
     "data-processor": "events processed",
     "analysis": "events analysed",
 }
+
+
+@contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Replace sys.stdout and sys.stderr by streams that raise no error, so that a run ends with its result written.
+
+    A character that the encoding does not have is written as ``?``. After an error,
+    for example of a closed pipe or a full disk, the stream discards what is written.
+    """
+    with redirect_stdout(_tolerant(sys.stdout)), redirect_stderr(_tolerant(sys.stderr)):
+        yield
+
+
+def _tolerant(stream: TextIO | None) -> TextIO:
+    descriptor, encoding = -1, "utf-8"
+    if stream is not None:  # it is None if it was closed when the program started
+        try:
+            descriptor, encoding = stream.fileno(), stream.encoding
+        except OSError:  # a stream in memory
+            return stream
+    buffer = io.BufferedWriter(_TolerantFile(descriptor))
+    return io.TextIOWrapper(buffer, encoding=encoding, errors="replace", line_buffering=True)
+
+
+class _TolerantFile(io.RawIOBase):
+    """Writes to a file descriptor, and discards everything after the first error."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._failed = False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Return the number of bytes written or discarded."""
+        if not self._failed:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError:
+                self._failed = True
+        return len(memoryview(data))
 
 
 class Bars:
@@ -69,7 +124,7 @@ class Bars:
         """Print the tables, the window, the fit and the warnings above the bars; only warnings if no event was read."""
         if document["complete"]:
             self._fill(document["samples"])
-        if document["timing"]["events_per_second"]:
+        if any(sample["events_read"] for sample in document["samples"].values()):
             for table in tables(document):
                 console = self._progress.console
                 table.width = console.measure(table, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum

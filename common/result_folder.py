@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from common.errors import MessageError
+from common.errors import MessageError, PipelineError, SettingsError
 from common.names import MAX_NAME, NAME_IS, is_name
 
 MAX_FILES = 64
@@ -20,6 +20,22 @@ MAX_BYTES = 64 * 2**20
 TEMPORARY = ".writing-"
 #: A temporary folder of this age was left by a killed process: writing a result takes seconds.
 ABANDONED_AFTER_S = 3600.0
+#: The files of a result usually take 1 to 3 MB.
+ROOM_BYTES = 4 * 2**20
+
+
+def check_output(output: Path) -> None:
+    """Create the directory ``output`` if it does not exist; raises SettingsError if no result can be written there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with _temporary_folder(output) as temporary:
+            _write(temporary / "room", secrets.token_bytes(ROOM_BYTES))
+    except OSError as error:
+        cause = "this is not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise SettingsError(
+            f"OUTPUT={str(output)!r}: no result can be written there: {cause}; "
+            "give a directory that can be written to, with 4 MB of room (--output DIR)"
+        ) from None
 
 
 def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
@@ -42,14 +58,29 @@ def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
         new = temporary / "new"
         new.mkdir()
         for name, content in files.items():
-            with (new / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(new / name, content)
         _sync(new)
         _replace(new, target, temporary)
     _sync(output)
     return target
+
+
+def write_folder_or_temporary(files: Mapping[str, bytes], output: Path, run_id: str) -> tuple[Path, str | None]:
+    """Write ``output/run_id``, or a folder in a new temporary directory if that fails.
+
+    Returns the folder, and the problem if it is the temporary one. Raises
+    MessageError as ``write_folder`` does, and PipelineError if no folder can be written.
+    """
+    try:
+        return write_folder(files, output, run_id), None
+    except OSError as error:
+        problem = f"{output / run_id} cannot be written: {error.strerror or error}"
+    try:
+        return write_folder(files, Path(tempfile.mkdtemp(prefix="atlas-open-data-")), run_id), problem
+    except OSError as error:
+        raise PipelineError(
+            f"{problem}; nor can a temporary directory: {error}; the result of {run_id} is lost"
+        ) from None
 
 
 def delete_folder(folder: Path) -> None:
@@ -66,9 +97,12 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
 
 def _delete_abandoned(output: Path) -> None:
     """Delete the temporary folders of processes that were killed."""
+    with suppress(OSError):
+        os.utime(output)  # now, by the clock of the file system: that of this machine may differ
+    now = output.stat().st_mtime
     for left in output.glob(f"{TEMPORARY}*"):
         with suppress(OSError):
-            if time.time() - left.lstat().st_mtime > ABANDONED_AFTER_S:
+            if now - left.lstat().st_mtime > ABANDONED_AFTER_S:
                 # Renamed first: a process that was only suspended fails, and does not rename a folder half deleted.
                 delete_folder(left)
 
@@ -120,6 +154,14 @@ def _has(folder: Path, files: Mapping[str, bytes]) -> bool:
         )
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a new file, and sync it to the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

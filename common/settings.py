@@ -365,7 +365,12 @@ def _certificate_authority(text: str) -> Path | None:
 
 
 def _location(text: str) -> str:
-    return text if not text or is_url(text) else str(_path("DATA", text).resolve())
+    if not text or is_url(text):
+        return text
+    try:
+        return str(_path("DATA", text).resolve())
+    except (OSError, RuntimeError) as error:  # no working directory; before Python 3.13, a loop of symbolic links
+        raise SettingsError(f"DATA={text!r}: {error}; give a directory that can be read") from None
 
 
 def _checked_location(data: str | None) -> str | None:

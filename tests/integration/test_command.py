@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import analysis
 from tests.support.paths import ROOT
 from tests.support.real_data import real_data
 from tests.support.workers import Workers
@@ -36,6 +41,26 @@ def run(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProc
     )
 
 
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Call the command within this process, in an empty folder; returns the exit code."""
+
+    def call(*flags: str, **variables: str) -> int:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        try:
+            return analysis.main(flags)
+        except SystemExit as ended:  # argparse
+            return int(ended.code or 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    return call
+
+
 def only_result(folder: Path) -> Path:
     (run_folder,) = (folder / "results").iterdir()
     return run_folder
@@ -58,11 +83,11 @@ def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> 
     assert sum(read.values()) == 5000
 
 
-def test_a_second_demo_reuses_the_files_of_the_first(tmp_path: Path) -> None:
-    assert run(tmp_path, "--release", "demo", "--demo-events", "500").returncode == 0
+def test_a_second_demo_reuses_the_files_of_the_first(command: Command, tmp_path: Path) -> None:
+    assert command("--release", "demo", "--demo-events", "500") == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")}
     assert len(before) == 12
-    assert run(tmp_path, "--release", "demo", "--demo-events", "500").returncode == 0
+    assert command("--release", "demo", "--demo-events", "500") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")} == before
 
 
@@ -108,30 +133,72 @@ def test_a_run_with_missing_files_says_so_in_its_last_line_and_result(tmp_path: 
         (["--data", "."], ["none of the run's files", "Data/data_A.4lep.root"]),
         (["--broker", "http://x"], ["amqp://"]),
         (["--lumy", "1"], ["--lumy"]),
+        (["--release", "demo", "--output", "/dev/null"], ["OUTPUT='/dev/null'", "not a directory", "--output DIR"]),
+        (["--broker", "amqp://127.0.0.1:1", "--output", "/dev/null"], ["OUTPUT='/dev/null'", "--output DIR"]),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_names_the_value(tmp_path: Path, flags: list[str], expected: list[str]) -> None:
-    done = run(tmp_path, *flags)
-    assert done.returncode == 2
+def test_wrong_usage_is_exit_code_2_and_names_the_value(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: list[str]
+) -> None:
+    assert command(*flags) == 2
+    error = capsys.readouterr().err
     for text in expected:
-        assert text in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "results").exists()
+        assert text in error
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_plots_has_every_number_and_no_figure(tmp_path: Path) -> None:
-    done = run(tmp_path, "--release", "demo", "--demo-events", "5000", "--no-plots", PLOTS="1")
-    assert done.returncode == 0, done.stderr
+def test_a_run_without_plots_has_every_number_and_no_figure(command: Command, tmp_path: Path) -> None:
+    assert command("--release", "demo", "--demo-events", "5000", "--no-plots", PLOTS="1") == 0
     folder = only_result(tmp_path)
     assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
     assert json.loads((folder / "result.json").read_text())["settings"]["plots"] is False
 
 
-def test_an_environment_variable_acts_as_its_flag(tmp_path: Path) -> None:
-    assert run(tmp_path, RELEASE="demo", DEMO_EVENTS="500", FRACTION="0.5").returncode == 0
+def test_an_environment_variable_acts_as_its_flag(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(RELEASE="demo", DEMO_EVENTS="500", FRACTION="0.5") == 0
     assert json.loads((only_result(tmp_path) / "result.json").read_text())["settings"]["fraction"] == 0.5
-    done = run(tmp_path, PT_CUTS="20,x")
-    assert (done.returncode, "PT_CUTS='20,x'" in done.stderr) == (2, True)
+    assert command(PT_CUTS="20,x") == 2
+    assert "PT_CUTS='20,x'" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_in_latin_1_costs_the_display_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with monkeypatch.context() as patched, os.fdopen(writer, "w", encoding="latin-1") as closed:
+        patched.setattr(sys, "stdout", closed)
+        patched.setattr(sys, "stderr", closed)
+        code = command("--release", "demo", "--demo-events", "500")
+    assert code == 0
+    assert json.loads((only_result(tmp_path) / "result.json").read_text())["complete"] is True
+
+
+def test_a_result_that_cannot_be_written_goes_to_a_temporary_folder_that_is_named(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, temporary = tmp_path / "results", tmp_path / "temporary"
+    temporary.mkdir()
+
+    class Display(io.StringIO):
+        """Replaces the output directory by a file when the run has begun."""
+
+        def write(self, text: str) -> int:
+            if output.is_dir():
+                shutil.rmtree(output)
+                output.touch()
+            return super().write(text)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(sys, "stdout", Display())
+    assert command("--release", "demo", "--demo-events", "500") == 1
+    (folder,) = temporary.glob("*/*")
+    assert json.loads((folder / "result.json").read_text())["complete"] is True
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"analysis.py: {Path('results') / folder.name} cannot be written: ")
+    assert last.endswith(f"; the results are in {folder}/; move them from there")
 
 
 def test_a_broker_that_does_not_answer_is_one_line_of_error(tmp_path: Path) -> None:

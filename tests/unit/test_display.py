@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from common.display import Bars, fit_line, window_lines
+from common.display import Bars, fit_line, tolerant_output, window_lines
 
 RESULT: dict[str, Any] = {
     "title": "ATLAS Open Data", "complete": True, "settings": {"lumi": 10.0, "fraction": 0.1}, "warnings": [],
@@ -93,6 +96,48 @@ def test_each_warning_is_printed_after_the_numbers() -> None:
 
 
 def test_warnings_are_printed_if_no_event_was_read() -> None:
-    lines = printed(changed(warnings=["the run selects no event"], timing={"events_per_second": 0}))
+    samples = {"data_A": RESULT["samples"]["data_A"] | {"events_read": 0}}
+    lines = printed(changed(warnings=["the run selects no event"], samples=samples))
     assert "warning: the run selects no event" in lines
     assert not any("Cutflow" in line for line in lines)
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, -12.5])
+def test_a_result_is_printed_whatever_its_rate_is(rate: float | None) -> None:
+    assert "data_A 39 31 12 12 3.5" in printed(changed(timing={"events_per_second": rate}))
+
+
+# The streams of the command
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_character_that_the_terminal_cannot_show_is_replaced(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "out").open("w", encoding=encoding) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with tolerant_output(), Bars(Console(width=200), 2) as bars:
+            print("m = 125 ± 1 GeV, 10 fb⁻¹, \udcff")
+            bars.result(RESULT)
+    text = (tmp_path / "out").read_text(encoding=encoding)
+    assert text.startswith("m = 125 ± 1 GeV, 10 fb⁻¹, ?\n".encode(encoding, "replace").decode(encoding))
+    assert "108,019" in text
+
+
+def test_output_is_discarded_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with tolerant_output():
+            print("before")
+            assert os.read(reader, 100) == b"before\n"
+            os.close(reader)
+            for _ in range(3):
+                print("after" * 10_000)
+        assert sys.stdout is stream
+
+
+def test_a_closed_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with tolerant_output():
+        print("a line", flush=True)

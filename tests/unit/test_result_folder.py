@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,8 +19,8 @@ import numpy as np
 import pytest
 import uproot
 
-from common.errors import MessageError
-from common.result_folder import TEMPORARY, delete_folder, write_folder
+from common.errors import MessageError, PipelineError, SettingsError
+from common.result_folder import TEMPORARY, check_output, delete_folder, write_folder, write_folder_or_temporary
 from tests.support.drawing import POOL
 from tests.support.paths import ROOT
 from workers.visualisation.result_files import result_files, root_file
@@ -212,6 +214,49 @@ def test_a_folder_left_by_a_killed_process_is_deleted_after_an_hour(tmp_path: Pa
     os.utime(left, (hour_ago, hour_ago))
     write_folder(FILES, tmp_path, "another-run")
     assert sorted(os.listdir(tmp_path)) == ["another-run", "run1"]
+
+
+def test_a_folder_of_another_process_is_kept_by_a_machine_whose_clock_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{TEMPORARY}other").mkdir()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    write_folder(FILES, tmp_path, "run1")
+    assert (tmp_path / f"{TEMPORARY}other").exists()
+
+
+def test_an_output_directory_is_created_and_left_empty(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a" / "b") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied"), (errno.ESTALE, "Stale file")],
+)
+def test_an_output_directory_without_room_or_permission_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, expected: str
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SettingsError) as refused:
+        check_output(tmp_path)
+    assert str(refused.value).startswith(f"OUTPUT='{tmp_path}': no result can be written there: {expected}")
+    assert str(refused.value).endswith("(--output DIR)")
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_no_folder_can_be_written_both_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(PipelineError, match=r"results/run1 cannot be written: No space .*; nor can a temporary"):
+        write_folder_or_temporary(FILES, tmp_path / "results", "run1")
 
 
 def test_a_deleted_folder_leaves_nothing_behind(tmp_path: Path) -> None:

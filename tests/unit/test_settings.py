@@ -14,6 +14,7 @@ from common import settings as settings_module
 from common.errors import SettingsError
 from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings, address_in, without_credentials
 from physics import ANALYSES
+from workers.data_loader.sources import check_directory
 
 ALL_SAMPLES = (
     "data_A", "data_B", "data_C", "data_D", "Zee", "Zmumu", "ttbar_lep", "llll",
@@ -358,3 +359,16 @@ def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:
     for variable in VARIABLES:
         cells = [f"`{cell}`" if cell else "" for cell in (variable.name, variable.flag, variable.default)]
         assert f"| {cells[0]} | {cells[1]} | {cells[2]} | {variable.what} |" in readme
+
+
+def test_a_data_directory_in_a_loop_or_a_deleted_directory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SettingsError, match="DATA="):
+        check_directory(ANALYSES["2020e-13tev"], read({"DATA": str(tmp_path / "loop")}).run)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SettingsError, match=r"DATA='4lep'.*give a directory that can be read"):
+        read({"DATA": "4lep"})
