@@ -29,9 +29,18 @@ esac
 # absolute PATH: a path relative to the caller's directory, made absolute
 absolute() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$caller/$1" ;; esac; }
 
+# from_dot_env NAME: print the path or address that .env has for NAME; a relative path is relative to .env
+from_dot_env() {
+    local value
+    value=$(sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1) || true
+    value=${value#[\"\']} value=${value%[\"\']}
+    case $value in "" | /* | *://*) printf %s "$value" ;; *) printf %s "$PWD/$value" ;; esac
+}
+
 flags=()
-data=${DATA:-}
-output=${OUTPUT:-results}
+data=${DATA-$(from_dot_env DATA)}
+output=${OUTPUT-$(from_dot_env OUTPUT)}
+output=${output:-results}
 unset DATA OUTPUT
 while [ $# -gt 0 ]; do
     case $1 in
@@ -71,12 +80,19 @@ output=$(absolute "$output")
 mkdir -p "$output" || fail "--output '$output': this directory cannot be created" 2
 export RESULTS_DIR=$output
 
+# The file is mounted into the services under another name.
+if [ -n "${RABBITMQ_TLS_CA:-}" ]; then
+    RABBITMQ_TLS_CA=$(absolute "$RABBITMQ_TLS_CA")
+    export RABBITMQ_TLS_CA
+fi
+authority=${RABBITMQ_TLS_CA-$(from_dot_env RABBITMQ_TLS_CA)}
+[ -z "$authority" ] || [ -r "$authority" ] || fail "RABBITMQ_TLS_CA=$authority: no such file, or it cannot be read" 2
+
 # The key that signs the messages is generated once and kept in .env, where Compose reads it.
 if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; then
-    (
-        umask 077
-        printf '\nMESSAGE_KEY=%s\n' "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >>.env
-    )
+    (umask 077 && touch .env && chmod 600 .env) ||
+        fail "MESSAGE_KEY cannot be kept in $PWD/.env, which must be a file that only you can read; correct it, or set MESSAGE_KEY"
+    printf '\nMESSAGE_KEY=%s\n' "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >>.env
 fi
 
 # Takes a second or two if nothing has changed, because every layer is cached.
@@ -103,6 +119,7 @@ trap 'docker rm --force "$name" >/dev/null 2>&1' EXIT
 submit=(docker compose --progress quiet run --name "$name" --no-deps --user "$(id -u):$(id -g)")
 [ -t 0 ] && [ -t 1 ] || submit+=(-T)
 "${submit[@]}" submit ${flags[@]+"${flags[@]}"} || true
-code=$(docker inspect --format '{{.State.ExitCode}}' "$name" 2>/dev/null || echo 1)
+# The container may still run: Compose ends when its output is closed, the run does not.
+code=$(docker wait "$name" 2>/dev/null || echo 1)
 [ "$code" = 2 ] || echo "all runs: http://127.0.0.1:${PAGE_PORT:-8080}/    RabbitMQ: http://127.0.0.1:${MANAGEMENT_PORT:-15672}/"
 exit "$code"

@@ -1,4 +1,4 @@
-"""The message key that docker-run.sh generates; with a stub of docker."""
+"""What docker-run.sh hands to Compose, and the message key that it generates; with a stub of docker."""
 
 from __future__ import annotations
 
@@ -21,22 +21,33 @@ def project(tmp_path: Path) -> Path:
     folder = tmp_path / "project"
     (folder / "bin").mkdir(parents=True)
     shutil.copy(ROOT / "docker-run.sh", folder)
-    for name, body in (("build-images.sh", ""), ("bin/docker", f'echo "$*" >>{folder}/calls')):
+    for name, body in (
+        ("build-images.sh", ""),
+        ("bin/docker", f'echo "$DATA_DIR $RESULTS_DIR $RABBITMQ_TLS_CA $*" >>{folder}/calls'),
+    ):
         script = folder / name
         script.write_text(f"#!/bin/bash\n{body}\n")
         script.chmod(0o755)
     return folder
 
 
-def run(project: Path, **environment: str) -> None:
+def run(project: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{project / 'bin'}:{os.environ['PATH']}"
-    subprocess.run(
-        [project / "docker-run.sh", "--output", project / "results"],
+    return subprocess.run(
+        [project / "docker-run.sh", *flags],
         env={"PATH": path, "HOME": str(project), **environment},
+        cwd=project.parent,
         capture_output=True,
+        text=True,
         timeout=60,
         check=False,
     )
+
+
+def submission(project: Path) -> str:
+    """The arguments of docker with which the run was submitted, after the variables of the mounts."""
+    (line,) = [call for call in (project / "calls").read_text().splitlines() if " submit" in call]
+    return line
 
 
 def test_a_key_is_generated_once_readable_by_its_owner_only(project: Path) -> None:
@@ -54,6 +65,49 @@ def test_existing_lines_of_the_env_file_are_kept(project: Path) -> None:
     text = (project / ".env").read_text()
     assert text.startswith("LUMI=5\n")
     assert len(KEY.findall(text)) == 1
+
+
+def test_an_existing_env_file_is_readable_by_its_owner_only_once_it_has_the_key(project: Path) -> None:
+    (project / ".env").write_text("LUMI=5\n")
+    (project / ".env").chmod(0o644)
+    run(project)
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+    assert KEY.search((project / ".env").read_text())
+
+
+def test_a_key_that_cannot_be_kept_privately_is_an_error(project: Path) -> None:
+    (project / ".env").mkdir()
+    (project / "bin" / "chmod").write_text("#!/bin/bash\nexit 1\n")
+    (project / "bin" / "chmod").chmod(0o755)
+    done = run(project)
+    assert done.returncode == 1
+    assert "a file that only you can read; correct it, or set MESSAGE_KEY" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_paths_of_the_env_file_are_relative_to_it(project: Path, quote: str) -> None:
+    (project / "4lep").mkdir()
+    (project / "ca.pem").touch()
+    lines = ("DATA=4lep", "OUTPUT=out", "RABBITMQ_TLS_CA=ca.pem", "MESSAGE_KEY=my own key of the stack")
+    (project / ".env").write_text("".join(f"{line.replace('=', '=' + quote)}{quote}\n" for line in lines))
+    run(project, "--release", "demo")
+    assert submission(project).startswith(f"{project}/4lep {project}/out ")
+    assert submission(project).endswith(" submit --release demo --data /data")
+
+
+def test_a_certificate_authority_is_mounted_from_the_callers_directory(project: Path) -> None:
+    (project.parent / "ca.pem").touch()
+    run(project, RABBITMQ_TLS_CA="ca.pem", OUTPUT="out")
+    assert f" {project.parent}/out {project.parent}/ca.pem " in submission(project)
+    done = run(project, RABBITMQ_TLS_CA="none.pem")
+    assert done.returncode == 2
+    assert f"RABBITMQ_TLS_CA={project.parent}/none.pem: no such file" in done.stderr
+
+
+def test_the_exit_code_is_that_of_the_run_though_compose_ended_before(project: Path) -> None:
+    docker = project / "bin" / "docker"
+    docker.write_text('#!/bin/bash\ncase "$*" in "compose "*" run "*) exit 1 ;; wait*) echo 0 ;; esac\n')
+    assert run(project).returncode == 0
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
