@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Worker processes import this module, too, so the functions import what only the command needs.
 
-COMPLETE, INCOMPLETE, WRONG_USAGE = 0, 1, 2
+COMPLETE, INCOMPLETE, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 #: How long the command waits for a broker that does not answer, in seconds.
 BROKER_CONNECT_TIMEOUT_S = 15.0
 #: How many problems are printed; result.json has all of them.
@@ -71,7 +71,7 @@ def _main(arguments: Sequence[str]) -> int:
         return INCOMPLETE
     except KeyboardInterrupt:
         print("analysis.py: interrupted", file=sys.stderr)
-        return INCOMPLETE
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -80,6 +80,8 @@ output=$(absolute "$output")
 mkdir -p "$output" || fail "--output '$output': this directory cannot be created" 2
 export RESULTS_DIR=$output
 
+case ${RABBITMQ_HOST:-} in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a container, this is the container itself; unset it, or give a name that the containers can reach" 2 ;; esac
+
 # The file is mounted into the services under another name.
 if [ -n "${RABBITMQ_TLS_CA:-}" ]; then
     RABBITMQ_TLS_CA=$(absolute "$RABBITMQ_TLS_CA")

@@ -12,6 +12,10 @@
 #   REGISTRY                       prefix of the image names, for a cluster that pulls them
 #   RABBITMQ_USER, RABBITMQ_PASS   default: atlas, and a random password, kept in the Secret rabbitmq
 #   MESSAGE_KEY                    key that signs the messages; default: random, kept in the same Secret
+#   RABBITMQ_VHOST                 default: /; kept in the same Secret
+#   RABBITMQ_HOST, RABBITMQ_PORT, RABBITMQ_TLS_CA
+#                                  another broker than that of the namespace, as in README.md, Configuration
+#   RESULTS_KEEP, LOG_LEVEL        as in README.md, Configuration
 #   DATA_CLAIM                     a PersistentVolumeClaim to mount as /data, for --data /data
 #   HIGH_AVAILABILITY=1            three brokers instead of one
 #   AUTOSCALE=hpa|keda             scale data-loader and data-processor by CPU, or by queue depth
@@ -66,6 +70,10 @@ while [ $# -gt 0 ]; do
 done
 case ${AUTOSCALE:-} in "" | hpa | keda) ;; *) fail "AUTOSCALE='$AUTOSCALE': choose hpa or keda" 2 ;; esac
 case $output in /*) ;; *) output=$caller/$output ;; esac
+case ${RABBITMQ_HOST:-} in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a pod, this is the pod itself; unset it, or give a name that the pods can reach" 2 ;; esac
+authority=${RABBITMQ_TLS_CA:-}
+case $authority in "" | /*) ;; *) authority=$caller/$authority ;; esac
+[ -z "$authority" ] || [ -r "$authority" ] || fail "RABBITMQ_TLS_CA=$authority: no such file, or it cannot be read" 2
 
 # --- checks -------------------------------------------------------------------
 
@@ -144,15 +152,15 @@ if [ -z "$kept" ]; then
     user=${RABBITMQ_USER:-atlas}
     password=${RABBITMQ_PASS:-$(random)}
     printf '%s\n' "RABBITMQ_USER=$user" "RABBITMQ_PASS=$password" "ERLANG_COOKIE=$(random)" \
-        "MESSAGE_KEY=${MESSAGE_KEY:-$(random)$(random)}" \
-        "AMQP_URI=amqp://$(percent_encoded "$user"):$(percent_encoded "$password")@rabbitmq.$namespace.svc:5672/" |
+        "MESSAGE_KEY=${MESSAGE_KEY:-$(random)$(random)}" ${RABBITMQ_VHOST:+"RABBITMQ_VHOST=$RABBITMQ_VHOST"} \
+        "AMQP_URI=amqp://$(percent_encoded "$user"):$(percent_encoded "$password")@rabbitmq.$namespace.svc:5672/$(percent_encoded "${RABBITMQ_VHOST:-}")" |
         k create secret generic rabbitmq --from-env-file=/dev/stdin
 else
     if [ -z "$(secret MESSAGE_KEY)" ]; then  # the Secret was created by a version that did not sign messages
         printf '{"stringData": {"MESSAGE_KEY": %s}}' "$(json "${MESSAGE_KEY:-$(random)$(random)}")" |
             k patch secret rabbitmq --type=merge --patch-file=/dev/stdin
     fi
-    for variable in RABBITMQ_USER RABBITMQ_PASS MESSAGE_KEY; do
+    for variable in RABBITMQ_USER RABBITMQ_PASS RABBITMQ_VHOST MESSAGE_KEY; do
         [ -z "${!variable:-}" ] || [ "${!variable}" = "$(secret "$variable")" ] ||
             fail "$variable differs from the one that the broker in the namespace $namespace was created with; unset it, or run 'kubectl delete namespace $namespace' first"
     done
@@ -163,10 +171,24 @@ fi
 job=submit-$(date -u +%Y%m%d-%H%M%S)-$RANDOM
 overlay=$(mktemp -d "$PWD/.kubernetes-overlay.XXXXXX")
 trap 'rm -rf "$overlay"' EXIT
+settings=()
+for variable in RABBITMQ_HOST RABBITMQ_PORT RESULTS_KEEP LOG_LEVEL; do
+    [ -z "${!variable:-}" ] || settings+=("$variable=${!variable}")
+done
+if [ -n "$authority" ]; then
+    cat "$authority" >"$overlay/ca.pem"
+    settings+=("RABBITMQ_TLS_CA=/broker-ca/ca.pem")
+fi
 {
     printf '%s\n' "apiVersion: kustomize.config.k8s.io/v1beta1" "kind: Kustomization" "namespace: $namespace" \
         "resources: [../kubernetes]" "components:" "  - ../kubernetes/submission"
     [ -z "${HIGH_AVAILABILITY:-}" ] || echo "  - ../kubernetes/high-availability"
+    if [ ${#settings[@]} -gt 0 ]; then
+        printf '%s\n' "configMapGenerator:" "  - {name: settings, namespace: atlas, behavior: merge, literals: ["
+        for setting in "${settings[@]}"; do echo "      $(json "$setting"),"; done
+        echo "    ]}"
+        [ -z "$authority" ] || echo "  - {name: broker-ca, files: [ca.pem]}"
+    fi
     echo "images:"
     for service in "${services[@]}"; do
         echo "  - {name: $service, newName: $(json "${REGISTRY:+${REGISTRY%/}/}$service"), newTag: $(json "$tag")}"

@@ -157,7 +157,8 @@ def test_a_deployment_with_a_volume_never_has_two_pods(rendered: list[Manifest])
 def test_everything_that_a_pod_refers_to_exists(rendered: list[Manifest]) -> None:
     configs, claims = by_name(rendered, "ConfigMap"), by_name(rendered, "PersistentVolumeClaim")
     accounts = by_name(rendered, "ServiceAccount")
-    secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "ERLANG_COOKIE", "MESSAGE_KEY"}  # made by kubernetes-run.sh
+    # What kubernetes-run.sh creates.
+    secret_keys = {"RABBITMQ_USER", "RABBITMQ_PASS", "RABBITMQ_VHOST", "ERLANG_COOKIE", "MESSAGE_KEY"}
     for name, pod in pods(rendered).items():
         assert pod["spec"]["serviceAccountName"] in accounts, name
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
@@ -173,7 +174,7 @@ def test_everything_that_a_pod_refers_to_exists(rendered: list[Manifest]) -> Non
                     assert variable["valueFrom"]["secretKeyRef"]["key"] in secret_keys, name
             for mount in container["volumeMounts"]:
                 config = volumes.get(mount["name"], {}).get("configMap")
-                if config:
+                if config and not config.get("optional"):
                     assert mount["subPath"] in configs[config["name"]]["data"], name
 
 
@@ -222,21 +223,79 @@ def test_only_services_reach_the_broker_and_only_the_page_is_public(rendered: li
     assert from_outside == {("visualisation", 8080)}
 
 
-def test_compose_and_kubernetes_set_no_setting_to_its_default() -> None:
+RUN = {"RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES"}
+BROKER = {f"RABBITMQ_{name}" for name in ("HOST", "PORT", "USER", "PASS", "VHOST", "TLS_CA")} | {"MESSAGE_KEY"}
+EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT"}
+#: The settings that each service and the command use. A new variable of the README's table must be added here.
+USED_BY = {
+    "data-loader": EVERY_SERVICE | {"CACHE"},
+    "data-processor": EVERY_SERVICE,
+    "analysis": EVERY_SERVICE | {"DATABASE"},
+    "visualisation": EVERY_SERVICE | {"OUTPUT", "PAGE_PORT", "RESULTS_KEEP"},
+    "submit": EVERY_SERVICE | RUN | {"OUTPUT"},
+}
+VARIABLE_NAMES = {variable.name for variable in VARIABLES}
+
+
+def compose() -> Manifest:
+    read_file: Manifest = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    return read_file
+
+
+def settings_of_kubernetes() -> dict[str, str]:
     lines = (MANIFESTS / "settings.env").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def test_compose_and_kubernetes_set_no_setting_to_its_default() -> None:
+    given = settings_of_kubernetes()
     defaults = {variable.name: variable.default for variable in VARIABLES}
-    for service in yaml.safe_load((ROOT / "compose.yaml").read_text())["services"].values():
+    for service in compose()["services"].values():
         settings = {name: value for name, value in service.get("environment", {}).items() if value is not None}
         given |= {name: str(value) for name, value in settings.items() if not name.startswith("RABBITMQ_DEFAULT_")}
     assert given.keys() <= defaults.keys()
     assert not [name for name, value in given.items() if value == defaults[name]]
 
 
-def test_compose_gives_the_command_every_setting_of_a_run() -> None:
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    run_settings = {variable.name for variable in VARIABLES if variable.flag is not None}
-    assert run_settings <= services["submit"]["environment"].keys()
+def test_every_variable_of_the_readme_is_used_by_a_service_or_the_command() -> None:
+    table = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(table) == VARIABLE_NAMES == set().union(*USED_BY.values())
+
+
+@pytest.mark.parametrize("service", USED_BY)
+def test_compose_gives_each_service_the_variables_that_it_uses(service: str) -> None:
+    assert compose()["services"][service]["environment"].keys() == USED_BY[service]
+
+
+def test_compose_mounts_the_certificate_authority_into_every_service() -> None:
+    file = compose()
+    assert file["configs"]["tls-ca"]["file"] == "${RABBITMQ_TLS_CA:-/dev/null}"
+    for service in USED_BY:
+        (mounted,) = file["services"][service]["configs"]
+        path = file["services"][service]["environment"]["RABBITMQ_TLS_CA"]
+        assert (mounted["source"], path) == ("tls-ca", f"${{RABBITMQ_TLS_CA:+{mounted['target']}}}")
+
+
+def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list[Manifest]) -> None:
+    """As variables of the pod, or in the ConfigMap, where kubernetes-run.sh adds those of its own environment."""
+    script = (ROOT / "kubernetes-run.sh").read_text()
+    flags, added = (
+        set(re.search(rf"for variable in ({first} [A-Z_ ]+); do", script)[1].split())  # type: ignore[index]
+        for first in ("RELEASE", "RABBITMQ_HOST")
+    )
+    assert flags == RUN
+    added |= set(re.findall(r'settings\+=\("([A-Z_]+)=/', script)) | settings_of_kubernetes().keys()
+    for name, pod in pods(rendered).items():
+        service = name.partition("/")[2]
+        if service == "rabbitmq":
+            continue
+        (container,) = containers(pod)
+        assert [list(source) for source in container["envFrom"]] == [["configMapRef"]]
+        own = {variable["name"] for variable in container["env"]} & VARIABLE_NAMES
+        # Flags give a run its settings; the job's results are fetched from the pod.
+        assert own | added >= USED_BY[service] - (RUN | {"OUTPUT"} if service == "submit" else set()), name
+        (mounted,) = [mount for mount in container["volumeMounts"] if mount["name"] == "broker-ca"]
+        assert f'"RABBITMQ_TLS_CA={mounted["mountPath"]}/ca.pem"' in script
 
 
 def test_compose_and_kubernetes_share_the_broker_configuration() -> None:
@@ -421,3 +480,39 @@ def test_images_of_a_registry_are_not_looked_for_locally(machine: Machine) -> No
     done = machine.run(REGISTRY="registry.example/atlas")
     assert "the namespace atlas does not exist and you may not create it" in last_line(done)
     assert not [call for call in machine.calls() if call.startswith("docker")]
+
+
+def test_settings_and_certificate_authority_of_the_environment_reach_the_pods(machine: Machine) -> None:
+    machine.add_stub(
+        "kubectl",
+        'case "$*" in *can-i*) echo yes;; *"create secret"*) cat >/dev/null;; *--kustomize=*) for argument; do '
+        f'case $argument in --kustomize=*) cat "${{argument#*=}}/kustomization.yaml" >"{machine.folder}/overlay"; '
+        f'cat "${{argument#*=}}/ca.pem" >"{machine.folder}/ca";; esac; done; exit 1;; esac',
+    )
+    machine.add_stub("docker", "exit 1")
+    (machine.project / "own.pem").write_text("certificates")
+    file = str(machine.project / "own.pem")
+    done = machine.run(RABBITMQ_HOST="broker.example", RABBITMQ_TLS_CA=file, LOG_LEVEL="DEBUG", REGISTRY="r.example")
+    assert "the cluster rejected the manifests" in last_line(done)
+    overlay = yaml.safe_load((machine.folder / "overlay").read_text())
+    settings, authority = overlay["configMapGenerator"]
+    assert set(settings["literals"]) == {
+        "RABBITMQ_HOST=broker.example", "RABBITMQ_TLS_CA=/broker-ca/ca.pem", "LOG_LEVEL=DEBUG",
+    }  # fmt: skip
+    assert authority == {"name": "broker-ca", "files": ["ca.pem"]}
+    assert (machine.folder / "ca").read_text() == "certificates"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RABBITMQ_HOST": "localhost"}, "in a pod, this is the pod itself"),
+        ({"RABBITMQ_TLS_CA": "/nowhere.pem"}, "RABBITMQ_TLS_CA=/nowhere.pem: no such file"),
+    ],
+)
+def test_a_broker_that_no_pod_can_reach_is_refused(
+    machine: Machine, environment: dict[str, str], expected: str
+) -> None:
+    done = machine.run(**environment)
+    assert done.returncode == 2
+    assert expected in last_line(done)
