@@ -223,7 +223,7 @@ def test_only_services_reach_the_broker_and_only_the_page_is_public(rendered: li
     assert from_outside == {("visualisation", 8080)}
 
 
-RUN = {"RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES"}
+RUN = {"RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES", "PLOTS"}
 BROKER = {f"RABBITMQ_{name}" for name in ("HOST", "PORT", "USER", "PASS", "VHOST", "TLS_CA")} | {"MESSAGE_KEY"}
 EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT"}
 #: The settings that each service and the command use. A new variable of the README's table must be added here.
@@ -283,7 +283,8 @@ def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list
         set(re.search(rf"for variable in ({first} [A-Z_ ]+); do", script)[1].split())  # type: ignore[index]
         for first in ("RELEASE", "RABBITMQ_HOST")
     )
-    assert flags == RUN
+    assert flags | {"PLOTS"} == RUN
+    assert "--no-plots" in script
     added |= set(re.findall(r'settings\+=\("([A-Z_]+)=/', script)) | settings_of_kubernetes().keys()
     for name, pod in pods(rendered).items():
         service = name.partition("/")[2]
