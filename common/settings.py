@@ -249,7 +249,7 @@ VARIABLES = (
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
     Variable("PAGE_PORT", "0", "port of the visualisation's web page; 0: none"),
-    Variable("RESULTS_KEEP", "0", "finished runs that the visualisation keeps, the newest; 0: all"),
+    Variable("RESULTS_KEEP", "0", "ended runs that are kept, the latest; 0: all folders, and 1000 runs in DATABASE"),
     Variable("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -626,15 +627,34 @@ def test_a_status_request_for_a_failed_run_gets_the_reason_until_it_has_a_plan(
     second.close()
 
 
-def test_a_dead_letter_of_a_run_without_a_plan_fails_the_run(analysis: AnalysisService) -> None:
-    (lost,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+@pytest.mark.parametrize("kind", ["selected", "file-task"])
+def test_a_dead_letter_that_arrives_before_its_plan_is_applied_with_the_plan(
+    analysis: AnalysisService, kind: str
+) -> None:
+    (chunk,) = (message for message in RUN if isinstance(message, Selected) and message.chunk == ZEE)
+    lost = {"selected": chunk, "file-task": FileTask("run", "Zee", RUN_PLAN.settings)}[kind]
 
-    (answer,) = notify(analysis, dead_letter("selected", lost))
+    assert notify(analysis, dead_letter(lost.route, lost)) == []
+    assert analysis.handle(StatusRequest("run")) == []
 
-    assert isinstance(answer, RunFailed)
-    assert final_of(analysis, without(lost))["problems"] == [
-        "Zee[40:80]: a message in selected could not be handled: it is not a pickle"
+    assert final_of(analysis, without(chunk))["problems"] == [
+        f"Zee[40:80]: a message in {lost.route} could not be handled: it is not a pickle"
     ]
+
+
+def test_a_dead_letter_without_a_plan_fails_its_run_after_an_hour(analysis: AnalysisService, clock: Clock) -> None:
+    sent = Published(analysis)
+    task = FileTask("run", "Zee", RUN_PLAN.settings)
+    assert notify(analysis, dead_letter("chunks", task)) == []
+    analysis.poll()
+    clock.now += 3601
+    analysis.poll()
+
+    assert sent.messages == [RunFailed("run", NO_PLAN)]
+    assert analysis.handle(StatusRequest("run")) == sent.messages
+    clock.now += 7200
+    analysis.poll()
+    assert len(sent.messages) == 1
 
 
 def requeued(message: Message) -> Delivery:
@@ -696,6 +716,9 @@ def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: An
     assert isinstance(message, DeadLetterNotice)
 
 
+NO_PLAN = "no plan of the run arrived within 1 h of its first message"
+
+
 class Published:
     """Keeps the messages that a service publishes in ``poll``."""
 
@@ -719,7 +742,7 @@ def test_chunks_without_a_plan_are_dropped_after_an_hour_and_named(
     analysis.poll()
 
     (failed,) = sent.messages
-    assert failed == RunFailed("without-plan", "chunks arrived, but no plan of the run within 1 h")
+    assert failed == RunFailed("without-plan", NO_PLAN)
     assert "Zee[0:10], Zee[10:20]" in caplog.text
     assert store.orphaned() == set()
     clock.now += 7200
@@ -784,6 +807,75 @@ def test_a_plan_that_arrives_after_its_chunks_were_dropped_ends_the_run(
     assert all("no plan of the run" in problem for problem in result["problems"])
 
 
+# --- the runs that are kept --------------------------------------------------
+
+
+def messages_of(run_id: str) -> list[Message]:
+    def renamed(message: Message) -> Message:
+        if isinstance(message, Selected):
+            return replace(message, chunk=replace(message.chunk, run_id=run_id))
+        return replace(message, **{"run_id": run_id})
+
+    return [renamed(message) for message in RUN]
+
+
+def test_the_database_does_not_grow_with_the_number_of_ended_runs(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "analysis.sqlite"
+    analysis = AnalysisService(replace(read({"RESULTS_KEEP": "5"}), database=path), fits=NoFits())
+    sizes = []
+    for number in range(50):
+        final_of(analysis, messages_of(f"run-{number}"))
+        handle_all(analysis, [*messages_of(f"incomplete-{number}")[:-1], failure_of(f"incomplete-{number}")])
+        notify(analysis, dead_letter("runs", RunRequest(f"failed-{number}", 1000.0, RUN_PLAN.settings)))
+        if number in (9, 49):
+            with sqlite3.connect(path) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            db.close()
+            sizes.append(path.stat().st_size)
+    analysis.close()
+
+    assert sizes[1] - sizes[0] < 120 * 200  # the ids and digests of 120 runs, and their index
+
+
+def failure_of(run_id: str) -> ChunkFailed:
+    return ChunkFailed(replace(CHUNKS[-1], run_id=run_id), "cannot be read", DIGEST)
+
+
+def test_the_runs_that_were_submitted_last_are_kept_whatever_the_clock_says(clock: Clock) -> None:
+    analysis = AnalysisService(read({}), Store(None, keep=2))
+    clock.ahead = 1e9
+    final_of(analysis, messages_of("ahead"))
+    clock.ahead = 0
+    for run_id in ("second", "third"):
+        final_of(analysis, messages_of(run_id))
+
+    kept = {run_id: analysis.handle(StatusRequest(run_id)) for run_id in ("ahead", "second", "third")}
+
+    assert kept["ahead"] == [RunFailed("ahead", DELETED)]
+    assert all(isinstance(kept[run_id][0], Result) for run_id in ("second", "third"))
+    analysis.close()
+
+
+def test_no_message_starts_a_deleted_run_again(clock: Clock) -> None:
+    store = Store(None, keep=1)
+    analysis = AnalysisService(read({}), store)
+    for run_id in ("first", "second"):
+        final_of(analysis, messages_of(run_id))
+
+    plan, *others = messages_of("first")
+    late = [ChunkFailed(replace(ZEE, run_id="first"), "late", DIGEST), *others]
+    assert analysis.handle(plan) == [RunFailed("first", DELETED, DIGEST)]
+    assert handle_all(analysis, late) == []
+    assert notify(analysis, dead_letter("selected", others[-1])) == []
+    assert notify(analysis, requeued(others[-1])) == []
+    assert store.orphaned() == set()
+    assert store.run("first") is None
+    analysis.close()
+
+
+DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_KEEP); request it under another id"
+
+
 # --- a damaged database -----------------------------------------------------
 
 
@@ -794,15 +886,6 @@ class NoFits(FitPool):
     """A pool without a worker process, for runs that have no fit."""
 
     def start(self) -> None: ...
-
-
-def messages_of(run_id: str) -> list[Message]:
-    def renamed(message: Message) -> Message:
-        if isinstance(message, Selected):
-            return replace(message, chunk=replace(message.chunk, run_id=run_id))
-        return replace(message, **{"run_id": run_id})
-
-    return [renamed(message) for message in RUN]
 
 
 def pages_of_two_runs(path: Path) -> int:

@@ -12,21 +12,23 @@ from typing import IO, Any
 
 from common.errors import DamagedError, DatabaseError, SettingsError, Unavailable
 
-_VERSION = 6
+_VERSION = 7
 #: The first version with ``INSERT ... ON CONFLICT (...) DO UPDATE``.
 OLDEST_SQLITE = (3, 24, 0)
 
-#: ``requests.digest`` identifies the settings of a run; it is kept for ever. ``runs.sequence`` is the order in which
-#: the plans arrived, ``begun`` when (seconds since 1970). ``samples.chunks`` is the number of planned chunks, ``file``
-#: what identifies the sample's file, and ``lost`` says why the chunks of a sample may never be sent. A chunk with a
-#: ``cutflow`` has been added; ``checksum`` is that of what it adds.
+#: ``requests.digest`` identifies the settings of a run and is kept for ever; ``deleted`` says that the rest of an ended
+#: run was deleted. ``runs.sequence`` is the order in which the plans arrived, ``begun`` when (seconds since 1970).
+#: ``samples.chunks`` is the number of planned chunks, ``file`` what identifies the sample's file, and ``lost`` says why
+#: the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum`` is that of what it
+#: adds.
 _SCHEMA = """
 CREATE TABLE requests (
     run_id TEXT PRIMARY KEY,
-    digest TEXT NOT NULL
+    digest TEXT NOT NULL,
+    deleted INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE runs (
-    sequence INTEGER PRIMARY KEY,
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id TEXT NOT NULL UNIQUE,
     submitted REAL NOT NULL,
     begun REAL NOT NULL,
@@ -90,6 +92,8 @@ class Database:
             self._connection = sqlite3.connect(
                 path or ":memory:", timeout=lock_timeout_s, check_same_thread=False, isolation_level=None
             )
+            # Has an effect on a new file only. VACUUM instead would copy the whole file, and need room for the copy.
+            self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -121,6 +125,10 @@ class Database:
         finally:
             if self._connection.in_transaction:  # not if a full disk has ended the transaction
                 self._connection.execute("ROLLBACK")
+
+    def vacuum(self) -> None:
+        """Return the pages that deleted rows have left to the file system."""
+        list(self.rows("PRAGMA incremental_vacuum"))
 
     def rows(self, sql: str, *parameters: str | int) -> Iterator[Any]:
         """The rows of a query."""

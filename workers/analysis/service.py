@@ -41,14 +41,14 @@ from physics import ANALYSES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
 from workers.analysis.statistics.fit_pool import FitOutcome, FitPool
-from workers.analysis.store import PartialSums, Run, Store
+from workers.analysis.store import KEEP, PartialSums, Run, Store
 
 log = logging.getLogger(__name__)
 
 #: Partial results of a run are at least this far apart, and take at most a tenth of the service's time.
 PARTIAL_EVERY_S = 0.5
 _PARTIAL_SHARE = 10
-#: How long the chunks of a run without a plan are kept. Plans have a queue of their own and may arrive later.
+#: How long what arrived of a run without a plan is kept. Plans have a queue of their own and may arrive later.
 ORPHANED_AFTER_S = 3600.0
 ORPHAN_CHECK_EVERY_S = 60.0
 #: How often the service checks that its database file is still there; each transaction checks it, too.
@@ -67,7 +67,7 @@ class AnalysisService(Service):
     analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
-        self._store = store or Store(settings.database)
+        self._store = store or Store(settings.database, keep=settings.results_keep or KEEP)
         self._fits = fits or FitPool()
         self._next_partial: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
@@ -115,6 +115,8 @@ class AnalysisService(Service):
             case RunPlan() if self._has_other_settings(message.run_id, message.digest):
                 log.warning("run %s: a request is refused: %s", message.run_id, _OTHER_SETTINGS)
                 return [RunFailed(message.run_id, _OTHER_SETTINGS, message.digest)]
+            case RunPlan(run_id=run_id) | StatusRequest(run_id=str(run_id)) if self._store.is_deleted(run_id):
+                return [RunFailed(run_id, _DELETED, message.digest if isinstance(message, RunPlan) else None)]
             case RunPlan():
                 self._begun.setdefault(message.run_id, time.monotonic())
                 self._store.begin(message, time.time())
@@ -125,6 +127,8 @@ class AnalysisService(Service):
                 return self._outcome(run_id) or self._progress(run_id)
             case SamplePlan() | ChunkFailed() | Selected() if self._has_other_settings(run_of(message), message.digest):
                 raise MessageError(f"{message.kind} of run {run_of(message)}: {_OTHER_SETTINGS}")
+            case _ if (of_run := run_of(message)) is not None and self._store.is_deleted(of_run):
+                return []
             case SamplePlan():
                 self._store.plan(message)
                 return self._state(message.run_id)
@@ -140,7 +144,7 @@ class AnalysisService(Service):
         raise MessageError(f"the analysis cannot handle a {message.kind} message")
 
     def poll(self) -> None:
-        """Publish and store results whose fit is done, and drop the chunks of runs that have no plan.
+        """Publish and store results whose fit is done, and fail the runs that have had no plan for an hour.
 
         The first call also resumes the runs that are complete but not finished.
         """
@@ -198,19 +202,19 @@ class AnalysisService(Service):
         return [self._failed(run_id, problem)]
 
     def _drop_orphaned(self) -> None:
-        """Drop the chunks of runs that have had no plan for an hour."""
+        """Fail the runs that have had no plan for an hour, and drop their chunks."""
         now = time.monotonic()
         try:
             orphaned = self._store.orphaned()
         except DamagedError as error:
-            log.error("chunks without a plan cannot be found: %s", error)
+            log.error("runs without a plan cannot be found: %s", error)
             return
         self._orphaned_since = {run_id: self._orphaned_since.get(run_id, now) for run_id in orphaned}
         for run_id, since in self._orphaned_since.items():
             if now - since >= ORPHANED_AFTER_S:
-                problem = f"chunks arrived, but no plan of the run within {ORPHANED_AFTER_S / 3600:g} h"
+                problem = f"no plan of the run arrived within {ORPHANED_AFTER_S / 3600:g} h of its first message"
                 names = self._store.drop_orphaned(run_id, problem)
-                log.warning("run %s: %s; dropped %d: %s", run_id, problem, len(names), ", ".join(names[:_NAMED]))
+                log.warning("run %s: %s; chunks dropped: %s", run_id, problem, ", ".join(names[:_NAMED]) or "none")
                 self.publish([self._failed(run_id, problem)])
 
     def _failed(self, run_id: str, problem: str) -> RunFailed:
@@ -253,7 +257,11 @@ class AnalysisService(Service):
         return [Progress("analysis", message.chunk), *self._state(message.chunk.run_id, changed=changed)]
 
     def _on_dead_letter(self, notice: DeadLetterNotice) -> Sequence[Message]:
-        """Mark what a dead-lettered message carried as lost."""
+        """Mark what a dead-lettered message carried as lost.
+
+        The notice may arrive before the plan of its run. The store then keeps what it says about a chunk or a sample
+        until the plan arrives; without a chunk and a sample, it is the run's request or plan that was lost.
+        """
         problem = f"a message in {notice.queue} could not be handled: {notice.problem}"
         run_id = notice.run_id
         if run_id is None or self._has_other_settings(run_id, notice.digest):
@@ -269,7 +277,7 @@ class AnalysisService(Service):
             for sample in run.settings.samples:
                 self._store.mark_lost(run_id, sample, problem)
         if run is None:
-            return [self._failed(run_id, problem)]
+            return [self._failed(run_id, problem)] if notice.sample is None else []
         return self._state(run_id, changed=True)
 
     def _on_requeued(self, notice: RequeueNotice) -> Sequence[Message]:
@@ -360,6 +368,8 @@ def _check_cutflow(message: Selected, analysis: Analysis) -> None:
 
 
 _OTHER_SETTINGS = "the run of this id was requested before with other settings; request it under another id"
+
+_DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_KEEP); request it under another id"
 
 _BROKERS_REASONS = {
     "delivery_limit": "it was delivered too often without an outcome",

@@ -25,6 +25,8 @@ from workers.analysis.database import Database
 
 #: How many problems of a run a message lists, and with how many characters each.
 MAX_PROBLEMS, MAX_PROBLEM = 100, 1_000
+#: How many ended runs are kept unless another number is given. One needs about 60 kB.
+KEEP = 1_000
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,17 @@ class Run:
 class Store:
     """The store, in a database file or, if ``path`` is None, in memory.
 
+    Of the runs that have ended, it keeps the ``keep`` whose plans arrived last, and of all others the id and the
+    digest of the settings.
+
     Every method commits before it returns, except within ``transaction``. Raises Unavailable if the
     database stays locked for longer than ``lock_timeout_s`` or its disk is full, DamagedError if what is
     stored of a run is not what was written, and DatabaseError if the database cannot be used.
     """
 
-    def __init__(self, path: Path | None, lock_timeout_s: float = 10.0) -> None:
+    def __init__(self, path: Path | None, lock_timeout_s: float = 10.0, keep: int = KEEP) -> None:
         self.database = Database(path, lock_timeout_s)
+        self._keep = keep
 
     def transaction(self) -> AbstractContextManager[object]:
         """Make the calls in the block one transaction."""
@@ -78,8 +84,12 @@ class Store:
         row = self.database.row("SELECT digest FROM requests WHERE run_id = ?", run_id)
         if row is None:
             with self.database.transaction() as db:
-                db.execute("INSERT INTO requests VALUES (?, ?)", (run_id, given))
+                db.execute("INSERT INTO requests (run_id, digest) VALUES (?, ?)", (run_id, given))
         return given if row is None else str(row[0])
+
+    def is_deleted(self, run_id: str) -> bool:
+        """Whether a run has ended and was deleted, because more than ``keep`` later ones have ended."""
+        return self.database.row("SELECT 1 FROM requests WHERE run_id = ? AND deleted", run_id) is not None
 
     def begin(self, plan: RunPlan, begun: float | None = None) -> None:
         """Store a run's settings and the samples it consists of; ``begun`` is now, in seconds since 1970."""
@@ -157,11 +167,12 @@ class Store:
         return changed > 0
 
     def fail(self, chunk: Chunk, problem: str) -> None:
-        """Store why a chunk failed, unless it has been added."""
+        """Store why a chunk failed, unless it has been added or its run is complete."""
         with self.database.transaction() as db:
             db.execute(
                 "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
-                "VALUES (:run_id, :sample, :start, :stop, 0, :problem) "
+                "SELECT :run_id, :sample, :start, :stop, 0, :problem "
+                "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
                 "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
                 {**asdict(chunk), "problem": problem},
             )
@@ -202,8 +213,11 @@ class Store:
             )
 
     def orphaned(self) -> set[str]:
-        """The runs that have chunks but no plan."""
-        rows = self.database.rows("SELECT DISTINCT run_id FROM chunks EXCEPT SELECT run_id FROM runs")
+        """The runs that have chunks or lost samples, but no plan, and have not failed."""
+        rows = self.database.rows(
+            "SELECT run_id FROM chunks UNION SELECT run_id FROM samples "
+            "EXCEPT SELECT run_id FROM runs EXCEPT SELECT run_id FROM failures"
+        )
         return {run_id for (run_id,) in rows}
 
     def drop_orphaned(self, run_id: str, problem: str) -> list[str]:
@@ -234,6 +248,7 @@ class Store:
         """Store why a run failed; the first plan of the run deletes this if it arrives later."""
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (run_id, problem))
+        self._delete_old()
 
     def failure(self, run_id: str) -> str | None:
         """Why a run failed; None if it has not."""
@@ -247,7 +262,7 @@ class Store:
     def finish(self, run_id: str, result: dict[str, Any]) -> None:
         """Store a run's final result, unless it has a complete one.
 
-        The partial histograms of a complete run are deleted.
+        The chunks of a complete run are deleted.
         """
         with self.database.transaction() as db:
             is_stored = db.execute(
@@ -255,8 +270,8 @@ class Store:
                 (json.dumps(result), bool(result["complete"]), run_id),
             ).rowcount
             if is_stored and result["complete"]:
-                db.execute("DELETE FROM chunks WHERE run_id = ? AND NOT planned", (run_id,))
-                db.execute("UPDATE chunks SET sums = NULL, weights = NULL WHERE run_id = ?", (run_id,))
+                db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
+        self._delete_old()
 
     def run(self, run_id: str) -> Run | None:
         """The run with this id; None if it has no plan."""
@@ -365,6 +380,23 @@ class Store:
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+    def _delete_old(self) -> None:
+        """Delete all but the ``keep`` latest of the runs that ended with a result, and of those that failed."""
+        old = {
+            run_id
+            for ended in (
+                "SELECT run_id FROM runs WHERE result IS NOT NULL ORDER BY sequence DESC",
+                "SELECT run_id FROM failures ORDER BY rowid DESC",
+            )
+            for (run_id,) in self.database.rows(f"{ended} LIMIT -1 OFFSET ?", self._keep)
+        }
+        with self.database.transaction() as db:
+            for run_id in old:
+                db.execute("UPDATE requests SET deleted = 1 WHERE run_id = ?", (run_id,))
+                for table in ("runs", "samples", "chunks", "failures"):
+                    db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
+        self.database.vacuum()
 
 
 def _cut(text: str) -> str:
