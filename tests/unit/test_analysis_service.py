@@ -827,6 +827,7 @@ def test_the_database_does_not_grow_with_the_number_of_ended_runs(tmp_path: Path
         final_of(analysis, messages_of(f"run-{number}"))
         handle_all(analysis, [*messages_of(f"incomplete-{number}")[:-1], failure_of(f"incomplete-{number}")])
         notify(analysis, dead_letter("runs", RunRequest(f"failed-{number}", 1000.0, RUN_PLAN.settings)))
+        analysis.poll()
         if number in (9, 49):
             with sqlite3.connect(path) as db:
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -842,12 +843,13 @@ def failure_of(run_id: str) -> ChunkFailed:
 
 
 def test_the_runs_that_were_submitted_last_are_kept_whatever_the_clock_says(clock: Clock) -> None:
-    analysis = AnalysisService(read({}), Store(None, keep=2))
+    analysis = AnalysisService(read({"RESULTS_KEEP": "2"}), Store(None), NoFits())
     clock.ahead = 1e9
     final_of(analysis, messages_of("ahead"))
     clock.ahead = 0
     for run_id in ("second", "third"):
         final_of(analysis, messages_of(run_id))
+        analysis.poll()
 
     kept = {run_id: analysis.handle(StatusRequest(run_id)) for run_id in ("ahead", "second", "third")}
 
@@ -857,10 +859,11 @@ def test_the_runs_that_were_submitted_last_are_kept_whatever_the_clock_says(cloc
 
 
 def test_no_message_starts_a_deleted_run_again(clock: Clock) -> None:
-    store = Store(None, keep=1)
-    analysis = AnalysisService(read({}), store)
+    store = Store(None)
+    analysis = AnalysisService(read({"RESULTS_KEEP": "1"}), store, NoFits())
     for run_id in ("first", "second"):
         final_of(analysis, messages_of(run_id))
+    analysis.poll()
 
     plan, *others = messages_of("first")
     late = [ChunkFailed(replace(ZEE, run_id="first"), "late", DIGEST), *others]

@@ -41,7 +41,7 @@ from physics import ANALYSES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
 from workers.analysis.statistics.fit_pool import FitOutcome, FitPool
-from workers.analysis.store import KEEP, PartialSums, Run, Store
+from workers.analysis.store import PartialSums, Run, Store
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ ORPHANED_AFTER_S = 3600.0
 ORPHAN_CHECK_EVERY_S = 60.0
 #: How often the service checks that its database file is still there; each transaction checks it, too.
 FILE_CHECK_EVERY_S = 10.0
+#: How many ended runs are kept where RESULTS_KEEP is 0. One needs about 60 kB.
+KEEP = 1_000
 #: How many of the chunks that are dropped are named in the log.
 _NAMED = 20
 #: The number of runs for which the service remembers that it published their result.
@@ -67,8 +69,10 @@ class AnalysisService(Service):
     analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
-        self._store = store or Store(settings.database, keep=settings.results_keep or KEEP)
+        self._store = store or Store(settings.database)
         self._fits = fits or FitPool()
+        self._keep = settings.results_keep or KEEP
+        self._has_ended = False  # whether a run has ended since the last deletion
         self._next_partial: dict[str, float] = {}
         self._orphaned_since: dict[str, float] = {}
         self._next_orphan_check = self._next_file_check = 0.0
@@ -144,7 +148,7 @@ class AnalysisService(Service):
         raise MessageError(f"the analysis cannot handle a {message.kind} message")
 
     def poll(self) -> None:
-        """Publish and store results whose fit is done, and fail the runs that have had no plan for an hour.
+        """Publish and store results whose fit is done, fail runs without a plan, and delete the oldest ended runs.
 
         The first call also resumes the runs that are complete but not finished.
         """
@@ -166,6 +170,15 @@ class AnalysisService(Service):
         if now >= self._next_orphan_check:
             self._next_orphan_check = now + ORPHAN_CHECK_EVERY_S
             self._drop_orphaned()
+        if self._has_ended:
+            self._has_ended = False
+            self._delete_ended()
+
+    def _delete_ended(self) -> None:
+        try:
+            self._store.delete_ended(self._keep)
+        except DamagedError as error:
+            log.error("ended runs cannot be deleted: %s", error)
 
     def _resume(self, run_id: str) -> Sequence[Message]:
         try:
@@ -182,8 +195,7 @@ class AnalysisService(Service):
         # Publish first: after a crash in between, the result is published twice instead of never.
         self.publish([self._final(run_id, result)])
         self._store.finish(run_id, result)
-        self._begun.pop(run_id, None)
-        self._published.pop(run_id, None)
+        self._forget(run_id)
 
     def _check_file(self) -> None:
         """Raise DatabaseError if the database file was deleted or replaced; its runs fail."""
@@ -220,8 +232,14 @@ class AnalysisService(Service):
     def _failed(self, run_id: str, problem: str) -> RunFailed:
         """Store why a run failed, for later status requests."""
         self._store.note_failure(run_id, problem)
-        self._begun.pop(run_id, None)
+        self._forget(run_id)
         return RunFailed(run_id, problem)
+
+    def _forget(self, run_id: str) -> None:
+        """Release what this process keeps of a run that has ended."""
+        for kept in (self._begun, self._published, self._next_partial):
+            kept.pop(run_id, None)
+        self._has_ended = True
 
     def _outcome(self, run_id: str) -> Sequence[Message]:
         """Return how a run ended; nothing if it has not."""
@@ -350,10 +368,8 @@ class AnalysisService(Service):
             result = result_of(run, self._store, self._now(run), final=True)
             if result["workspace"] is None:
                 self._store.finish(run.run_id, result)
-        self._next_partial.pop(run.run_id, None)
         if result["workspace"] is None:
-            self._begun.pop(run.run_id, None)
-            self._published.pop(run.run_id, None)
+            self._forget(run.run_id)
             return self._final(run.run_id, result)
         self._fits.submit(run.run_id, result, then=self.wake)
         so_far = {**result, "complete": False, "fit_problem": "the fit is under way"}

@@ -25,8 +25,6 @@ from workers.analysis.database import Database
 
 #: How many problems of a run a message lists, and with how many characters each.
 MAX_PROBLEMS, MAX_PROBLEM = 100, 1_000
-#: How many ended runs are kept unless another number is given. One needs about 60 kB.
-KEEP = 1_000
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,13 @@ class Run:
 class Store:
     """The store, in a database file or, if ``path`` is None, in memory.
 
-    Of the runs that have ended, it keeps the ``keep`` whose plans arrived last, and of all others the id and the
-    digest of the settings.
-
     Every method commits before it returns, except within ``transaction``. Raises Unavailable if the
     database stays locked for longer than ``lock_timeout_s`` or its disk is full, DamagedError if what is
     stored of a run is not what was written, and DatabaseError if the database cannot be used.
     """
 
-    def __init__(self, path: Path | None, lock_timeout_s: float = 10.0, keep: int = KEEP) -> None:
+    def __init__(self, path: Path | None, lock_timeout_s: float = 10.0) -> None:
         self.database = Database(path, lock_timeout_s)
-        self._keep = keep
 
     def transaction(self) -> AbstractContextManager[object]:
         """Make the calls in the block one transaction."""
@@ -88,7 +82,7 @@ class Store:
         return given if row is None else str(row[0])
 
     def is_deleted(self, run_id: str) -> bool:
-        """Whether a run has ended and was deleted, because more than ``keep`` later ones have ended."""
+        """Whether a run has ended and was deleted, because enough later ones have ended."""
         return self.database.row("SELECT 1 FROM requests WHERE run_id = ? AND deleted", run_id) is not None
 
     def begin(self, plan: RunPlan, begun: float | None = None) -> None:
@@ -248,7 +242,6 @@ class Store:
         """Store why a run failed; the first plan of the run deletes this if it arrives later."""
         with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (run_id, problem))
-        self._delete_old()
 
     def failure(self, run_id: str) -> str | None:
         """Why a run failed; None if it has not."""
@@ -271,7 +264,6 @@ class Store:
             ).rowcount
             if is_stored and result["complete"]:
                 db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
-        self._delete_old()
 
     def run(self, run_id: str) -> Run | None:
         """The run with this id; None if it has no plan."""
@@ -377,19 +369,18 @@ class Store:
         more = sum(1 for _ in everything)
         return [*found, f"and {more:,} more, which are in the database of the analysis"] if more else found
 
-    def close(self) -> None:
-        """Close the database."""
-        self.database.close()
+    def delete_ended(self, keep: int) -> None:
+        """Delete all but the ``keep`` latest of the runs that ended with a result, and of those that failed.
 
-    def _delete_old(self) -> None:
-        """Delete all but the ``keep`` latest of the runs that ended with a result, and of those that failed."""
+        The order is that of the plans, or of the failures. The id of a run and the digest of its settings are kept.
+        """
         old = {
             run_id
             for ended in (
                 "SELECT run_id FROM runs WHERE result IS NOT NULL ORDER BY sequence DESC",
                 "SELECT run_id FROM failures ORDER BY rowid DESC",
             )
-            for (run_id,) in self.database.rows(f"{ended} LIMIT -1 OFFSET ?", self._keep)
+            for (run_id,) in self.database.rows(f"{ended} LIMIT -1 OFFSET ?", keep)
         }
         with self.database.transaction() as db:
             for run_id in old:
@@ -397,6 +388,10 @@ class Store:
                 for table in ("runs", "samples", "chunks", "failures"):
                     db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
         self.database.vacuum()
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
 
 
 def _cut(text: str) -> str:
