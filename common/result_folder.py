@@ -38,13 +38,14 @@ def check_output(output: Path) -> None:
         ) from None
 
 
-def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
+def write_folder(files: Mapping[str, bytes], output: Path, run_id: str, *, written_ns: int | None = None) -> Path:
     """Write ``output/run_id`` and return it; readers find a complete folder or none.
 
     The files are written to a temporary folder in ``output``, synced to the disk,
     and renamed. An older folder of the run is renamed away first, and then deleted.
-    A folder that has these files already is not touched. Several processes may
-    write the same run. Raises MessageError if the run id or a file name is not
+    A folder that has these files already is not touched. ``written_ns`` is the
+    modification time of the files in nanoseconds since 1970, by default now. Several
+    processes may write the same run. Raises MessageError if the run id or a file name is not
     valid, or if the files are too many or too large, and OSError if the disk refuses.
     """
     _check(run_id, "run id")
@@ -59,6 +60,8 @@ def write_folder(files: Mapping[str, bytes], output: Path, run_id: str) -> Path:
         new.mkdir()
         for name, content in files.items():
             _write(new / name, content)
+            if written_ns is not None:
+                os.utime(new / name, ns=(written_ns, written_ns))
         _sync(new)
         _replace(new, target, temporary)
     _sync(output)

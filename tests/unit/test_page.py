@@ -453,12 +453,85 @@ def test_the_list_of_runs_under_way_is_bounded(site: Site) -> None:
     assert 'href="/runs/run-5"' in html
 
 
-def test_an_output_folder_that_cannot_be_written_is_shown_on_the_page(site: Site) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every poll try to write a folder."""
+    monkeypatch.setattr("workers.visualisation.service.RETRY_S", 0.0)
+
+
+def test_an_output_folder_that_cannot_be_written_is_shown_on_the_page(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     site.handle(*under_way(RUN))
     site.output.write_text("a file in the place of the folder")
-    with pytest.raises(Unavailable, match="cannot be written"):
-        site.handle(Result(RUN, True, document()))
+    site.handle(Result(RUN, True, document()))
+    for _ in range(3):
+        site.service.poll()
     assert "cannot be written" in site.text(f"/runs/{RUN}")
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_runs_are_drawn_once_while_the_disk_is_full_and_written_when_it_has_room(tmp_path: Path, at_once: None) -> None:
+    pool = CountingPool(1)
+    site = Site(tmp_path / "results", pool=pool)
+    site.output.write_text("a file in the place of the folder")
+    answers = {}
+    for run_id in ("first", "second"):
+        (answers[run_id],) = site.service.handle(Result(run_id, True, document(run_id=run_id)))
+        site.service.poll()
+    assert site.service.handle(Result("first", True, document(run_id="first"))) == [answers["first"]]
+    assert pool.submitted == 2
+
+    site.output.unlink()
+    for _ in range(2):
+        site.service.poll()
+
+    assert pool.submitted == 2
+    for run_id, answer in answers.items():
+        assert isinstance(answer, ResultFiles)
+        assert {file.name: file.read_bytes() for file in (site.output / run_id).iterdir()} == answer.files
+        assert f"{run_id} complete" in without_tags(site.text("/"))
+    assert {path.name for path in site.output.iterdir()} == set(answers)
+    site.service.close()
+    pool.close()
+
+
+def test_a_restarted_service_requests_the_results_that_were_not_written(site: Site, at_once: None) -> None:
+    site.output.mkdir()
+    (site.output / RUN).write_text("a file in the place of the folder")
+    site.handle(Result(RUN, True, document()))
+    site.service.close()
+
+    restarted = Visualisation(settings.read({"OUTPUT": str(site.output)}), pool=POOL)
+    sent: list[Message] = []
+    restarted.publish = sent.extend
+    restarted.poll()
+    assert sent == [StatusRequest(RUN)]
+
+    (site.output / RUN).unlink()
+    restarted.handle(Result(RUN, True, document()))
+    assert [path.name for path in site.output.iterdir()] == [RUN]
+    restarted.close()
+
+
+def test_a_service_waits_when_too_many_runs_cannot_be_written(
+    tmp_path: Path, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.visualisation.service.MAX_UNWRITTEN", 1)
+    pool = CountingPool(1)
+    site = Site(tmp_path / "results", pool=pool)
+    site.output.write_text("a file in the place of the folder")
+    site.handle(Result("first", True, document()))
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="cannot be written"):
+            site.handle(Result("second", True, document()))
+    assert pool.submitted == 1
+
+    site.output.unlink()
+    site.handle(Result("second", True, document()))
+    assert {path.name for path in site.output.iterdir()} == {"first", "second"}
+    site.service.close()
+    pool.close()
 
 
 def test_thousands_of_finished_runs_are_listed_in_pages(site: Site) -> None:
@@ -502,6 +575,16 @@ def test_results_keep_deletes_the_oldest_results_and_nothing_else(tmp_path: Path
     assert left == {"new", "run-4", "run-3", "no-result", "bad name", "linked"}
     assert (tmp_path / "elsewhere" / "result.json").exists()
     assert "run-2" not in site.text("/")
+    site.service.close()
+
+
+def test_results_keep_deletes_no_new_run_after_the_clock_was_ahead(tmp_path: Path) -> None:
+    finished(tmp_path, "ahead", 4e9)
+    site = Site(tmp_path, RESULTS_KEEP="2")
+    for run_id in ("first", "second", "third"):
+        site.handle(Result(run_id, True, document(run_id=run_id)))
+    assert {path.name for path in tmp_path.iterdir()} == {"second", "third"}
+    assert re.findall(r'href="/runs/(\w+)"', site.text("/")) == ["third", "second"]
     site.service.close()
 
 

@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,21 @@ from common.result_folder import delete_folder
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+#: An empty file ``.unwritten-RUN_ID`` marks a run whose folder could not be written. It needs no room on a full disk.
+UNWRITTEN = ".unwritten-"
 #: The coarsest resolution of modification times; a second change within it may not be visible.
 _MTIME_RESOLUTION_NS = 2_000_000_000
+#: The finest resolution of modification times on the file systems in use is at least this.
+_STEP_NS = 1_000
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished run; ``written_ns`` is when its result.json was written, in nanoseconds since 1970."""
+    """A finished run; ``written_ns`` is when its result.json was written, in nanoseconds since 1970.
+
+    If the clock is set back, it is later than that: it also gives the order in which the runs were written.
+    """
 
     run_id: str
     written_ns: int
@@ -63,6 +71,11 @@ class Archive:
                 self._scanned = (changed_ns if is_old else 0, entries)
             return self._scanned[1]
 
+    def next_written_ns(self) -> int:
+        """Return the time for the next run to be written: now, or just after the newest one if the clock is behind."""
+        newest = max((entry.written_ns for entry in self.entries()[:1]), default=0)
+        return max(time.time_ns(), newest + _STEP_NS)
+
     def find(self, run_id: str) -> Entry | None:
         """Return a finished run; None if there is none with this id."""
         return _entry(self.output, run_id)
@@ -92,6 +105,25 @@ class Archive:
                 return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
         except OSError:
             return None
+
+    def mark_unwritten(self, run_id: str) -> None:
+        """Note on the disk that the folder of a run could not be written, if the disk allows that."""
+        with suppress(OSError):
+            (self.output / f"{UNWRITTEN}{run_id}").touch()
+
+    def unmark_unwritten(self, run_id: str) -> None:
+        """Remove the note, if there is one."""
+        with suppress(OSError):
+            (self.output / f"{UNWRITTEN}{run_id}").unlink()
+
+    def unwritten(self) -> list[str]:
+        """Return the ids of the runs whose folder could not be written."""
+        try:
+            names = sorted(os.listdir(self.output))
+        except OSError:
+            return []
+        found = [name.removeprefix(UNWRITTEN) for name in names if name.startswith(UNWRITTEN)]
+        return [run_id for run_id in found if is_name(run_id)]
 
     def prune(self, keep: int, protected: Collection[str]) -> list[str]:
         """Delete all but the ``keep`` newest runs, and return their ids; runs in ``protected`` are not deleted."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from common.analyses import Analyses
 from common.errors import MessageError, Unavailable
@@ -22,6 +24,11 @@ from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.result_files import result_files
 
 log = logging.getLogger(__name__)
+
+#: The pause after a folder could not be written, before the next attempt to write one.
+RETRY_S = 1.0
+#: The number of drawn runs that wait in memory for a folder that can be written; a run has about 2 MB of files.
+MAX_UNWRITTEN = 100
 
 
 class Visualisation(Service):
@@ -42,6 +49,11 @@ class Visualisation(Service):
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         self._needs_status = False
+        #: The results and files of the runs whose folder could not be written, the next to be tried first.
+        self._unwritten: OrderedDict[str, tuple[Mapping[str, Any], dict[str, bytes]]] = OrderedDict()
+        self._reported: set[str] = set()
+        self._next_write = 0.0
+        self._has_recovered = False
         if keep and settings.page_port:
             self._live = LiveRuns(lambda run_id: self._archive.find(run_id) is not None)
             self._page = PageServer(settings.page_port, self._live, self._archive, self._pool)
@@ -55,13 +67,23 @@ class Visualisation(Service):
             self._pool.close()
 
     def poll(self) -> None:
-        """Request the status of the runs under way from the analysis, once after the start."""
+        """Request the status of runs, once after the start; then write a folder that could not be written before."""
         if self._needs_status:
             self.publish([StatusRequest(None)])
             self._needs_status = False
+        if self._output is None:
+            return
+        if not self._has_recovered:
+            # The analysis publishes the results again that the previous process could not write.
+            self.publish([StatusRequest(run_id) for run_id in self._archive.unwritten()])
+            self._has_recovered = True
+        self._write_next(self._output)
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Update the page; for a final result, draw it, write its folder and return its files."""
+        """Update the page; for a final result, draw it, write its folder and return its files.
+
+        A folder that cannot be written is tried again in ``poll``. Raises Unavailable while MAX_UNWRITTEN runs wait.
+        """
         if not isinstance(message, RunStarted | Result | Progress | FetchProgress | RunFailed):
             raise MessageError(f"the visualisation does not handle {message.kind} messages")
         if self._live is not None:
@@ -70,15 +92,23 @@ class Visualisation(Service):
             self._pool.start()  # the processes are ready when the run ends
         if not (isinstance(message, Result) and message.final):
             return []
+        if self._output is not None and len(self._unwritten) >= MAX_UNWRITTEN:
+            self._write_next(self._output)  # ``poll`` is not called while a message is tried again
+            if len(self._unwritten) >= MAX_UNWRITTEN:
+                raise Unavailable(f"the folders of {MAX_UNWRITTEN} runs cannot be written to {self._output}")
         files = self._existing_files(message) or result_files(message.result, self._pool)
         if self._output is not None:
-            self._write(files, self._output, message.run_id)
+            self._unwritten.pop(message.run_id, None)
+            self._write(message.run_id, message.result, files, self._output)
         return [ResultFiles(message.run_id, files)]
 
     def _existing_files(self, result: Result) -> dict[str, bytes] | None:
-        """Return the files of the run's folder if it holds this result, so that it is not drawn twice."""
+        """Return the files of this result if they exist, so that it is not drawn twice."""
         if self._output is None:
             return None
+        drawn, files = self._unwritten.get(result.run_id, (None, None))
+        if drawn == result.result:
+            return files
         try:
             if json.loads(self._archive.read(result.run_id, RESULT) or b"null") != result.result:
                 return None
@@ -88,14 +118,31 @@ class Visualisation(Service):
         contents = [self._archive.read(result.run_id, name) for name in names]
         return {name: content for name, content in zip(names, contents, strict=True) if content is not None}
 
-    def _write(self, files: Mapping[str, bytes], output: Path, run_id: str) -> None:
+    def _write_next(self, output: Path) -> None:
+        """Write a folder that could not be written before, if it is time for another attempt."""
+        if self._unwritten and time.monotonic() >= self._next_write:
+            run_id, (result, files) = self._unwritten.popitem(last=False)
+            self._write(run_id, result, files, output)
+
+    def _write(self, run_id: str, result: Mapping[str, Any], files: dict[str, bytes], output: Path) -> None:
+        """Write a run's folder; where that fails, keep the files for a later attempt."""
         try:
-            write_folder(files, output, run_id)
+            write_folder(files, output, run_id, written_ns=self._archive.next_written_ns())
         except OSError as error:
             problem = f"{output / run_id} cannot be written: {error}"
+            if run_id not in self._reported:
+                log.warning("%s; it is tried again until it succeeds", problem)
+                self._reported.add(run_id)
+            self._unwritten[run_id] = (result, files)
+            self._next_write = time.monotonic() + RETRY_S
+            self._archive.mark_unwritten(run_id)
             if self._live is not None:
                 self._live.report_problem(run_id, problem)
-            raise Unavailable(problem) from error
+            return
+        if run_id in self._reported:
+            log.info("%s is written", output / run_id)
+            self._reported.discard(run_id)
+        self._archive.unmark_unwritten(run_id)
         under_way = set()
         if self._live is not None:
             self._live.finish(run_id)

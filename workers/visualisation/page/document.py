@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeGuard
 
@@ -170,7 +171,11 @@ class Row:
 def row(entry: Entry, document: Document) -> Row:
     """Return the row of a finished run."""
     state = "complete" if document.complete else "incomplete"
-    return Row(entry.run_id, state, entry.written_ns / 1e9, document, next(iter(document.problems), None))
+    try:
+        finished_s = datetime.fromisoformat(document.timing.finished).timestamp()
+    except ValueError:
+        finished_s = entry.written_ns / 1e9
+    return Row(entry.run_id, state, finished_s, document, next(iter(document.problems), None))
 
 
 def failed_row(run: LiveRun) -> Row:
