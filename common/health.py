@@ -7,10 +7,13 @@ port is opened unless METRICS_PORT is set.
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -20,8 +23,16 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from common import messages
+from common.listeners import connection_limit
 from common.messages import Message, Progress
+from common.settings import LOCAL_HOST
 
+log = logging.getLogger(__name__)
+
+#: The most connections at a time, and how long each may stay silent.
+MAX_CONNECTIONS = 32
+REQUEST_TIMEOUT_S = 10
+_ACCEPT_PAUSE_S = 1.0
 #: A loop without a heartbeat for so long is stuck, unless it is handling a message ...
 STUCK_S = 30.0
 #: ... which may take longer. While a file is fetched, each part that arrives is a heartbeat.
@@ -89,8 +100,8 @@ class ServiceMetrics:
 
 
 @contextmanager
-def listen(service: ServiceMetrics, port: int) -> Iterator[None]:
-    """Serve /healthz, /readyz and /metrics on ``port`` in the background; raises OSError where the port is taken."""
+def listen(service: ServiceMetrics, port: int, host: str = LOCAL_HOST) -> Iterator[None]:
+    """Serve /healthz, /readyz and /metrics in the background; raises OSError where ``host`` or ``port`` is unusable."""
     metrics = make_wsgi_app(service.registry)
 
     def answer(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -110,8 +121,11 @@ def listen(service: ServiceMetrics, port: int) -> Iterator[None]:
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{problem or 'ok'}\n".encode()]
 
-    # All addresses: probes come from outside the container.
-    with make_server("0.0.0.0", port, answer, _Server, _Silent) as server:  # noqa: S104
+    try:
+        made = make_server(host, port, answer, _Server, _Silent)
+    except OSError as error:
+        raise OSError(f"METRICS_HOST={host}, METRICS_PORT={port}: {error.strerror}; choose another port") from error
+    with made as server:
         thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
         thread.start()
         try:
@@ -137,9 +151,47 @@ class _QueueDepths(Collector):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A server that closes the oldest connection if too many are open, so that silent ones keep no probe out."""
+
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: deque[Any] = deque()
+        self._is_logged = False
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; if no file can be opened for it, that is logged once."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if not self._is_logged:
+                self._is_logged = True
+                log.error("METRICS_PORT accepts no connection for now: %s", error)
+            time.sleep(_ACCEPT_PAUSE_S)  # the connection is still there, and would be reported again at once
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread."""
+        self._open.append(request)
+        if len(self._open) > connection_limit(MAX_CONNECTIONS):
+            with suppress(OSError, IndexError):
+                self._open.popleft().shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        """Close a connection."""
+        with suppress(ValueError):
+            self._open.remove(request)
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log nothing: a client that is silent or goes away is no error of the service."""
 
 
 class _Silent(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: a probe comes every few seconds."""

@@ -33,6 +33,7 @@ MIN_LUMI_IFB, MAX_LUMI_IFB = 0.001, 10_000.0
 #: A message has at most 92 bytes an entry, so that a chunk of this many entries fits into 8 MiB.
 MAX_CHUNK_ENTRIES = 80_000
 AMQP_PORT, AMQPS_PORT = 5672, 5671
+LOCAL_HOST = "127.0.0.1"
 #: The length of a random key of 64 bits in hexadecimal.
 MIN_MESSAGE_KEY_LENGTH = 16
 
@@ -204,7 +205,9 @@ class Settings:
     output: Path
     cache: Path
     database: Path
+    metrics_host: str
     metrics_port: int
+    page_host: str
     page_port: int
     results_keep: int
     log_level: str
@@ -248,7 +251,9 @@ VARIABLES = (
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
+    Variable("METRICS_HOST", LOCAL_HOST, "address that METRICS_PORT listens on; 0.0.0.0: all; the images set it"),
     Variable("PAGE_PORT", "0", "port of the visualisation's web page; 0: none"),
+    Variable("PAGE_HOST", LOCAL_HOST, "address that PAGE_PORT listens on; 0.0.0.0: all; the images set it"),
     Variable("RESULTS_KEEP", "0", "ended runs that are kept, the latest; 0: all folders, and 1000 runs in DATABASE"),
     Variable("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR"),
 )
@@ -311,7 +316,9 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
         output=_path("OUTPUT", text["OUTPUT"]),
         cache=_path("CACHE", text["CACHE"]),
         database=_path("DATABASE", text["DATABASE"]),
+        metrics_host=text["METRICS_HOST"],
         metrics_port=_port_or_none("METRICS_PORT", text["METRICS_PORT"], "9100"),
+        page_host=text["PAGE_HOST"],
         page_port=_port_or_none("PAGE_PORT", text["PAGE_PORT"], "8080"),
         results_keep=results_keep,
         log_level=text["LOG_LEVEL"].upper(),

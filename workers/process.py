@@ -38,7 +38,7 @@ def main(make: Callable[[Settings], Service]) -> int:
         service = make(read)
         log.info("%s starts", service.name)
         metrics = ServiceMetrics(service.name)
-        with listen(metrics, read.metrics_port) if read.metrics_port else nullcontext():
+        with listen(metrics, read.metrics_port, read.metrics_host) if read.metrics_port else nullcontext():
             session = RabbitMQTransport(read.broker, stop=stop).open(
                 service.consumes, alone_as=service.name if service.is_single else None
             )

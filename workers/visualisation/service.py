@@ -56,7 +56,7 @@ class Visualisation(Service):
         self._has_recovered = False
         if keep and settings.page_port:
             self._live = LiveRuns(lambda run_id: self._archive.find(run_id) is not None)
-            self._page = PageServer(settings.page_port, self._live, self._archive, self._pool)
+            self._page = PageServer(settings.page_host, settings.page_port, self._live, self._archive, self._pool)
             self._needs_status = True
 
     def close(self) -> None:

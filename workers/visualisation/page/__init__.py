@@ -5,10 +5,14 @@ This module serves it with uvicorn in a thread, and adds the security headers to
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import ipaddress
+import logging
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import LiveRuns
@@ -18,9 +22,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn import Server
 
-MAX_CONNECTIONS = 1000
+log = logging.getLogger(__name__)
+
+#: How long a connection may take to send the header of a request.
+REQUEST_TIMEOUT_S = 10
+#: The number of connections that wait to be accepted. One iteration of the event loop accepts as many, before it
+#: closes those above the limit.
+_BACKLOG = 32
 _TICK_S = 0.5
 _SHUTDOWN_S = 2
+
+#: The names of this machine. With another one, a browser shows the address of a foreign site that has given it the
+#: address of this machine (DNS rebinding), and would let that site read the page.
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -37,16 +51,34 @@ SECURITY_HEADERS = {
 
 
 class PageServer:
-    """Serves the page on ``port`` in a thread. Raises OSError if the port cannot be used."""
+    """Serves the page on ``port`` of the address ``host`` in a thread. Raises OSError if they cannot be used.
 
-    def __init__(self, port: int, live: LiveRuns, archive: Archive, pool: DrawingPool) -> None:
+    On an address of this machine alone (127.0.0.1), a request must name this machine as its host. On others, the
+    name by which viewers reach it is not known, and any is answered.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        live: LiveRuns,
+        archive: Archive,
+        pool: DrawingPool,
+        *,
+        request_timeout_s: int = REQUEST_TIMEOUT_S,
+    ) -> None:
         self._live, self._archive, self._pool = live, archive, pool
+        self._host, self._request_timeout_s = host, request_timeout_s
         self._stopping = threading.Event()
         self._server: Server | None = None
         try:
-            listener = socket.create_server(("0.0.0.0", port), backlog=128)  # noqa: S104  viewers are on other machines
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
-            raise OSError(f"PAGE_PORT={port}: {error.strerror}; choose another port") from error
+            raise OSError(
+                f"PAGE_HOST={host}, PAGE_PORT={port}: {error.strerror}; choose another port or address"
+            ) from error
+        self._is_local = ipaddress.ip_address(address[0]).is_loopback
         self._thread = threading.Thread(target=self._serve, args=(listener,), name="page", daemon=True)
         self._thread.start()
 
@@ -64,19 +96,40 @@ class PageServer:
                     return
             # Imported at the first connection, because many services have no viewer.
             import uvicorn
+            from starlette.middleware.trustedhost import TrustedHostMiddleware
 
             from workers.visualisation.page.app import Page
+            from workers.visualisation.page.connections import PageConnection
 
-            page = Page(self._live, self._archive, self._pool, self._stopping)
+            page = Page(self._live, self._archive, self._pool, self._stopping).application()
+            hosts = (*LOCAL_HOSTS, self._host) if self._is_local else ("*",)
             self._server = uvicorn.Server(
                 uvicorn.Config(
-                    SecurityHeaders(page.application()), http="h11", ws="none", lifespan="off", log_config=None,
-                    access_log=False, server_header=False, limit_concurrency=MAX_CONNECTIONS,
+                    SecurityHeaders(TrustedHostMiddleware(page, hosts, www_redirect=False)), http=PageConnection,
+                    ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
+                    server_header=False, backlog=_BACKLOG, timeout_keep_alive=self._request_timeout_s,
                     timeout_graceful_shutdown=_SHUTDOWN_S,
                 )
             )  # fmt: skip
             if not self._stopping.is_set():
-                self._server.run(sockets=[listener])
+                asyncio.run(_run(self._server, listener))
+
+
+async def _run(server: Server, listener: socket.socket) -> None:
+    """Run the server. If no file can be opened for a connection, that is logged once, not at each attempt."""
+    is_logged = False
+
+    def log_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal is_logged
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif not is_logged:
+            is_logged = True
+            log.error("the page accepts no connection for now: %s", error)
+
+    asyncio.get_running_loop().set_exception_handler(log_error)
+    await server.serve(sockets=[listener])
 
 
 class SecurityHeaders:

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
+from common.listeners import connection_limit
 from workers.visualisation.page.document import main_histogram, to_document
 from workers.visualisation.page.live import LiveRun
 from workers.visualisation.plots.pool import DrawingPool
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 HEARTBEAT_TICKS = 20
+#: Half of the connections that the page may have, so that the others can reload.
 MAX_VIEWERS = 500
 
 #: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes.
@@ -53,7 +55,7 @@ class Streams:
 
     def response(self, page: str, state: Callable[[], State]) -> Response:
         """Return the stream of a page; raises an HTTPException (503) if there are too many viewers."""
-        if self._viewers >= MAX_VIEWERS:
+        if self._viewers >= connection_limit(2 * MAX_VIEWERS) // 2:
             raise HTTPException(503)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._stream(page, state), media_type="text/event-stream", headers=headers)
