@@ -230,10 +230,13 @@ EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT"}
 USED_BY = {
     "data-loader": EVERY_SERVICE | {"CACHE"},
     "data-processor": EVERY_SERVICE,
-    "analysis": EVERY_SERVICE | {"DATABASE"},
+    "analysis": EVERY_SERVICE | {"DATABASE", "RESULTS_KEEP"},
     "visualisation": EVERY_SERVICE | {"OUTPUT", "PAGE_PORT", "RESULTS_KEEP"},
     "submit": EVERY_SERVICE | RUN | {"OUTPUT"},
 }
+#: What the image of a service sets, because its ports are reached from outside the container.
+SET_BY_IMAGE = {name: {"METRICS_HOST"} for name in ("data-loader", "data-processor", "analysis")}
+SET_BY_IMAGE["visualisation"] = {"METRICS_HOST", "PAGE_HOST"}
 VARIABLE_NAMES = {variable.name for variable in VARIABLES}
 
 
@@ -259,7 +262,13 @@ def test_compose_and_kubernetes_set_no_setting_to_its_default() -> None:
 
 def test_every_variable_of_the_readme_is_used_by_a_service_or_the_command() -> None:
     table = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert set(table) == VARIABLE_NAMES == set().union(*USED_BY.values())
+    assert set(table) == VARIABLE_NAMES == set().union(*USED_BY.values(), *SET_BY_IMAGE.values())
+
+
+@pytest.mark.parametrize("service", SET_BY_IMAGE)
+def test_an_image_listens_on_all_addresses_of_its_container(service: str) -> None:
+    file = ROOT / "workers" / service.replace("-", "_") / "Dockerfile"
+    assert set(re.findall(r"\b([A-Z]+_HOST)=0\.0\.0\.0", file.read_text())) == SET_BY_IMAGE[service]
 
 
 @pytest.mark.parametrize("service", USED_BY)
