@@ -26,6 +26,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 OTHER_PAUSE_S = 1.0
 #: How long ``stop`` waits for the thread.
 STOP_TIMEOUT_S = 8.0
+#: The same during an alarm, in which the broker does not read the request to close.
+STOP_TIMEOUT_IN_ALARM_S = 1.0
 
 
 class Connection:
@@ -97,7 +99,7 @@ class Connection:
         """Close the connection and end the thread."""
         self._stopping = True
         self.call(self.close)
-        self._thread.join(STOP_TIMEOUT_S)
+        self._thread.join(STOP_TIMEOUT_S if self.blocked is None else STOP_TIMEOUT_IN_ALARM_S)
 
     # The methods below are called in the connection's thread.
 
@@ -128,9 +130,9 @@ class Connection:
         connection = self._connection
         if connection is None:
             return
-        if connection.is_open and self.blocked is None:
+        if connection.is_open:
             connection.close()
-        elif not connection.is_closing:  # a broker with an alarm does not read the request to close
+        elif not connection.is_closing:
             connection.ioloop.stop()
 
     def close_after(self, error: Exception) -> None:

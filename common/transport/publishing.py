@@ -120,7 +120,10 @@ class Publisher:
         """
         for sent in self._unconfirmed.values():
             if len(sent.message.body) == size:
-                sent.refused(f"the broker refuses {sent.message}: {reason}")
+                advice = "raise its max_message_size" + (
+                    ", or choose smaller CHUNK_ENTRIES" if "start" in sent.message.headers else ""
+                )
+                sent.refused(f"the broker refuses {sent.message}: {reason}; {advice}")
                 return True
         return False
 

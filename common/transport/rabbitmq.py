@@ -37,7 +37,7 @@ from common.messages import Message
 from common.settings import BrokerSettings
 from common.signature import Signer
 from common.topology import Queue
-from common.transport.amqp import arguments, brief, declare, refused_size
+from common.transport.amqp import arguments, declare, refused_size
 from common.transport.connection import Connection
 from common.transport.publishing import OutgoingMessage, Publisher, bounded_queues
 from common.transport.queue_states import QueueStates, StatesRequest
@@ -367,13 +367,13 @@ class RabbitMQSession:
         if not isinstance(error, pika.exceptions.ChannelClosedByBroker):
             return  # the connection is closed
         size = refused_size(error)
-        is_understood = error.reply_code == 404  # a queue or an exchange was deleted, and is declared again
-        if size is not None and publisher is not None:
-            is_understood = publisher.report_refused(size, error.reply_text)
-        if not is_understood:
+        if size is not None and publisher is not None and publisher.report_refused(size, error.reply_text):
+            pass
+        elif error.reply_code == 404:
+            log.warning("%s: %s; declaring it again", self._settings, error.reply_text)
+        else:
             self._connection.close_after(error)
             return
-        log.warning("%s has closed the channel for publishing: %s; opening another", self._settings, brief(error))
         self._connection.open_channel(self._on_publisher_channel, self._on_publisher_closed)
 
     def _on_lost(self) -> None:
