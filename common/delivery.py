@@ -28,6 +28,8 @@ class Delivery:
         What the transport needs to acknowledge it; of no meaning elsewhere.
     rejection_reason
         Why it must not be decoded: its signature is missing or wrong.
+    refused_outcome
+        Why the broker refuses what was published as its outcome; the delivery is not acknowledged.
     """
 
     queue: str
@@ -37,6 +39,7 @@ class Delivery:
     redelivered: bool
     token: Any = field(repr=False)
     rejection_reason: str | None = None
+    refused_outcome: str | None = None
 
 
 @dataclass(frozen=True)

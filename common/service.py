@@ -73,6 +73,13 @@ class Service(ABC):
         """Decode a delivery; raises MessageError where its body is not valid."""
         return messages.decode(delivery.kind, delivery.body, self.analyses)
 
+    def outcome_refused(self, message: Message, problem: str) -> Sequence[Message]:
+        """Return what to publish instead of the outcome of a message, which the broker refuses (as too large).
+
+        By default nothing: the message is dead-lettered.
+        """
+        return []
+
     def poll(self) -> None:  # noqa: B027  optional
         """Do work that no message causes. Called between messages, at least twice a second, and after ``wake``.
 
@@ -128,9 +135,13 @@ def _handle(
 ) -> None:
     if delivery.rejection_reason is not None:
         return _dead_letter(service, session, delivery, delivery.rejection_reason, metrics)
+    refused = delivery.refused_outcome
     while True:
         try:
-            outcome = service.handle(service.decode(delivery))
+            message = service.decode(delivery)
+            outcome = service.handle(message) if refused is None else service.outcome_refused(message, refused)
+            if refused is not None and not outcome:
+                return _dead_letter(service, session, delivery, refused, metrics)
             session.publish_and_acknowledge(delivery, outcome)
         except Unavailable as error:
             log.warning("%s waits: %s", service.name, error)

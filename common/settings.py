@@ -162,6 +162,13 @@ class BrokerSettings:
     tls_ca: Path | None = None
     message_key: str = field(default="", repr=False)
 
+    def __post_init__(self) -> None:
+        if re.search(r"[@/?#\s]", self.host):  # an address, which may hold a password
+            raise SettingsError(
+                "RABBITMQ_HOST: not the name of a host; write for example RABBITMQ_HOST=localhost, and give the user "
+                "and the password as RABBITMQ_USER and RABBITMQ_PASS"
+            )
+
     def __str__(self) -> str:
         scheme = "amqps" if self.tls else "amqp"
         return f"{scheme}://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
@@ -169,26 +176,27 @@ class BrokerSettings:
     def with_url(self, url: str) -> BrokerSettings:
         """Return these settings with the parts that an amqp:// or amqps:// address gives.
 
-        Raises SettingsError for an unusable address, without the part before its ``@``: it may hold a password.
+        Raises SettingsError for an unusable address; the error does not show it if it may hold a password.
         """
-        redacted = f"…@{url.rpartition('@')[2]}" if "@" in url else url
         try:
             parts = urlsplit(url)
             port = parts.port
+            usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and port != 0
         except ValueError:
+            usable = False
+        # An '@' after the host, a query or a fragment: the password has a '/', '?' or '#' that is not encoded.
+        if not usable or "@" in parts.path or parts.query or parts.fragment:
+            shown = url if re.fullmatch(r"(\w+://)?[\w.-]*/?", url) else "…"
             raise SettingsError(
-                f"--broker {redacted}: write an address like amqp://user:password@host:5672, the port from 1 to 65535, "
-                "and in the password %2F for '/', %3F for '?', %23 for '#'"
-            ) from None
-        if port == 0 or parts.scheme not in ("amqp", "amqps") or not parts.hostname:
-            raise SettingsError(
-                f"--broker {redacted}: write an address like amqp://user:password@host:5672, or amqps://"
+                f"--broker {shown}: write an address like amqp://user:password@host:5672 or amqps://host/vhost, the "
+                "port from 1 to 65535; in a user, password or virtual host, write %2F for '/', %3F for '?', %23 for "
+                "'#' and %40 for '@'"
             )
         tls = parts.scheme == "amqps" or self.tls_ca is not None
         return replace(
             self,
             tls=tls,
-            host=parts.hostname,
+            host=parts.hostname or self.host,
             port=port or (AMQPS_PORT if tls else AMQP_PORT),
             user=unquote(parts.username) if parts.username else self.user,
             password=unquote(parts.password) if parts.password else self.password,

@@ -30,7 +30,7 @@ from common.transport import Session
 
 log = logging.getLogger(__name__)
 
-#: After so long without a message, the display names the services that are not running.
+#: After so long without a message, the display says what prevents the run: an alarm of the broker, missing services.
 QUIET_S = 5.0
 
 
@@ -66,7 +66,7 @@ def new_run_id(release: str) -> str:
 
 
 def submit(session: Session, run_id: str, settings: RunSettings) -> None:
-    """Submit a run; returns when the broker has confirmed the request."""
+    """Submit a run; returns when the broker has confirmed the request, and raises MessageError where it refuses it."""
     session.publish([RunRequest(run_id, time.time(), settings)])
 
 
@@ -100,7 +100,7 @@ def follow(
         if delivery is None:
             if time.monotonic() - last_message > QUIET_S:
                 missing = topology.consumers_of(session.queues_without_consumer())
-                display.note(f"waiting for {', '.join(missing)}" if missing else "waiting")
+                display.note(session.blocked() or (f"waiting for {', '.join(missing)}" if missing else "waiting"))
                 last_message = time.monotonic()
             continue
         session.publish_and_acknowledge(delivery)

@@ -33,7 +33,9 @@ class Session(Protocol):
     def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
         """Publish the outcome of a delivery, and acknowledge the delivery once all of it is confirmed.
 
-        May return before that. While a queue of the outcome is full, the acknowledgement waits.
+        May return before that. While a queue of the outcome is full, the acknowledgement waits. If the broker refuses
+        a message of the outcome, for example as too large, ``receive`` returns the delivery again, with the reason as
+        its ``refused_outcome``.
         """
         ...
 
@@ -42,7 +44,7 @@ class Session(Protocol):
         ...
 
     def publish(self, messages: Sequence[Message]) -> None:
-        """Publish messages, and return once they are confirmed."""
+        """Publish messages, and return once they are confirmed; raises MessageError where the broker refuses one."""
         ...
 
     def publish_without_confirm(self, message: Message) -> None:
@@ -58,6 +60,10 @@ class Session(Protocol):
 
     def is_connected(self) -> bool:
         """Return whether the session can consume and publish at the moment."""
+        ...
+
+    def blocked(self) -> str | None:
+        """Return why the broker accepts no messages at the moment, where it has reported that."""
         ...
 
     def queues_without_consumer(self) -> Sequence[str]:

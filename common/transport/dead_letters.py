@@ -17,7 +17,7 @@ from common.errors import BrokerError, MessageError
 from common.messages import RequeueNotice
 from common.settings import BrokerSettings
 from common.signature import NOTICE_SIGNATURE, Signer
-from common.transport.amqp import parameters, refusal
+from common.transport.amqp import no_answer, parameters, refusal
 from common.transport.publishing import OutgoingMessage
 from common.transport.rabbitmq import RabbitMQTransport
 
@@ -107,13 +107,14 @@ def _channel(settings: BrokerSettings) -> Iterator[BlockingChannel]:
     try:
         connection = pika.BlockingConnection(parameters(settings))
     except Exception as error:
-        problem = refusal(settings, error) or f"no RabbitMQ answers at {settings}; is --broker right?"
-        raise BrokerError(problem) from None
+        found = refusal(settings, error)
+        raise BrokerError(found.text if found else no_answer(settings, error)) from None
     try:
         yield connection.channel()
         connection.close()
     except pika.exceptions.AMQPError as error:
-        raise BrokerError(f"lost the connection to {settings}: {type(error).__name__} {error}") from error
+        found = refusal(settings, error)
+        raise BrokerError(found.text if found else f"lost the connection to {settings}: {error!r}") from error
     finally:
         if connection.is_open:
             connection.close()

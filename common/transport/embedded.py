@@ -169,6 +169,9 @@ class EmbeddedSession:
         """Return True: the queues are in this process."""
         return True
 
+    def blocked(self) -> None:
+        """Return None: messages are always accepted."""
+
     def queues_without_consumer(self) -> Sequence[str]:
         """Return the names of the services' queues that no session consumes at the moment."""
         return self._transport.queues_without_consumer()

@@ -40,6 +40,11 @@ class OutgoingMessage:
     headers: Mapping[str, Any]
     mandatory: bool
 
+    def __str__(self) -> str:
+        sample, start, stop = (self.headers.get(name) for name in ("sample", "start", "stop"))
+        chunk = "" if start is None else f" of {sample}[{start}:{stop}]"
+        return f"the {self.kind} message{chunk} ({len(self.body)} bytes)"
+
     @property
     def address(self) -> _Address:
         """Exchange and routing key."""
@@ -57,10 +62,11 @@ class OutgoingMessage:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A message that is not confirmed, and what is called when it is."""
+    """A message that is not confirmed, what to call when it is, and what to call with the reason if it is refused."""
 
     message: OutgoingMessage
     then: Callable[[], None]
+    refused: Callable[[str], None]
 
 
 def bounded_queues(queues: Mapping[str, Queue]) -> dict[_Address, Queue]:
@@ -76,7 +82,8 @@ class Publisher:
 
     Where a queue is full (``bounded``: the bounded queue behind each address), its depth is requested, and as many
     messages are sent as there is room for. A queue that was deleted is declared again with ``declare``.
-    Used from the connection's thread only.
+    Used from the connection's thread only. When its channel is closed, what it has not confirmed is published by
+    another one.
     """
 
     def __init__(
@@ -93,14 +100,32 @@ class Publisher:
         channel.add_on_return_callback(self._on_returned)
         channel.confirm_delivery(self._on_confirm)
 
-    def send(self, message: OutgoingMessage, then: Callable[[], None]) -> None:
-        """Publish a message; ``then`` is called once the broker has confirmed it."""
-        sent = _Sent(message, then)
+    def send(self, message: OutgoingMessage, then: Callable[[], None], refused: Callable[[str], None]) -> None:
+        """Publish a message; ``then`` is called once the broker has confirmed it.
+
+        ``refused`` is called instead with the reason if the broker closed the channel because of this message.
+        """
+        sent = _Sent(message, then, refused)
         waiting = self._waiting.get(message.address)
         if waiting is None:
             self._publish(sent)
         else:
             waiting.append(sent)
+
+    def report_refused(self, size: int, reason: str) -> bool:
+        """Report the message of this size in bytes, for which the broker has closed the channel, as refused.
+
+        The broker handles messages in their order, so that it is the first one of this size. Returns False if there
+        is none.
+        """
+        for sent in self._unconfirmed.values():
+            if len(sent.message.body) == size:
+                advice = "raise its max_message_size" + (
+                    ", or choose smaller CHUNK_ENTRIES" if "start" in sent.message.headers else ""
+                )
+                sent.refused(f"the broker refuses {sent.message}: {reason}; {advice}")
+                return True
+        return False
 
     def _publish(self, sent: _Sent) -> None:
         message = sent.message

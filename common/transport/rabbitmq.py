@@ -4,10 +4,15 @@ The service's thread passes what it has done to the connection's thread, which
 publishes it, waits for the broker's confirms, and then acknowledges the
 delivery. Deliveries that were not acknowledged when the connection was lost are
 redelivered.
+
+A connection has a channel to consume, one to publish, and one for the states of
+queues. The broker closes a channel for an error on it: a message that it refuses
+causes no redelivery, and a queue that does not exist interrupts neither.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import random
@@ -17,25 +22,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 
 import pika
 import pika.channel
+import pika.exceptions
 import pika.spec
 
 from common import topology
 from common.delivery import Delivery, dead_letter_headers
-from common.errors import BrokerError
+from common.errors import BrokerError, MessageError
 from common.messages import Message
 from common.settings import BrokerSettings
 from common.signature import Signer
 from common.topology import Queue
-from common.transport.amqp import arguments, declare
+from common.transport.amqp import arguments, declare, refused_size
 from common.transport.connection import Connection
 from common.transport.publishing import OutgoingMessage, Publisher, bounded_queues
+from common.transport.queue_states import QueueStates, StatesRequest
 
-#: How long the broker may take to report the depth of a queue.
+log = logging.getLogger(__name__)
+
+#: How long the broker may take to report the states of queues.
 ANSWER_TIMEOUT_S = 1.0
 #: How long ``close`` waits for the confirms of what was published.
 CLOSE_TIMEOUT_S = 8.0
@@ -81,14 +90,23 @@ class RabbitMQTransport:
 class _Batch:
     """Messages that are published together, and the delivery (if any) that is acknowledged once all are confirmed.
 
-    A batch with a ``token`` ends with its connection, as its delivery does; one without is published again.
+    A batch ends with the connection of its delivery or, without a delivery, with that of number ``connection``; one
+    without either is published again. ``unconfirmed`` has the messages that are not confirmed, by their index.
+    ``problem`` says why the broker refuses one of them.
     """
 
-    messages: Sequence[OutgoingMessage]
-    token: _Token | None = None
-    acknowledge: bool = False
-    unconfirmed: int = 0
+    messages: InitVar[Sequence[OutgoingMessage]]
+    delivery: Delivery | None = None
+    is_dead_letter: bool = False
+    connection: int | None = None
+    problem: str | None = None
+    unconfirmed: dict[int, OutgoingMessage] = field(init=False)
     confirmed: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self, messages: Sequence[OutgoingMessage]) -> None:
+        self.unconfirmed = dict(enumerate(messages))
+        if self.delivery is not None:
+            self.connection = self.delivery.token[0]
 
 
 class RabbitMQSession:
@@ -117,6 +135,9 @@ class RabbitMQSession:
         # Set by the connection's thread only:
         self._channel: pika.channel.Channel | None = None
         self._publisher: Publisher | None = None
+        self._states: QueueStates | None = None
+        #: The names in the broker of the exclusive queues of this connection.
+        self._names: dict[str, str] = {}
         self._connection = Connection(settings, self._on_channel, self._on_lost, alone_as)
 
     # --- called by the service ------------------------------------------------
@@ -128,12 +149,7 @@ class RabbitMQSession:
         while not self._connection.wait(0.2):
             if self._stop.is_set() or time.monotonic() >= deadline:
                 self._connection.stop()
-                if self._connection.waits_for_other:
-                    raise BrokerError(f"stopped while another {self._alone_as} service was running")
-                raise BrokerError(
-                    f"no RabbitMQ answers at {self._settings}; is it running, and is --broker (RABBITMQ_HOST, "
-                    "RABBITMQ_PORT) right?"
-                )
+                raise BrokerError(self._connection.problem)
         self._raise_failure()
 
     def receive(self, timeout_s: float) -> Delivery | None:
@@ -153,15 +169,18 @@ class RabbitMQSession:
         if delivery.redelivered and not self._wait_for_confirms(deadline):
             self._postponed = delivery
             return None
-        return replace(delivery, rejection_reason=self._signer.problem(delivery))
+        return replace(delivery, rejection_reason=delivery.rejection_reason or self._signer.problem(delivery))
 
     def wake(self) -> None:
         """End the ``receive`` that waits, or else the next one."""
         self._inbox.put(None)
 
     def publish_and_acknowledge(self, delivery: Delivery, messages: Sequence[Message] = ()) -> None:
-        """Publish the outcome of a delivery, and acknowledge the delivery once all of it is confirmed."""
-        self._submit(_Batch(self._sign(messages), delivery.token, acknowledge=True))
+        """Publish the outcome of a delivery, and acknowledge the delivery once all of it is confirmed.
+
+        If the broker refuses a message of the outcome, ``receive`` returns the delivery again, with the reason.
+        """
+        self._submit(_Batch(self._sign(messages), delivery))
 
     def dead_letter(self, delivery: Delivery, problem: str) -> None:
         """Move a delivery to its dead-letter queue, and notify the analysis service."""
@@ -171,19 +190,21 @@ class RabbitMQSession:
         dead = OutgoingMessage(
             topology.DEAD_LETTER_EXCHANGE, delivery.queue, delivery.kind, delivery.body, headers, mandatory=True
         )
-        self._submit(_Batch([dead], delivery.token, acknowledge=True))
+        self._submit(_Batch([dead], delivery, is_dead_letter=True))
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Publish messages, and return once the broker has confirmed them.
 
-        Raises BrokerError where they are not confirmed though the transport's ``stop`` is set.
+        Raises MessageError where the broker refuses one, for example as too large, and BrokerError where they are
+        not confirmed though the transport's ``stop`` is set.
         """
         self.publish_encoded(self._sign(messages))
 
     def publish_encoded(self, messages: Sequence[OutgoingMessage], timeout_s: float = math.inf) -> None:
         """Publish messages as they are, and return once the broker has confirmed them.
 
-        Raises BrokerError where they are not confirmed within ``timeout_s``, or though ``stop`` is set.
+        Raises MessageError where the broker refuses one, and BrokerError where they are not confirmed within
+        ``timeout_s``, or though ``stop`` is set.
         """
         if not messages:
             return
@@ -192,24 +213,35 @@ class RabbitMQSession:
         deadline = time.monotonic() + timeout_s
         while not batch.confirmed.wait(min(CONFIRM_TIMEOUT_S, timeout_s)):
             self._raise_failure()
+            what = self._connection.blocked or f"{self._settings} has not confirmed {len(messages)} messages"
             if self._stop.is_set():
-                raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages before the stop")
+                raise BrokerError(f"{what}, before the stop")
             if time.monotonic() >= deadline:
-                raise BrokerError(f"{self._settings} has not confirmed {len(messages)} messages in {timeout_s:g} s")
+                raise BrokerError(f"{what}, in {timeout_s:g} s")
         self._raise_failure()
+        if batch.problem is not None:
+            raise MessageError(batch.problem)
 
     def publish_without_confirm(self, message: Message) -> None:
         """Publish a message that may be lost with the connection, and return at once."""
-        self._submit(_Batch(self._sign([message]), token=(self._connection.number, 0)))
+        self._submit(_Batch(self._sign([message]), connection=self._connection.number))
 
     def connections(self) -> int:
         """Return how many times the session has connected."""
         return self._connection.established_count
 
     def is_connected(self) -> bool:
-        """Return whether everything is declared and the channel is open."""
+        """Return whether everything is declared and the channels are open."""
         channel = self._channel
-        return channel is not None and channel.is_open
+        return channel is not None and channel.is_open and self._publisher is not None
+
+    def blocked(self) -> str | None:
+        """Return why the broker accepts no messages (a memory or disk alarm), where it has reported that.
+
+        It reports an alarm only to a connection that publishes, so each call publishes an empty message to no queue.
+        """
+        self._connection.call(self._publish_to_no_queue)
+        return self._connection.blocked
 
     def queues_without_consumer(self) -> Sequence[str]:
         """Return the names of the services' queues without a consumer; none where the broker does not answer."""
@@ -226,10 +258,15 @@ class RabbitMQSession:
         return {name: state.message_count for name, state in states.items()}
 
     def close(self) -> None:
-        """Wait until what was published is confirmed, then end the connection."""
+        """Wait until what was published is confirmed, unless an alarm prevents that, then end the connection."""
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         with self._changed:
-            while self._unfinished and self._connection.failure is None and time.monotonic() < deadline:
+            while (
+                self._unfinished
+                and self._connection.failure is None
+                and self._connection.blocked is None
+                and time.monotonic() < deadline
+            ):
                 self._changed.wait(deadline - time.monotonic())
         self._connection.stop()
 
@@ -246,7 +283,7 @@ class RabbitMQSession:
         """Wait until no delivery waits for its acknowledgement; False after the deadline."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not any(batch.acknowledge for batch in self._unfinished), deadline - time.monotonic()
+                lambda: all(batch.delivery is None for batch in self._unfinished), deadline - time.monotonic()
             )
 
     def _is_current(self, token: _Token) -> bool:
@@ -258,51 +295,95 @@ class RabbitMQSession:
 
     def _queue_states(self, names: Sequence[str]) -> dict[str, pika.spec.Queue.DeclareOk]:
         """The states of queues, as far as the broker reports them in time."""
-        found: dict[str, pika.spec.Queue.DeclareOk] = {}
-        if not self.is_connected():
-            return found
-        answers: queue.SimpleQueue[tuple[str, pika.spec.Queue.DeclareOk]] = queue.SimpleQueue()
-        self._connection.call(partial(self._declare_passively, names, answers))
-        with suppress(queue.Empty):
-            while len(found) < len(names):
-                name, state = answers.get(timeout=ANSWER_TIMEOUT_S)
-                found[name] = state
-        return found
+        request = StatesRequest.of(names)
+        if self.is_connected():
+            self._connection.call(partial(self._request_states, request))
+            with suppress(queue.Empty):
+                request.done.get(timeout=ANSWER_TIMEOUT_S)
+        return dict(request.found)
 
     # --- called in the connection's thread ------------------------------------
 
     def _on_channel(self, channel: pika.channel.Channel) -> None:
         # An exclusive queue gets a new name with each connection: the broker may not have deleted the last one yet.
         suffix = secrets.token_hex(4)
-        names = {one.name: f"{one.name}.{suffix}" for one in self._queues if one.exclusive}
-        declared = partial(declare, channel, self._queues, names)
+        self._names = {one.name: f"{one.name}.{suffix}" for one in self._queues if one.exclusive}
         channel.basic_qos(prefetch_count=self._prefetch)
         if self._alone_as is not None:
             # Not exclusive consumers, which quorum queues do not have. The broker refuses the queue of another
             # connection with 405, and closes the channel before anything is consumed.
             lock = topology.lock_of(self._alone_as)
             channel.queue_declare(lock.name, exclusive=True, arguments=arguments(lock))
-        self._publisher = Publisher(channel, self._bounded, lambda: declared(lambda: None))
-        declared(lambda: self._on_declared(channel, names))
+        declare(channel, self._queues, self._names, lambda: self._on_declared(channel))
 
-    def _on_declared(self, channel: pika.channel.Channel, names: Mapping[str, str]) -> None:
+    def _on_declared(self, channel: pika.channel.Channel) -> None:
         self._channel = channel
+        self._connection.open_channel(self._on_publisher_channel, self._on_publisher_closed)
+
+    def _on_publisher_channel(self, channel: pika.channel.Channel) -> None:
+        """Publish on a new channel what is not confirmed; the first time, consume before that."""
+        is_first = self._states is None
+        if is_first:
+            self._states = QueueStates(self._connection, self._consume)
+            self._start_publisher(channel)
+        else:
+            declare(channel, self._queues, self._names, lambda: self._start_publisher(channel))
+
+    def _start_publisher(self, channel: pika.channel.Channel) -> None:
+        self._publisher = Publisher(
+            channel, self._bounded, lambda: declare(channel, self._queues, self._names, lambda: None)
+        )
+        with self._changed:
+            self._outbox = deque(self._unfinished)
+        self._publish_outbox()
+
+    def _consume(self) -> None:
+        """Consume the queues, and note that the connection is established once the broker has accepted all."""
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
         # In random order, so that the redelivered message that kills its consumers is not always the first to come;
         # notices of dead letters last, because the plan of their run should be handled before them.
         in_random_order = random.sample(self._queues, len(self._queues))
-        for consumed in sorted(in_random_order, key=lambda one: one.name == topology.DEAD_NOTICES.name):
-            channel.basic_consume(names.get(consumed.name, consumed.name), self._receiver(consumed.name))
-        self._connection.established()
-        self._publish_outbox()
+        left = {one.name for one in self._queues}
+
+        def accepted(name: str) -> None:
+            left.discard(name)
+            if not left:
+                self._connection.established()
+
+        for one in sorted(in_random_order, key=lambda one: one.name == topology.DEAD_NOTICES.name):
+            channel.basic_consume(
+                self._names.get(one.name, one.name),
+                self._receiver(one.name),
+                callback=lambda _, name=one.name: accepted(name),
+            )
+        if not left:
+            self._connection.established()
+
+    def _on_publisher_closed(self, channel: pika.channel.Channel, error: Exception) -> None:
+        """Report the message that the broker refused, and open another channel, which publishes all others again."""
+        publisher, self._publisher = self._publisher, None
+        if not isinstance(error, pika.exceptions.ChannelClosedByBroker):
+            return  # the connection is closed
+        size = refused_size(error)
+        if size is not None and publisher is not None and publisher.report_refused(size, error.reply_text):
+            pass
+        elif error.reply_code == 404:
+            log.warning("%s: %s; declaring it again", self._settings, error.reply_text)
+        else:
+            self._connection.close_after(error)
+            return
+        self._connection.open_channel(self._on_publisher_channel, self._on_publisher_closed)
 
     def _on_lost(self) -> None:
         """Forget the deliveries of the lost connection, which are redelivered, and keep batches without a delivery."""
-        self._channel = self._publisher = None
+        self._channel = self._publisher = self._states = None
         with suppress(queue.Empty):  # the service's thread may take the last one first
             while True:
                 self._inbox.get_nowait()
         with self._changed:
-            kept = [batch for batch in self._unfinished if batch.token is None]
+            kept = [batch for batch in self._unfinished if batch.connection is None]
             self._unfinished = dict.fromkeys(kept)
             self._outbox = deque(kept)
             if self._connection.failure is not None:
@@ -331,23 +412,39 @@ class RabbitMQSession:
             return
         while self._outbox:
             batch = self._outbox.popleft()
-            if batch.token is not None and not self._is_current(batch.token):
+            if batch.connection not in (None, self._connection.number):
                 self._finish(batch)
                 continue
-            batch.unconfirmed = len(batch.messages)
-            for message in batch.messages:
-                self._publisher.send(message, partial(self._on_confirmed, batch))
-            if not batch.messages:
+            for index, message in tuple(batch.unconfirmed.items()):
+                self._publisher.send(
+                    message, partial(self._on_confirmed, batch, index), partial(self._on_refused, batch)
+                )
+            if not batch.unconfirmed:
                 self._acknowledge(batch)
 
-    def _on_confirmed(self, batch: _Batch) -> None:
-        batch.unconfirmed -= 1
+    def _on_confirmed(self, batch: _Batch, index: int) -> None:
+        del batch.unconfirmed[index]
         if not batch.unconfirmed:
             self._acknowledge(batch)
 
     def _acknowledge(self, batch: _Batch) -> None:
-        if batch.acknowledge and batch.token is not None and self._channel is not None:
-            self._channel.basic_ack(batch.token[1])
+        if batch.delivery is not None and self._channel is not None:
+            self._channel.basic_ack(batch.delivery.token[1])
+        self._finish(batch)
+
+    def _on_refused(self, batch: _Batch, problem: str) -> None:
+        """End a batch with a message that the broker refuses."""
+        batch.problem = problem
+        delivery = batch.delivery
+        if batch.is_dead_letter and delivery is not None and self._channel is not None:
+            log.error("%s; the broker moves it to its dead-letter queue, without the reason", problem)
+            self._channel.basic_reject(delivery.token[1], requeue=False)
+        elif delivery is not None and delivery.refused_outcome is None:
+            self._inbox.put(replace(delivery, refused_outcome=problem))
+        elif delivery is not None:  # what was published instead is refused, too
+            self._inbox.put(replace(delivery, rejection_reason=problem))
+        elif batch.connection is not None:
+            log.warning("a message is not published: %s", problem)
         self._finish(batch)
 
     def _finish(self, batch: _Batch) -> None:
@@ -356,12 +453,10 @@ class RabbitMQSession:
             self._unfinished.pop(batch, None)
             self._changed.notify_all()
 
-    def _declare_passively(
-        self, names: Sequence[str], answers: queue.SimpleQueue[tuple[str, pika.spec.Queue.DeclareOk]]
-    ) -> None:
-        if self._channel is None or not self._channel.is_open:
-            return
-        for name in names:
-            self._channel.queue_declare(
-                name, passive=True, callback=lambda frame, name=name: answers.put((name, frame.method))
-            )
+    def _request_states(self, request: StatesRequest) -> None:
+        if self._states is not None:
+            self._states.request(request)
+
+    def _publish_to_no_queue(self) -> None:
+        if self._states is not None:
+            self._states.publish_to_no_queue()

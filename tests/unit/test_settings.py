@@ -256,6 +256,14 @@ def test_a_broker_address_overrides_the_settings_that_it_contains() -> None:
         "amqp://u:a@geheim@h:0",
         "amqp://u:a/geheim@h",
         "amqp://u:a#geheim@h",
+        "amqp://u:12/geheim@h",
+        "amqp://u:12#geheim@h",
+        "amqp://u:12?geheim@h",
+        "amqp://u:12/geheim@h:5672/v",
+        "amqp://u:12/a@geheim@h",
+        "amqp://u:geheim",
+        "amqp://h/v?password=geheim",
+        "amqp://h/v#geheim",
         "amqp://u:geheim@[::1",
         "amqp:/u:geheim@h",
         "u:geheim@h:5672",
@@ -264,6 +272,12 @@ def test_a_broker_address_overrides_the_settings_that_it_contains() -> None:
 def test_a_wrong_broker_address_is_refused_and_its_password_never_shown(url: str) -> None:
     with pytest.raises(SettingsError, match=r"--broker .*an address like amqp://user:password@host:5672") as refused:
         BrokerSettings().with_url(url)
+    assert "geheim" not in str(refused.value)
+
+
+def test_an_address_as_the_host_of_the_broker_is_refused_and_its_password_never_shown() -> None:
+    with pytest.raises(SettingsError, match="RABBITMQ_HOST: not the name of a host") as refused:
+        read({"RABBITMQ_HOST": "amqp://u:geheim@h"})
     assert "geheim" not in str(refused.value)
 
 

@@ -147,6 +147,11 @@ class AnalysisService(Service):
                 return self._on_requeued(message)
         raise MessageError(f"the analysis cannot handle a {message.kind} message")
 
+    def outcome_refused(self, message: Message, problem: str) -> Sequence[Message]:
+        """Fail the run whose result the broker refuses."""
+        run_id = run_of(message)
+        return [] if run_id is None else [self._failed(run_id, f"its result cannot be published: {problem}")]
+
     def poll(self) -> None:
         """Publish and store results whose fit is done, fail runs without a plan, and delete the oldest ended runs.
 
@@ -155,7 +160,7 @@ class AnalysisService(Service):
         if not self._resumed:
             self._fits.start()
             for run_id in self._store.unfinished():
-                self.publish(self._resume(run_id))
+                self._publish(self._resume(run_id))
             self._resumed = True
         for run_id, outcome in self._fits.outcomes().items():
             try:
@@ -193,7 +198,7 @@ class AnalysisService(Service):
             return
         result = with_fit(outcome.result, outcome.fit, outcome.problem, run, self._now(run))
         # Publish first: after a crash in between, the result is published twice instead of never.
-        self.publish([self._final(run_id, result)])
+        self._publish([self._final(run_id, result)])
         self._store.finish(run_id, result)
         self._forget(run_id)
 
@@ -347,11 +352,19 @@ class AnalysisService(Service):
             return self._failed(run_id, f"its result cannot be published: {error}")
         return final
 
+    def _publish(self, messages: Sequence[Message]) -> None:
+        """Publish messages of a run; where the broker refuses one, the run fails."""
+        try:
+            self.publish(messages)
+        except MessageError as error:
+            for run_id in {run_id for message in messages if (run_id := run_of(message)) is not None}:
+                self.publish([self._failed(run_id, f"its result cannot be published: {error}")])
+
     def _publish_once(self, final: Result | RunFailed) -> None:
         """Publish a stored result, unless this process has: an earlier one may have stored it and then crashed."""
         if final.run_id in self._published:
             return
-        self.publish([final])
+        self._publish([final])
         self._published[final.run_id] = None
         if len(self._published) > _MAX_PUBLISHED:
             del self._published[next(iter(self._published))]
