@@ -23,7 +23,8 @@ from physics import ANALYSES
 from workers.analysis.service import AnalysisService
 from workers.visualisation.service import Visualisation
 
-RUN = ANALYSES.resolve(RunSettings(release="demo", samples=("data_A",), plots=False))
+SAMPLE = next(sample.name for sample in ANALYSES["demo"].samples if sample.is_data)
+RUN = ANALYSES.resolve(RunSettings(release="demo", samples=(SAMPLE,), plots=False))
 ENTRIES = 10
 
 
@@ -34,8 +35,8 @@ def messages(run_id: str) -> list[Message]:
     cutflow = dict.fromkeys(analysis.steps, 0) | {"read": ENTRIES}
     return [
         RunPlan(run_id, time.time(), RUN),
-        SamplePlan(run_id, "data_A", ENTRIES, (0, ENTRIES), digest=RUN.digest),
-        Selected(Chunk(run_id, "data_A", 0, ENTRIES), RUN, cutflow, events),
+        SamplePlan(run_id, SAMPLE, ENTRIES, (0, ENTRIES), digest=RUN.digest),
+        Selected(Chunk(run_id, SAMPLE, 0, ENTRIES), RUN, cutflow, events),
     ]
 
 
