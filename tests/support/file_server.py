@@ -18,20 +18,20 @@ from pathlib import Path
 from tests.support.paths import ROOT
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Address, Fetcher
+from workers.data_loader.remote.http import CHUNK_BYTES
 from workers.data_loader.remote.policy import DEFAULT_POLICY, RetryPolicy
-from workers.data_loader.remote.transfer import CHUNK_BYTES
 
 SIZE = 3 * CHUNK_BYTES + 1000
 HALF = 2 * CHUNK_BYTES
 QUICK = RetryPolicy(first_delay_s=0.001, connect_timeout_s=0.6, read_timeout_s=1.0)
 
 
-def root_file(seed: int) -> bytes:
-    """SIZE random bytes between the header of a ROOT file and its list of free segments."""
-    free_list = struct.pack(">ihiIhh", 28, 4, 10, 0, 18, 1) + struct.pack(">hii", 1, SIZE, 2_000_000_000)
+def root_file(seed: int, size: int = SIZE) -> bytes:
+    """Return ``size`` random bytes between the header of a ROOT file and its list of free segments."""
+    free_list = struct.pack(">ihiIhh", 28, 4, 10, 0, 18, 1) + struct.pack(">hii", 1, size, 2_000_000_000)
     header = struct.pack(">4sii", b"root", 62206, 100)
-    header += struct.pack(">iiiiiBiiih", SIZE, SIZE - len(free_list), len(free_list), 1, 0, 4, 1, 0, 0, 1)
-    return header + random.Random(seed).randbytes(SIZE - len(header) - len(free_list)) + free_list
+    header += struct.pack(">iiiiiBiiih", size, size - len(free_list), len(free_list), 1, 0, 4, 1, 0, 0, 1)
+    return header + random.Random(seed).randbytes(size - len(header) - len(free_list)) + free_list
 
 
 BODY, CHANGED_BODY = root_file(1), root_file(2)

@@ -399,8 +399,8 @@ def test_no_url_at_all_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 def test_xrootd_without_its_packages_names_what_to_install(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fsspec_xrootd", None)
-    with pytest.raises(FetchError, match="pip install fsspec-xrootd xrootd"):
+    monkeypatch.setitem(sys.modules, "XRootD.client", None)
+    with pytest.raises(FetchError, match="pip install xrootd"):
         fetch(server.url().replace("http:", "root:"), tmp_path)
 
 

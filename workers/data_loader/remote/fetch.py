@@ -17,13 +17,13 @@ from filelock import FileLock, Timeout
 from common.errors import FetchError
 from common.settings import without_credentials
 from workers.data_loader import root_file
+from workers.data_loader.remote.body import TransferError
 from workers.data_loader.remote.connectivity import ConnectivityCheck, address_of
 from workers.data_loader.remote.control import POLL_S, Deadline, FetchControl
 from workers.data_loader.remote.policy import DEFAULT_POLICY, RetryPolicy
 from workers.data_loader.remote.transfer import (
     CacheError,
     PartialFile,
-    TransferError,
     WrongFileError,
     is_full,
     transfer,

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from io import FileIO
 from pathlib import Path
-
-import requests
-from urllib3.exceptions import HTTPError, NewConnectionError
 
 from common.errors import FetchError
 from common.settings import without_credentials
 from workers.data_loader import root_file
+from workers.data_loader.remote.body import Body, TransferError
 from workers.data_loader.remote.control import POLL_S, Deadline, FetchControl
+from workers.data_loader.remote.http import http_body
 from workers.data_loader.remote.policy import RetryPolicy
+from workers.data_loader.remote.xrootd import xrootd_body
 
-CHUNK_BYTES = 1 << 18
 #: How many received chunks may wait until they are written.
 _CHUNKS_AHEAD = 8
-# XRootD's codes of errors that do not pass: not authorised, not found.
-_XROOTD_FINAL = {"3010": "not authorised", "3011": "not found"}
-
-
-class TransferError(FetchError):
-    """A transfer failed in a way that may not happen again, though not before ``retry_after_s``, if that is known.
-
-    ``no_ranges`` is set if the server refused to send a part of the file: only the whole file can be requested.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        reason: str,
-        *,
-        unreachable: bool = False,
-        retry_after_s: float = 0.0,
-        no_ranges: bool = False,
-    ) -> None:
-        super().__init__(url, reason, unreachable=unreachable)
-        self.retry_after_s = retry_after_s
-        self.no_ranges = no_ranges
 
 
 class WrongFileError(FetchError):
@@ -83,7 +55,7 @@ class PartialFile:
         return self.path.with_name(f"{self.path.name}.version")
 
     def begin(self, version: str) -> None:
-        """Record the version (an ETag or a date) of the bytes to come; call with the file empty."""
+        """Record the version of the bytes to come; call with the file empty."""
         self._version_path.write_text(version, encoding="utf-8")
 
     def resumable(self) -> tuple[int, str]:
@@ -100,16 +72,6 @@ class PartialFile:
         self._version_path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Body:
-    """The body of a response: the bytes from ``offset`` on of a file of ``total`` bytes (None if unknown)."""
-
-    chunks: Iterator[bytes]
-    offset: int
-    total: int | None
-    version: str
-
-
 class _AbandonedError(Exception):
     """The bytes of a body are not wanted any more."""
 
@@ -120,9 +82,9 @@ class _Reception:
     The thread ends after its current read if the reception is closed before the body is complete.
     """
 
-    def __init__(self, url: str, body: AbstractContextManager[_Body]) -> None:
+    def __init__(self, url: str, body: AbstractContextManager[Body]) -> None:
         self._url = url
-        self._items: queue.Queue[_Body | bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+        self._items: queue.Queue[Body | bytes | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
         self._closed = threading.Event()
         threading.Thread(target=self._receive, args=(body,), name="fetch", daemon=True).start()
 
@@ -130,13 +92,13 @@ class _Reception:
         """Receive no more."""
         self._closed.set()
 
-    def body(self, control: FetchControl, timeout_s: float) -> _Body:
+    def body(self, control: FetchControl, timeout_s: float) -> Body:
         """Return the body, with its first chunk still to come; raises TransferError if it takes too long."""
         deadline = Deadline(timeout_s)
         while deadline.remaining_s:
             control.check()
             item = self._next()
-            if isinstance(item, _Body):
+            if isinstance(item, Body):
                 return item
         raise TransferError(without_credentials(self._url), f"no response within {timeout_s:g} s")
 
@@ -164,7 +126,7 @@ class _Reception:
                 received += len(item)
                 yield item
 
-    def _next(self) -> _Body | bytes | None:
+    def _next(self) -> Body | bytes | None:
         """Return the next item, no bytes if none arrives soon and None at the end; raises the error of the thread."""
         try:
             item = self._items.get(timeout=POLL_S)
@@ -174,7 +136,7 @@ class _Reception:
             raise item
         return item
 
-    def _receive(self, body: AbstractContextManager[_Body]) -> None:
+    def _receive(self, body: AbstractContextManager[Body]) -> None:
         try:
             try:
                 with body as opened:
@@ -189,7 +151,7 @@ class _Reception:
         except _AbandonedError:
             return
 
-    def _put(self, item: _Body | bytes | BaseException | None) -> None:
+    def _put(self, item: Body | bytes | BaseException | None) -> None:
         while not self._closed.is_set():
             try:
                 self._items.put(item, timeout=POLL_S)
@@ -216,12 +178,10 @@ def transfer(
     another FetchError if no other attempt would help. An exception of ``control.progress`` is passed on.
     """
     directory = part.path.parent
-    if url.startswith("root:"):
-        reception = _Reception(url, _xrootd(url, policy.read_timeout_s))
-    else:
-        with writing(url, directory):
-            resumable = part.resumable() if resume else (0, "")
-        reception = _Reception(url, _http(url, resumable, (policy.connect_timeout_s, policy.read_timeout_s)))
+    with writing(url, directory):
+        resumable = part.resumable() if resume else (0, "")
+    open_body = xrootd_body if url.startswith("root:") else http_body
+    reception = _Reception(url, open_body(url, resumable, (policy.connect_timeout_s, policy.read_timeout_s)))
     try:
         body = reception.body(control, policy.connect_timeout_s + policy.read_timeout_s)
         if size is not None and body.total not in (None, size):
@@ -269,102 +229,3 @@ def _check_complete(url: str, part: PartialFile, total: int | None) -> None:
         if size > total:
             part.discard()
         raise TransferError(without_credentials(url), f"received {size} bytes instead of {total}")
-
-
-@contextmanager
-def _http(url: str, resumable: tuple[int, str], timeouts_s: tuple[float, float]) -> Iterator[_Body]:
-    resumable_bytes, version = resumable
-    headers = {"Accept-Encoding": "identity"}
-    if resumable_bytes:
-        headers |= {"Range": f"bytes={resumable_bytes}-", "If-Range": version}
-    try:
-        with requests.get(url, headers=headers, stream=True, timeout=timeouts_s) as response:
-            yield _body_of(url, response, resumable)
-    except (requests.RequestException, HTTPError) as error:
-        raise _error_of(url, error) from None  # the original may quote the URL with its credentials
-
-
-def _body_of(url: str, response: requests.Response, resumable: tuple[int, str]) -> _Body:
-    """Return the body of a response with status 200 or 206; raises TransferError or FetchError for any other."""
-    status, headers = response.status_code, response.headers
-    etag = headers.get("ETag", "W/")
-    version = headers.get("Last-Modified", "") if etag.startswith("W/") else etag  # If-Range takes no weak ETag
-    # read1 returns what has arrived; iter_content would wait until a whole chunk has.
-    chunks: Iterator[bytes] = iter(lambda: response.raw.read1(CHUNK_BYTES, decode_content=True), b"")
-    if status == HTTPStatus.OK:
-        if headers.get("Content-Encoding", "identity") != "identity":  # Content-Length is not the file's then
-            return _Body(chunks, 0, None, "")
-        length = headers.get("Content-Length", "")
-        return _Body(chunks, 0, int(length) if length.isdecimal() else None, version)
-    resumable_bytes, part_version = resumable
-    if status == HTTPStatus.PARTIAL_CONTENT:
-        span = re.fullmatch(r"bytes ([0-9]+)-[0-9]+/([0-9]+)", headers.get("Content-Range", ""))
-        if span and int(span[1]) == resumable_bytes and version in ("", part_version):
-            return _Body(chunks, resumable_bytes, int(span[2]), part_version)
-    reason = f"HTTP {status} {_phrase(status)}".rstrip()
-    if status in (HTTPStatus.PARTIAL_CONTENT, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
-        # Another range than requested, or more bytes are here than the file has.
-        reason += " does not continue the bytes received before"
-        raise TransferError(without_credentials(url), reason, no_ranges=True)
-    if status in (408, 425, 429) or status >= 500:
-        retry_after_s = _retry_after_s(headers.get("Retry-After", ""))
-        no_ranges = status == HTTPStatus.TOO_MANY_REQUESTS and resumable_bytes > 0
-        raise TransferError(without_credentials(url), reason, retry_after_s=retry_after_s, no_ranges=no_ranges)
-    raise FetchError(without_credentials(url), reason)
-
-
-def _phrase(status: int) -> str:
-    """Return the standard text of an HTTP status, not the server's own."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
-
-
-def _retry_after_s(value: str) -> float:
-    """Return the delay that a Retry-After header asks for, in seconds or as a date; 0 if it is neither."""
-    if value.isdecimal():
-        return float(value[:9])
-    try:
-        date = parsedate_to_datetime(value)
-        return max(0.0, (date - datetime.now(date.tzinfo and UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-def _error_of(url: str, error: Exception) -> FetchError:
-    """Return what an exception of requests or urllib3 means, without the credentials that its text may hold."""
-    cause = getattr(error.args[0] if error.args else None, "reason", None)
-    never_connected = isinstance(error, (requests.ConnectTimeout, requests.exceptions.ProxyError))
-    if never_connected or isinstance(cause, NewConnectionError):
-        return TransferError(without_credentials(url), "no connection to the server", unreachable=True)
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return FetchError(without_credentials(url), "the server's TLS certificate cannot be verified")
-    dropped = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
-    if isinstance(error, dropped):
-        return TransferError(without_credentials(url), "the connection was lost or timed out")
-    return FetchError(without_credentials(url), f"the request failed ({type(error).__name__})")
-
-
-@contextmanager
-def _xrootd(url: str, timeout_s: float) -> Iterator[_Body]:
-    try:
-        importlib.import_module("fsspec_xrootd")
-        client = importlib.import_module("XRootD.client")
-    except ImportError:
-        missing = "root:// addresses need two more packages: pip install fsspec-xrootd xrootd"
-        raise FetchError(without_credentials(url), missing) from None
-    timeout = round(timeout_s) or 1
-    for setting in ("ConnectionWindow", "RequestTimeout", "StreamTimeout", "StreamErrorWindow"):
-        client.EnvPutInt(setting, timeout)  # XRootD's defaults are up to half an hour
-    try:
-        files, path = importlib.import_module("fsspec").core.url_to_fs(url, timeout=timeout)
-        with files.open(path, "rb") as remote:
-            yield _Body(iter(lambda: remote.read(CHUNK_BYTES), b""), 0, remote.size, "")
-    except OSError as error:
-        found = re.search(r"\[([0-9]{4})\]", str(error))  # the rest of the text is the server's
-        code = found[1] if found else ""
-        reason = "the transfer by XRootD failed" + (f" (error {code})" if code else "")
-        if code in _XROOTD_FINAL:
-            raise FetchError(without_credentials(url), f"{reason}: {_XROOTD_FINAL[code]}") from None
-        raise TransferError(without_credentials(url), reason) from None
