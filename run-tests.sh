@@ -8,7 +8,7 @@
 # For example: ./run-tests.sh -k selection. As many tests run at a time as there are
 # cores, at most four; -n0 runs one after the other (for --pdb and -s).
 # RabbitMQ is started in a container, or from the package rabbitmq-server where no Docker
-# engine answers. As root on Debian, that package and Chromium are installed with apt.
+# engine answers. As root on Debian, that package, Chromium and xrootd-server are installed with apt.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -39,6 +39,7 @@ if [ "$which" != fast ]; then
     missing=()
     docker info >/dev/null 2>&1 || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
     command -v chromium >/dev/null || missing+=(chromium)
+    command -v xrootd >/dev/null || missing+=(xrootd-server)
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 fi
 

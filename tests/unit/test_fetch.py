@@ -396,7 +396,7 @@ def test_no_url_at_all_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
         fetch_first([], tmp_path)
 
 
-def test_xrootd_without_its_packages_names_what_to_install(
+def test_xrootd_without_its_package_names_what_to_install(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "XRootD.client", None)
