@@ -15,19 +15,20 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 from common.errors import FetchError
 from common.settings import without_credentials
 from workers.data_loader.remote.body import Body, TransferError
+from workers.data_loader.remote.policy import RetryPolicy
 
 CHUNK_BYTES = 1 << 18
 
 
 @contextmanager
-def http_body(url: str, resumable: tuple[int, str], timeouts_s: tuple[float, float]) -> Iterator[Body]:
+def http_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> Iterator[Body]:
     """Yield the body of a GET request, resuming after ``resumable`` (bytes and version) where the server confirms it.
 
-    ``timeouts_s`` are those of connecting and of a read. Raises TransferError if another request may succeed, and
-    another FetchError if none would.
+    Raises TransferError if another request may succeed, and another FetchError if none would.
     """
     resumable_bytes, version = resumable
     headers = {"Accept-Encoding": "identity"}
+    timeouts_s = policy.connect_timeout_s, policy.read_timeout_s
     if resumable_bytes:
         headers |= {"Range": f"bytes={resumable_bytes}-", "If-Range": version}
     try:

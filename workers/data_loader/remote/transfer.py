@@ -181,7 +181,7 @@ def transfer(
     with writing(url, directory):
         resumable = part.resumable() if resume else (0, "")
     open_body = xrootd_body if url.startswith("root:") else http_body
-    reception = _Reception(url, open_body(url, resumable, (policy.connect_timeout_s, policy.read_timeout_s)))
+    reception = _Reception(url, open_body(url, resumable, policy))
     try:
         body = reception.body(control, policy.connect_timeout_s + policy.read_timeout_s)
         if size is not None and body.total not in (None, size):

@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import FetchError
 from common.settings import without_credentials
 from workers.data_loader.remote.body import Body, TransferError
+from workers.data_loader.remote.policy import RetryPolicy
 
 #: One read is one round trip to the server.
 CHUNK_BYTES = 1 << 20
@@ -20,24 +21,23 @@ _EXPIRED = 206
 
 
 @contextmanager
-def xrootd_body(url: str, resumable: tuple[int, str], timeouts_s: tuple[float, float]) -> Iterator[Body]:
+def xrootd_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> Iterator[Body]:
     """Yield the bytes of a file, resuming after ``resumable`` (bytes and version) if the file is unchanged.
 
     The version consists of the file's identifier, size and modification time as the server states them.
-    ``timeouts_s`` are those of connecting and of a read; the client counts whole seconds. Raises TransferError if
-    another attempt may succeed, and another FetchError if none would.
+    Raises TransferError if another attempt may succeed, and another FetchError if none would.
     """
     try:
         client = importlib.import_module("XRootD.client")
     except ImportError:
         missing = "root:// addresses need one more package: pip install xrootd"
         raise FetchError(without_credentials(url), missing) from None
-    connect_s, read_s = (max(1, round(seconds)) for seconds in timeouts_s)
+    timeout_s = max(1, round(policy.read_timeout_s))  # the client counts whole seconds
     settings = {
-        "ConnectionWindow": connect_s,
+        "ConnectionWindow": timeout_s,
         "ConnectionRetry": 1,
-        "RequestTimeout": read_s,
-        "StreamTimeout": read_s,
+        "RequestTimeout": timeout_s,
+        "StreamTimeout": timeout_s,
         "StreamErrorWindow": 0,  # by default, a server that failed is not connected to again for half an hour
         "TimeoutResolution": 1,  # by default, time-outs are checked every 15 s
     }
@@ -47,12 +47,12 @@ def xrootd_body(url: str, resumable: tuple[int, str], timeouts_s: tuple[float, f
     # The client itself would continue after an error without a check that the file is unchanged.
     file.set_property("ReadRecovery", "false")
     try:
-        _answer(url, file.open(url, timeout=read_s))
-        info = _answer(url, file.stat(timeout=read_s))
+        _answer(url, file.open(url, timeout=timeout_s))
+        info = _answer(url, file.stat(timeout=timeout_s))
         version = f"{info.id} {info.size} {info.modtime}"
         resumable_bytes, part_version = resumable
         offset = resumable_bytes if version == part_version and resumable_bytes <= info.size else 0
-        yield Body(_chunks(url, file, offset, read_s), offset, info.size, version)
+        yield Body(_chunks(url, file, offset, timeout_s), offset, info.size, version)
     finally:
         file.close(timeout=1, callback=_ignore)
 
