@@ -172,10 +172,14 @@ class Store:
             )
 
     def mark_lost(self, run_id: str, sample: str, problem: str) -> None:
-        """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count."""
+        """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count.
+
+        Nothing is stored of a run that is complete.
+        """
         with self.database.transaction() as db:
             db.execute(
-                "INSERT INTO samples VALUES (?, ?, 0, 0, NULL, ?, NULL) "
+                "INSERT INTO samples SELECT ?1, ?2, 0, 0, NULL, ?3, NULL "
+                "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = ?1 AND complete) "
                 "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
                 (run_id, sample, problem),
             )

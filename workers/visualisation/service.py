@@ -97,22 +97,24 @@ class Visualisation(Service):
             if len(self._unwritten) >= MAX_UNWRITTEN:
                 raise Unavailable(f"the folders of {MAX_UNWRITTEN} runs cannot be written to {self._output}")
         files = self._existing_files(message) or result_files(message.result, self._pool)
+        folder = ResultFiles(message.run_id, files)
         if self._output is not None:
             self._unwritten.pop(message.run_id, None)
-            self._write(message.run_id, message.result, files, self._output)
-        return [ResultFiles(message.run_id, files)]
+            self._write(message.run_id, folder.result, files, self._output)
+        return [folder]
 
     def _existing_files(self, result: Result) -> dict[str, bytes] | None:
-        """Return the files of this result if they exist, so that it is not drawn twice."""
+        """Return the files of the run that this result does not replace: its own, or those of a better one."""
         if self._output is None:
             return None
         drawn, files = self._unwritten.get(result.run_id, (None, None))
-        if drawn == result.result:
+        if drawn is not None and not _replaces(result.result, drawn):
             return files
         try:
-            if json.loads(self._archive.read(result.run_id, RESULT) or b"null") != result.result:
-                return None
+            stored = json.loads(self._archive.read(result.run_id, RESULT) or b"null")
         except ValueError:
+            return None
+        if not isinstance(stored, dict) or _replaces(result.result, stored):
             return None
         names = [file.name for file in self._archive.files(result.run_id)]
         contents = [self._archive.read(result.run_id, name) for name in names]
@@ -151,3 +153,18 @@ class Visualisation(Service):
             deleted = self._archive.prune(self._results_keep, {run_id, *under_way})
             if deleted:
                 log.info("RESULTS_KEEP=%d: deleted %s", self._results_keep, ", ".join(deleted))
+
+
+def _replaces(result: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """Whether a final result replaces the stored one of its run.
+
+    A complete one is kept; an incomplete one is replaced by a complete one, or by one that was finished later.
+    """
+    if result == stored or stored.get("complete"):
+        return False
+    return bool(result.get("complete")) or _finished(result) >= _finished(stored)
+
+
+def _finished(result: Mapping[str, Any]) -> str:
+    """When a result was finished: ISO 8601, in UTC."""
+    return str(result.get("timing", {}).get("finished", ""))
