@@ -211,4 +211,4 @@ def causes(error: object) -> Iterator[BaseException]:
 
 def brief(error: object) -> str:
     """A short description of an error."""
-    return str(error) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

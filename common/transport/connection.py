@@ -221,7 +221,7 @@ class Connection:
         if found.is_final:
             self.failure = BrokerError(found.text)
         elif found.text != self._logged and not self._stopping:
-            log.warning("%s; trying again until it is accepted", found.text)
+            log.warning("%s; connecting again until it is accepted", found.text)
             self._logged = found.text
 
     def _on_blocked(

@@ -205,8 +205,8 @@ def test_a_broker_that_does_not_answer_is_one_line_of_error(tmp_path: Path) -> N
     done = run(tmp_path, "--broker", "amqp://127.0.0.1:1", "--release", "demo")
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
-        "analysis.py: no RabbitMQ answers at amqp://atlas@127.0.0.1:1; is it running, and is --broker "
-        "(RABBITMQ_HOST, RABBITMQ_PORT) right?"
+        "analysis.py: no RabbitMQ answers at amqp://atlas@127.0.0.1:1 (Connection refused); is it running, and is "
+        "--broker (RABBITMQ_HOST, RABBITMQ_PORT) right?"
     )
     assert len(done.stderr.strip().splitlines()) <= 2
 

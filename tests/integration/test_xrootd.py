@@ -64,11 +64,12 @@ class XRootDServer:
 
     def start(self) -> None:
         """Start the server, and wait until it accepts connections."""
+        # The server changes its user itself: a fork in a process that uses the XRootD client may hang.
+        command = ["xrootd", "-c", str(self.folder / "server.cfg"), "-n", "tests"]
+        if USER is not None:
+            command += ["-R", USER]
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                ["xrootd", "-c", str(self.folder / "server.cfg"), "-n", "tests"],
-                cwd=self.folder / "admin", stdout=log, stderr=log, user=USER, extra_groups=None if USER is None else [],
-            )  # fmt: skip
+            self._process = subprocess.Popen(command, cwd=self.folder / "admin", stdout=log, stderr=log)
         wait_until(self._accepts, f"an XRootD server; see {self.folder}/server.log", timeout_s=20)
 
     def _accepts(self) -> bool:
