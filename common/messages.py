@@ -439,9 +439,15 @@ class DeadLetterNotice(_DeadLetterHeaders):
 
 @dataclass(frozen=True, kw_only=True)
 class RequeueNotice(_DeadLetterHeaders):
-    """The notice that a dead letter returns to its queue: its run waits for it again."""
+    """The notice that a dead letter returns to its queue: its run waits for it again.
+
+    ``notice_id`` is another one each time, so that a notice sent again changes nothing.
+    """
 
     kind: ClassVar[str] = "requeued"
+
+    notice_id: Name
+
     """A message. ``kind`` names the class that decodes it; ``route`` is the queue or exchange that carries the kind."""
 
 

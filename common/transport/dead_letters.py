@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import pika
 import pika.exceptions
@@ -58,7 +59,9 @@ class _Received:
             "stop": dead_letter.stop,
         }
         try:
-            return [OutgoingMessage.of(RequeueNotice.from_headers(dead_letter.queue, named), signer)]
+            return [
+                OutgoingMessage.of(RequeueNotice.from_headers(dead_letter.queue, named, notice_id=uuid4().hex), signer)
+            ]
         except MessageError:
             return []
 

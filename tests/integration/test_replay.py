@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -20,6 +21,7 @@ from common.messages import (
     ChunkFailed,
     ChunkTask,
     FetchProgress,
+    FileTask,
     Message,
     RequeueNotice,
     Result,
@@ -175,7 +177,7 @@ def begun(folder: Path) -> tuple[Pipeline, list[Delivery]]:
 
 def requeue(pipeline: Pipeline, dead_letter: Delivery) -> None:
     task = messages.decode(dead_letter.kind, dead_letter.body, ANALYSES)
-    pipeline.publish(RequeueNotice.from_headers(dead_letter.queue, dead_letter.headers), task)
+    pipeline.publish(RequeueNotice.from_headers(dead_letter.queue, dead_letter.headers, notice_id=uuid4().hex), task)
     pipeline.work()
 
 
@@ -199,6 +201,34 @@ def test_a_replay_of_any_kind_of_message_changes_nothing(complete_run: Recording
     after = complete_run.pipeline.state()
     assert after.rows == before.rows
     assert after.files == before.files
+
+
+@pytest.fixture
+def incomplete_run(tmp_path: Path) -> Iterator[Recording]:
+    """A run that lost a file and a chunk, of which the file was requeued; another request was refused."""
+    pipeline, lost = begun(tmp_path)
+    pipeline.publish(replace(REQUEST, settings=replace(SETTINGS, pt_cuts_gev=(1.0,))))
+    requeue(pipeline, lost[0])
+    assert not pipeline.state().is_complete
+    yield recorded(pipeline)
+    pipeline.pool.close()
+
+
+#: A replay of these does the lost work of an incomplete run again.
+TASKS = (RunRequest.kind, FileTask.kind, ChunkTask.kind)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (*KINDS, DEAD_LETTER) if kind not in TASKS])
+def test_a_replay_leaves_an_incomplete_run_as_it_is(incomplete_run: Recording, kind: str) -> None:
+    before = incomplete_run.pipeline.state()
+    incomplete_run.replay(kind)
+    assert incomplete_run.pipeline.state() == before
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_replayed_task_can_only_complete_an_incomplete_run(incomplete_run: Recording, kind: str) -> None:
+    incomplete_run.replay(kind)
+    assert incomplete_run.pipeline.state().is_complete
 
 
 def test_an_older_incomplete_result_does_not_replace_a_newer_one(tmp_path: Path) -> None:

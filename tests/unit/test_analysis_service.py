@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -658,7 +659,7 @@ def test_a_dead_letter_without_a_plan_fails_its_run_after_an_hour(analysis: Anal
 
 
 def requeued(message: Message) -> Delivery:
-    notice = RequeueNotice.from_headers(message.route, message.headers)
+    notice = RequeueNotice.from_headers(message.route, message.headers, notice_id=uuid4().hex)
     return Delivery(topology.DEAD_NOTICES.name, notice.kind, notice.encode(), notice.headers, False, token=None)
 
 
@@ -712,7 +713,9 @@ def test_a_requeued_message_that_is_dead_lettered_again_ends_its_run_again(
 
 
 def test_a_dead_lettered_requeue_notice_is_treated_as_a_dead_letter(analysis: AnalysisService) -> None:
-    message = analysis.decode(dead_letter("plans", RequeueNotice(queue="plans", run_id="run", sample="Zee")))
+    message = analysis.decode(
+        dead_letter("plans", RequeueNotice(notice_id="1", queue="plans", run_id="run", sample="Zee"))
+    )
     assert isinstance(message, DeadLetterNotice)
 
 

@@ -65,7 +65,7 @@ JSON_MESSAGES: list[Message] = [
     RunFailed(RUN, "other settings", SETTINGS_2020.digest),
     StatusRequest(RUN),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
-    RequeueNotice(queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
+    RequeueNotice(notice_id="1", queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]
 
 

@@ -60,6 +60,10 @@ CREATE TABLE failures (
     run_id TEXT PRIMARY KEY,
     problem TEXT NOT NULL
 );
+CREATE TABLE requeues (
+    notice_id TEXT PRIMARY KEY,
+    run_id TEXT NOT NULL
+);
 CREATE INDEX missing ON chunks (run_id) WHERE planned AND cutflow IS NULL AND problem IS NULL;
 """
 

@@ -137,8 +137,8 @@ class AnalysisService(Service):
                 self._store.plan(message)
                 return self._state(message.run_id)
             case ChunkFailed():
-                self._store.fail(message.chunk, message.problem)
-                return self._state(message.chunk.run_id, changed=True)
+                failed = self._store.fail(message.chunk, message.problem)
+                return self._state(message.chunk.run_id, changed=failed)
             case Selected():
                 return self._add(message)
             case DeadLetterNotice():
@@ -292,16 +292,17 @@ class AnalysisService(Service):
         run = self._store.run(run_id)
         if notice.queue == topology.VISUALISATION.name:  # a result that cannot be drawn
             return [] if run is not None and self._store.result(run_id) is None else [RunFailed(run_id, problem)]
+        changed = False
         if notice.chunk is not None:
-            self._store.fail(notice.chunk, problem)
+            changed = self._store.fail(notice.chunk, problem)
         elif notice.sample is not None:
-            self._store.mark_lost(run_id, notice.sample, problem)
+            changed = self._store.mark_lost(run_id, notice.sample, problem)
         elif notice.queue == topology.RUNS.name and run is not None:
             for sample in run.settings.samples:
-                self._store.mark_lost(run_id, sample, problem)
+                changed |= self._store.mark_lost(run_id, sample, problem)
         if run is None:
             return [self._failed(run_id, problem)] if notice.sample is None else []
-        return self._state(run_id, changed=True)
+        return self._state(run_id, changed=changed)
 
     def _on_requeued(self, notice: RequeueNotice) -> Sequence[Message]:
         """Wait again for what a requeued dead letter carries, also if its run has ended."""
@@ -309,8 +310,8 @@ class AnalysisService(Service):
             return []
         if notice.queue == topology.VISUALISATION.name:
             return []
-        self._store.reopen(notice.run_id, notice.sample, notice.chunk)
-        return self._state(notice.run_id, changed=True)
+        reopened = self._store.reopen(notice.notice_id, notice.run_id, notice.sample, notice.chunk)
+        return self._state(notice.run_id, changed=reopened)
 
     def _state(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
         """Return the run's final result if it is finished, or a partial one if the last is old enough."""

@@ -160,37 +160,53 @@ class Store:
             ).rowcount
         return changed > 0
 
-    def fail(self, chunk: Chunk, problem: str) -> None:
-        """Store why a chunk failed, unless it has been added or its run is complete."""
+    def fail(self, chunk: Chunk, problem: str) -> bool:
+        """Store why a chunk failed, unless it has been added or has failed before, or its run is complete.
+
+        Returns whether it was stored.
+        """
         with self.database.transaction() as db:
-            db.execute(
+            stored = db.execute(
                 "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
                 "SELECT :run_id, :sample, :start, :stop, 0, :problem "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
-                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem WHERE cutflow IS NULL",
+                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem "
+                "WHERE cutflow IS NULL AND problem IS NULL",
                 {**asdict(chunk), "problem": problem},
             )
+            return stored.rowcount > 0
 
-    def mark_lost(self, run_id: str, sample: str, problem: str) -> None:
+    def mark_lost(self, run_id: str, sample: str, problem: str) -> bool:
         """Store why the chunks of a sample may never be sent; chunks that were added, or still arrive, count.
 
-        Nothing is stored of a run that is complete.
+        Nothing is stored of a run that is complete, nor of a sample that is lost already or waits for no chunk.
+        Returns whether it was stored.
         """
         with self.database.transaction() as db:
-            db.execute(
+            stored = db.execute(
                 "INSERT INTO samples SELECT ?1, ?2, 0, 0, NULL, ?3, NULL "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = ?1 AND complete) "
-                "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost",
+                "ON CONFLICT (run_id, sample) DO UPDATE SET lost = excluded.lost WHERE lost IS NULL AND (NOT planned "
+                "OR EXISTS (SELECT 1 FROM chunks "
+                "WHERE run_id = ?1 AND sample = ?2 AND cutflow IS NULL AND problem IS NULL))",
                 (run_id, sample, problem),
             )
+            if stored.rowcount < 1:
+                return False
             db.execute(
                 "UPDATE chunks SET problem = ? WHERE run_id = ? AND sample = ? AND cutflow IS NULL AND problem IS NULL",
                 (problem, run_id, sample),
             )
+            return True
 
-    def reopen(self, run_id: str, sample: str | None = None, chunk: Chunk | None = None) -> None:
-        """Wait again for a chunk, a sample or a run that was lost, unless the run is complete."""
+    def reopen(self, notice_id: str, run_id: str, sample: str | None = None, chunk: Chunk | None = None) -> bool:
+        """Wait again for a chunk, a sample or a run that was lost, unless the run is complete.
+
+        A second call with the same ``notice_id`` changes nothing, and returns False.
+        """
         with self.database.transaction() as db:
+            if not db.execute("INSERT OR IGNORE INTO requeues VALUES (?, ?)", (notice_id, run_id)).rowcount:
+                return False
             db.execute("UPDATE runs SET result = NULL WHERE run_id = ? AND NOT complete", (run_id,))
             db.execute("DELETE FROM failures WHERE run_id = ?", (run_id,))
             if chunk is not None:
@@ -199,7 +215,7 @@ class Store:
                     "AND start = :start AND stop = :stop",
                     asdict(chunk),
                 )
-                return
+                return True
             db.execute(
                 "UPDATE chunks SET problem = NULL WHERE run_id = :run AND (:sample IS NULL OR sample = :sample) "
                 "AND problem = (SELECT lost FROM samples WHERE run_id = chunks.run_id AND sample = chunks.sample)",
@@ -209,6 +225,7 @@ class Store:
                 "UPDATE samples SET lost = NULL WHERE run_id = :run AND (:sample IS NULL OR sample = :sample)",
                 {"run": run_id, "sample": sample},
             )
+            return True
 
     def orphaned(self) -> set[str]:
         """The runs that have chunks or lost samples, but no plan, and have not failed."""
@@ -389,7 +406,7 @@ class Store:
         with self.database.transaction() as db:
             for run_id in old:
                 db.execute("UPDATE requests SET deleted = 1 WHERE run_id = ?", (run_id,))
-                for table in ("runs", "samples", "chunks", "failures"):
+                for table in ("runs", "samples", "chunks", "failures", "requeues"):
                     db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
         self.database.vacuum()
 
