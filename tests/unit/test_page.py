@@ -401,15 +401,16 @@ def test_a_restarted_service_shows_the_progress_that_the_analysis_reports(site: 
     assert f"{RUN} complete" in without_tags(site.text("/"))
 
 
-def test_a_redelivered_result_is_not_drawn_again_but_a_changed_one_is(site: Site) -> None:
-    (folder,) = site.service.handle(Result(RUN, True, document()))
+def test_a_redelivered_result_is_not_drawn_again_but_a_complete_one_is(site: Site) -> None:
+    incomplete = document(complete=False, problems=["a chunk is missing"])
+    (folder,) = site.service.handle(Result(RUN, True, incomplete))
     assert isinstance(folder, ResultFiles)
-    (again,) = site.service.handle(Result(RUN, True, document()))
+    (again,) = site.service.handle(Result(RUN, True, incomplete))
     assert isinstance(again, ResultFiles)
     assert again.files == folder.files  # histograms.root has a new unique id whenever it is written
-    (newer,) = site.service.handle(Result(RUN, True, document(problems=["newer"])))
+    (newer,) = site.service.handle(Result(RUN, True, document()))
     assert isinstance(newer, ResultFiles)
-    assert newer.result["problems"] == ["newer"]
+    assert newer.result["complete"]
     assert newer.files.keys() == folder.files.keys()
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
 
