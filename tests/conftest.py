@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if is_wanted(item)]
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # so that no process ends with all of them
 
 
 @pytest.fixture(scope="session")
