@@ -140,10 +140,14 @@ def test_50_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(
     first: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     differences: dict[str, list[float]] = {"mu / error": [], "error, relative": [], "q0": [], "CLs(1)": []}
-    at_bound, without_minimum = 0, 0
+    at_bound, without_minimum, higher = 0, 0, 0
     for seed in range(first, first + 50):
         likelihood = Likelihood(random_run(seed)["workspace"])
         model, data, poi = likelihood.model, likelihood.data, likelihood.poi
+
+        def twice_nll(parameters: Any, model: Any = model, data: Any = data) -> float:
+            return -2 * float(model.logpdf(np.asarray(parameters), data)[0])
+
         best = likelihood.fit(data)
         error = float(np.sqrt(likelihood.covariance(best, data)[poi, poi]))
         profile = Profile(likelihood, data, best)
@@ -151,9 +155,11 @@ def test_50_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(
         not_negative[poi][0] = 0.0
         init, fixed = model.config.suggested_init(), model.config.suggested_fixed()
         fitted = by_pyhf(lambda: pyhf.infer.mle.fit(data, model, return_uncertainties=True))  # noqa: B023
-        q0 = by_pyhf(lambda: pyhf.infer.test_statistics.q0(0.0, data, model, init, not_negative, fixed))  # noqa: B023
+        tested = by_pyhf(
+            lambda: pyhf.infer.test_statistics.q0(0.0, data, model, init, not_negative, fixed, return_fitted_pars=True)  # noqa: B023
+        )
         cls = by_pyhf(lambda: pyhf.infer.hypotest(1.0, data, model, par_bounds=not_negative))  # noqa: B023
-        without_minimum += any(one is None for one in (fitted, q0, cls))
+        without_minimum += any(one is None for one in (fitted, tested, cls))
         to_bound = min(profile.mu_hat - likelihood.low[poi], likelihood.high[poi] - profile.mu_hat)
         at_bound += to_bound < 1e-9
         if fitted is not None:
@@ -161,16 +167,26 @@ def test_50_random_runs_agree_with_pyhf_in_strength_error_q0_and_cls(
             differences["mu / error"].append(abs(profile.mu_hat - mu) / error)
             if to_bound > NEAR_BOUND * error and minuit_error > 0:  # 0: an optimiser without uncertainties
                 differences["error, relative"].append(abs(error / minuit_error - 1))
-        if q0 is not None:
-            differences["q0"].append(abs(profile.q0() - float(q0)) / max(1.0, profile.q0()))
+        if tested is not None:
+            q0, (at_zero, free) = tested
+            without_signal = likelihood.fit(data, mu=0.0)
+            above = [
+                twice_nll(theirs) - twice_nll(ours.parameters)
+                for theirs, ours in ((at_zero, without_signal), (free, best if profile.mu_hat > 0 else without_signal))
+            ]
+            assert min(above) > -0.01, f"pyhf's minimum is lower, seed {seed}: {above}"
+            if max(above) > 0.01:
+                higher += 1
+            else:
+                differences["q0"].append(abs(profile.q0() - float(q0)) / max(1.0, profile.q0()))
         if cls is not None:
             differences["CLs(1)"].append(abs(Limits(likelihood, profile).cls(1.0) - float(cls)))
     with capsys.disabled():
         print(f"\nruns {first} to {first + 49}: {at_bound} with the signal strength at a bound; ", end="")
-        print(f"pyhf did not converge in {without_minimum}")
+        print(f"pyhf did not converge in {without_minimum}, and found a higher minimum in {higher}")
         for name, found in differences.items():
             print(f"{name:<16} largest difference {max(found):.1e}, median {np.median(found):.1e} ({len(found)} runs)")
-    assert without_minimum <= 2
+    assert without_minimum + higher <= 5
     assert max(differences["mu / error"]) < 0.01
     assert max(differences["error, relative"]) < 0.1
     assert max(differences["q0"]) < 0.01
