@@ -113,9 +113,19 @@ def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(stack: Sta
 def test_real_events_in_a_host_directory_give_the_published_numbers(stack: Stack, tmp_path: Path) -> None:
     data = real_data()
     reference = json.loads((data / "reference.json").read_text())["samples"]
-    flags = ("--data", str(data / "4lep"), "--samples", ",".join(reference), "--pt-cuts", "", "--lumi", "10")
+    flags = (
+        "--data",
+        str(data / "4lep"),
+        "--samples",
+        ",".join(reference),
+        "--pt-cuts",
+        "",
+        "--lumi",
+        "10",
+        "--no-plots",
+    )
     bits, _ = stack.run(*flags)
-    alone = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0)
+    alone = RunSettings(data=str(data / "4lep"), samples=tuple(reference), pt_cuts_gev=(), lumi_ifb=10.0, plots=False)
     assert bits == numbers(run_embedded(alone, tmp_path))
     samples = json.loads(bits)["samples"]
     for name, published in reference.items():
@@ -125,7 +135,7 @@ def test_real_events_in_a_host_directory_give_the_published_numbers(stack: Stack
 
 def test_added_replicas_change_no_bit_and_are_kept(stack: Stack, reference: str) -> None:
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=4", "--scale", "data-loader=2")
-    assert stack.run(*FLAGS)[0] == reference
+    assert stack.run(*FLAGS, "--no-plots")[0] == reference
     assert (len(stack.containers("data-processor")), len(stack.containers("data-loader"))) == (4, 2)
     stack.compose("up", "--detach", "--wait", "--scale", "data-processor=1", "--scale", "data-loader=1")
 
