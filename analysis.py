@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str]) -> int:
     from common.submission import new_run_id
     from physics import ANALYSES
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     try:
         if arguments[:1] == ["dead-letters"]:
             return _dead_letters(arguments[1:], console)

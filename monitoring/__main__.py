@@ -41,7 +41,7 @@ def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
     """Show or record services; returns the command's exit code, or FAILED if something expected did not appear."""
     if command and flags.action != "record":
         raise MonitorError("to record a command, write: cpu_monitor.py record -- COMMAND")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     options = sources.SourceOptions(flags.project, flags.namespace, flags.interval, bool(command) or flags.wait > 0)
     with contextlib.closing(sources.open_source(flags.source, options, command)) as source:
         display = _display(flags, command, console)
@@ -115,7 +115,7 @@ def _compare(flags: argparse.Namespace) -> int:
     from monitoring.comparison.compare import compare
 
     comparison = compare([read_recording(path) for path in flags.files])
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     console.print(report.table(comparison))
     for warning in comparison.warnings:
         console.print(f"not comparable: {warning}", soft_wrap=True)
