@@ -147,9 +147,14 @@ def test_wrong_usage_is_exit_code_2_and_names_the_value(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_plots_has_every_number_and_no_figure(command: Command, tmp_path: Path) -> None:
-    assert command("--release", "demo", "--demo-events", "5000", "--no-plots", PLOTS="1") == 0
-    folder = only_result(tmp_path)
+def test_a_run_without_plots_has_every_number_and_no_figure(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "results [/bold]"  # a path that is not markup
+    flags = ("--release", "demo", "--demo-events", "5000", "--no-plots", "--output", str(output))
+    assert command(*flags, PLOTS="1") == 0
+    (folder,) = output.iterdir()
+    assert f"results in {folder}/" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
     assert json.loads((folder / "result.json").read_text())["settings"]["plots"] is False
 
