@@ -52,9 +52,10 @@ case $which in
         # Not the tests of the CPU monitor, fits, downloads, the page, broken files, worker processes and the toy of
         # 2025, which take most of the time.
         exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' tests/unit \
-            --ignore-glob 'tests/unit/test_cpu_monitor*' --ignore-glob 'tests/unit/test_fit*' --ignore-glob 'tests/unit/test_fetch*' \
-            --ignore tests/unit/test_analysis_service.py --ignore tests/unit/test_demo_2025.py \
-            --ignore tests/unit/test_page.py --ignore tests/unit/test_broken_files.py --ignore tests/unit/test_drawing_pool.py "$@"
+            --ignore-glob 'tests/unit/test_cpu_monitor*' --ignore-glob 'tests/unit/test_fit*' \
+            --ignore-glob 'tests/unit/test_fetch*' --ignore tests/unit/test_analysis_service.py \
+            --ignore tests/unit/test_demo_2025.py --ignore tests/unit/test_page.py \
+            --ignore tests/unit/test_broken_files.py --ignore tests/unit/test_drawing_pool.py "$@"
         ;;
     all) set -- --all-tests "$@" ;;
 esac

@@ -223,7 +223,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variable:
-    """One environment variable, and the flag of analysis.py that overrides it; one without ``metavar`` means 0."""
+    """One environment variable, and the flag of analysis.py that overrides it.
+
+    A flag without ``metavar`` takes no value and sets the variable to 0.
+    """
 
     name: str
     default: str

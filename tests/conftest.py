@@ -19,16 +19,16 @@ from tests.support.workers import Workers
 # As in the services: the transport logs a lost connection itself.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
-#: Markers of tests that run only if -m names the marker, or, except for the long ones, with --all-tests.
-NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow", "long")
+#: Markers of tests that run only if -m names the marker, or with --all-tests.
+NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")
+#: Markers of tests that run only if -m names the marker.
+ONLY_BY_NAME = ("long",)
 #: Markers of tests that must not run at the same time as other tests.
 ALONE = ("alone", "compose", "docker", "kubernetes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--all-tests", action="store_true", help=f"also run the tests marked {', '.join(NOT_BY_DEFAULT[:-1])}"
-    )
+    parser.addoption("--all-tests", action="store_true", help=f"also run the tests marked {', '.join(NOT_BY_DEFAULT)}")
     parser.addoption(
         "--stage",
         choices=["parallel", "alone"],
@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that were not selected; an expression given with -m applies to all others."""
     named = set(re.findall(r"\w+", config.getoption("-m")))
-    by_marker = ("long",) if config.getoption("--all-tests") else NOT_BY_DEFAULT
+    by_marker = ONLY_BY_NAME if config.getoption("--all-tests") else (*NOT_BY_DEFAULT, *ONLY_BY_NAME)
     unwanted = [marker for marker in by_marker if marker not in named]
     stage = config.getoption("--stage")
 

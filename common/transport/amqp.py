@@ -129,7 +129,7 @@ def refusal(settings: BrokerSettings, error: BaseException) -> Refusal | None:
             case pika.exceptions.NoFreeChannels():
                 return Refusal(f"{settings} allows too few channels in a connection; set channel_max to {CHANNELS}")
             case pika.exceptions.AuthenticationError():
-                return Refusal(f"{settings} accepts no user with a password")
+                return Refusal(f"{settings} offers no login with user and password (PLAIN)")
         reply = _reply(cause)
         if reply is not None:
             return _meaning(settings, *reply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class StatesRequest:
 
     names: deque[str]
     found: dict[str, pika.spec.Queue.DeclareOk] = field(default_factory=dict)
-    done: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
+    done: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> StatesRequest:
@@ -45,7 +45,7 @@ class QueueStates:
         connection.open_channel(self._on_channel, self._on_closed)
 
     def request(self, request: StatesRequest) -> None:
-        """Find the states; something is put into ``request.done`` at the end."""
+        """Find the states, and set ``request.done`` at the end."""
         self._requests.append(request)
         if len(self._requests) == 1:
             self._next()
@@ -64,7 +64,7 @@ class QueueStates:
 
     def _next(self) -> None:
         while self._requests and not self._requests[0].names:
-            self._requests.popleft().done.put(None)
+            self._requests.popleft().done.set()
         if self._requests and self._channel is not None and self._channel.is_open:
             self._channel.queue_declare(self._requests[0].names[0], passive=True, callback=self._on_state)
 

@@ -298,8 +298,7 @@ class RabbitMQSession:
         request = StatesRequest.of(names)
         if self.is_connected():
             self._connection.call(partial(self._request_states, request))
-            with suppress(queue.Empty):
-                request.done.get(timeout=ANSWER_TIMEOUT_S)
+            request.done.wait(ANSWER_TIMEOUT_S)
         return dict(request.found)
 
     # --- called in the connection's thread ------------------------------------

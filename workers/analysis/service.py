@@ -150,7 +150,7 @@ class AnalysisService(Service):
     def outcome_refused(self, message: Message, problem: str) -> Sequence[Message]:
         """Fail the run whose result the broker refuses."""
         run_id = run_of(message)
-        return [] if run_id is None else [self._failed(run_id, f"its result cannot be published: {problem}")]
+        return [] if run_id is None else [self._unpublishable(run_id, problem)]
 
     def poll(self) -> None:
         """Publish and store results whose fit is done, fail runs without a plan, and delete the oldest ended runs.
@@ -239,6 +239,9 @@ class AnalysisService(Service):
         self._store.note_failure(run_id, problem)
         self._forget(run_id)
         return RunFailed(run_id, problem)
+
+    def _unpublishable(self, run_id: str, reason: object) -> RunFailed:
+        return self._failed(run_id, f"its result cannot be published: {reason}")
 
     def _forget(self, run_id: str) -> None:
         """Release what this process keeps of a run that has ended."""
@@ -350,7 +353,7 @@ class AnalysisService(Service):
         try:
             final.encode()  # raises where it is too large
         except MessageError as error:
-            return self._failed(run_id, f"its result cannot be published: {error}")
+            return self._unpublishable(run_id, error)
         return final
 
     def _publish(self, messages: Sequence[Message]) -> None:
@@ -359,7 +362,7 @@ class AnalysisService(Service):
             self.publish(messages)
         except MessageError as error:
             for run_id in {run_id for message in messages if (run_id := run_of(message)) is not None}:
-                self.publish([self._failed(run_id, f"its result cannot be published: {error}")])
+                self.publish([self._unpublishable(run_id, error)])
 
     def _publish_once(self, final: Result | RunFailed) -> None:
         """Publish a stored result, unless this process has: an earlier one may have stored it and then crashed."""

@@ -48,16 +48,13 @@ class Visualisation(Service):
         self._pool, self._closes_pool = pool or DrawingPool(), pool is None
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
-        self._needs_status = False
+        self._has_requested_status = False
         #: The results and files of the runs whose folder could not be written, the next to be tried first.
         self._unwritten: OrderedDict[str, tuple[Mapping[str, Any], dict[str, bytes]]] = OrderedDict()
-        self._reported: set[str] = set()
         self._next_write = 0.0
-        self._has_recovered = False
         if keep and settings.page_port:
             self._live = LiveRuns(lambda run_id: self._archive.find(run_id) is not None)
             self._page = PageServer(settings.page_host, settings.page_port, self._live, self._archive, self._pool)
-            self._needs_status = True
 
     def close(self) -> None:
         """Stop the page, and the pool unless it was passed by the caller."""
@@ -68,15 +65,13 @@ class Visualisation(Service):
 
     def poll(self) -> None:
         """Request the status of runs, once after the start; then write a folder that could not be written before."""
-        if self._needs_status:
-            self.publish([StatusRequest(None)])
-            self._needs_status = False
         if self._output is None:
             return
-        if not self._has_recovered:
+        if not self._has_requested_status:
             # The analysis publishes the results again that the previous process could not write.
-            self.publish([StatusRequest(run_id) for run_id in self._archive.unwritten()])
-            self._has_recovered = True
+            of_runs = [StatusRequest(run_id) for run_id in self._archive.unwritten()]
+            self.publish([*of_runs, StatusRequest(None)] if self._page is not None else of_runs)
+            self._has_requested_status = True
         self._write_next(self._output)
 
     def handle(self, message: Message) -> Sequence[Message]:
@@ -99,7 +94,6 @@ class Visualisation(Service):
         files = self._existing_files(message) or result_files(message.result, self._pool)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:
-            self._unwritten.pop(message.run_id, None)
             self._write(message.run_id, folder.result, files, self._output)
         return [folder]
 
@@ -123,7 +117,7 @@ class Visualisation(Service):
     def _write_next(self, output: Path) -> None:
         """Write a folder that could not be written before, if it is time for another attempt."""
         if self._unwritten and time.monotonic() >= self._next_write:
-            run_id, (result, files) = self._unwritten.popitem(last=False)
+            run_id, (result, files) = next(iter(self._unwritten.items()))
             self._write(run_id, result, files, output)
 
     def _write(self, run_id: str, result: Mapping[str, Any], files: dict[str, bytes], output: Path) -> None:
@@ -132,18 +126,17 @@ class Visualisation(Service):
             write_folder(files, output, run_id, written_ns=self._archive.next_written_ns())
         except OSError as error:
             problem = f"{output / run_id} cannot be written: {error}"
-            if run_id not in self._reported:
+            if run_id not in self._unwritten:
                 log.warning("%s; it is tried again until it succeeds", problem)
-                self._reported.add(run_id)
             self._unwritten[run_id] = (result, files)
+            self._unwritten.move_to_end(run_id)
             self._next_write = time.monotonic() + RETRY_S
             self._archive.mark_unwritten(run_id)
             if self._live is not None:
                 self._live.report_problem(run_id, problem)
             return
-        if run_id in self._reported:
+        if self._unwritten.pop(run_id, None) is not None:
             log.info("%s is written", output / run_id)
-            self._reported.discard(run_id)
         self._archive.unmark_unwritten(run_id)
         under_way = set()
         if self._live is not None:
