@@ -151,7 +151,7 @@ class _QueueDepths(Collector):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A server that closes the oldest connection if too many are open, so that silent ones keep no probe out."""
+    """A server that closes the oldest connection if too many are open, so that silent ones do not block probes."""
 
     daemon_threads = True
     request_queue_size = MAX_CONNECTIONS
