@@ -168,13 +168,16 @@ def test_a_full_table_of_files_is_logged_once_and_the_listener_recovers(
 ) -> None:
     port = listener()
     answers(port)
-    with socket.socket() as waiting:
-        waiting.settimeout(20)
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(socket.socket()) for _ in range(10)]
         with no_more_files():
-            waiting.connect(("127.0.0.1", port))
+            for connection in waiting:  # more than one: files of earlier connections may be closed meanwhile
+                connection.settimeout(20)
+                connection.connect(("127.0.0.1", port))
             wait_until(lambda: caplog.records, "it was logged", 10)
-        waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert waiting.recv(100).startswith(b"HTTP/1.")
+        for connection in waiting:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.")
     (record,) = caplog.records
     assert "no connection for now: [Errno 24] Too many open files" in record.getMessage()
 
