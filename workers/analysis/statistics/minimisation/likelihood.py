@@ -30,7 +30,7 @@ _AT_BOUND = 1e-6
 #: The logarithm of a rate is replaced by its tangent below this fraction of the nominal rate.
 _LEAST_RATE = 1e-6
 #: A fit ends when a step changes -2 ln L by a fraction below ``ftol``, or when all derivatives are below ``gtol``.
-_OPTIONS = {"ftol": 1e-13, "gtol": 1e-7, "maxcor": 20, "maxiter": 2000, "maxfun": 2000}
+_OPTIONS = {"ftol": 1e-13, "gtol": 1e-5, "maxcor": 20, "maxiter": 2000, "maxfun": 2000}
 #: The largest derivative of -2 ln L at a minimum, by a parameter in units of its standard deviation.
 _LARGEST_SLOPE = 1e-2
 
@@ -123,8 +123,8 @@ class Likelihood:
 
         bounds = Bounds(self.low[free] / scale, self.high[free] / scale)
         found = minimize(function, x[free] / scale, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIONS)
-        slopes = np.where(found.x <= bounds.lb, np.minimum(found.jac, 0.0), found.jac)
-        slopes = np.where(found.x >= bounds.ub, np.maximum(slopes, 0.0), slopes)
+        slopes = np.where(found.x <= bounds.lb + _AT_BOUND, np.minimum(found.jac, 0.0), found.jac)
+        slopes = np.where(found.x >= bounds.ub - _AT_BOUND, np.maximum(slopes, 0.0), slopes)
         if not np.abs(slopes).max() < _LARGEST_SLOPE:
             raise FitError(f"-2 ln L = {found.fun:.6g} is not at a minimum after {found.nfev} evaluations")
         x[free] = np.clip(found.x * scale, self.low[free], self.high[free])

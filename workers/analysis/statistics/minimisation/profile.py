@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,13 +33,16 @@ class Profile:
     def __init__(self, likelihood: Likelihood, data: FloatArray, best: Fit) -> None:
         self.likelihood, self.data, self.best = likelihood, data, best
         self.mu_hat = float(best.parameters[likelihood.poi])
-        self._nearby = best.parameters
+        self._minima: dict[float, FloatArray] = {self.mu_hat: best.parameters}
         self._known: dict[float, float] = {}
 
     def conditional(self, mu: float) -> Fit:
-        """Fit with fixed μ; the search begins at the parameters of the last such fit."""
-        fit = self.likelihood.fit(self.data, self._nearby, mu=mu)
-        self._nearby = fit.parameters
+        """Fit with fixed μ; the search begins on the parabola through the parameters of the three nearest fits."""
+        nearest = sorted(self._minima, key=lambda fitted: abs(fitted - mu))[:3]
+        weights = [prod((mu - other) / (fitted - other) for other in nearest if other != fitted) for fitted in nearest]
+        start = np.average([self._minima[fitted] for fitted in nearest], axis=0, weights=weights)
+        fit = self.likelihood.fit(self.data, start, mu=mu)
+        self._minima[mu] = fit.parameters
         return fit
 
     def __call__(self, mu: float) -> float:
