@@ -46,7 +46,7 @@ Command = Callable[..., int]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Call the command within this process, in an empty folder; returns the exit code."""
+    """Call the command within this process, in an empty folder, without plots by default; returns the exit code."""
 
     def call(*flags: str, **variables: str) -> int:
         for name, value in variables.items():
@@ -58,6 +58,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PLOTS", "0")
     return call
 
 
