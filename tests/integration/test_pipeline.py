@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,18 @@ def demo_workers(workers: Workers, cache: Path) -> Workers:
     return workers
 
 
+@pytest.fixture(scope="module")
+def services(broker: Broker, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """One replica of each service, for all tests that leave it so."""
+    vhost = broker.new_vhost()
+    running = Workers(vhost, tmp_path_factory.mktemp("services"))
+    (running.folder / "cache").symlink_to(cache)
+    running.start_all()
+    yield running
+    running.stop()
+    broker.delete_vhost(vhost)
+
+
 @pytest.mark.parametrize("where", ["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
 def test_real_events_give_the_published_counts_and_yields(
     where: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -60,9 +72,8 @@ def test_real_events_give_the_published_counts_and_yields(
     if where == "embedded":
         outcome = run_embedded(run, tmp_path)
     else:
-        workers: Workers = request.getfixturevalue("workers")
-        workers.start_all()
-        outcome = run_on_broker(workers.settings, run)
+        services: Workers = request.getfixturevalue("services")
+        outcome = run_on_broker(services.settings, run)
     assert outcome.result is not None
     assert outcome.result["complete"]
     for name, published in reference.items():
@@ -72,11 +83,13 @@ def test_real_events_give_the_published_counts_and_yields(
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize(("data_loaders", "data_processors"), [(1, 1), (1, 2), (2, 4)])
-def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(
-    demo_workers: Workers, reference: str, data_loaders: int, data_processors: int
-) -> None:
-    demo_workers.start_all(data_loaders, data_processors)
+def test_one_replica_of_each_service_gives_the_bits_of_the_embedded_run(services: Workers, reference: str) -> None:
+    assert numbers(run_on_broker(services.settings, DEMO)) == reference
+
+
+@pytest.mark.broker
+def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(demo_workers: Workers, reference: str) -> None:
+    demo_workers.start_all(data_loaders=2, data_processors=4)
     assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
 
 
@@ -85,9 +98,8 @@ def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, reference: 
 
 
 @pytest.mark.broker
-def test_workers_process_several_runs_at_once_and_another_one_after_them(demo_workers: Workers, reference: str) -> None:
-    demo_workers.start_all()
-    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
+def test_workers_process_several_runs_at_once_and_another_one_after_them(services: Workers, reference: str) -> None:
+    transport = RabbitMQTransport(services.settings, connect_timeout_s=30)
     runs = [f"run-{number}" for number in range(3)]
     sessions = [transport.open([topology.follower(run_id)], prefetch=100) for run_id in runs]
     for session, run_id in zip(sessions, runs, strict=True):
@@ -95,17 +107,16 @@ def test_workers_process_several_runs_at_once_and_another_one_after_them(demo_wo
     for session, run_id in zip(sessions, runs, strict=True):
         assert numbers(follow(session, run_id, ANALYSES, QuietDisplay(), before_deadline())) == reference
         session.close()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
+    assert numbers(run_on_broker(services.settings, DEMO)) == reference
 
 
 @pytest.mark.broker
 def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
-    broker: Broker, demo_workers: Workers, reference: str
+    broker: Broker, services: Workers, reference: str
 ) -> None:
     """The follower's queue is exclusive: a durable one could come back without a leader and block all publishers."""
-    demo_workers.start_all()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
-    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
+    assert numbers(run_on_broker(services.settings, DEMO)) == reference
+    transport = RabbitMQTransport(services.settings, connect_timeout_s=30)
     follower, bystander = (transport.open([topology.follower(name)], prefetch=100) for name in ("run", "bystander"))
     broker.kill()
     broker.start()
@@ -117,35 +128,31 @@ def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
 
 @pytest.mark.broker
 @pytest.mark.parametrize("victim", ["data_loader", "data_processor", "analysis", "visualisation"])
-def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(
-    demo_workers: Workers, reference: str, victim: str
-) -> None:
-    demo_workers.start_all()
+def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(services: Workers, reference: str, victim: str) -> None:
     progress_when_killed = []
 
     def kill(events: Mapping[str, int]) -> None:
         if not progress_when_killed and events.get("analysis", 0) > 2_000:
             progress_when_killed.append(dict(events))
-            demo_workers.kill(victim)
-            demo_workers.start(victim)
+            services.kill(victim)
+            services.start(victim)
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(kill))) == reference
+    assert numbers(run_on_broker(services.settings, DEMO, QuietDisplay(kill))) == reference
     assert progress_when_killed
     assert progress_when_killed[0]["analysis"] < 20_000
 
 
 @pytest.mark.broker
 def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
-    demo_workers: Workers, reference: str, broker: Broker
+    services: Workers, reference: str, broker: Broker
 ) -> None:
-    demo_workers.start_all()
     cut: list[bool] = []
 
     def cut_connections(events: Mapping[str, int]) -> None:
         if len(cut) < 1 and events.get("analysis", 0) > 2_000:
-            cut.append(wait_until(lambda: broker.cut_connections(demo_workers.settings), "connections were cut"))
+            cut.append(wait_until(lambda: broker.cut_connections(services.settings), "connections were cut"))
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(cut_connections))) == reference
+    assert numbers(run_on_broker(services.settings, DEMO, QuietDisplay(cut_connections))) == reference
     assert cut
 
 
@@ -167,11 +174,10 @@ def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Wor
 
 
 @pytest.mark.broker
-def test_the_visualisation_stores_the_folder_that_the_follower_receives(demo_workers: Workers) -> None:
-    demo_workers.start_all()
-    outcome = run_on_broker(demo_workers.settings, DEMO)
+def test_the_visualisation_stores_the_folder_that_the_follower_receives(services: Workers) -> None:
+    outcome = run_on_broker(services.settings, DEMO)
     assert outcome.result is not None
-    kept = demo_workers.folder / "service-results" / outcome.result["run_id"]
+    kept = services.folder / "service-results" / outcome.result["run_id"]
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == dict(outcome.files)
 
 
@@ -276,7 +282,7 @@ def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_worker
 
 
 @pytest.mark.broker
-def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_workers: Workers, reference: str) -> None:
+def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(services: Workers, reference: str) -> None:
     class Poison(Selected):
         kind = "selected"
         route = topology.EVENTS.name
@@ -284,13 +290,12 @@ def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_worke
         def encode(self) -> bytes:
             return b"cos\nsystem\n(S'touch /tmp/should-not-exist'\ntR."
 
-    demo_workers.start_all()
-    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
+    transport = RabbitMQTransport(services.settings, connect_timeout_s=30)
     sender = transport.open([])
     poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", {}, None)
     sender.publish([poison])
     sender.close()
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
+    assert numbers(run_on_broker(services.settings, DEMO)) == reference
     dead_letter_session = transport.open([topology.dead_letter_queue("events")])
     dead_letter = take(dead_letter_session)
     assert dead_letter.headers["run_id"] == "another-run"
@@ -299,13 +304,12 @@ def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(demo_worke
 
 
 @pytest.mark.broker
-def test_an_invalid_run_request_ends_with_the_reason(demo_workers: Workers) -> None:
+def test_an_invalid_run_request_ends_with_the_reason(services: Workers) -> None:
     class Wrong(RunRequest):
         def encode(self) -> bytes:
             return b'{"run_id": "wrong", "submitted": 1, "settings": {"lumi_ifb": -5}}'
 
-    demo_workers.start_all()
-    session = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30).open([topology.follower("wrong")])
+    session = RabbitMQTransport(services.settings, connect_timeout_s=30).open([topology.follower("wrong")])
     session.publish([Wrong("wrong", 1.0, DEMO)])
     outcome = follow(session, "wrong", ANALYSES, QuietDisplay(), before_deadline())
     session.close()

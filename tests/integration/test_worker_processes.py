@@ -29,7 +29,7 @@ from workers.data_processor.service import DataProcessor
 from workers.embedded import EmbeddedServices
 
 #: 12 files in about 200 chunks.
-DEMO = RunSettings(release="demo", demo_events=40_000, chunk_entries=200, plots=False)
+DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=100, plots=False)
 
 
 # --- the process pool ---------------------------------------------------------
