@@ -5,8 +5,8 @@
 #   ./run-tests.sh --fast [..]               only those that need no service and little time
 #   ./run-tests.sh --all [..]                also the slow ones and, with Docker, the Compose stack
 #
-# For example: ./run-tests.sh -k selection. As many tests run at a time as there are
-# cores, at most four; -n0 runs one after the other (for --pdb and -s).
+# For example: ./run-tests.sh -k selection. Four tests run at a time, most of which wait
+# for a broker or a deadline; -n0 runs one after the other (for --pdb and -s).
 # RabbitMQ is started in a container, or from the package rabbitmq-server where no Docker
 # engine answers. As root on Debian, that package, Chromium and xrootd-server are installed with apt.
 set -euo pipefail
@@ -49,12 +49,12 @@ use_venv "$here" tests -e '.[lint,test]'
 cd "$here"
 case $which in
     fast)
-        # Not the tests of the CPU monitor, fits, downloads, the page, broken files, worker processes and the toy of
-        # 2025, which take most of the time.
+        # Not the tests of the CPU monitor, fits, downloads, the page, broken files, worker processes and the release
+        # of 2025, which take most of the time.
         exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' tests/unit \
             --ignore-glob 'tests/unit/test_cpu_monitor*' --ignore-glob 'tests/unit/test_fit*' \
             --ignore-glob 'tests/unit/test_fetch*' --ignore tests/unit/test_analysis_service.py \
-            --ignore tests/unit/test_demo_2025.py --ignore tests/unit/test_page.py \
+            --ignore-glob 'tests/unit/test_*_2025.py' --ignore tests/unit/test_page.py \
             --ignore tests/unit/test_broken_files.py --ignore tests/unit/test_drawing_pool.py "$@"
         ;;
     all) set -- --all-tests "$@" ;;
@@ -62,7 +62,7 @@ esac
 
 # Tests that must not run at the same time as others come last. Pytest's exit code 5: no test was selected.
 code=0 alone=0
-python -m pytest -n auto --maxprocesses 4 --stage parallel "$@" || code=$?
+python -m pytest -n 4 --stage parallel "$@" || code=$?
 python -m pytest --stage alone "$@" || alone=$?
 if [ "$code" = 0 ] || [ "$code" = 5 ]; then
     [ "$alone" = 5 ] || code=$alone
