@@ -121,7 +121,7 @@ def test_a_delivery_whose_outcome_is_too_large_is_dead_lettered_without_reconnec
         assert words in dead_letter.problem
 
 
-def test_a_service_can_publish_something_else_instead_of_an_outcome_that_is_too_large(
+def test_a_service_can_publish_something_else_for_an_outcome_that_is_too_large(
     vhost: BrokerSettings, small_messages: None, follower: RabbitMQSession
 ) -> None:
     with serving(Answering([RunFailed("run", "instead")]), transport(vhost).open([topology.PLANS])):

@@ -275,7 +275,7 @@ def test_a_wrong_broker_address_is_refused_and_its_password_never_shown(url: str
     assert "geheim" not in str(refused.value)
 
 
-def test_an_address_as_the_host_of_the_broker_is_refused_and_its_password_never_shown() -> None:
+def test_an_address_as_the_host_of_the_broker_is_refused_without_its_password() -> None:
     with pytest.raises(SettingsError, match="RABBITMQ_HOST: not the name of a host") as refused:
         read({"RABBITMQ_HOST": "amqp://u:geheim@h"})
     assert "geheim" not in str(refused.value)

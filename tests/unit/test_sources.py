@@ -245,7 +245,7 @@ def test_a_wrong_file_of_the_record_is_replaced_by_the_older_one_with_its_entrie
     assert file.path.read_bytes() == packed_differently
 
 
-def test_an_error_names_the_sizes_checksums_and_entries_that_were_expected_and_found(
+def test_an_error_names_the_sizes_checksums_and_entries_expected_and_found(
     server: ScriptedServer, data: Path, tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = bytearray((data / DATA.file).read_bytes())
