@@ -45,6 +45,7 @@ from tests.support import toy_run, worker_functions
 from tests.support.real_data import random_selected, selected
 from tests.support.waiting import wait_until
 from workers.analysis import service as service_module
+from workers.analysis.database import Database
 from workers.analysis.service import PARTIAL_EVERY_S, AnalysisService
 from workers.analysis.statistics.fit_pool import FitAnswer, FitPool, fit_document
 from workers.analysis.store import Store
@@ -83,6 +84,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(service_module, "time", SimpleNamespace(time=clock.time, monotonic=clock.monotonic))
     return clock
+
+
+@pytest.fixture(autouse=True)
+def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close every database that a test has opened."""
+    opened: list[Database] = []
+
+    def recorded(path: Path | None, lock_timeout_s: float) -> Database:
+        opened.append(Database(path, lock_timeout_s))
+        return opened[-1]
+
+    monkeypatch.setattr("workers.analysis.store.Database", recorded)
+    yield
+    for database in opened:
+        database.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,17 +85,18 @@ class Database:
 
     def __init__(self, path: Path | None, lock_timeout_s: float) -> None:
         self._path = path
-        self._lock: IO[bytes] | None = None
+        self._opened = ExitStack()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise SettingsError(f"this Python has SQLite {sqlite3.sqlite_version}; install {oldest} or later")
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = _locked(path)
+                self._opened.enter_context(_locked(path))
             self._connection = sqlite3.connect(
                 path or ":memory:", timeout=lock_timeout_s, check_same_thread=False, isolation_level=None
             )
+            self._opened.callback(self._connection.close)
             # Has an effect on a new file only. VACUUM instead would copy the whole file, and need room for the copy.
             self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -105,7 +106,7 @@ class Database:
                 self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
             self._identity = _identity(path)
         except (OSError, sqlite3.Error) as error:
-            self._unlock()
+            self.close()
             raise SettingsError(
                 f"DATABASE={str(path)!r}: {error}; give a file in a directory that this user may write to"
             ) from None
@@ -155,12 +156,7 @@ class Database:
 
     def close(self) -> None:
         """Close the database."""
-        self._connection.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        self._opened.close()
 
     def _reported(self, error: sqlite3.DatabaseError) -> Exception:
         """Return the error to raise in place of one of SQLite; a mistake of the program stays as it is."""
