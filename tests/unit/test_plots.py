@@ -19,7 +19,7 @@ from matplotlib.testing.compare import compare_images
 from common.errors import MessageError, SettingsError
 from physics import ANALYSES
 from workers.visualisation.plots import stack
-from workers.visualisation.plots.stack import figure_bytes, garwood_interval
+from workers.visualisation.plots.stack import POINTS, figure_bytes, garwood_interval
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
@@ -102,8 +102,15 @@ def texts(figure: Figure) -> str:
     for axes in figure.axes:
         found += [text.get_text() for text in axes.texts]
         legend = axes.get_legend()
-        found += [text.get_text() for text in legend.get_texts()] if legend else []
+        found += [text.get_text() for text in (legend.get_title(), *legend.get_texts())] if legend else []
     return "\n".join(found)
+
+
+def watermarks(figure: Figure) -> list[str]:
+    """Return the large texts; each is behind the points."""
+    found = [text for axes in figure.axes for text in axes.texts if float(text.get_fontsize()) > 70]
+    assert all(text.get_zorder() < POINTS["zorder"] for text in found)
+    return [text.get_text() for text in found]
 
 
 def points(figure: Figure, panel: int = 0) -> dict[float, float]:
@@ -167,7 +174,7 @@ def test_a_poisson_interval_needs_a_whole_count(count: float) -> None:
 
 def test_the_labels_name_origin_luminosity_and_channel() -> None:
     words = texts(histogram_figure(result(settings={"lumi": 10.0, "fraction": 0.1}), "m4l_4mu"))
-    for expected in ("ATLAS\n Open Data", "for education", "13 TeV, 1 fb", r"ZZ^{*}\to 4\mu", "Data: "):
+    for expected in ("ATLAS Open Data for education", "13 TeV, 1 fb", r"ZZ^{*}\to 4\mu", "Data: "):
         assert expected in words
     assert "TOY" not in words
     assert "INCOMPLETE" not in words
@@ -186,10 +193,11 @@ def test_the_labels_name_origin_luminosity_and_channel() -> None:
 def test_the_axes_name_quantity_unit_and_bin_width(histogram: str, edges: list[float], below: str, beside: str) -> None:
     document = copy.deepcopy(result())
     document["histograms"][histogram] = {**document["histograms"]["m4l"], "edges": edges}
-    main, ratio = histogram_figure(document, histogram).axes
+    figure = histogram_figure(document, histogram)
+    main, ratio = figure.axes
     assert (main.get_ylabel(), ratio.get_xlabel()) == (beside, below)
     channel = r"4\mu" if histogram == "m4l_4mu" else r"4\ell"
-    assert rf"ZZ^{{*}}\to {channel}$" in "\n".join(text.get_text() for text in main.texts)
+    assert rf"ZZ^{{*}}\to {channel}$" in texts(figure)
 
 
 @pytest.mark.parametrize("labels", [{"toy": True}, {"release": "demo"}, {"toy": True, "release": "demo"}])
@@ -200,12 +208,12 @@ def test_a_toy_is_labelled_as_one_and_not_as_open_data(labels: dict[str, Any]) -
     assert "Toy data: " in words
     assert "Open Data" not in words
     assert "for education" not in words
-    assert figure.texts == []  # nothing lies across the figure
+    assert watermarks(figure) == []
 
 
 def test_an_incomplete_run_has_a_watermark_and_its_first_problem() -> None:
     figure = histogram_figure(result(complete=False, problems=[PROBLEM, "another"]))
-    assert "INCOMPLETE" in [text.get_text() for text in figure.texts if float(text.get_fontsize()) > 70]
+    assert watermarks(figure) == ["INCOMPLETE"]
     assert f"INCOMPLETE: {PROBLEM} (and 1 more)" in texts(figure)
 
 
@@ -227,8 +235,9 @@ def warning_line(figure: Figure) -> Any:
 
 
 def test_a_plot_shows_the_first_warning_and_the_number_of_others_without_a_watermark() -> None:
-    (line,) = histogram_figure(result(warnings=["simulation is scaled to 139 fb⁻¹", "b", "c"])).texts
-    assert line.get_text() == "WARNING: simulation is scaled to 139 fb⁻¹ (and 2 more)"
+    figure = histogram_figure(result(warnings=["simulation is scaled to 139 fb⁻¹", "b", "c"]))
+    assert warning_line(figure).get_text() == "WARNING: simulation is scaled to 139 fb⁻¹ (and 2 more)"
+    assert watermarks(figure) == []
     figure = histogram_figure(result(complete=False, problems=[PROBLEM], warnings=["a $x_{ b"]))
     assert f"INCOMPLETE: {PROBLEM}" in texts(figure)
     assert warning_line(figure).get_text() == "WARNING: a $x_{ b"
@@ -246,7 +255,9 @@ def test_lines_of_problems_and_warnings_do_not_overlap_and_are_above_the_plot() 
     assert warning.get_window_extent().x1 < figure.bbox.x1
     assert problem.get_window_extent().y1 <= figure.bbox.y1
     assert warning.get_window_extent().y1 <= problem.get_window_extent().y0
-    assert figure.axes[0].get_window_extent().y1 <= warning.get_window_extent().y0
+    (header,) = [text for text in figure.texts if "for education" in text.get_text()]
+    assert header.get_window_extent().y1 <= warning.get_window_extent().y0
+    assert figure.axes[0].get_window_extent().y1 <= header.get_window_extent().y0
 
 
 def test_the_legend_names_no_sample_that_the_run_does_not_have() -> None:
@@ -305,9 +316,28 @@ def test_a_category_that_was_not_requested_is_not_drawn() -> None:
     assert figure_bytes(histogram_figure(document), "png", DPI) == absent
 
 
-def test_the_axis_reaches_above_the_highest_error_bar() -> None:
-    figure = histogram_figure(changed("data", "values", {9: 400}))
-    assert figure.axes[0].get_ylim()[1] > garwood_interval(np.array([400]))[1][0]
+@pytest.mark.parametrize("bin_", [2, 9, 20, 33])
+def test_the_highest_point_takes_three_quarters_of_the_height_beside_the_legend(bin_: int) -> None:
+    figure = histogram_figure(changed("data", "values", {bin_: 400}))
+    main = figure.axes[0]
+    highest = garwood_interval(np.array([400]))[1][0]
+    figure_bytes(figure, "png", DPI)
+    legend = main.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent().transformed(main.transAxes.inverted())
+    centre = (EDGES[bin_] + 2.5 - EDGES[0]) / (EDGES[-1] - EDGES[0])
+    assert not box.x0 < centre < box.x1
+    assert 0.7 < highest / main.get_ylim()[1] < 0.8
+
+
+def test_no_point_is_behind_the_legend() -> None:
+    figure = histogram_figure(changed("data", "values", dict.fromkeys(range(34), 100)))
+    main = figure.axes[0]
+    figure_bytes(figure, "png", DPI)
+    legend = main.get_legend()
+    assert legend is not None
+    lowest = legend.get_window_extent().transformed(main.transData.inverted()).y0
+    assert garwood_interval(np.array([100]))[1][0] < lowest
 
 
 def test_the_axis_reaches_below_a_negative_bin() -> None:
@@ -324,11 +354,14 @@ def test_the_ratio_has_no_point_where_the_simulation_is_not_positive() -> None:
     assert not {142.5, 157.5} & points(figure, panel=1).keys()
 
 
-def test_a_ratio_beyond_the_panel_is_an_arrow() -> None:
-    figure = histogram_figure(changed("data", "values", {9: 100}))
-    arrows = [line for line in figure.axes[1].lines if line.get_marker() == "^"]
-    assert 127.5 in np.array(arrows[0].get_xdata())
-    assert 127.5 not in points(figure, panel=1)
+def test_a_ratio_whose_interval_is_beyond_the_panel_is_an_arrow() -> None:
+    simulated = sum(result()["histograms"]["m4l"][category]["values"][9] for category in SIMULATION)
+    reaches_in = int(2 * simulated) + 2
+    for count, is_arrow in ((100, True), (reaches_in, False)):
+        figure = histogram_figure(changed("data", "values", {9: count}))
+        arrows = [line for line in figure.axes[1].lines if line.get_marker() == "^"]
+        assert any(127.5 in np.array(line.get_xdata()) for line in arrows) is is_arrow
+        assert 127.5 not in points(figure, panel=1)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     asimov_with = likelihood.asimov(likelihood.start)
     with_signal = Profile(likelihood, asimov_with, likelihood.fit(asimov_with))
     limits = Limits(likelihood, profile)
-    q0 = profile.q0()
+    q0, interval = profile.q0(), profile.interval(error)
     limit_scan, upper_limit = limits.scan(mu_hat, error)
     prior = _prior_covariance(likelihood)
     nominal = Fit(likelihood.start, 0.0)
@@ -76,7 +76,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "signal_strength": mu_hat,
         "signal_strength_error": error,
-        "signal_strength_interval": profile.interval(error),
+        "signal_strength_interval": interval,
         "significance_observed": float(np.sqrt(q0)),
         "p0_observed": float(ndtr(-np.sqrt(q0))),
         "significance_expected": float(np.sqrt(with_signal.q0())),
@@ -88,7 +88,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "prefit": prefit,
         "postfit": postfit,
         "goodness_of_fit": _goodness(likelihood, best),
-        "likelihood_scan": profile.scan(mu_hat, error),
+        "likelihood_scan": profile.scan(error, interval),
         "limit_scan": limit_scan,
         **_measured_peak(result),
         "treatment": treatment(workspace, result),

@@ -58,6 +58,7 @@ def peak_of(result: Mapping[str, Any]) -> dict[str, Any]:
     - ``error_gev``: half the length of that interval; None if one of its ends is missing;
     - ``scan``: the positions (``m_h_gev`` for the symbol m_H), ``twice_delta_nll`` (statistical) and the
       fitted ``signal_strength``;
+    - ``curve``: positions between them, ten to a fine bin, and Δ there by the spline;
     - ``problem``: says why something is None, or is None itself.
     """
     return PeakFit(result).measure(None)
@@ -165,6 +166,7 @@ class PeakFit:
         lowest = int(np.argmin(twice_nll))
         at_end = lowest in (0, len(positions) - 1)
         spline = CubicSpline(positions, twice_nll)
+        between = np.linspace(positions[0], positions[-1], 10 * (len(positions) - 1) + 1)
         best, least = float(positions[lowest]), float(twice_nll[lowest])
         if not at_end:
             found = minimize_scalar(spline, bounds=(positions[lowest - 1], positions[lowest + 1]), method="bounded")
@@ -176,6 +178,10 @@ class PeakFit:
             "scan": {
                 f"{self.peak.symbol.lower()}{suffix}": positions.tolist(), "signal_strength": strength.tolist(),
                 "twice_delta_nll": np.maximum(twice_nll - least, 0.0).tolist(),
+            },
+            "curve": {
+                f"{self.peak.symbol.lower()}{suffix}": between.tolist(),
+                "twice_delta_nll": np.maximum(spline(between) - least, 0.0).tolist(),
             },
         }  # fmt: skip
         if at_end:

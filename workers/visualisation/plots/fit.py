@@ -11,21 +11,39 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from common.rounding import rounded
-from workers.visualisation.plots.histograms import Contents, legend_name, read_histogram, result_analysis, simulated
+from workers.visualisation.plots.histograms import (
+    Array,
+    Contents,
+    legend_name,
+    read_histogram,
+    result_analysis,
+    simulated,
+)
 from workers.visualisation.plots.scans import (
     ONE_SIGMA_BAND,
     TWO_SIGMA_BAND,
-    draw_header,
     likelihood_figure,
     limits_figure,
     peak_figure,
 )
-from workers.visualisation.plots.stack import Layer, draw_status, histogram_figure, stack_figure, style
+from workers.visualisation.plots.stack import (
+    TOP,
+    Layer,
+    draw_header,
+    draw_status,
+    histogram_figure,
+    stack_figure,
+    style,
+)
 
 #: Parameters whose correlations are all smaller than this are left out of the figure.
 MIN_CORRELATION = 0.1
 #: Number of colours for correlations from -1 to 1; it is odd, so that the middle one is white.
 COLOURS = 41
+
+PULL_LABEL = r"$(\hat{\theta}-\theta_0)\;/\;\Delta\theta$"
+PULLS: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "color": "black"}
+ZERO_LINE: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
 
 _STATISTICS = "mc_statistics["
 
@@ -46,30 +64,48 @@ def postfit_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def pulls_figure(result: Mapping[str, Any]) -> Figure:
-    """Draw the pull of each nuisance parameter: its fitted value and uncertainty in units of its constraint's width."""
+    """Draw the pull of each nuisance parameter: its fitted value and uncertainty in units of its constraint's width.
+
+    The parameters of the simulation's statistics, one for each bin, are in a panel of their own.
+    """
     parameters = {name: of for name, of in result["fit"]["parameters"].items() if "pull" in of}
-    names = sorted(parameters, key=lambda name: name.startswith(_STATISTICS))  # bin statistics last
-    rows = np.arange(len(names))
+    names = [name for name in parameters if not name.startswith(_STATISTICS)]
+    bins = {_bin_of(name): of for name, of in parameters.items() if name.startswith(_STATISTICS)}
+    observable = result_analysis(result).fitted
     pull, constraint = (np.array([parameters[name][key] for name in names]) for key in ("pull", "constraint"))
     with style():
-        figure = Figure(figsize=(8, max(4.0, 1.7 + 0.235 * len(names))))
+        figure = Figure(figsize=(8, 5.2 + 0.3 * len(names)))
         height = figure.get_figheight()
-        figure.subplots_adjust(left=0.36, right=0.965, bottom=0.75 / height, top=1 - 0.5 / height)
-        axes = figure.add_subplot()
+        figure.subplots_adjust(left=0.3, right=0.965, bottom=0.75 / height, top=1 - TOP / height)
+        grid = figure.add_gridspec(2, 1, height_ratios=(0.3 * len(names) + 0.3, 2.3), hspace=0.55)
+        axes, below = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
         for sigma, colour in ((2, TWO_SIGMA_BAND), (1, ONE_SIGMA_BAND)):
             axes.axvspan(-sigma, sigma, color=colour, linewidth=0)
-        axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-        axes.errorbar(pull, rows, xerr=constraint, linestyle="", marker="o", markersize=4.5, color="black")
-        limit = max(2.6, float((np.abs(pull) + constraint).max()) + 0.2)
-        axes.set(
-            xlim=(-limit, limit), ylim=(len(names) - 0.4, -0.6), xlabel=r"$(\hat{\theta}-\theta_0)\;/\;\Delta\theta$"
-        )
-        axes.set_yticks(rows, [_label(name, result) for name in names], fontsize=11)
+            below.axhspan(-sigma, sigma, color=colour, linewidth=0)
+        axes.axvline(0, **ZERO_LINE)
+        below.axhline(0, **ZERO_LINE)
+        rows = np.arange(len(names))
+        axes.errorbar(pull, rows, xerr=constraint, **PULLS)
+        limit = _pull_limit(pull, constraint)
+        axes.set(xlim=(-limit, limit), ylim=(len(names) - 0.4, -0.6), xlabel=PULL_LABEL)
+        axes.set_yticks(rows, [_label(name, result) for name in names])
         axes.tick_params(axis="y", which="both", left=False, right=False)
-        axes.minorticks_off()
+        edges = np.array(result["histograms"][observable.name]["edges"])
+        centres = ((edges[:-1] + edges[1:]) / 2)[list(bins)]
+        pull, constraint = (np.array([of[key] for of in bins.values()]) for key in ("pull", "constraint"))
+        below.errorbar(centres, pull, yerr=constraint, **PULLS)
+        limit = _pull_limit(pull, constraint)
+        below.set(xlim=edges[[0, -1]], ylim=(-limit, limit), xlabel=observable.axis_label)
+        below.set_ylabel(f"MC statistics\n{PULL_LABEL}", fontsize=13)
+        for panel in (axes, below):
+            panel.minorticks_off()
         draw_header(figure, result)
-        draw_status(figure, result)
+        draw_status(figure, result, axes)
     return figure
+
+
+def _pull_limit(pull: Array, constraint: Array) -> float:
+    return max(2.6, float((np.abs(pull) + constraint).max(initial=0.0)) + 0.2)
 
 
 def correlations_figure(result: Mapping[str, Any]) -> Figure:
@@ -88,7 +124,7 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
     with style():
         figure = Figure(figsize=(max(8.0, 3.2 + 0.46 * size), max(6.5, 2.7 + 0.42 * size)))
         width, height = figure.get_size_inches()
-        figure.subplots_adjust(left=2.3 / width, right=1 - 0.95 / width, bottom=2.2 / height, top=1 - 0.5 / height)
+        figure.subplots_adjust(left=2.3 / width, right=1 - 0.95 / width, bottom=2.2 / height, top=1 - TOP / height)
         axes = figure.add_subplot()
         edges = np.arange(size + 1) - 0.5
         mesh = axes.pcolormesh(edges, edges, drawn, cmap=colormaps["RdBu_r"].resampled(COLOURS), vmin=-1, vmax=1)
@@ -103,7 +139,7 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
         axes.minorticks_off()
         figure.colorbar(mesh, ax=axes, label="Correlation", fraction=0.05, pad=0.02).minorticks_off()
         draw_header(figure, result)
-        draw_status(figure, result)
+        draw_status(figure, result, axes)
     return figure
 
 
@@ -157,7 +193,12 @@ def _label(name: str, result: Mapping[str, Any]) -> str:
         labels: dict[str, str] = {one.name: one.label for one in (*model.normalisations, *scale)}
         known = {"mu": r"Signal strength $\mu$", **labels}
         return known.get(name, name)
-    index = int(name.removeprefix(_STATISTICS).removesuffix("]"))
+    index = _bin_of(name)
     edges = result["histograms"][model.observable]["edges"]
     unit = result_analysis(result).fitted.unit
     return f"MC stat. {edges[index]:g}–{edges[index + 1]:g} {unit}".rstrip()
+
+
+def _bin_of(name: str) -> int:
+    """The index of the bin to which a statistical parameter belongs."""
+    return int(name.removeprefix(_STATISTICS).removesuffix("]"))

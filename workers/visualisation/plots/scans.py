@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from common.rounding import rounded
-from workers.visualisation.plots.histograms import TOY_TITLE, Array, is_toy, result_analysis
-from workers.visualisation.plots.stack import RED, draw_status, energy_and_luminosity, style
+from workers.visualisation.plots.histograms import Array, is_toy, result_analysis
+from workers.visualisation.plots.stack import RED, TOP, draw_header, draw_status, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
@@ -27,18 +28,18 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
     mu, curve = np.array(scan["mu"]), np.array(scan["twice_delta_nll"])
     with style():
         figure, axes = _scan_axes(result)
-        top = min(10.0, float(curve.max()))
-        axes.plot(mu, np.where(curve <= 1.02 * top, curve, np.nan), color=CURVE, linewidth=2.2)
+        axes.plot(mu, curve, color=CURVE, linewidth=2.2)
+        _set_limits(axes, mu, curve)
         _draw_interval(axes, fit["signal_strength"], fit["signal_strength_interval"])
-        _draw_levels(axes, mu, top)
+        _draw_levels(axes, {rf"{sigma}$\sigma$": sigma**2 for sigma in (1, 2, 3)})
         text = [
             rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])[0]}",
-            rf"No signal: {fit['significance_observed']:.1f}$\sigma$"
+            rf"Significance {fit['significance_observed']:.1f}$\sigma$"
             rf" (expected {fit['significance_expected']:.1f}$\sigma$)",
         ]
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
         _draw_text(axes, text)
-        draw_status(figure, result)
+        draw_status(figure, result, axes)
     return figure
 
 
@@ -69,7 +70,7 @@ def limits_figure(result: Mapping[str, Any]) -> Figure:
         ]
         _draw_text(axes, text)
         axes.legend(loc="upper right", fontsize=12)
-        draw_status(figure, result)
+        draw_status(figure, result, axes)
     return figure
 
 
@@ -82,18 +83,18 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
     suffix = observable.suffix
     symbol, of_symbol = f"${model.peak.symbol}$", f"{model.peak.symbol.lower()}{suffix}"
     found = result["fit"][model.peak.name]
-    positions, curve, strength = (
-        np.array(found["scan"][key]) for key in (of_symbol, "twice_delta_nll", "signal_strength")
-    )
+    positions, strength = (np.array(found["scan"][key]) for key in (of_symbol, "signal_strength"))
+    curve_at, curve = (np.array(found["curve"][key]) for key in (of_symbol, "twice_delta_nll"))
     value, interval = found[f"value{suffix}"], found[f"statistical_interval{suffix}"]
     with style():
         figure = Figure(figsize=(8, 7))
-        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.93)
+        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=1 - TOP / 7)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         axes = figure.add_subplot(grid[0])
         below = figure.add_subplot(grid[1], sharex=axes)
-        axes.plot(positions, curve, color=CURVE, linewidth=2.2)
+        axes.plot(curve_at, curve, color=CURVE, linewidth=2.2)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        _set_limits(axes, curve_at, curve)
         if value is not None:
             _draw_interval(axes, value, interval)
             scale = None if model.scale is None else found[f"{model.scale.name}_error{suffix}"]
@@ -107,7 +108,7 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
             ]
         else:
             text = ["No measurement:", str(found["problem"])]
-        _draw_levels(axes, positions, float(curve.max()))
+        _draw_levels(axes, {"68.3%": found["threshold"]})
         _draw_text(axes, text)
         axes.set_ylabel(r"$-2\,\Delta\,\ln\,L$")
         axes.tick_params(axis="x", labelbottom=False)
@@ -120,22 +121,13 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
         )
         figure.align_ylabels()
         draw_header(figure, result)
-        draw_status(figure, result)
+        draw_status(figure, result, axes)
     return figure
-
-
-def draw_header(figure: Figure, result: Mapping[str, Any]) -> None:
-    """Draw the origin of the data, the energy and the luminosity above the axes."""
-    toy = is_toy(result)
-    title = TOY_TITLE if toy else f"{result_analysis(result).title} for education"
-    y = 1 - 0.34 / figure.get_figheight()
-    figure.text(0.03, y, title, size=13, weight="bold", color=RED if toy else "black")
-    figure.text(0.97, y, energy_and_luminosity(result), size=13, ha="right")
 
 
 def _scan_axes(result: Mapping[str, Any]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 6))
-    figure.subplots_adjust(left=0.12, right=0.96, bottom=0.125, top=0.92)
+    figure.subplots_adjust(left=0.12, right=0.96, bottom=0.125, top=1 - TOP / 6)
     axes = figure.add_subplot()
     draw_header(figure, result)
     return figure, axes
@@ -156,14 +148,23 @@ def _draw_interval(axes: Axes, value: float, interval: list[float | None]) -> No
     axes.axvline(value, ymax=1 / _HEADROOM, color="black", linewidth=1.2)
 
 
-def _draw_levels(axes: Axes, x: Array, top: float) -> None:
-    """Draw lines at 1, 4 and 9 (one, two and three standard deviations), and set the axes' limits."""
-    axes.set(xlim=(x[0], x[-1]), ylim=(0, _HEADROOM * max(top, 4.5)))
-    for sigma in (1, 2, 3):
-        if sigma**2 < axes.get_ylim()[1] / 1.3:
-            axes.axhline(sigma**2, color="#777777", linewidth=1, linestyle=":")
-            axes.text(x[-1], sigma**2, rf"{sigma}$\sigma$   ", ha="right", va="bottom", size=11, color="#555555")
-    axes.yaxis.set_major_locator(MultipleLocator(5 if top > 15 else 2 if top > 6 else 1))
+def _set_limits(axes: Axes, x: Array, curve: Array) -> None:
+    """Show the curve up to a height of 10, and below that where it is, with space for text above it."""
+    top = max(4.5, min(10.0, float(curve.max())))
+    inside = x[curve <= 1.05 * top]
+    axes.set(xlim=(inside[0], inside[-1]), ylim=(0, _HEADROOM * top))
+    axes.yaxis.set_major_locator(MultipleLocator(2 if top > 6 else 1))
+    for line in axes.lines:
+        line.set_clip_path(Rectangle((0, 0), 1, 1 / _HEADROOM, transform=axes.transAxes))
+
+
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Draw labelled lines at these heights, as far as the curve reaches."""
+    right, top = axes.get_xlim()[1], axes.get_ylim()[1] / _HEADROOM
+    for label, height in levels.items():
+        if height < top:
+            axes.axhline(height, color="#777777", linewidth=1, linestyle=":")
+            axes.text(right, height, f"{label}   ", ha="right", va="bottom", size=11, color="#555555")
 
 
 def _draw_text(axes: Axes, lines: list[str]) -> None:

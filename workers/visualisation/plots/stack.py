@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from common.analyses import Category
 from common.rounding import rounded
@@ -31,8 +32,10 @@ from workers.visualisation.plots.histograms import (
 
 #: Probability of a normal variable to lie within one standard deviation of its mean.
 ONE_SIGMA = 0.682689492137
-#: Height of the space above the histogram for labels and legend, as a fraction of the histogram's height.
-HEADROOM = 0.6
+#: The height of the highest point, and the space between a point and the legend, as fractions of the axes' height.
+HIGHEST, CLEARANCE = 0.76, 0.04
+#: Height of the space above the axes, for the header and two lines of status, in inches.
+TOP = 0.62
 #: Upper end of the ratio panel.
 RATIO_LIMIT = 2.0
 #: The most characters of a problem or warning that fit in the width of a figure.
@@ -54,7 +57,7 @@ HATCH: dict[str, Any] = {"fill": True, "fc": "none", "ec": "#333333", "hatch": "
 POINTS: dict[str, Any] = {"linestyle": "", "markersize": 5, "zorder": 5}
 WATERMARK: dict[str, Any] = {
     "size": 76, "weight": "bold", "rotation": 25, "ha": "center", "va": "center",
-    "color": RED, "alpha": 0.28, "zorder": 10,
+    "color": RED, "alpha": 0.22, "zorder": 1.5,  # in front of the stack, behind the points
 }  # fmt: skip
 
 
@@ -157,18 +160,19 @@ def stack_figure(
     """Draw stacked simulation, data counts (None if the run has no data) and their ratio.
 
     ``error`` is the uncertainty of the stack's sum, shape (bins,), None for the statistical
-    one; ``uncertainty`` is its label. ``notes`` are lines of text below the labels.
+    one; ``uncertainty`` is its label. ``notes`` are lines of text above the legend, below the process. The legend
+    is on the side where the histogram is lower, and the axes reach so high that nothing is behind it.
     """
     with_data, counts = counts is not None, np.zeros(len(edges) - 1) if counts is None else counts
     interval = garwood_interval(counts)
     observable = result_analysis(result).histograms[histogram]
     with style():
         figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
-        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=0.945)
+        figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=1 - TOP / 7)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         main = figure.add_subplot(grid[0] if with_ratio else grid[:])
         bottom = figure.add_subplot(grid[1], sharex=main) if with_ratio else main
-        total, error, low, high = _draw_stack(main, edges, simulation, error, uncertainty)
+        total, error, low, heights = _draw_stack(main, edges, simulation, error, uncertainty)
         if with_data:
             data = next(category for category in result_analysis(result).categories if category.role == "data")
             label = f"{'Toy data' if is_toy(result) else data.label}: {counts.sum():,.0f}"
@@ -178,25 +182,50 @@ def stack_figure(
                 _draw_band(bottom, edges, total, error)
                 _draw_points(bottom, edges, points, over=total, limit=RATIO_LIMIT, label="_", colour=data.colour)
                 main.tick_params(axis="x", labelbottom=False)
-        high = max(high, float((interval[1] * (counts > 0)).max())) or 1.0
-        main.set(xlim=edges[[0, -1]], ylim=(1.1 * low, high + HEADROOM * (high - low)))
+        heights = np.maximum(heights, interval[1] * (counts > 0))
+        main.set(xlim=edges[[0, -1]])
         main.set(ylabel=events_label(edges, observable.unit))
         main.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         bottom.set_xlabel(observable.axis_label)
         figure.align_ylabels()
-        handles, labels = main.get_legend_handles_labels()
-        main.legend(handles[::-1], labels[::-1], loc="upper right", borderpad=0.6)
-        _draw_labels(main, result, histogram, notes)
-        draw_status(figure, result)
+        legend_bottom, below_legend = _draw_legend(main, edges, heights, _legend_title(result, histogram, notes))
+        high = max(heights.max() / HIGHEST, heights[below_legend].max(initial=0) / (legend_bottom - CLEARANCE)) or 1.0
+        main.set_ylim(1.1 * low, high)
+        draw_header(figure, result)
+        draw_status(figure, result, main)
     return figure
+
+
+def _draw_legend(axes: Axes, edges: Array, heights: Array, title: str) -> tuple[float, NDArray[np.bool_]]:
+    """Draw the legend on the side where the histogram is lower.
+
+    Returns its lower end as a fraction of the axes' height, and whether each bin is below it, shape (bins,).
+    """
+    middle = (edges[0] + edges[-1]) / 2
+    left, right = heights[edges[:-1] < middle].max(initial=0), heights[edges[1:] > middle].max(initial=0)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = axes.legend(
+        handles[::-1], labels[::-1], title=title, alignment="left",
+        loc="upper right" if right <= left else "upper left", borderpad=0.6,
+    )  # fmt: skip
+    box = legend.get_window_extent().transformed(axes.transAxes.inverted())
+    from_left, to_right = edges[0] + np.array([box.x0, box.x1]) * (edges[-1] - edges[0])
+    return box.y0, (edges[1:] > from_left) & (edges[:-1] < to_right)
+
+
+def _legend_title(result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> str:
+    """The decay channel or the process, and the notes, each on a line."""
+    analysis = result_analysis(result)
+    channel = analysis.channel_of(histogram)
+    return "\n".join([f"${analysis.process if channel is None else channel.label}$", *notes])
 
 
 def _draw_stack(
     axes: Axes, edges: Array, stack: Sequence[Layer], error: Array | None, uncertainty: str
-) -> tuple[Array, Array, float, float]:
+) -> tuple[Array, Array, float, Array]:
     """Stack positive bins upwards and negative bins downwards from 0.
 
-    Returns the sum and its uncertainty, shape (bins,), and the lowest and highest point drawn.
+    Returns the sum and its uncertainty, shape (bins,), the lowest point drawn, and the highest one of each bin.
     """
     total, variance, top, bottom = (np.zeros(len(edges) - 1) for _ in range(4))
     if stack:  # the legend is in reverse order: the top of the stack first, the uncertainty last
@@ -213,15 +242,16 @@ def _draw_stack(
         axes.stairs(total + error, edges, baseline=total - error, **HATCH)
     low = min(float(bottom.min()), float((total - error)[total < 0].min(initial=0)))
     axes.axhline(0, color="black", linewidth=0.8)
-    return total, error, low, max(float(top.max()), float((total + error).max()))
+    return total, error, low, np.maximum(top, total + error)
 
 
 def _draw_points(
     axes: Axes, edges: Array, points: Array, *, over: Array, limit: float, label: str, colour: str
 ) -> None:
-    """Draw ``counts / over`` with intervals where both are positive; an arrow stands for a point above the limit.
+    """Draw ``counts / over`` with intervals where both are positive.
 
-    ``points`` are the counts and the ends of their intervals, shape (3, bins).
+    An arrow stands for a point whose whole interval is above the limit. ``points`` are the counts and the ends of
+    their intervals, shape (3, bins).
     """
     drawn = (points[0] > 0) & (over > 0)
     centres, (points, low, high) = ((edges[:-1] + edges[1:]) / 2)[drawn], points[:, drawn] / over[drawn]
@@ -229,8 +259,9 @@ def _draw_points(
     for chosen, marker, text in ((inside, "o", label), (~inside, "", "_")):
         drawing = {"marker": marker, "color": colour, "label": text, **POINTS}
         axes.errorbar(centres[chosen], points[chosen], bars[:, chosen], **drawing)
-    if not inside.all():
-        axes.plot(centres[~inside], np.full((~inside).sum(), 0.94 * limit), "^", color=colour, markersize=6)
+    beyond = low > limit
+    if beyond.any():
+        axes.plot(centres[beyond], np.full(beyond.sum(), 0.94 * limit), "^", color=colour, markersize=6)
 
 
 def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
@@ -238,25 +269,17 @@ def _draw_band(axes: Axes, edges: Array, total: Array, error: Array) -> None:
     relative = np.divide(error, total, out=np.full_like(total, np.nan), where=total > 0)
     axes.stairs(1 + relative, edges, baseline=1 - relative, **HATCH)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(ylim=(0, RATIO_LIMIT), yticks=(0.5, 1.0, 1.5), ylabel="Data / Sim.")
+    axes.set(ylim=(0, RATIO_LIMIT), ylabel="Data / Sim.")
+    axes.set_yticks([0, 0.5, 1, 1.5, 2], ["0", "0.5", "1", "1.5", "2"])
 
 
-def _draw_labels(axes: Axes, result: Mapping[str, Any], histogram: str, notes: Sequence[str]) -> None:
-    """Draw the origin of the data, the energy, the luminosity and the decay channel."""
-    analysis = result_analysis(result)
-    channel = analysis.channel_of(histogram)
-    process = analysis.process if channel is None else channel.label
-    lines = [energy_and_luminosity(result), f"${process}$", *notes]
-    place: dict[str, Any] = {"xy": (0.04, 0.915), "xycoords": "axes fraction"}
-    if is_toy(result):
-        axes.annotate(TOY_TITLE, fontsize=15, fontweight="bold", color=RED, **place)
-    else:
-        first, _, rest = result_analysis(result).title.partition(" ")
-        bold = axes.annotate(first, fontsize=17, fontweight="bold", fontstyle="italic", **place)
-        axes.annotate(f" {rest}", (1, 0), xycoords=bold, va="bottom", fontsize=17)
-        lines.insert(0, "for education")
-    for row, line in enumerate(lines):
-        axes.annotate(line, **{**place, "xy": (0.04, 0.85 - 0.07 * row)})
+def draw_header(figure: Figure, result: Mapping[str, Any]) -> None:
+    """Draw the origin of the data, the energy and the luminosity above the axes."""
+    toy = is_toy(result)
+    title = TOY_TITLE if toy else f"{result_analysis(result).title} for education"
+    y = 1 - (TOP - 0.1) / figure.get_figheight()
+    figure.text(0.03, y, title, size=13, weight="bold", color=RED if toy else "black")
+    figure.text(0.97, y, energy_and_luminosity(result), size=13, ha="right")
 
 
 def energy_and_luminosity(result: Mapping[str, Any]) -> str:
@@ -265,14 +288,14 @@ def energy_and_luminosity(result: Mapping[str, Any]) -> str:
     return rf"$\sqrt{{s}}$ = {result_analysis(result).sqrt_s_tev} TeV, {lumi_ifb:.4g} fb$^{{\mathrm{{-1}}}}$"
 
 
-def draw_status(figure: Figure, result: Mapping[str, Any]) -> None:
+def draw_status(figure: Figure, result: Mapping[str, Any], axes: Axes) -> None:
     """Draw the first problem and the first warning of a run as lines at the top, and count the others.
 
-    The figure of an incomplete run has a watermark, too.
+    The figure of an incomplete run has a watermark in its axes, too.
     """
     lines = []
     if not result["complete"]:
-        figure.text(0.54, 0.5, "INCOMPLETE", **WATERMARK)
+        axes.text(0.5, 0.5, "INCOMPLETE", transform=axes.transAxes, **WATERMARK)
         lines.append(("INCOMPLETE", result["problems"] or ["not all chunks are analysed"], RED))
     if result.get("warnings"):
         lines.append(("WARNING", result["warnings"], AMBER))

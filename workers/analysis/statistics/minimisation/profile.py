@@ -69,14 +69,15 @@ class Profile:
             for sign, bound in zip((-1, 1), bounds, strict=True)
         ]
 
-    def scan(self, mu_hat: float, error: float) -> dict[str, list[float]]:
-        """-2 ln λ(μ) from 3.5 errors below μ̂ to 4 errors above, within the bounds of μ.
+    def scan(self, error: float, interval: Sequence[float | None]) -> dict[str, list[float]]:
+        """-2 ln λ(μ) as far as it is below about 10: 3.2 times the distance of each end of the ``interval``.
 
-        Without the points whose fit does not reach a minimum.
+        Within the bounds of μ, and without the points whose fit does not reach a minimum.
         """
         low, high = (float(side[self.likelihood.poi]) for side in (self.likelihood.low, self.likelihood.high))
-        mu = np.linspace(max(low, mu_hat - 3.5 * error), min(high, mu_hat + 4.0 * error), _SCAN_POINTS)
-        found = dict(_values(self, mu.tolist()))
+        below, above = (error if end is None else abs(end - self.mu_hat) for end in interval)
+        ends = max(low, self.mu_hat - 3.2 * below), min(high, self.mu_hat + 3.2 * above)
+        found = dict(_values(self, np.linspace(*ends, _SCAN_POINTS).tolist()))
         return {"mu": list(found), "twice_delta_nll": list(found.values())}
 
 
