@@ -7,6 +7,10 @@ is submitted to that RabbitMQ, where the services wait, and followed here.
     analysis.py dead-letters [--broker amqp://..] [--run RUN_ID] [--json] [--requeue]
 
 lists the messages that could not be handled, and requeues them once the cause is fixed.
+
+    analysis.py check FILE
+
+checks the file of an own analysis, and tries it on events of the demo.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from common import settings, topology
-from common.errors import PipelineError, SettingsError
+from common.errors import AnalysisError, PipelineError, SettingsError
 from common.settings import VARIABLES, Settings
 
 if TYPE_CHECKING:
+    from common.analyses import Analyses
     from common.submission import Outcome
     from common.transport import Transport
 
@@ -49,15 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     from common.logs import configure_logging
     from common.submission import new_run_id
-    from physics import ANALYSES
 
     console = Console(highlight=False, markup=False)
     try:
         if arguments[:1] == ["dead-letters"]:
             return _dead_letters(arguments[1:], console)
+        if arguments[:1] == ["check"]:
+            return _check(arguments[1:], console)
         flags = _parser().parse_args(arguments)
         read = settings.read(os.environ, vars(flags))
-        read = replace(read, run=ANALYSES.resolve(read.run))
+        read = replace(read, run=_analyses(read).resolve(read.run))
         configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
         run_id = new_run_id(read.run.release)
         run = _distributed if flags.broker else _embedded
@@ -74,6 +80,12 @@ def _main(arguments: Sequence[str]) -> int:
         return INTERRUPTED
 
 
+def _analyses(read: Settings) -> Analyses:
+    from physics import ANALYSES
+
+    return ANALYSES.in_folder(read.analyses, "analysis.py")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="analysis.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     for variable in VARIABLES:
@@ -84,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
             else:
                 parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
-    parser.epilog = "analysis.py dead-letters --help: list and requeue the messages that could not be handled"
+    parser.epilog = (
+        "analysis.py dead-letters --help: list and requeue the messages that could not be handled; "
+        "analysis.py check --help: check the file of an own analysis"
+    )
     return parser
 
 
@@ -117,6 +132,37 @@ def _dead_letters(arguments: Sequence[str], console: Console) -> int:
     return COMPLETE
 
 
+def _check(arguments: Sequence[str], console: Console) -> int:
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(
+        prog="analysis.py check",
+        description="Check the file of an own analysis: import it, and try its functions on events of the demo.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the Python file")
+    file = parser.parse_args(arguments).file
+    from workers.check import check
+
+    try:
+        checked = check(file, settings.read(os.environ).cache)
+    except AnalysisError as error:
+        print(f"analysis.py: {error}", file=sys.stderr)
+        return INCOMPLETE
+    for one in checked:
+        if one.tried_on is None:
+            console.print(f"{one.release}: its functions were not tried, because no toy release has its samples")
+            continue
+        counts = ", ".join(f"{step} {events:,}" for step, events in one.cutflow.items())
+        console.print(f"{one.release}, tried on {', '.join(one.samples)} of {one.tried_on}: {counts}", soft_wrap=True)
+        for mistake in one.mistakes:
+            print(f"analysis.py: {mistake}", file=sys.stderr)
+    if any(one.mistakes for one in checked):
+        return INCOMPLETE
+    console.print(f"{file}: no mistakes found", soft_wrap=True)
+    return COMPLETE
+
+
 def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:
     from common.result_folder import check_output
     from common.transport.rabbitmq import RabbitMQTransport
@@ -128,11 +174,10 @@ def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> 
 
 def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> Outcome:
     from common.result_folder import check_output
-    from physics import ANALYSES
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
-    check_directory(ANALYSES[read.run.release], read.run)
+    check_directory(_analyses(read).of(read.run), read.run)
     check_output(read.output)
     with EmbeddedServices(read) as services:
         return _submit_and_follow(services.transport, read, run_id, console, services.is_alive)
@@ -143,14 +188,13 @@ def _submit_and_follow(
 ) -> Outcome:
     from common.display import Bars
     from common.submission import follow, submit
-    from physics import ANALYSES
 
     session = transport.open([topology.follower(run_id)], prefetch=100)
     try:
         submit(session, run_id, read.run)
         console.print(f"run {run_id}")
         with Bars(console, len(read.run.samples)) as bars:
-            return follow(session, run_id, ANALYSES, bars, is_alive, settings=read.run)
+            return follow(session, run_id, _analyses(read), bars, is_alive, settings=read.run)
     finally:
         session.close()
 

@@ -1,16 +1,17 @@
-"""The types that an analysis is made of, and the lookup of analyses by release.
+"""The types that an analysis is made of, and the lookup of analyses by name and release.
 
 An ``Analysis`` says everything that is particular to one analysis of one release of
 open data. The services ask it, and know nothing else about the physics. The analyses
-themselves are in ``physics``; this module holds none.
+themselves are in ``physics`` or in files of users; this module holds none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import fsum
+from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import SettingsError
+from common.errors import AnalysisError, SettingsError
+from common.names import NAME_IS, is_name
 from common.schema import Column, Schema
 from common.settings import MAX_DEMO_EVENTS, RunSettings
 
@@ -101,12 +103,19 @@ class Axis:
 
     The edges are those of ``numpy.linspace``, and a value on an edge belongs to the bin above it, as
     in ``numpy.histogram``. (``hist.axis.Regular`` rounds differently: a value next to an edge may be
-    in another bin.)
+    in another bin.) Raises AnalysisError for an axis without bins.
     """
 
     bins: int
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.bins, int) and self.bins > 0 and isfinite(self.low) and self.low < self.high < np.inf):
+            raise AnalysisError(
+                f"Axis({self.bins}, {self.low}, {self.high}) has no bins; "
+                "give the number of bins, the lower and the higher edge, for example Axis(30, 0.0, 150.0)"
+            )
 
     @property
     def edges(self) -> FloatArray:
@@ -148,7 +157,8 @@ class Observable:
     per_channel
         True where each channel has a histogram of its own, too, named ``NAME_CHANNEL``.
     dtype, allow_nan
-        The type of the column, and whether a value may be missing (NaN, which is in no bin).
+        The type of the column, and whether a value may be missing (NaN, which is in no bin). Without
+        ``allow_nan``, a value that is not finite is an error.
     """
 
     name: str
@@ -159,7 +169,7 @@ class Observable:
     unit: str = "GeV"
     per_channel: bool = False
     dtype: str = "float32"
-    allow_nan: bool = True
+    allow_nan: bool = False
 
     @property
     def axis_label(self) -> str:
@@ -233,6 +243,8 @@ class Model:
     """What is fitted: the histogram of an observable, with the strength of the signal as parameter of interest.
 
     ``window`` is the range, in the unit of the observable, in which events are counted around the signal.
+    With ``is_search`` the absence of the signal is tested, too (significance, CLs and upper limit), for which
+    background is needed in every bin; without it only the strength is measured.
     """
 
     observable: str
@@ -240,6 +252,7 @@ class Model:
     normalisations: tuple[Normalisation, ...]
     scale: ScaleVariation | None = None
     peak: Peak | None = None
+    is_search: bool = True
 
     @property
     def fine(self) -> str:
@@ -313,6 +326,58 @@ class Analysis:
     observables: tuple[Observable, ...]
     model: Model
     make_file: Callable[[Analysis, Sample, int, Path], Path] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise AnalysisError for a name that occurs twice or that nothing has."""
+        categories = [one.name for one in self.categories]
+        observables = [one.name for one in self.observables]
+        self._check_names("sample", self.sample_names)
+        self._check_names("category", categories)
+        self._check_names("period", [one.name for one in self.periods])
+        self._check_names("step", self.steps)
+        self._check_names("channel", (one.name for one in self.channels))
+        self._check_names("observable", observables)
+        scales = () if self.model.scale is None else tuple(self.model.scale.factors)
+        fine = () if self.model.peak is None else (self.model.fine,)
+        by_channel = [f"{one.name}_{of.name}" for one in self.observables if one.per_channel for of in self.channels]
+        self._check_names("histogram", (*observables, *by_channel, *scales, *fine, "edges"))
+        self._check_names("column of the selected events", (*observables, "channel", "weight"))
+        self._check_names("uncertainty", (*(one.name for one in self.model.normalisations), "mu", "mc_statistics"))
+        periods = [one.name for one in self.periods]
+        for sample in self.samples:
+            self._check_known(f"sample {sample.name!r}", "category", sample.category, categories)
+            if sample.period is not None:
+                self._check_known(f"sample {sample.name!r}", "period", sample.period, periods)
+        for norm in self.model.normalisations:
+            for name in norm.categories or ():
+                self._check_known(f"uncertainty {norm.name!r}", "category", name, categories)
+        self._check_known("the model", "observable", self.model.observable, observables)
+        data = self.with_role("data")
+        if len(data) != 1:
+            raise AnalysisError(
+                f"{self._where}: {len(data)} categories have the role 'data' ({', '.join(data) or 'none'}); "
+                "exactly one must have it"
+            )
+        if "weight" not in self.events:
+            raise AnalysisError(f"{self._where}: events has no column 'weight'; it must have the weight of an event")
+
+    @property
+    def _where(self) -> str:
+        return f"analysis {self.name!r} of release {self.release!r}"
+
+    def _check_names(self, kind: str, names: Iterable[str]) -> None:
+        counts = Counter(names)
+        for name, count in counts.items():
+            if count > 1:
+                raise AnalysisError(f"{self._where}: {count} {kind}s are called {name!r}; give each another name")
+            if not is_name(name):
+                raise AnalysisError(f"{self._where}: {name!r} is not a name of a {kind}; {NAME_IS}")
+
+    def _check_known(self, what: str, kind: str, name: str, known: Sequence[str]) -> None:
+        if name not in known:
+            raise AnalysisError(
+                f"{self._where}: {what} has the {kind} {name!r}, which does not exist; choose one of {', '.join(known)}"
+            )
 
     @property
     def sample_names(self) -> tuple[str, ...]:
@@ -395,10 +460,15 @@ class Analysis:
 
 
 class Analyses(Mapping[str, Analysis]):
-    """Analyses by release: what run settings and messages are checked against."""
+    """The releases of one analysis: what run settings and messages are checked against.
 
-    def __init__(self, *analyses: Analysis) -> None:
+    ``sha256`` is the checksum of its code; empty if that is not known. Subclasses find other analyses, too.
+    """
+
+    def __init__(self, *analyses: Analysis, sha256: str = "") -> None:
         self._analyses = {analysis.release: analysis for analysis in analyses}
+        self.name = analyses[0].name if analyses else ""
+        self.sha256 = sha256
 
     def __getitem__(self, release: str) -> Analysis:
         """Return the analysis of that release; raises SettingsError where there is none."""
@@ -414,6 +484,33 @@ class Analyses(Mapping[str, Analysis]):
     def __len__(self) -> int:
         return len(self._analyses)
 
+    def find(self, name: str, sha256: str) -> Analyses:
+        """Return the releases of the analysis of that name and checksum; an empty checksum is that of any code.
+
+        Raises SettingsError where there is no such analysis, or its code is another one.
+        """
+        if self and name != self.name:
+            raise SettingsError(f"ANALYSIS={name!r}: there is no such analysis; choose {self.name}")
+        if sha256 and self.sha256 and sha256 != self.sha256:
+            raise SettingsError(
+                f"ANALYSIS={name!r}: the code here has the SHA-256 {self.sha256}, that of the run {sha256}; "
+                "use the same version of the project everywhere"
+            )
+        return self
+
+    def of(self, settings: RunSettings) -> Analysis:
+        """Return the analysis of a run; raises SettingsError where there is none."""
+        return self.find(settings.analysis, settings.analysis_sha256)[settings.release]
+
+    def of_result(self, result: Mapping[str, Any]) -> Analysis:
+        """Return the analysis of a result document; raises SettingsError where there is none.
+
+        A document of the shipped analysis may come from an older version of it.
+        """
+        name = result.get("analysis", self.name)
+        sha256 = "" if name == self.name else result.get("provenance", {}).get("analysis_sha256", "")
+        return self.find(name, sha256)[result["release"]]
+
     def resolve(self, settings: RunSettings) -> RunSettings:
         """Return settings in which everything is filled in that the release knows.
 
@@ -422,8 +519,9 @@ class Analyses(Mapping[str, Analysis]):
         has no data location: its events are made on this machine. Raises SettingsError for a release, sample,
         number of cuts or number of events that there is not.
         """
+        analyses = self.find(settings.analysis, settings.analysis_sha256)
         try:
-            analysis = self[settings.release]
+            analysis = analyses[settings.release]
         except SettingsError as error:
             raise SettingsError(f"RELEASE={settings.release!r}: {error}") from None
         try:
@@ -444,6 +542,7 @@ class Analyses(Mapping[str, Analysis]):
         names = tuple(sample.name for sample in samples)
         return replace(
             settings,
+            analysis_sha256=analyses.sha256,
             samples=names,
             lumi_ifb=analysis.lumi_of(names) if settings.lumi_ifb is None else settings.lumi_ifb,
             pt_cuts_gev=cuts,

@@ -187,10 +187,11 @@ def fit_line(result: Mapping[str, Any]) -> str:
     if fit is None:
         return f"no fit: {result.get('fit_problem') or 'not made'}"
     strength, error = rounded(fit["signal_strength"], fit["signal_strength_error"])
-    return (
-        f"signal strength {strength} ± {error}; significance "
-        f"{fit['significance_observed']:.2f} observed, {fit['significance_expected']:.2f} expected"
-    )
+    line = f"signal strength {strength} ± {error}"
+    if fit["significance_observed"] is None:
+        return line
+    observed, expected = fit["significance_observed"], fit["significance_expected"]
+    return f"{line}; significance {observed:.2f} observed, {expected:.2f} expected"
 
 
 def _table(title: str, first: str) -> Table:

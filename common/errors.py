@@ -11,6 +11,10 @@ class SettingsError(PipelineError):
     """A setting has a value that cannot be used (exit code 2)."""
 
 
+class AnalysisError(SettingsError):
+    """The file of a user's own analysis is missing, cannot be imported, or has a mistake; names the file and line."""
+
+
 class MessageError(PipelineError):
     """A message cannot be decoded, or does not hold what its kind declares."""
 

@@ -249,11 +249,6 @@ class ArrayMessage(Message):
     events: ak.Array
 
     @property
-    def release(self) -> str:
-        """The name of the release."""
-        return self.settings.release
-
-    @property
     def digest(self) -> str:
         """The digest of the run's settings."""
         return self.settings.digest
@@ -276,7 +271,7 @@ class ArrayMessage(Message):
         try:
             header = msgspec.convert(unpickled.header, _ArrayHeader)
             settings = analyses.resolve(header.settings)
-            analysis = analyses[settings.release]
+            analysis = analyses.of(settings)
             analysis.sample(header.chunk.sample)
         except (msgspec.ValidationError, SettingsError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None

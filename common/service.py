@@ -15,7 +15,7 @@ from typing import ClassVar
 from common import messages, topology
 from common.analyses import Analyses
 from common.delivery import Delivery
-from common.errors import BrokerError, DatabaseError, MessageError, Unavailable
+from common.errors import BrokerError, DatabaseError, MessageError, SettingsError, Unavailable
 from common.health import ServiceMetrics
 from common.messages import Message
 from common.topology import Queue
@@ -37,8 +37,8 @@ class Service(ABC):
     name: ClassVar[str]
     #: True where only one process may run the service on a broker: a second one waits.
     is_single: ClassVar[bool] = False
-    #: The releases that messages are checked against; a service that receives events declares its own.
-    analyses: ClassVar[Analyses] = Analyses()
+    #: The analyses that messages are checked against; each service has its own.
+    analyses: Analyses = Analyses()
 
     #: Publishes a message at once, while another one is handled; set by the loop.
     publish_without_confirm: Callable[[Message], None] = staticmethod(lambda message: None)
@@ -64,8 +64,8 @@ class Service(ABC):
     def handle(self, message: Message) -> Sequence[Message]:
         """Handle a message, and return the messages to publish.
 
-        Raises MessageError for a message that cannot be handled (it is
-        dead-lettered), and Unavailable where something outside is unavailable
+        Raises MessageError for a message that cannot be handled, and SettingsError for an analysis that
+        the service does not have (both are dead-lettered), and Unavailable where something outside is unavailable
         for now (the message is tried again).
         """
 
@@ -147,7 +147,7 @@ def _handle(
             log.warning("%s waits: %s", service.name, error)
             if stop.wait(RETRY_PAUSE_S):
                 return None
-        except MessageError as error:
+        except (MessageError, SettingsError) as error:
             return _dead_letter(service, session, delivery, str(error), metrics)
         except (BrokerError, DatabaseError):
             raise  # the message is not the cause, and is redelivered

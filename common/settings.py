@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 
 from common.errors import SettingsError
+from common.names import MAX_NAME, NAME_IS, is_name
 
 T = TypeVar("T")
 
@@ -47,8 +48,13 @@ class RunSettings:
     release's own; ``demo_events`` counts the simulated events of a toy release.
     Raises SettingsError where a value cannot be used. ``Analyses.resolve`` checks
     that the release and the samples exist, and fills in what is not given.
+
+    ``analysis`` is the name of an analysis, and ``analysis_sha256`` the checksum of its code; no code is
+    taken from a message.
     """
 
+    analysis: str = "hzz4l"
+    analysis_sha256: str = ""
     release: str = "2020e-13tev"
     data: str | None = None
     samples: tuple[str, ...] = ()
@@ -61,6 +67,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _checked_location(self.data))
+        if not is_name(self.analysis):
+            raise SettingsError(f"ANALYSIS={self.analysis[:MAX_NAME]!r}: not the name of an analysis; {NAME_IS}")
+        if not re.fullmatch(r"([0-9a-f]{64})?", self.analysis_sha256):
+            raise SettingsError(f"analysis_sha256={self.analysis_sha256[:64]!r}: not a SHA-256 in hexadecimal")
         if self.lumi_ifb is not None and not MIN_LUMI_IFB <= self.lumi_ifb <= MAX_LUMI_IFB:
             raise SettingsError(
                 f"LUMI={self.lumi_ifb:g}: a luminosity lies from {MIN_LUMI_IFB:g} to {MAX_LUMI_IFB:g} fb⁻¹; "
@@ -133,8 +143,10 @@ class RunSettings:
         Raises SettingsError for an unknown name, a wrong type or an unusable value.
         """
         known = asdict(defaults or cls())
-        if "release" in values:
+        if "release" in values or "analysis" in values:
             known["samples"] = ()
+        if "analysis" in values:
+            known["analysis_sha256"] = ""
         for name in values:
             if name not in known:
                 raise SettingsError(f"a run has no setting {reprlib.repr(name)}; it has {', '.join(known)}")
@@ -209,6 +221,7 @@ class Settings:
     """All settings of one command or one service."""
 
     run: RunSettings
+    analyses: Path
     broker: BrokerSettings
     output: Path
     cache: Path
@@ -240,6 +253,8 @@ def _comma(values: tuple[float, ...]) -> str:
 
 
 VARIABLES = (
+    Variable("ANALYSIS", RunSettings.analysis, "analysis: its name, or a Python file", "--analysis", "NAME|FILE"),
+    Variable("ANALYSES_DIR", "analyses", "directory with the files of own analyses, NAME.py"),
     Variable("RELEASE", RunSettings.release, "release of ATLAS Open Data", "--release", "NAME"),
     Variable("DATA", "", "directory with the release's files, or the address of one", "--data", "DIR|URL"),
     Variable("SAMPLES", "", "samples to analyse; all of the release by default", "--samples", "A,B,.."),
@@ -299,11 +314,13 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             f"MESSAGE_KEY: {len(text['MESSAGE_KEY'])} characters; a key has at least {MIN_MESSAGE_KEY_LENGTH}, "
             "for example what 'openssl rand -hex 32' prints"
         )
+    analyses, analysis = _analysis(text["ANALYSIS"], text["ANALYSES_DIR"])
     results_keep = _convert("RESULTS_KEEP", text["RESULTS_KEEP"], int, "a number of runs", "100")
     if results_keep < 0:
         raise SettingsError(f"RESULTS_KEEP={results_keep}: keep a number of runs from 1, or 0 for all")
     return Settings(
         run=RunSettings(
+            analysis=analysis,
             release=text["RELEASE"],
             data=_location(text["DATA"]),
             samples=_split(text["SAMPLES"]),
@@ -314,6 +331,7 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             chunk_entries=_convert("CHUNK_ENTRIES", text["CHUNK_ENTRIES"], int, "a number of entries", "50000"),
             plots=text["PLOTS"] == "1",
         ),
+        analyses=analyses,
         broker=BrokerSettings(
             host=text["RABBITMQ_HOST"],
             port=port,
@@ -366,6 +384,16 @@ def _path(name: str, text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise SettingsError(f"{name}={text!r}: there is no such home directory; write the path without '~'") from None
+
+
+def _analysis(text: str, directory: str) -> tuple[Path, str]:
+    """The directory and the name of an analysis, which is given as a name or as the path of a file."""
+    if not text.endswith(".py"):
+        return _path("ANALYSES_DIR", directory), text
+    path = _path("ANALYSIS", text)
+    if not is_name(path.stem):
+        raise SettingsError(f"ANALYSIS={text!r}: the file's name is that of the analysis; {NAME_IS}")
+    return path.parent, path.stem
 
 
 def _certificate_authority(text: str) -> Path | None:

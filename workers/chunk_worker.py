@@ -9,7 +9,6 @@ from typing import Any
 from common import messages
 from common.messages import Events, Message
 from common.settings import Settings
-from physics import ANALYSES
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
 
@@ -46,7 +45,7 @@ def process_chunk(settings: Settings, kind: str, task: bytes) -> Sequence[Encode
     outcome: list[EncodedMessage] = []
     # The other cores have worker processes of their own, so that this one decompresses without more threads.
     loader = DataLoader(settings, decompression_threads=0)
-    for message in loader.handle(messages.decode(kind, task, ANALYSES)):
+    for message in loader.handle(messages.decode(kind, task, loader.analyses)):
         processed: Sequence[Message] = [message]
         if isinstance(message, Events):
             try:

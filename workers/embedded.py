@@ -51,7 +51,7 @@ class EmbeddedServices:
         self._settings = settings
         self._number = available_cores() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
-        self._fits = FitPool()
+        self._fits = FitPool(analyses=settings.analyses)
         self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []

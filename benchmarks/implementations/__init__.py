@@ -38,9 +38,10 @@ class Found:
 
 def files(run: RunSettings, cache: Path) -> dict[str, tuple[Path, Sample]]:
     """Return the files and samples of the run by the samples' names."""
-    samples = ANALYSES[run.release].in_order(run.samples)
+    analysis = ANALYSES.of(run)
+    samples = analysis.in_order(run.samples)
     fetcher = Fetcher(cache)
-    return {sample.name: (locate(sample, run, fetcher).path, sample) for sample in samples}
+    return {sample.name: (locate(sample, analysis, run, fetcher).path, sample) for sample in samples}
 
 
 def branches(analysis: Analysis, sample: Sample) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +10,22 @@ from common.analyses import Analysis, Sample
 from physics.hzz4l import release_2020e
 
 
-def make_file(analysis: Analysis, sample: Sample, events: int, directory: Path) -> Path:
-    """Return the path of a sample's toy file in the directory, which is written if it does not exist."""
-    from physics.hzz4l.toy.files import demo_file  # imported when it is needed: it takes time
+def maker(toy: Analysis) -> Callable[[Analysis, Sample, int, Path], Path]:
+    """Return the function that writes the files of a toy release.
 
-    return demo_file(sample, analysis, events, directory)
+    An analysis that is derived from this one reads the same files, whichever samples it has. Those with all
+    branches are written for one that reads others.
+    """
+
+    def make_file(analysis: Analysis, sample: Sample, events: int, directory: Path) -> Path:
+        """Return the path of a sample's toy file in the directory, which is written if it does not exist."""
+        from physics.hzz4l.toy.files import demo_file  # imported when it is needed: it takes time
+
+        others = not analysis.branches.keys() <= toy.branches.keys()
+        return demo_file(toy.sample(sample.name), toy, events, directory, all_branches=others)
+
+    return make_file
 
 
-ANALYSIS = replace(
-    release_2020e.ANALYSIS,
-    release="demo",
-    title="TOY demo",
-    toy=True,
-    record_urls=(),
-    other_urls=(),
-    make_file=make_file,
-)
+_TOY = replace(release_2020e.ANALYSIS, release="demo", title="TOY demo", toy=True, record_urls=(), other_urls=())
+ANALYSIS = replace(_TOY, make_file=maker(_TOY))

@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from physics.hzz4l import release_2025e
-from physics.hzz4l.demo import make_file
+from physics.hzz4l.demo import maker
 
-ANALYSIS = replace(
-    release_2025e.ANALYSIS,
-    release="demo-2025",
-    title="TOY demo 2025",
-    toy=True,
-    record_urls=(),
-    make_file=make_file,
-)
+_TOY = replace(release_2025e.ANALYSIS, release="demo-2025", title="TOY demo 2025", toy=True, record_urls=())
+ANALYSIS = replace(_TOY, make_file=maker(_TOY))

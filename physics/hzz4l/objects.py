@@ -66,6 +66,11 @@ class FourMomenta:
         m2 = energy * energy - px * px - py * py - pz * pz
         return np.asarray(np.copysign(np.sqrt(np.abs(m2)), m2))
 
+    def pt(self, leptons: tuple[int, ...]) -> FloatArray:
+        """Return the transverse momentum in GeV of the sum of the leptons with these indices, shape (events,)."""
+        px, py = (reduce(np.add, (component[one] for one in leptons)) for component in (self.px, self.py))
+        return np.asarray(np.hypot(px, py))
+
 
 @dataclass(frozen=True)
 class FourLeptons:
@@ -103,17 +108,34 @@ class FourLeptons:
         """The pT in GeV of the lepton with this index, shape (n,)."""
         return np.asarray(self.columns["lep_pt"][:, lepton].astype(np.float64) / self.per_gev)
 
-    @cached_property
+    @property
     def z_masses(self) -> tuple[FloatArray, FloatArray]:
         """The masses in GeV of the Z candidates Z1 and Z2, each of shape (n,).
 
         Z1 is the pair of equal flavour and opposite charge that is closest to the Z mass, among those whose other
         two leptons are such a pair, too; these are Z2. Both masses are NaN if there is no such pair.
         """
+        return self._z_candidates[:2]
+
+    @property
+    def leading_z_pt(self) -> FloatArray:
+        """The pT in GeV of the Z candidate that has more of it, shape (n,); NaN if there are no Z candidates."""
+        _, _, pairing = self._z_candidates
+        pt = np.full(len(pairing), np.nan)
+        for number, (first, second) in enumerate(_PAIRINGS):
+            indices = np.flatnonzero(pairing == number)
+            chosen = self.momenta.take(indices)
+            pt[indices] = np.maximum(chosen.pt(first), chosen.pt(second))
+        return pt
+
+    @cached_property
+    def _z_candidates(self) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int8]]:
+        """The masses of Z1 and Z2, and the number of the pairing that they are, -1 for none; each of shape (n,)."""
         charge, types = (np.ascontiguousarray(self.columns[name].T) for name in ("lep_charge", "lep_type"))
         n = charge.shape[1]
         z1, z2, smallest = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.inf)
-        for first, second in _PAIRINGS:
+        pairing = np.full(n, -1, dtype=np.int8)
+        for number, (first, second) in enumerate(_PAIRINGS):
             allowed = np.ones(n, dtype=bool)
             for a, b in (first, second):
                 allowed &= (charge[a] == -charge[b]) & (types[a] == types[b])
@@ -126,7 +148,8 @@ class FourLeptons:
             better = deviation < smallest[indices]
             indices = indices[better]
             z1[indices], z2[indices], smallest[indices] = closer[better], farther[better], deviation[better]
-        return z1, z2
+            pairing[indices] = number
+        return z1, z2, pairing
 
 
 def first_four(arrays: ak.Array, branches: Mapping[str, str]) -> tuple[dict[str, Array], Mask]:

@@ -63,7 +63,6 @@ def observables(m4l_axis: Axis) -> tuple[Observable, ...]:
             caption="Four-lepton mass",
             per_channel=True,
             dtype="float64",
-            allow_nan=False,
         ),
         Observable(
             "m_z1",
@@ -71,6 +70,7 @@ def observables(m4l_axis: Axis) -> tuple[Observable, ...]:
             Axis(30, 40.0, 115.0),
             label="$m_{Z1}$",
             caption="Mass of the leading Z candidate",
+            allow_nan=True,
         ),
         Observable(
             "m_z2",
@@ -78,6 +78,7 @@ def observables(m4l_axis: Axis) -> tuple[Observable, ...]:
             Axis(30, 0.0, 120.0),
             label="$m_{Z2}$",
             caption="Mass of the other Z candidate",
+            allow_nan=True,
         ),
         Observable(
             "lead_pt",
@@ -85,5 +86,6 @@ def observables(m4l_axis: Axis) -> tuple[Observable, ...]:
             Axis(30, 0.0, 150.0),
             label=r"Leading lepton $p_{\mathrm{T}}$",
             caption="Transverse momentum of the leading lepton",
+            allow_nan=True,
         ),
     )

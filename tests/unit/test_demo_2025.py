@@ -12,6 +12,7 @@ import pytest
 import uproot
 
 from common.analyses import Sample
+from common.errors import SettingsError
 from common.messages import Selected
 from common.settings import RunSettings
 from physics import ANALYSES
@@ -174,7 +175,7 @@ def test_the_same_seed_gives_the_same_events(cache: Path, tmp_path: Path) -> Non
 
 
 def test_files_of_all_branches_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="demo-2025 can be made only with the branches that the analysis reads"):
+    with pytest.raises(SettingsError, match="demo-2025 can be made only with the branches that the analysis reads"):
         demo.demo_file(DEMO.sample("ttW"), DEMO, EVENTS, tmp_path, all_branches=True)
 
 

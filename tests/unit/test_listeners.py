@@ -16,6 +16,7 @@ import requests
 
 from common.health import ServiceMetrics, listen
 from common.listeners import connection_limit
+from physics import ANALYSES
 from tests.support.drawing import POOL
 from tests.support.waiting import wait_until
 from tests.unit.test_page import RUN, Site, events_of, quiet_port, under_way
@@ -34,7 +35,7 @@ def page(tmp_path: Path) -> Iterator[Listener]:
         def start(host: str = "127.0.0.1") -> int:
             port = quiet_port()
             live = LiveRuns(lambda run_id: False)
-            server = PageServer(host, port, live, Archive(tmp_path), POOL, request_timeout_s=1)
+            server = PageServer(host, port, live, Archive(tmp_path), POOL, analyses=ANALYSES, request_timeout_s=1)
             stack.callback(server.close)
             return port
 

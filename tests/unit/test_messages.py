@@ -44,7 +44,9 @@ CHUNK = Chunk(RUN, "Zee", 100, 200)
 FILE = FileIdentity("/data/Zee.root", 31363, "8bdc6dd8", "922a7153-123b-4dff-afaa-c2b7ee784372")
 SETTINGS_2020 = ANALYSES.resolve(RunSettings())
 SETTINGS_DEMO = ANALYSES.resolve(RunSettings(release="demo"))
-SETTINGS = RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
+SETTINGS = ANALYSES.resolve(
+    RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
+)
 MIB_8 = 8 * 1024 * 1024
 
 JSON_MESSAGES: list[Message] = [

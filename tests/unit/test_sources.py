@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import physics
 from common import topology
-from common.analyses import Analyses, Analysis
+from common.analyses import Analysis
 from common.errors import DataError, SettingsError
 from common.messages import ChunkFailed, ChunkTask, Events, FileTask, RunPlan, RunRequest, RunStarted, SamplePlan
 from common.service import serve
@@ -25,7 +24,7 @@ from common.transport.embedded import EmbeddedTransport
 from physics import ANALYSES
 from tests.support.file_server import QUICK, Request, ScriptedServer
 from tests.support.real_data import ANALYSIS, DATA, SIMULATION, four_leptons, write_file
-from workers.data_loader import root_file, sources
+from workers.data_loader import root_file
 from workers.data_loader.remote.fetch import Fetcher, cache_path
 from workers.data_loader.service import DataLoader
 from workers.data_loader.sources import addresses, check_directory, locate
@@ -59,15 +58,15 @@ def of_directory(directory: Path) -> RunSettings:
 def test_a_file_is_found_in_the_layout_of_the_release_or_flat(tmp_path: Path, fetcher: Fetcher) -> None:
     settings = of_directory(tmp_path)
     flat = write_file(tmp_path / Path(DATA.file).name, EVENTS)
-    assert locate(DATA, settings, fetcher).path == flat
+    assert locate(DATA, ANALYSIS, settings, fetcher).path == flat
 
     (tmp_path / "Data").mkdir()
     shutil.copy(flat, tmp_path / DATA.file)
-    assert locate(DATA, settings, fetcher).path == tmp_path / DATA.file
+    assert locate(DATA, ANALYSIS, settings, fetcher).path == tmp_path / DATA.file
 
     check_directory(ANALYSIS, settings)
     with pytest.raises(DataError, match=r"mc_410000.*no such file.*--data"):
-        locate(SIMULATION, settings, fetcher)
+        locate(SIMULATION, ANALYSIS, settings, fetcher)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO, errno.ENOTCONN])
@@ -85,7 +84,7 @@ def test_a_directory_or_file_that_cannot_be_read_is_named_with_the_cause(
     with pytest.raises(SettingsError, match=f"^DATA='{data}'.*{os.strerror(number)}"):
         check_directory(ANALYSIS, of_directory(data))
     with pytest.raises(DataError, match=f"^{data / DATA.file}: {os.strerror(number)}"):
-        locate(DATA, of_directory(data), fetcher)
+        locate(DATA, ANALYSIS, of_directory(data), fetcher)
 
 
 def test_a_name_that_is_too_long_is_named_with_the_cause(fetcher: Fetcher) -> None:
@@ -93,7 +92,7 @@ def test_a_name_that_is_too_long_is_named_with_the_cause(fetcher: Fetcher) -> No
     with pytest.raises(SettingsError, match=r"aaaa.*too long"):
         check_directory(ANALYSIS, settings)
     with pytest.raises(DataError, match=r"aaaa.*too long"):
-        locate(DATA, settings, fetcher)
+        locate(DATA, ANALYSIS, settings, fetcher)
 
 
 def zero_free_list(content: bytearray) -> None:
@@ -134,7 +133,7 @@ def test_a_file_that_was_not_closed_is_named(
     break_file(content)
     (data / DATA.file).write_bytes(content)
     with pytest.raises(DataError, match=f"^{data / DATA.file}: .*{cause}"):
-        locate(DATA, of_directory(data), fetcher)
+        locate(DATA, ANALYSIS, of_directory(data), fetcher)
 
 
 # --- the file that a run was planned with ---
@@ -217,28 +216,24 @@ class Site:
             request.reply(404, b"no")
 
 
-def release_at(server: ScriptedServer, body: bytes, monkeypatch: pytest.MonkeyPatch) -> Analysis:
-    """Return a release whose record and older locations are on a server, and make it the release of that name."""
+def release_at(server: ScriptedServer, body: bytes) -> Analysis:
+    """Return a release whose record and older locations are on a server."""
     sample = replace(DATA, entries=len(EVENTS), bytes=len(body), adler32=f"{zlib.adler32(body):08x}")
-    analysis = replace(
+    return replace(
         ANALYSIS, record_urls=(server.url("/record/"),), other_urls=(server.url("/older/"),), samples=(sample,)
     )
-    analyses = Analyses(analysis)
-    for module in (physics, sources):
-        monkeypatch.setattr(module, "ANALYSES", analyses)
-    return analysis
 
 
 def test_a_wrong_file_of_the_record_is_replaced_by_the_older_one_with_its_entries(
-    server: ScriptedServer, data: Path, tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, data: Path, tmp_path: Path, fetcher: Fetcher
 ) -> None:
     body = (data / DATA.file).read_bytes()
     packed_differently = write_file(tmp_path / "older.root", EVENTS, basket=5).read_bytes()
-    analysis = release_at(server, body, monkeypatch)
+    analysis = release_at(server, body)
     site = Site({f"/record/{DATA.file}": [packed_differently], f"/older/{DATA.file}": [packed_differently]})
     server.script = [site]
 
-    file = locate(analysis.samples[0], RunSettings(), fetcher)
+    file = locate(analysis.samples[0], analysis, RunSettings(), fetcher)
 
     assert site.requested == [f"/record/{DATA.file}"] * 2 + [f"/older/{DATA.file}"]
     assert file.location == server.url(f"/older/{DATA.file}")
@@ -246,16 +241,17 @@ def test_a_wrong_file_of_the_record_is_replaced_by_the_older_one_with_its_entrie
 
 
 def test_an_error_names_the_sizes_checksums_and_entries_expected_and_found(
-    server: ScriptedServer, data: Path, tmp_path: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, data: Path, tmp_path: Path, fetcher: Fetcher
 ) -> None:
     body = bytearray((data / DATA.file).read_bytes())
-    sample = release_at(server, bytes(body), monkeypatch).samples[0]
+    analysis = release_at(server, bytes(body))
+    sample = analysis.samples[0]
     body[-1] ^= 1
     fewer = write_file(tmp_path / "fewer.root", EVENTS[:5]).read_bytes()
     server.script = [Site({f"/record/{DATA.file}": [bytes(body)], f"/older/{DATA.file}": [fewer]})]
 
     with pytest.raises(DataError) as caught:
-        locate(sample, RunSettings(), fetcher)
+        locate(sample, analysis, RunSettings(), fetcher)
 
     for words in (
         server.url(f"/record/{DATA.file}: the file has {len(body)} bytes and Adler-32 {zlib.adler32(body):08x}"),
@@ -265,35 +261,35 @@ def test_an_error_names_the_sizes_checksums_and_entries_expected_and_found(
         assert words in str(caught.value)
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(
-    server: ScriptedServer, data: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_file_in_the_cache_is_fetched_again(server: ScriptedServer, data: Path, fetcher: Fetcher) -> None:
     body = (data / DATA.file).read_bytes()
-    sample = release_at(server, body, monkeypatch).samples[0]
+    analysis = release_at(server, body)
+    sample = analysis.samples[0]
     server.script = [Site({f"/record/{DATA.file}": [body]})]
     path = cache_path(server.url(f"/record/{DATA.file}"), fetcher.cache)
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(len(body)))
-    assert locate(sample, RunSettings(), fetcher).path.read_bytes() == body
+    assert locate(sample, analysis, RunSettings(), fetcher).path.read_bytes() == body
 
 
 def test_a_chunk_is_read_from_the_location_of_the_plan_alone(
-    server: ScriptedServer, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, data: Path, tmp_path: Path
 ) -> None:
     body = (data / DATA.file).read_bytes()
-    sample = release_at(server, body, monkeypatch).samples[0]
+    analysis = release_at(server, body)
+    sample = analysis.samples[0]
     other = write_file(tmp_path / "older.root", EVENTS, basket=5).read_bytes()
     site = Site({f"/record/{DATA.file}": [body], f"/older/{DATA.file}": [other]})
     server.script = [site]
-    plan = locate(sample, RunSettings(), Fetcher(tmp_path / "a", QUICK)).identity()
-    assert locate(sample, RunSettings(), Fetcher(tmp_path / "b", QUICK), planned=plan).identity() == plan
+    plan = locate(sample, analysis, RunSettings(), Fetcher(tmp_path / "a", QUICK)).identity()
+    assert locate(sample, analysis, RunSettings(), Fetcher(tmp_path / "b", QUICK), planned=plan).identity() == plan
 
     site.files[f"/record/{DATA.file}"] = []
     with pytest.raises(DataError, match="HTTP 404"):
-        locate(sample, RunSettings(), Fetcher(tmp_path / "c", QUICK), planned=plan)
+        locate(sample, analysis, RunSettings(), Fetcher(tmp_path / "c", QUICK), planned=plan)
     elsewhere = replace(plan, location=server.url(f"/gone/{DATA.file}"))
     with pytest.raises(DataError, match="not at an address of the sample"):
-        locate(sample, RunSettings(), Fetcher(tmp_path / "d", QUICK), planned=elsewhere)
+        locate(sample, analysis, RunSettings(), Fetcher(tmp_path / "d", QUICK), planned=elsewhere)
 
 
 def test_the_2020_release_is_checked_against_its_record_at_its_location_first() -> None:

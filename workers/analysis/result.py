@@ -34,7 +34,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
     The document has no ``fit`` yet. Its ``workspace`` is the model and data to fit, or None
     if there can be no fit; then ``fit_problem`` says why.
     """
-    analysis = ANALYSES[run.settings.release]
+    analysis = ANALYSES.of(run.settings)
     samples = analysis.in_order(run.settings.samples)
     documents, sums = {}, {}
     for sample in samples:
@@ -92,6 +92,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             "events_per_second": events / seconds if seconds > 0 else None,
         },
         "provenance": {
+            "analysis_sha256": run.settings.analysis_sha256,
             "inputs": {
                 sample: {"location": file.location, "bytes": file.bytes, "adler32": file.adler32}
                 for sample, file in store.files(run.run_id).items()

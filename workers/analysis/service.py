@@ -17,9 +17,9 @@ import awkward as ak
 import numpy as np
 
 from common import topology
-from common.analyses import Analyses, Analysis
+from common.analyses import Analysis
 from common.delivery import Delivery
-from common.errors import DamagedError, DatabaseError, MessageError
+from common.errors import DamagedError, DatabaseError, MessageError, SettingsError
 from common.messages import (
     ChunkFailed,
     DeadLetterNotice,
@@ -66,11 +66,11 @@ class AnalysisService(Service):
 
     name: ClassVar[str] = "analysis"
     is_single: ClassVar[bool] = True
-    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
+        self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
         self._store = store or Store(settings.database)
-        self._fits = fits or FitPool()
+        self._fits = fits or FitPool(analyses=settings.analyses)
         self._keep = settings.results_keep or KEEP
         self._has_ended = False  # whether a run has ended since the last deletion
         self._next_partial: dict[str, float] = {}
@@ -190,6 +190,9 @@ class AnalysisService(Service):
             return [] if self._store.problems(run_id) else self._state(run_id, changed=True)
         except DamagedError as error:
             return self._give_up(run_id, error)
+        except SettingsError as error:  # its analysis is not here any more; after a restart with it, the run ends
+            log.error("run %s: %s", run_id, error)
+            return [RunFailed(run_id, str(error))]
 
     def _end(self, run_id: str, outcome: FitOutcome) -> None:
         """Publish and store a run's result with its fit, unless the run has a complete result."""
@@ -274,7 +277,7 @@ class AnalysisService(Service):
         return [*planned, *(Progress("analysis", chunk) for chunk in self._store.done(run_id))]
 
     def _add(self, message: Selected) -> Sequence[Message]:
-        analysis = ANALYSES[message.release]
+        analysis = self.analyses.of(message.settings)
         _check_cutflow(message, analysis)
         sample = analysis.sample(message.chunk.sample)
         weights = np.empty(0, analysis.events["weight"].dtype) if sample.is_data else ak.to_numpy(message.events.weight)
@@ -325,6 +328,7 @@ class AnalysisService(Service):
         run = self._store.run(run_id)
         if run is None or run_id in self._fits:
             return []
+        self.analyses.of(run.settings)  # loads the analysis of a run that an earlier process began
         if self._store.is_settled(run_id):
             return [self._finish(run)]
         now = time.monotonic()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import uproot
 
+from common import evaluation
 from common.analyses import Analysis, Sample
 from common.columns import records
 from common.errors import DataError
@@ -115,14 +116,15 @@ def select(
 ) -> tuple[ak.Array, dict[str, int]]:
     """Apply the data-loader's steps to a chunk; returns the selected events and the cutflow.
 
-    Raises DataError where a branch has a value that it should not have.
+    Raises DataError where a branch has a value that it should not have, and AnalysisError where a function of
+    the analysis fails or returns something else than it should.
     """
-    columns = analysis.columns(arrays, sample, settings.luminosity_ifb)
-    found = analysis.objects(columns)
+    columns = evaluation.columns(analysis, arrays, sample, settings.luminosity_ifb)
+    found = evaluation.objects(analysis, columns)
     cutflow = {"read": len(arrays)}
     passed = np.ones(len(columns["weight"]), dtype=np.bool_)
     for step in analysis.loader_steps:
-        passed &= step.passes(found, settings)
+        passed &= evaluation.passes(step, found, settings, columns)
         cutflow[step.name] = int(passed.sum())
     return records({name: np.compress(passed, columns[name], axis=0) for name in analysis.events}), cutflow
 

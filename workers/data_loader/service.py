@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
-from common.analyses import Analyses
 from common.delivery import Delivery
-from common.errors import DataError, MessageError
+from common.errors import AnalysisError, DataError, MessageError
 from common.messages import (
     Chunk,
     ChunkFailed,
@@ -39,11 +38,11 @@ class DataLoader(Service):
     """Answers a run request with file tasks, a file task with chunk tasks, and a chunk task with events."""
 
     name: ClassVar[str] = "data-loader"
-    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, *, decompression_threads: int = 2) -> None:
         """Decompress baskets in so many threads, which use other cores; 0 for a process that has one core."""
-        ANALYSES.resolve(settings.run)  # raises for settings that no run could have
+        self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
+        self.analyses.resolve(settings.run)  # raises for settings that no run could have
         self._defaults = settings.run
         self._fetcher = Fetcher(settings.cache)
         self._decompression = ThreadPoolExecutor(decompression_threads) if decompression_threads else None
@@ -72,11 +71,11 @@ class DataLoader(Service):
         return [RunStarted(run_id, shown), RunPlan(run_id, request.submitted, shown), *tasks]
 
     def _plan(self, task: FileTask) -> Sequence[Message]:
-        analysis = ANALYSES[task.settings.release]
+        analysis = self.analyses.of(task.settings)
         sample = analysis.sample(task.sample)
         try:
             control = FetchControl(self._fetch_progress(task), self.heartbeat, self.stop)
-            file = locate(sample, task.settings, self._fetcher, control)
+            file = locate(sample, analysis, task.settings, self._fetcher, control)
             identity = file.identity()
             bounds = reading.chunk_bounds(file.path, analysis, sample, task.settings)
             file.check(identity)
@@ -104,21 +103,21 @@ class DataLoader(Service):
     def read(self, task: ChunkTask) -> Sequence[Message]:
         """Read a chunk and apply the loader's steps; returns its events, or why it failed.
 
-        It fails if the file is not the one that the run was planned with.
+        It fails if the file is not the one that the run was planned with, or a function of the analysis fails.
         """
         chunk = task.chunk
-        analysis = ANALYSES[task.settings.release]
+        analysis = self.analyses.of(task.settings)
         sample = analysis.sample(chunk.sample)
         try:
             control = FetchControl(heartbeat=self.heartbeat, stop=self.stop)
-            file = locate(sample, task.settings, self._fetcher, control, planned=task.file)
+            file = locate(sample, analysis, task.settings, self._fetcher, control, planned=task.file)
             arrays = reading.read(
                 file.path, analysis, sample, chunk.start, chunk.stop, decompression=self._decompression
             )
             if task.file:
                 file.check(task.file)  # again: it may have been replaced since
             events, cutflow = reading.select(arrays, analysis, sample, task.settings)
-        except DataError as error:
+        except (DataError, AnalysisError) as error:
             return [ChunkFailed(chunk, str(error), task.digest)]
         return [
             Events(chunk, task.settings, cutflow, events),

@@ -14,7 +14,6 @@ from common.analyses import Analysis, Sample
 from common.errors import DataError, SettingsError
 from common.messages import FileIdentity
 from common.settings import RunSettings, address_in, is_url
-from physics import ANALYSES
 from workers.data_loader import root_file
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Address, Fetcher
@@ -67,6 +66,7 @@ class SampleFile:
 
 def locate(
     sample: Sample,
+    analysis: Analysis,
     settings: RunSettings,
     fetcher: Fetcher,
     control: FetchControl | None = None,
@@ -78,7 +78,6 @@ def locate(
     With ``planned``, it is the file that a run was planned with. Raises DataError (FetchError for a remote file),
     which names the file and what to do, and Unavailable if ``control`` stops the download.
     """
-    analysis = ANALYSES[settings.release]
     if analysis.toy:
         file = _generated(sample, analysis, settings, fetcher.cache)
     elif settings.data is None or is_url(settings.data):
@@ -97,6 +96,8 @@ def _generated(sample: Sample, analysis: Analysis, settings: RunSettings, cache:
         raise DataError(f"release {analysis.release} is marked as a toy, but has no function that makes its files")
     try:
         path = make_file(analysis, sample, settings.demo_events, cache / analysis.release)
+    except SettingsError as error:
+        raise DataError(f"sample {sample.name}: its events cannot be made: {error}") from error
     except OSError as error:
         raise DataError(f"the demo release cannot be written in {cache} (CACHE): {error}") from error
     return SampleFile(path, path.relative_to(cache).as_posix(), _GENERATED)

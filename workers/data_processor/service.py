@@ -8,10 +8,11 @@ from typing import ClassVar
 import awkward as ak
 import numpy as np
 
-from common.analyses import Analyses, Analysis
+from common import evaluation
+from common.analyses import Analysis
 from common.columns import columns_of, records
-from common.errors import MessageError
-from common.messages import Events, Message, Progress, Selected
+from common.errors import AnalysisError, MessageError
+from common.messages import ChunkFailed, Events, Message, Progress, Selected
 from common.service import Service
 from common.settings import RunSettings, Settings
 from physics import ANALYSES
@@ -21,16 +22,19 @@ class DataProcessor(Service):
     """Applies the processor's steps, and calculates observables and channels."""
 
     name: ClassVar[str] = "data-processor"
-    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings) -> None:
-        """Use no settings: the messages and the analyses say everything."""
+        """Use only the directory of the analyses: the messages and the analyses say everything else."""
+        self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Select the events of a chunk."""
+        """Select the events of a chunk; it fails if a function of the analysis does."""
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
-        selected, cutflow = select(message.events, ANALYSES[message.release], message.settings)
+        try:
+            selected, cutflow = select(message.events, self.analyses.of(message.settings), message.settings)
+        except AnalysisError as error:
+            return [ChunkFailed(message.chunk, str(error), message.digest)]
         return [
             Selected(message.chunk, message.settings, {**message.cutflow, **cutflow}, selected),
             Progress("data-processor", message.chunk),
@@ -38,16 +42,19 @@ class DataProcessor(Service):
 
 
 def select(events: ak.Array, analysis: Analysis, settings: RunSettings) -> tuple[ak.Array, dict[str, int]]:
-    """Apply the data-processor's steps; returns the records of ``Selected`` and the cutflow."""
+    """Apply the data-processor's steps; returns the records of ``Selected`` and the cutflow.
+
+    Raises AnalysisError where a function of the analysis fails or returns something else than it should.
+    """
     columns = columns_of(events)
-    found = analysis.objects(columns)
+    found = evaluation.objects(analysis, columns)
     passed = np.ones(len(events), dtype=np.bool_)
     cutflow: dict[str, int] = {}
     for step in analysis.processor_steps:
-        passed &= step.passes(found, settings)
+        passed &= evaluation.passes(step, found, settings, columns)
         cutflow[step.name] = int(passed.sum())
     columns = {name: np.compress(passed, values, axis=0) for name, values in columns.items()}
-    found = analysis.objects(columns)
-    with np.errstate(over="ignore"):  # a value out of range becomes infinite and is not in its histogram
-        observables = {one.name: one.values(found).astype(one.dtype, copy=False) for one in analysis.observables}
-    return records({**observables, "channel": analysis.channel(found), "weight": columns["weight"]}), cutflow
+    found = evaluation.objects(analysis, columns)
+    observables = {one.name: evaluation.values(one, found, columns) for one in analysis.observables}
+    channel, weight = evaluation.channels(analysis, found, columns), evaluation.weights(analysis, columns)
+    return records({**observables, "channel": channel, "weight": weight}), cutflow

@@ -37,11 +37,15 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
 
 
 def fit_figures(result: Mapping[str, Any]) -> list[str]:
-    """Return the figures of a result's fit, in the order of the page; empty without a fit."""
+    """Return the figures of a result's fit, in the order of the page; empty without a fit.
+
+    A fit without an upper limit has no figure of limits, one without a measured peak none of that.
+    """
     fit, peak = result.get("fit"), result_analysis(result).model.peak
     if not fit:
         return []
-    return [*FIT_FIGURES, *([f"fit_{peak.name}"] if peak is not None and peak.name in fit else [])]
+    figures = FIT_FIGURES if fit.get("limit_scan") is not None else FIT_FIGURES[:-1]
+    return [*figures, *([f"fit_{peak.name}"] if peak is not None and peak.name in fit else [])]
 
 
 def root_file(result: Mapping[str, Any]) -> bytes:

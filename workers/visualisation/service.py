@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.analyses import Analyses
 from common.errors import MessageError, Unavailable
 from common.messages import FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted, StatusRequest
 from common.result_folder import write_folder
@@ -39,13 +38,13 @@ class Visualisation(Service):
 
     name: ClassVar[str] = "visualisation"
     is_single: ClassVar[bool] = True
-    analyses: ClassVar[Analyses] = ANALYSES
 
     def __init__(self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None) -> None:
+        self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
         self._output: Path | None = settings.output if keep else None
         self._archive = Archive(settings.output)
         self._results_keep = settings.results_keep
-        self._pool, self._closes_pool = pool or DrawingPool(), pool is None
+        self._pool, self._closes_pool = pool or DrawingPool(analyses=settings.analyses), pool is None
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         self._has_requested_status = False
@@ -54,7 +53,9 @@ class Visualisation(Service):
         self._next_write = 0.0
         if keep and settings.page_port:
             self._live = LiveRuns(lambda run_id: self._archive.find(run_id) is not None)
-            self._page = PageServer(settings.page_host, settings.page_port, self._live, self._archive, self._pool)
+            self._page = PageServer(
+                settings.page_host, settings.page_port, self._live, self._archive, self._pool, analyses=self.analyses
+            )
 
     def close(self) -> None:
         """Stop the page, and the pool unless it was passed by the caller."""
@@ -91,6 +92,7 @@ class Visualisation(Service):
             self._write_next(self._output)  # ``poll`` is not called while a message is tried again
             if len(self._unwritten) >= MAX_UNWRITTEN:
                 raise Unavailable(f"the folders of {MAX_UNWRITTEN} runs cannot be written to {self._output}")
+        self.analyses.of_result(message.result)  # raises SettingsError where it is not here
         files = self._existing_files(message) or result_files(message.result, self._pool)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:

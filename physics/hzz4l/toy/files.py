@@ -142,9 +142,8 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
     Raises
     ------
     SettingsError
-        There are fewer events than simulated samples.
-    ValueError
-        All branches of a release are wanted for which only those that are read can be made.
+        There are fewer events than simulated samples, or all branches of a release are wanted of which
+        only those that are read can be made.
     OSError
         The directory cannot be written.
 
@@ -152,7 +151,7 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
     file under another name and renames it, so that a file that exists is complete.
     """
     if all_branches and LAYOUTS[analysis.release].unread is None:
-        raise ValueError(f"files of {analysis.release} can be made only with the branches that the analysis reads")
+        raise SettingsError(f"files of {analysis.release} can be made only with the branches that the analysis reads")
     path = directory / f"v{DEMO_VERSION}-{events}{'-full' if all_branches else ''}" / sample.file
     if path.exists():
         return path

@@ -54,7 +54,8 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     ``software``                          the version of pyhf
     ===================================== =================================================================
 
-    Raises FitError if a minimum is not found.
+    ``significance_observed`` to ``cls_mu1``, ``upper_limit`` and ``limit_scan`` compare with the absence of the
+    signal; they are None for a model that is no search. Raises FitError if a minimum is not found.
     """
     pyhf.set_backend("numpy")
     workspace = result["workspace"]
@@ -64,11 +65,11 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     covariance = likelihood.covariance(best, data)
     mu_hat, error = float(best.parameters[poi]), float(np.sqrt(covariance[poi, poi]))
     profile = Profile(likelihood, data, best)
-    asimov_with = likelihood.asimov(likelihood.start)
-    with_signal = Profile(likelihood, asimov_with, likelihood.fit(asimov_with))
-    limits = Limits(likelihood, profile)
-    q0, interval = profile.q0(), profile.interval(error)
-    limit_scan, upper_limit = limits.scan(mu_hat, error)
+    is_search = ANALYSES.of_result(result).model.is_search
+    # Each conditional fit begins where the last one ended, so that the order of these lines matters to the last bit.
+    q0 = profile.q0() if is_search else None
+    interval = profile.interval(error)
+    search = dict.fromkeys(_SEARCH[:4]) if q0 is None else _search(likelihood, profile, q0, error)
     prior = _prior_covariance(likelihood)
     nominal = Fit(likelihood.start, 0.0)
     prefit, prefit_yields = _expectation(likelihood, nominal, prior)
@@ -77,11 +78,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "signal_strength": mu_hat,
         "signal_strength_error": error,
         "signal_strength_interval": interval,
-        "significance_observed": float(np.sqrt(q0)),
-        "p0_observed": float(ndtr(-np.sqrt(q0))),
-        "significance_expected": float(np.sqrt(with_signal.q0())),
-        "cls_mu1": limits.cls(1.0),
-        "upper_limit": {"confidence_level": CONFIDENCE_LEVEL, **upper_limit},
+        **search,
         "parameters": _parameters(likelihood, best, covariance),
         "correlations": _correlations(likelihood, covariance),
         "yields": {"prefit": prefit_yields, "postfit": postfit_yields},
@@ -89,16 +86,36 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "postfit": postfit,
         "goodness_of_fit": _goodness(likelihood, best),
         "likelihood_scan": profile.scan(error, interval),
-        "limit_scan": limit_scan,
         **_measured_peak(result),
         "treatment": treatment(workspace, result),
         "software": {"pyhf": pyhf.__version__},
     }
 
 
+#: What compares with the absence of the signal, under the names of the document.
+_SEARCH = ("significance_observed", "p0_observed", "significance_expected", "cls_mu1", "upper_limit", "limit_scan")
+
+
+def _search(likelihood: Likelihood, profile: Profile, q0: float, error: float) -> dict[str, Any]:
+    """Return the significance of the signal and the upper limit of its strength, whose fitted error is ``error``."""
+    asimov_with = likelihood.asimov(likelihood.start)
+    with_signal = Profile(likelihood, asimov_with, likelihood.fit(asimov_with))
+    limits = Limits(likelihood, profile)
+    limit_scan, upper_limit = limits.scan(profile.mu_hat, error)
+    found = (
+        float(np.sqrt(q0)),
+        float(ndtr(-np.sqrt(q0))),
+        float(np.sqrt(with_signal.q0())),
+        limits.cls(1.0),
+        {"confidence_level": CONFIDENCE_LEVEL, **upper_limit},
+        limit_scan,
+    )
+    return dict(zip(_SEARCH, found, strict=True))
+
+
 def _measured_peak(result: Mapping[str, Any]) -> dict[str, Any]:
     """The position of the peak under its name, or why it was not found; the fit does not depend on it."""
-    peak = ANALYSES[result["release"]].model.peak
+    peak = ANALYSES.of_result(result).model.peak
     if peak is None:
         return {}
     try:

@@ -77,7 +77,7 @@ class PeakFit:
     """The templates of all scanned positions, for measurements with any data."""
 
     def __init__(self, result: Mapping[str, Any]) -> None:
-        self.analysis = ANALYSES[result["release"]]
+        self.analysis = ANALYSES.of_result(result)
         model = self.analysis.model
         if model.peak is None:
             raise ValueError(f"the model of {self.analysis.release} measures no peak")

@@ -31,6 +31,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: A bin gets a parameter for the simulation's statistical uncertainty if the relative uncertainty is not below this.
 NEGLIGIBLE_STATISTICS = 0.01
+#: The lower bound of the signal strength of a model that is no search: every bin keeps an expected event.
+LEAST_STRENGTH = 0.01
 #: The least number of effective events, (Σw)²/Σw², in the bin of an average event for a variation of the shape.
 MIN_EVENTS_FOR_SHAPE = 50.0
 
@@ -51,10 +53,10 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
     - the scale of the observable varies the shape only of categories with enough events (50 effective
       events in the bin of an average event).
 
-    Raises NoFit if data, signal or background are missing, or no background is expected in
-    a bin, where the likelihood is not defined.
+    Raises NoFit if data or signal are missing, or no event is expected in a bin, where the likelihood is not
+    defined. For a search, that is without the signal: there must be background, and in every bin.
     """
-    analysis = ANALYSES[result["release"]]
+    analysis = ANALYSES.of_result(result)
     region = analysis.model.observable
     found = result["histograms"][region]
     (data,), signals = analysis.with_role("data"), analysis.with_role("signal")
@@ -64,24 +66,30 @@ def workspace_of(result: Mapping[str, Any]) -> dict[str, Any]:
         raise NoFit("the run has no signal sample")
     if data not in found:
         raise NoFit("the run has no data")
-    if present == signal:
+    is_search = analysis.model.is_search
+    if is_search and present == signal:
         raise NoFit("the run has no background sample")
     nominal = {name: np.maximum(_values(found[name]), 0.0) for name in present}
-    background = np.sum([values for name, values in nominal.items() if name not in signal], axis=0)
     expected_signal = np.sum([nominal[name] for name in signal], axis=0)
+    background = np.sum(
+        [np.zeros_like(expected_signal), *(values for name, values in nominal.items() if name not in signal)], axis=0
+    )
     if not expected_signal.any():
         raise NoFit(f"the signal samples have no event in the {region} histogram")
     if not _values(found[data]).any():
         raise NoFit(f"the data have no event in the {region} histogram")
-    if not background.all():
-        where = _bins(np.asarray(found["edges"]), background == 0, analysis.observable(region).unit)
-        raise NoFit(f"the simulation expects no background in {where}; it has too few events")
+    least = background if is_search else background + expected_signal
+    if not least.all():
+        where = _bins(np.asarray(found["edges"]), least == 0, analysis.observable(region).unit)
+        what = "background" if is_search else "event"
+        raise NoFit(f"the simulation expects no {what} in {where}; it has too few events")
     deviations = _statistical_deviations(nominal, {name: np.asarray(found[name]["variances"]) for name in present})
     samples = [
         _sample(name, nominal[name], deviations[name], _modifiers(name, analysis, found[name], result["variations"]))
         for name in present
     ]
     low, high = mu_bounds(expected_signal, background)
+    low = low if is_search else max(low, LEAST_STRENGTH)
     parameters = [{"name": "mu", "inits": [1.0], "bounds": [[low, high]]}]
     return {
         "channels": [{"name": region, "samples": samples}],
@@ -119,7 +127,7 @@ def treatment(workspace: Mapping[str, Any], result: Mapping[str, Any]) -> dict[s
     (channel,) = workspace["channels"]
     samples, found = channel["samples"], result["histograms"][channel["name"]]
     edges = np.asarray(found["edges"])[:-1]
-    scale = ANALYSES[result["release"]].model.scale
+    scale = ANALYSES.of_result(result).model.scale
     without_scale = [
         sample["name"] for sample in samples if all(one["type"] != "histosys" for one in sample["modifiers"])
     ]

@@ -14,6 +14,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from common.analyses import Analyses
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.plots.pool import DrawingPool
@@ -65,9 +66,10 @@ class PageServer:
         archive: Archive,
         pool: DrawingPool,
         *,
+        analyses: Analyses,
         request_timeout_s: int = REQUEST_TIMEOUT_S,
     ) -> None:
-        self._live, self._archive, self._pool = live, archive, pool
+        self._live, self._archive, self._pool, self._analyses = live, archive, pool, analyses
         self._host, self._request_timeout_s = host, request_timeout_s
         self._stopping = threading.Event()
         self._server: Server | None = None
@@ -101,7 +103,7 @@ class PageServer:
             from workers.visualisation.page.app import Page
             from workers.visualisation.page.connections import PageConnection
 
-            page = Page(self._live, self._archive, self._pool, self._stopping).application()
+            page = Page(self._live, self._archive, self._pool, self._stopping, self._analyses).application()
             hosts = (*LOCAL_HOSTS, self._host) if self._is_local else ("*",)
             self._server = uvicorn.Server(
                 uvicorn.Config(

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from common.analyses import Analyses
 from workers.visualisation.archive import Archive, Entry
 from workers.visualisation.page import document as documents
 from workers.visualisation.page import text
@@ -46,9 +47,11 @@ ERRORS = {
 class Page:
     """The page of one visualisation service."""
 
-    def __init__(self, live: LiveRuns, archive: Archive, pool: DrawingPool, stopping: threading.Event) -> None:
+    def __init__(
+        self, live: LiveRuns, archive: Archive, pool: DrawingPool, stopping: threading.Event, analyses: Analyses
+    ) -> None:
         self._live, self._archive = live, archive
-        self._documents = Documents(archive)
+        self._documents = Documents(archive, analyses)
         self._plots = PartialPlots(pool)
         self._streams = Streams(stopping)
         self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}

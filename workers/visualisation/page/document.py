@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -16,9 +17,10 @@ from typing import Any, TypeGuard
 import msgspec
 from markupsafe import Markup, escape
 
-from common.analyses import Analysis
+from common.analyses import Analyses, Analysis
 from common.errors import SettingsError
 from common.rounding import rounded
+from common.settings import RunSettings
 from physics import ANALYSES
 from workers.visualisation.archive import RESULT, Archive, Entry
 from workers.visualisation.page.live import LiveRun
@@ -72,6 +74,7 @@ class Timing(msgspec.Struct):
 class Document(msgspec.Struct):
     """A final or partial result."""
 
+    analysis: str = RunSettings.analysis
     release: str = ""
     toy: bool = False
     complete: bool = False
@@ -85,12 +88,18 @@ class Document(msgspec.Struct):
     fit: dict[str, Any] | None = None
     fit_problem: str | None = None
     timing: Timing = msgspec.field(default_factory=Timing)
+    provenance: dict[str, Any] = {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What identifies the analysis of the run, under the names of result.json."""
+        return {"analysis": self.analysis, "release": self.release, "provenance": self.provenance}
 
     @property
     def known_analysis(self) -> Analysis | None:
-        """The analysis of the release; None if there is none with this name."""
+        """The analysis of the run; None if this process has not loaded its code."""
         try:
-            return ANALYSES[self.release]
+            return ANALYSES.of_result(self.identity)
         except SettingsError:
             return None
 
@@ -127,20 +136,28 @@ def partial_document(run: LiveRun) -> Document:
     document = to_document(run.result or {})
     if document.release or run.settings is None:
         return document
-    analysis = ANALYSES[run.settings.release]
-    settings = run.settings.to_result(toy=analysis.toy)
-    return msgspec.structs.replace(document, release=analysis.release, settings=settings)
+    analysis = ANALYSES.of(run.settings)
+    return msgspec.structs.replace(
+        document,
+        analysis=analysis.name,
+        release=analysis.release,
+        settings=run.settings.to_result(toy=analysis.toy),
+        provenance={"analysis_sha256": run.settings.analysis_sha256},
+    )
 
 
 class Documents:
     """Reads the documents of an archive, and caches them."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, analyses: Analyses) -> None:
         def read(run_id: str, _written_ns: int) -> Document:
             try:
-                return msgspec.json.decode(archive.read(run_id, RESULT) or b"", type=Document)
+                document = msgspec.json.decode(archive.read(run_id, RESULT) or b"", type=Document)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return UNREADABLE
+            with suppress(SettingsError):
+                analyses.of_result(document.identity)  # loads an own analysis
+            return document
 
         def read_summary(run_id: str, written_ns: int) -> Document:
             document = read(run_id, written_ns)

@@ -30,7 +30,7 @@ class Contents:
 
 def result_analysis(result: Mapping[str, Any]) -> Analysis:
     """Return the release of a result; raises SettingsError if there is none with its name."""
-    return ANALYSES[result["release"]]
+    return ANALYSES.of_result(result)
 
 
 def is_toy(result: Mapping[str, Any]) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from common.errors import MessageError, WorkerProcessError
 from common.worker_pool import WorkerPool, available_cores
+from physics.files import with_analysis
 
 DPI = 150
 #: A result has about fourteen figures: more processes would not draw them faster.
@@ -19,10 +21,12 @@ ATTEMPTS = 2
 class DrawingPool:
     """Draws figures in worker processes, by default one per core that this process may use; any thread may call.
 
-    The processes start with the first figure, or with ``start``.
+    The processes start with the first figure, or with ``start``. ``analyses`` is the directory of the users' own
+    analyses.
     """
 
-    def __init__(self, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None, analyses: Path | None = None) -> None:
+        self._analyses = analyses
         number = processes or min(available_cores(), MAX_PROCESSES)
         self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=import_figures)
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="drawing")
@@ -49,7 +53,9 @@ class DrawingPool:
         self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
     ) -> Future[dict[str, bytes]]:
         """Have ``draw_files`` called in a worker process; the future raises WorkerProcessError as WorkerPool does."""
-        return self._threads.submit(self._workers.call, draw_files, result, figure, formats, dpi)
+        return self._threads.submit(
+            self._workers.call, with_analysis, self._analyses, draw_files, result, figure, formats, dpi
+        )
 
     def close(self) -> None:
         """End the worker processes; figures that are not finished are not drawn."""

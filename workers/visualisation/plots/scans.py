@@ -34,9 +34,12 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
         _draw_levels(axes, {rf"{sigma}$\sigma$": sigma**2 for sigma in (1, 2, 3)})
         text = [
             rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])[0]}",
-            rf"Significance {fit['significance_observed']:.1f}$\sigma$"
-            rf" (expected {fit['significance_expected']:.1f}$\sigma$)",
         ]
+        if fit["significance_observed"] is not None:
+            text.append(
+                rf"Significance {fit['significance_observed']:.1f}$\sigma$"
+                rf" (expected {fit['significance_expected']:.1f}$\sigma$)"
+            )
         axes.set(xlabel=r"Signal strength $\mu$", ylabel=r"$-2\,\Delta\,\ln\,L$")
         _draw_text(axes, text)
         draw_status(figure, result, axes)

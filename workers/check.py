@@ -1,0 +1,96 @@
+"""Check the file of a user's own analysis without a run: import it, and try its functions on events of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common import messages
+from common.analyses import Analyses, Analysis, Sample
+from common.errors import AnalysisError, DataError, MessageError, SettingsError
+from common.messages import Chunk, Events, Selected
+from common.settings import RunSettings
+from physics import ANALYSES
+from workers.analysis.histograms import fill
+from workers.data_loader import reading
+from workers.data_processor.service import select
+
+#: The number of simulated events of the demo that is tried.
+DEMO_EVENTS = 20_000
+
+
+@dataclass(frozen=True)
+class CheckedRelease:
+    """A release of the analysis, the toy release whose events were tried (None: none has its samples), and the outcome.
+
+    ``cutflow`` counts the events after each step; ``mistakes`` says what is wrong.
+    """
+
+    release: str
+    tried_on: str | None
+    samples: tuple[str, ...]
+    cutflow: dict[str, int]
+    mistakes: tuple[str, ...]
+
+
+def check(path: Path, cache: Path) -> list[CheckedRelease]:
+    """Return what is found for each release of the analysis in a file; the demo is made in ``cache``.
+
+    Raises AnalysisError for a file that cannot be imported or defines no analysis.
+    """
+    return [_checked(analysis, cache) for analysis in ANALYSES.load(path).values()]
+
+
+def _checked(analysis: Analysis, cache: Path) -> CheckedRelease:
+    toy = _toy_of(analysis)
+    if toy is None:
+        return CheckedRelease(analysis.release, None, (), {}, ())
+    analyses = Analyses(toy)
+    settings = analyses.resolve(RunSettings(toy.name, release=toy.release, demo_events=DEMO_EVENTS))
+    cutflow, mistakes = dict.fromkeys(toy.steps, 0), []
+    samples = tuple(_one_of_each_category(toy))
+    for sample in samples:
+        try:
+            for step, events in _tried(analyses, toy, sample, settings, cache).items():
+                cutflow[step] += events
+        except (AnalysisError, DataError, MessageError, SettingsError) as error:
+            mistakes.append(str(error))
+    names = tuple(sample.name for sample in samples)
+    return CheckedRelease(analysis.release, toy.release, names, cutflow, tuple(dict.fromkeys(mistakes)))
+
+
+def _toy_of(analysis: Analysis) -> Analysis | None:
+    """Return the analysis itself if it is a toy, else the same analysis of the toy release that has its samples."""
+    if analysis.toy:
+        return analysis
+    for shipped in ANALYSES.values():
+        if shipped.toy and shipped.tree == analysis.tree and set(analysis.sample_names) <= set(shipped.sample_names):
+            return replace(analysis, release=shipped.release, toy=True, make_file=shipped.make_file)
+    return None
+
+
+def _one_of_each_category(analysis: Analysis) -> Iterator[Sample]:
+    for category in analysis.categories:
+        yield from [sample for sample in analysis.samples if sample.category == category.name][:1]
+
+
+def _tried(
+    analyses: Analyses, analysis: Analysis, sample: Sample, settings: RunSettings, cache: Path
+) -> dict[str, int]:
+    """Take the first chunk of a sample through the functions of the analysis and its messages; returns the cutflow."""
+    assert analysis.make_file is not None
+    path = analysis.make_file(analysis, sample, settings.demo_events, cache / analysis.release)
+    bounds = reading.chunk_bounds(path, analysis, sample, settings)
+    start, stop = bounds[0], bounds[min(1, len(bounds) - 1)]
+    arrays = reading.read(path, analysis, sample, start, stop)
+    events, loaded = reading.select(arrays, analysis, sample, settings)
+    chunk = Chunk("check", sample.name, start, stop)
+    received = messages.decode(Events.kind, Events(chunk, settings, loaded, events).encode(), analyses)
+    assert isinstance(received, Events)
+    selected, processed = select(received.events, analysis, settings)
+    cutflow = {**loaded, **processed}
+    received = messages.decode(Selected.kind, Selected(chunk, settings, cutflow, selected).encode(), analyses)
+    assert isinstance(received, Selected)
+    fill(received.events, analysis, sample.category)
+    return cutflow
