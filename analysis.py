@@ -83,7 +83,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _analyses(read: Settings) -> Analyses:
     from physics import ANALYSES
 
-    return ANALYSES.in_folder(read.analyses, "analysis.py")
+    return ANALYSES.in_folder(read.analyses)
 
 
 def _parser() -> argparse.ArgumentParser:

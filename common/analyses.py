@@ -369,7 +369,7 @@ class Analysis:
         counts = Counter(names)
         for name, count in counts.items():
             if count > 1:
-                raise AnalysisError(f"{self._where}: {count} {kind}s are called {name!r}; give each another name")
+                raise AnalysisError(f"{self._where}: {kind} {name!r} occurs {count} times; give each another name")
             if not is_name(name):
                 raise AnalysisError(f"{self._where}: {name!r} is not a name of a {kind}; {NAME_IS}")
 

@@ -50,9 +50,9 @@ class PhysicsAnalyses(Analyses):
                 f"choose {self.name}, or give the path of a Python file"
             ) from None
 
-    def in_folder(self, folder: Path | None, asked_by: str) -> Analyses:
-        """Return these analyses with those in the files of a folder; errors say that ``asked_by`` lacks one."""
-        return AnalysisFolder(self, folder, asked_by)
+    def in_folder(self, folder: Path | None, service: str | None = None) -> Analyses:
+        """Return these analyses with those in the files of a folder; an error names the service that lacks one."""
+        return AnalysisFolder(self, folder, service)
 
     def load(self, path: Path) -> Analyses:
         """Load the analysis of a file, unless this process has loaded the same code before.
@@ -87,9 +87,11 @@ class PhysicsAnalyses(Analyses):
 class AnalysisFolder(Analyses):
     """The analyses of ``physics``, and those in the files ``NAME.py`` of a folder, which are loaded when asked for."""
 
-    def __init__(self, analyses: PhysicsAnalyses, folder: Path | None, asked_by: str) -> None:
+    def __init__(self, analyses: PhysicsAnalyses, folder: Path | None, service: str | None) -> None:
         super().__init__(*analyses.values(), sha256=analyses.sha256)
-        self._physics, self._folder, self._asked_by = analyses, folder, asked_by
+        self._physics, self._folder = analyses, folder
+        self._who = service or "this machine"
+        self._what_to_do = "requeue the dead letter" if service else "run again"
 
     def find(self, name: str, sha256: str) -> Analyses:
         """Return the analysis of that name and checksum; without a checksum, what the file holds now.
@@ -100,20 +102,20 @@ class AnalysisFolder(Analyses):
             return self._physics.find(name, sha256)
         if name == self.name:
             raise SettingsError(
-                f"{self._asked_by} has other code of the analysis {name!r} than the run: the SHA-256 is {self.sha256} "
-                f"here and {sha256} there; use the same version of the project everywhere, then requeue the dead letter"
+                f"{self._who} has other code of the analysis {name!r} than the run: the SHA-256 is {self.sha256} here "
+                f"and {sha256} there; use the same version of the project everywhere, then {self._what_to_do}"
             )
         path = None if self._folder is None or not is_name(name) else self._folder / f"{name}.py"
         if path is None or not path.exists():
             raise SettingsError(
-                f"{self._asked_by} has no analysis {name!r}: {path or 'ANALYSES_DIR'} does not exist; put the file "
-                "there (ANALYSES_DIR), then requeue the dead letter, or give the path of a Python file"
+                f"{self._who} has no analysis {name!r}: {'ANALYSES_DIR' if path is None else path} does not exist; "
+                f"put the file there, then {self._what_to_do}"
             )
         found = self._physics.load(path)
         if sha256 and found.sha256 != sha256:
             raise SettingsError(
-                f"{self._asked_by} has other code of the analysis {name!r} than the run: {path} has the SHA-256 "
-                f"{found.sha256}, the run {sha256}; put the same file there, then requeue the dead letter, or run again"
+                f"{self._who} has other code of the analysis {name!r} than the run: the SHA-256 of {path} is "
+                f"{found.sha256}, that of the run {sha256}; put the file of the run there, then {self._what_to_do}"
             )
         return found
 
@@ -176,7 +178,7 @@ def _defined(path: Path, module: ModuleType) -> tuple[Analysis, ...]:
     releases = [one.release for one in found]
     for release in releases:
         if releases.count(release) > 1 or not is_name(release):
-            raise AnalysisError(f"{path}: release {release!r} of ANALYSES: give each release once; {NAME_IS}")
+            raise AnalysisError(f"{path}: release {release!r} of ANALYSES: give each once; {NAME_IS}")
     return tuple(found)
 
 

@@ -32,19 +32,20 @@ class Workers:
             "OUTPUT": str(self.folder / "service-results"),
             "DATABASE": str(self.folder / "analysis.sqlite"),
             "CACHE": str(self.folder / "cache"),
+            "ANALYSES_DIR": str(self.folder / "analyses"),
         }
 
     def command(self, service: str) -> list[str]:
         return [sys.executable, "-m", f"workers.{service}"]
 
-    def start(self, service: str, replicas: int = 1) -> list[subprocess.Popen[bytes]]:
+    def start(self, service: str, replicas: int = 1, **variables: str) -> list[subprocess.Popen[bytes]]:
         started = []
         for _ in range(replicas):
             with open(self.folder / f"{service}.log", "ab") as log:
                 process = subprocess.Popen(
                     self.command(service),
                     cwd=ROOT,
-                    env=os.environ | self.environment(),
+                    env=os.environ | self.environment() | variables,
                     stdout=log,
                     stderr=log,
                 )

@@ -1,0 +1,343 @@
+"""A user's own analysis in one file: how it is loaded, what its mistakes are called, and the shipped examples."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+import vector
+
+from common import settings
+from common.errors import AnalysisError, SettingsError
+from common.settings import RunSettings
+from physics import ANALYSES
+from tests.support.paths import ROOT
+from tests.support.real_data import process, real_data
+from workers.check import check
+
+EXAMPLES = ROOT / "examples"
+#: The first six lines of a file, which ends with the changes of the shipped analysis.
+HEAD = """from dataclasses import replace
+import numpy as np
+from common.analyses import Axis, Branch, Category, Observable, Step
+from physics import ANALYSES as HZZ4L
+DEMO = HZZ4L["demo"]
+ANALYSIS = replace(DEMO,
+"""
+OBSERVABLE = 'Observable("x", {}, Axis(10, 0.0, 1.0), label="x", caption="x")'
+
+
+def written(folder: Path, changes: str, name: str = "own") -> Path:
+    """Write the file of an analysis with these changes, whose first line is line 7."""
+    path = folder / f"{name}.py"
+    path.write_text(f"{HEAD}    {changes}\n)\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+# --- mistakes ---
+
+
+def step(function: str) -> str:
+    return f'processor_steps=(*DEMO.processor_steps, Step("mine", {function}))'
+
+
+def loader_step(function: str) -> str:
+    return f'loader_steps=(*DEMO.loader_steps, Step("mine", {function}))'
+
+
+def observable(function: str) -> str:
+    return f"observables=(*DEMO.observables, {OBSERVABLE.format(function)})"
+
+
+MISTAKES_OF_FUNCTIONS = {
+    "no such column": (
+        step('lambda leptons, run: leptons.columns["lep_ptt"][:, 0] > 1'),
+        "own.py:7: step 'mine' raised KeyError: 'lep_ptt'; the columns are lep_pt, lep_eta,",
+    ),
+    "no such column in the loader": (
+        loader_step('lambda leptons, run: leptons.columns["jet_n"] > 1'),
+        "own.py:7: step 'mine' raised KeyError: 'jet_n'; the columns are lep_pt, lep_eta,",
+    ),
+    "no such object": (
+        step("lambda leptons, run: leptons.tracks > 1"),
+        "own.py:7: step 'mine' raised AttributeError: 'FourLeptons' object has no attribute 'tracks'",
+    ),
+    "no such branch": (
+        'branches={**DEMO.branches, "jet_ptt": Branch("float32", "a number")}',
+        "tree 'mini' has no branch jet_ptt",
+    ),
+    "a mask of the wrong length": (
+        step("lambda leptons, run: np.ones(3, dtype=bool)"),
+        r"own.py:7: step 'mine' returned an array of bool of shape \(3,\); "
+        r"it must return an array of truth values of shape \(\d+,\), one an event",
+    ),
+    "one truth value for all events": (
+        step("lambda leptons, run: np.array([True])"),
+        r"own.py:7: step 'mine' returned an array of bool of shape \(1,\)",
+    ),
+    "numbers in place of a mask": (
+        step("lambda leptons, run: leptons.mass"),
+        "own.py:7: step 'mine' returned an array of float64",
+    ),
+    "nothing in place of a mask": (
+        loader_step("lambda leptons, run: None"),
+        r"own.py:7: step 'mine' returned NoneType \(None\)",
+    ),
+    "a step that raises": (
+        step("lambda leptons, run: 1 / 0"),
+        "own.py:7: step 'mine' raised ZeroDivisionError: division by zero",
+    ),
+    "an observable that raises": (
+        observable("lambda leptons: leptons.pt_gev(7)"),
+        "own.py:7: observable 'x' raised IndexError: index 7 is out of bounds",
+    ),
+    "an observable of another length": (
+        observable("lambda leptons: leptons.mass[:-1]"),
+        r"own.py:7: observable 'x' returned an array of float64 .*; it must return an array of numbers of shape",
+    ),
+    "a value that is not finite": (
+        observable("lambda leptons: np.where(leptons.mass > 100, np.inf, 1.0)"),
+        r"own.py:7: observable 'x' is inf in \d+ of \d+ events; every value must be finite",
+    ),
+    "a weight that is not finite": (
+        "loader_steps=(), columns=lambda arrays, sample, lumi: "
+        '{**(found := DEMO.columns(arrays, sample, lumi)), "weight": found["weight"] * np.float32(np.nan)}',
+        r"own.py:7: columns gave the weight nan to \d+ of \d+ selected events; every weight must be finite",
+    ),
+    "a column that is not returned": (
+        'columns=lambda arrays, sample, lumi: {"weight": np.ones(len(arrays), np.float32)}',
+        "own.py:7: columns returned no column lep_pt, lep_eta,",
+    ),
+    "a column of another type": (
+        "columns=lambda arrays, sample, lumi: "
+        '{**(found := DEMO.columns(arrays, sample, lumi)), "weight": found["weight"].astype(float)}',
+        r"own.py:7: columns returned an array of float64 of shape .* as 'weight'; events declares float32",
+    ),
+    "a channel that does not exist": (
+        "channel=lambda leptons: np.full(len(leptons.mass), 3, np.int8)",
+        "own.py:7: channel returned a value outside 0 to 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), MISTAKES_OF_FUNCTIONS.values(), ids=MISTAKES_OF_FUNCTIONS)
+def test_a_mistake_in_a_function_is_named_with_file_and_line(
+    changes: str, words: str, tmp_path: Path, cache: Path
+) -> None:
+    (checked,) = check(written(tmp_path, changes), cache)
+    assert checked.mistakes
+    assert re.search(words, checked.mistakes[0]), checked.mistakes
+
+
+MISTAKES_OF_FILES = {
+    "an axis without bins": (
+        'observables=(Observable("m4l", len, Axis(0, 1.0, 2.0), label="", caption=""),)',
+        r"own.py:7: Axis\(0, 1.0, 2.0\) has no bins; give the number of bins",
+    ),
+    "an axis whose edges do not rise": (
+        'observables=(Observable("m4l", len, Axis(5, 2.0, 2.0), label="", caption=""),)',
+        "own.py:7: .*has no bins",
+    ),
+    "a step twice": (
+        'processor_steps=(Step("charge", len), Step("charge", len))',
+        "own.py:6: analysis 'hzz4l' of release 'demo': step 'charge' occurs 2 times; give each another name",
+    ),
+    "an observable twice": ("observables=2 * DEMO.observables", "own.py:6: .*observable 'm4l' occurs 2 times"),
+    "a histogram twice": (
+        'observables=(*DEMO.observables, Observable("m4l_4e", len, Axis(1, 0.0, 1.0), label="", caption=""))',
+        "own.py:6: .*histogram 'm4l_4e' occurs 2 times",
+    ),
+    "a sample twice": ("samples=2 * DEMO.samples", "own.py:6: .*sample 'data_A' occurs 2 times"),
+    "a category twice": ("categories=2 * DEMO.categories", "own.py:6: .*category 'data' occurs 2 times"),
+    "a category that does not exist": (
+        "categories=DEMO.categories[:-1]",
+        "own.py:6: .*sample 'ggH125_ZZ4lep' has the category 'signal', which does not exist; choose one of data",
+    ),
+    "no data": (
+        'categories=tuple(replace(one, role="background") for one in DEMO.categories)',
+        r"own.py:6: .*0 categories have the role 'data' \(none\); exactly one must have it",
+    ),
+    "a fitted observable that does not exist": (
+        'model=replace(DEMO.model, observable="m5l", scale=None, peak=None)',
+        "own.py:6: .*the model has the observable 'm5l', which does not exist; choose one of m4l",
+    ),
+    "a name that is no name": (
+        'processor_steps=(Step("../x", len),)',
+        "own.py:6: .*'../x' is not a name of a step; use up to 100 letters",
+    ),
+    "an unknown field": ("stepz=()", "own.py:6: the file cannot be imported: TypeError: .*stepz"),
+    "a syntax error": ("model=", "own.py:[78]: .*; the file is not valid Python"),
+    "an import that fails": (
+        ")\nimport nothing_of_this_name\nlist(",
+        "own.py:8: the file cannot be imported: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+    ),
+    "an exit": (")\nraise SystemExit(0)\nlist(", "own.py:8: the file cannot be imported: SystemExit: 0"),
+    "an analysis that is none": (")\nANALYSIS = 1\nlist(", "own.py: the file defines no analysis; it must define"),
+    "a release twice": (")\nANALYSES = (DEMO, DEMO)\nlist(", "own.py: release 'demo' of ANALYSES: give each once"),
+    "a file that loads itself": (
+        ")\nfrom pathlib import Path\nHZZ4L.load(Path(__file__))\nlist(",
+        "own.py:9: .*the file uses itself as an analysis while it is imported; put what runs it under",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), MISTAKES_OF_FILES.values(), ids=MISTAKES_OF_FILES)
+def test_a_file_that_cannot_be_used_is_named_with_the_line(changes: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(AnalysisError, match=words):
+        ANALYSES.load(written(tmp_path, changes))
+
+
+def test_a_file_that_is_not_there_or_has_the_name_of_the_shipped_analysis_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnalysisError, match=r"none\.py: No such file or directory; give a file that can be read"):
+        ANALYSES.load(tmp_path / "none.py")
+    with pytest.raises(AnalysisError, match="an own analysis cannot be called 'hzz4l'; give the file another name"):
+        ANALYSES.load(written(tmp_path, "", "hzz4l"))
+    with pytest.raises(SettingsError, match=r"ANALYSIS='my analysis\.py': the file's name is that of the analysis"):
+        settings.read({"ANALYSIS": "my analysis.py"})
+
+
+@pytest.mark.parametrize("name", ["zz4l", "hzz4l_tight"])
+def test_the_examples_have_no_mistakes(name: str, cache: Path) -> None:
+    for checked in check(EXAMPLES / f"{name}.py", cache):
+        assert checked.mistakes == ()
+        assert list(checked.cutflow.values())[-1] > 1_000
+
+
+def test_the_examples_are_short() -> None:
+    assert len((EXAMPLES / "zz4l.py").read_text().splitlines()) <= 80
+    assert len((EXAMPLES / "hzz4l_tight.py").read_text().splitlines()) < 25
+
+
+def test_a_branch_that_the_shipped_analysis_does_not_read_can_be_tried_on_the_demo(tmp_path: Path, cache: Path) -> None:
+    changes = (
+        'branches={**DEMO.branches, "jet_n": Branch("(u)?int32", "a number")}, '
+        "columns=lambda arrays, sample, lumi: {**DEMO.columns(arrays, sample, lumi), "
+        '"jets": np.asarray(arrays["jet_n"])}, '
+        'loader_steps=(*DEMO.loader_steps, Step("no_jets", lambda leptons, run: leptons.columns["jets"] == 0))'
+    )
+    (checked,) = check(written(tmp_path, changes), cache)
+    assert checked.mistakes == ()
+    assert 0 < checked.cutflow["no_jets"] < checked.cutflow["pt_cuts"]
+
+
+# --- names and checksums ---
+
+
+def test_a_changed_file_is_another_analysis_beside_the_first(tmp_path: Path) -> None:
+    path = written(tmp_path, "lumi_ifb=10.0")
+    first = ANALYSES.load(path)
+    assert ANALYSES.load(path) is first
+    written(tmp_path, "lumi_ifb=20.0")
+    second = ANALYSES.load(path)
+    assert (first["demo"].lumi_ifb, second["demo"].lumi_ifb) == (10.0, 20.0)
+    assert first.sha256 != second.sha256
+    assert ANALYSES.find("own", first.sha256) is first
+    assert ANALYSES.find("own", second.sha256) is second
+
+
+def test_a_run_carries_the_name_and_the_checksum_of_its_analysis(tmp_path: Path) -> None:
+    written(tmp_path, "pt_cuts_gev=(7.0,)")
+    analyses = ANALYSES.in_folder(tmp_path)
+    run = analyses.resolve(RunSettings("own", release="demo"))
+    assert (run.analysis, run.pt_cuts_gev) == ("own", (7.0,))
+    assert run.analysis_sha256 == analyses.find("own", "").sha256
+    assert analyses.of(run).name == "own"
+    shipped = analyses.resolve(RunSettings(release="demo"))
+    assert shipped.analysis_sha256 == ANALYSES.sha256
+    assert len({run.digest, shipped.digest, replace(run, analysis_sha256="0" * 64).digest}) == 3
+
+
+def test_a_service_says_what_it_lacks_and_what_to_do(tmp_path: Path) -> None:
+    folder = ANALYSES.in_folder(tmp_path, "data-processor")
+    with pytest.raises(
+        SettingsError,
+        match=rf"^data-processor has no analysis 'absent': {tmp_path}/absent\.py does not exist; "
+        "put the file there, then requeue the dead letter$",
+    ):
+        folder.find("absent", "1" * 64)
+    written(tmp_path, "lumi_ifb=30.0", "other")
+    with pytest.raises(SettingsError, match=r"^data-processor has other code of the analysis 'other' than the run: "):
+        folder.find("other", "1" * 64)
+    with pytest.raises(SettingsError, match=r"other code of the analysis 'hzz4l'.*the same version of the project"):
+        folder.find("hzz4l", "1" * 64)
+
+
+def test_a_name_in_a_message_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+    written(tmp_path, "", "outside")
+    for name in ("../outside", "/etc/passwd", "..", ""):
+        with pytest.raises(SettingsError):
+            RunSettings(name)
+        with pytest.raises(SettingsError):
+            ANALYSES.in_folder(tmp_path / "inside").find(name, "")
+
+
+def test_the_path_of_a_file_gives_its_folder_and_name() -> None:
+    read = settings.read({}, {"ANALYSIS": "examples/zz4l.py"})
+    assert (read.run.analysis, read.analyses) == ("zz4l", Path("examples"))
+    read = settings.read({"ANALYSIS": "zz4l", "ANALYSES_DIR": "/analyses"})
+    assert (read.run.analysis, read.analyses) == ("zz4l", Path("/analyses"))
+
+
+# --- the example on real files ---
+
+
+def counts_of_a_plain_script(path: Path) -> tuple[int, np.ndarray, np.ndarray]:
+    """Select ZZ→4ℓ with awkward and vector alone; returns the events, m4l and the leading Z's pT in GeV."""
+    vector.register_awkward()
+    with uproot.open(path) as file:
+        branches = file["mini"].arrays(filter_name="lep_*")
+    branches = branches[branches.lep_n >= 4]
+    of = {name.removeprefix("lep_"): ak.values_astype(branches[name], float) for name in branches.fields}
+    leptons = ak.zip(
+        {
+            "pt": of["pt"] / 1000, "eta": of["eta"], "phi": of["phi"], "E": of["E"] / 1000,
+            "charge": of["charge"], "flavour": of["type"],
+        },
+        with_name="Momentum4D",
+    )[:, :4]  # fmt: skip
+    leptons = leptons[(leptons.pt[:, 0] > 20) & (leptons.pt[:, 1] > 15) & (leptons.pt[:, 2] > 10)]
+    flavours = ak.sum(leptons.flavour, axis=1)
+    leptons = leptons[(ak.sum(leptons.charge, axis=1) == 0) & ((flavours == 44) | (flavours == 48) | (flavours == 52))]
+    events, m4l, z_pt = 0, [], []
+    for four in leptons:
+        best = None
+        for (a, b), (c, d) in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))):
+            if all(
+                four[i].charge == -four[j].charge and four[i].flavour == four[j].flavour for i, j in ((a, b), (c, d))
+            ):
+                pairs = sorted((four[a] + four[b], four[c] + four[d]), key=lambda pair: abs(pair.mass - 91.188))
+                if best is None or abs(pairs[0].mass - 91.188) < abs(best[0].mass - 91.188):
+                    best = pairs
+        if best is not None and all(66 < pair.mass < 116 for pair in best):
+            events += 1
+            m4l.append((four[0] + four[1] + four[2] + four[3]).mass)
+            z_pt.append(max(pair.pt for pair in best))
+    return events, np.array(m4l), np.array(z_pt)
+
+
+@pytest.mark.parametrize("name", ["data_A", "data_B", "data_C", "Zee", "ttbar_lep"])
+def test_zz4l_counts_on_real_files_what_a_plain_awkward_script_counts(name: str) -> None:
+    directory = real_data() / "4lep"
+    analyses = ANALYSES.in_folder(EXAMPLES)
+    run = analyses.resolve(RunSettings("zz4l"))
+    analysis = analyses.of(run)
+    sample = analysis.sample(name)
+    (message,) = process("run", directory / sample.file, sample, run, analysis).messages
+    events, m4l, z_pt = counts_of_a_plain_script(directory / sample.file)
+    assert message.cutflow["on_shell"] == len(message.events) == events > 0
+    np.testing.assert_allclose(ak.to_numpy(message.events.m4l), m4l, rtol=1e-9)
+    np.testing.assert_allclose(ak.to_numpy(message.events.z_pt), z_pt, rtol=1e-6)
+    for observable, values in (("m4l", m4l), ("z_pt", z_pt)):
+        axis = analysis.observable(observable).axis
+        filled = np.bincount(axis.bin_of(ak.to_numpy(message.events[observable])), minlength=axis.bins + 2)[1:-1]
+        assert filled.tolist() == np.histogram(values, axis.edges)[0].tolist()
