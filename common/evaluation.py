@@ -35,7 +35,7 @@ def columns(analysis: Analysis, arrays: ak.Array, sample: Sample, lumi_ifb: floa
     if missing:
         raise _mistake(
             "columns", function, f"returned no column {', '.join(missing)}, which events declares; it returned "
-            f"{', '.join(found)}"
+            f"{', '.join(found) or 'nothing'}"
         )  # fmt: skip
     length = len(found["weight"])
     for name, values in found.items():

@@ -1,0 +1,207 @@
+"""Own analyses in complete runs: the same bits on a broker, several at once, and refusals in words."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common import settings, topology
+from common.messages import StatusRequest
+from common.settings import RunSettings
+from common.submission import Outcome, follow, submit
+from common.transport.dead_letters import dead_letters, requeue
+from common.transport.rabbitmq import RabbitMQTransport
+from physics import ANALYSES
+from tests.integration.test_command import run as command
+from tests.support.paths import ROOT
+from tests.support.runs import QuietDisplay, before_deadline, numbers
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+from workers.embedded import EmbeddedServices
+
+EXAMPLES = ROOT / "examples"
+DEMO = RunSettings(release="demo", demo_events=5_000, chunk_entries=1_000, plots=False)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache shared by all runs, so that the demo release is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def folder(workers: Workers, cache: Path) -> Path:
+    """The folder where the services of this test read own analyses; they find the demo in the common cache."""
+    (workers.folder / "cache").symlink_to(cache)
+    (workers.folder / "analyses").mkdir()
+    return workers.folder / "analyses"
+
+
+def resolved(folder: Path, name: str, run: RunSettings = DEMO) -> RunSettings:
+    return ANALYSES.in_folder(folder).resolve(replace(run, analysis=name))
+
+
+def embedded(folder: Path, name: str, cache: Path, run: RunSettings = DEMO) -> Outcome:
+    read = replace(settings.read({"CACHE": str(cache), "ANALYSES_DIR": str(folder)}), run=resolved(folder, name, run))
+    with EmbeddedServices(read) as services:
+        session = services.transport.open([topology.follower("run")])
+        submit(session, "run", read.run)
+        return follow(session, "run", ANALYSES, QuietDisplay(), services.is_alive)
+
+
+def on_broker(workers: Workers, *runs: RunSettings) -> list[Outcome]:
+    """Submit runs to the services at the same time; returns how each of them ended."""
+    transport = RabbitMQTransport(workers.settings, connect_timeout_s=30)
+    with ExitStack() as stack:
+        sessions = []
+        for number, run in enumerate(runs):
+            run_id = f"run-{run.digest}-{number}"
+            session = transport.open([topology.follower(run_id)], prefetch=100)
+            stack.callback(session.close)
+            submit(session, run_id, run)
+            sessions.append((run_id, session))
+        return [follow(session, of, ANALYSES, QuietDisplay(), before_deadline()) for of, session in sessions]
+
+
+@pytest.mark.broker
+def test_several_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_runs(
+    workers: Workers, folder: Path, cache: Path
+) -> None:
+    names = ("zz4l", "hzz4l_tight", "hzz4l")
+    for name in names[:2]:
+        shutil.copy(EXAMPLES / f"{name}.py", folder)
+    expected = [numbers(embedded(folder, name, cache)) for name in names]
+    assert len(set(expected)) == len(names)
+    workers.start_all(data_processors=2)
+    assert [numbers(one) for one in on_broker(workers, *(resolved(folder, name) for name in names))] == expected
+
+    tight = (folder / "hzz4l_tight.py").read_text()
+    (folder / "hzz4l_tight.py").write_text(tight.replace("< 20.0", "< 10.0"))
+    changed = numbers(embedded(folder, "hzz4l_tight", cache))
+    assert changed not in expected
+    (one, other) = on_broker(workers, resolved(folder, "hzz4l_tight"), resolved(folder, "zz4l"))
+    assert (numbers(one), numbers(other)) == (changed, expected[0])
+    assert one.result is not None
+    assert other.result is not None
+    assert one.result["analysis"] == "hzz4l_tight"
+    assert one.result["provenance"]["analysis_sha256"] == resolved(folder, "hzz4l_tight").analysis_sha256
+    fit = other.result["fit"]
+    assert 0.5 < fit["signal_strength"] < 1.5
+    assert (fit["significance_observed"], fit["upper_limit"], fit["limit_scan"]) == (None, None, None)
+
+
+@pytest.mark.broker
+def test_a_service_without_the_code_dead_letters_it_and_the_run_completes_once_it_has_it(
+    workers: Workers, folder: Path, cache: Path
+) -> None:
+    shutil.copy(EXAMPLES / "zz4l.py", folder)
+    expected = numbers(embedded(folder, "zz4l", cache))
+    lacking = workers.folder / "lacking"
+    lacking.mkdir()
+    for service in ("data_loader", "analysis", "visualisation"):
+        workers.start(service)
+    workers.start("data_processor", ANALYSES_DIR=str(lacking))
+    run = resolved(folder, "zz4l")
+    run_id = f"run-{run.digest}-0"
+
+    for words in (
+        f"data-processor has no analysis 'zz4l': {lacking}/zz4l.py does not exist; put the file there, "
+        "then requeue the dead letter",
+        f"data-processor has other code of the analysis 'zz4l' than the run: the SHA-256 of {lacking}/zz4l.py is ",
+    ):
+        if (lacking / "zz4l.py").exists():
+            requeue(workers.settings, run_id)
+            outcome = wait_until(lambda: followed(workers, run_id), "the run ended again", 60)
+        else:
+            (outcome,) = on_broker(workers, run)
+        assert outcome.result is not None
+        assert not outcome.result["complete"]
+        assert words in outcome.result["problems"][0]
+        found = dead_letters(workers.settings)
+        assert {dead_letter.queue for dead_letter in found} == {"events"}
+        assert all(words in str(dead_letter.problem) for dead_letter in found)
+        (lacking / "zz4l.py").write_text("# nothing\n" + (EXAMPLES / "zz4l.py").read_text())
+
+    shutil.copy(EXAMPLES / "zz4l.py", lacking)
+    requeue(workers.settings, run_id)
+    assert wait_until(lambda: complete(workers, run_id), "the run was complete", 60) == expected
+
+
+@pytest.mark.broker
+def test_a_run_of_an_analysis_that_no_service_has_fails_in_words(
+    workers: Workers, folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "mine"
+    own.mkdir()
+    shutil.copy(EXAMPLES / "hzz4l_tight.py", own / "mine.py")
+    workers.start_all()
+    (outcome,) = on_broker(workers, resolved(own, "mine"))
+    assert f"data-loader has no analysis 'mine': {folder}/mine.py does not exist" in str(outcome.problem)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("< 20.0", "< 1 / 0", "own.py:8: step 'z1_mass' raised ZeroDivisionError"),
+        ("leptons.pt_gev(3)", "leptons.pt_gev(4)", "own.py:10: observable 'last_pt' raised IndexError"),
+        ("processor_steps=(*shipped.processor_steps", "loader_steps=(*shipped.loader_steps", None),
+        ("        processor_steps=", "        columns=lambda *chunk: {}, processor_steps=", "own.py:19: columns returned no"),
+    ],
+    ids=["a step that raises", "an observable that raises", "no mistake", "no columns"],
+)  # fmt: skip
+def test_a_mistake_is_said_by_the_run(old: str, new: str, words: str | None, tmp_path: Path, cache: Path) -> None:
+    source = (EXAMPLES / "hzz4l_tight.py").read_text()
+    assert source.count(old) == 1
+    (tmp_path / "own.py").write_text(source.replace(old, new))
+    outcome = embedded(tmp_path, "own", cache, replace(DEMO, samples=("data_A", "Zee")))
+    assert outcome.result is not None
+    assert outcome.result["complete"] is (words is None)
+    assert words is None or words in outcome.result["problems"][0]
+
+
+def test_a_file_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import nothing_of_this_name\n")
+    done = command(tmp_path, "--release", "demo", "--analysis", "own.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "analysis.py: own.py:1: the file cannot be imported: ModuleNotFoundError: No module named "
+        "'nothing_of_this_name'\n"
+    )
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_runs_and_checks_a_file(tmp_path: Path) -> None:
+    example = str(EXAMPLES / "zz4l.py")
+    done = command(tmp_path, "--release", "demo", "--demo-events", "5000", ANALYSIS=example, PLOTS="1")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "results").iterdir()
+    files = {path.name for path in folder.iterdir()}
+    assert {"m4l.png", "z_pt.pdf", "m4l_4e.png", "fit_postfit.png", "workspace.json", "histograms.root"} <= files
+    assert "fit_limits.png" not in files
+    done = command(tmp_path, "check", example)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"{example}: no mistakes found\n")
+    (tmp_path / "own.py").write_text((EXAMPLES / "zz4l.py").read_text().replace("leptons.mass", "leptons.m"))
+    done = command(tmp_path, "check", "own.py")
+    assert done.returncode == 1
+    assert "own.py:26: observable 'm4l' raised AttributeError: 'FourLeptons' object has no attribute 'm'" in done.stderr
+
+
+def followed(workers: Workers, run_id: str) -> Outcome:
+    """The outcome of a run that was submitted before."""
+    session = RabbitMQTransport(workers.settings, connect_timeout_s=30).open([topology.follower(run_id)], prefetch=100)
+    with ExitStack() as stack:
+        stack.callback(session.close)
+        session.publish([StatusRequest(run_id)])
+        return follow(session, run_id, ANALYSES, QuietDisplay(), before_deadline())
+
+
+def complete(workers: Workers, run_id: str) -> str | None:
+    outcome = followed(workers, run_id)
+    return (
+        numbers(outcome) if outcome is not None and outcome.result is not None and outcome.result["complete"] else None
+    )
