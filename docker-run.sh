@@ -6,6 +6,7 @@
 #   ./docker-run.sh --down                    stop the stack; its volumes are kept
 #
 # --data DIR is a directory of this machine. The results are written to ./results, or to --output DIR.
+# --analysis FILE is copied to ./analyses, where the services read it.
 # The flags are in README.md, Configuration.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -41,14 +42,16 @@ flags=()
 data=${DATA-$(from_dot_env DATA)}
 output=${OUTPUT-$(from_dot_env OUTPUT)}
 output=${output:-results}
-unset DATA OUTPUT
+analysis=${ANALYSIS-$(from_dot_env ANALYSIS)}
+unset DATA OUTPUT ANALYSIS
 while [ $# -gt 0 ]; do
     case $1 in
         --data=*) data=${1#*=} ;;
         --output=*) output=${1#*=} ;;
-        --data | --output)
+        --analysis=*) analysis=${1#*=} ;;
+        --data | --output | --analysis)
             [ $# -gt 1 ] || fail "$1 needs a value" 2
-            if [ "$1" = --data ]; then data=$2; else output=$2; fi
+            case $1 in --data) data=$2 ;; --output) output=$2 ;; --analysis) analysis=$2 ;; esac
             shift
             ;;
         --broker | --broker=*) fail "--broker is for analysis.py; this script starts its own broker" 2 ;;
@@ -75,6 +78,22 @@ case $data in
         ;;
 esac
 export DATA_DIR=${DATA_DIR:-no-data}
+
+# The file of an own analysis is replaced at once, so that no service reads half of it.
+case $analysis in
+    *.py)
+        analysis=$(absolute "$analysis") name=${analysis##*/}
+        [ -r "$analysis" ] || fail "--analysis '$analysis': no such file, or it cannot be read" 2
+        mkdir -p analyses
+        cmp -s "$analysis" "analyses/$name" || {
+            cp "$analysis" "analyses/.$name.part"
+            chmod 644 "analyses/.$name.part"  # the services have another user
+            mv -f "analyses/.$name.part" "analyses/$name"
+        }
+        flags+=(--analysis "${name%.py}")
+        ;;
+    ?*) flags+=(--analysis "${analysis##*/}") ;;
+esac
 
 output=$(absolute "$output")
 mkdir -p "$output" || fail "--output '$output': this directory cannot be created" 2

@@ -6,6 +6,7 @@
 #   ./kubernetes-run.sh --down                    delete the workloads; volumes and credentials are kept
 #
 # --data is an address (http://, https://, root://), because the pods cannot read this machine's directories.
+# --analysis FILE is put into the ConfigMap analyses, which is mounted in the pods.
 # Environment variables:
 #
 #   IMAGE_TAG, NAMESPACE           default: latest, atlas
@@ -37,6 +38,7 @@ has_api() { kubectl api-versions | grep -x "$1" >/dev/null; }
 
 flags=()
 output=${OUTPUT:-results}
+analysis=${ANALYSIS:-}
 check_data() {
     case $1 in
         "" | *://*) ;;
@@ -58,9 +60,10 @@ while [ $# -gt 0 ]; do
         --logs) action=logs ;;
         --data=*) check_data "${1#*=}"; flags+=("$1") ;;
         --output=*) output=${1#*=} ;;
-        --data | --output)
+        --analysis=*) analysis=${1#*=} ;;
+        --data | --output | --analysis)
             [ $# -gt 1 ] || fail "$1 needs a value" 2
-            if [ "$1" = --data ]; then check_data "$2"; flags+=("$1=$2"); else output=$2; fi
+            case $1 in --data) check_data "$2"; flags+=("$1=$2") ;; --output) output=$2 ;; --analysis) analysis=$2 ;; esac
             shift
             ;;
         --broker | --broker=*) fail "--broker is for analysis.py; this script starts its own broker" 2 ;;
@@ -70,6 +73,15 @@ while [ $# -gt 0 ]; do
 done
 case ${AUTOSCALE:-} in "" | hpa | keda) ;; *) fail "AUTOSCALE='$AUTOSCALE': choose hpa or keda" 2 ;; esac
 case $output in /*) ;; *) output=$caller/$output ;; esac
+analysis_file=
+case $analysis in
+    *.py)
+        case $analysis in /*) analysis_file=$analysis ;; *) analysis_file=$caller/$analysis ;; esac
+        [ -r "$analysis_file" ] || fail "--analysis $analysis: no such file, or it cannot be read" 2
+        analysis=${analysis##*/} analysis=${analysis%.py}
+        ;;
+esac
+[ -z "$analysis" ] || flags+=("--analysis=$analysis")
 case ${RABBITMQ_HOST:-} in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a pod, this is the pod itself; unset it, or give a name that the pods can reach" 2 ;; esac
 authority=${RABBITMQ_TLS_CA:-}
 case $authority in "" | /*) ;; *) authority=$caller/$authority ;; esac
@@ -214,6 +226,14 @@ apply() { # apply SELECTOR
         fail "the cluster rejected the manifests; its messages are above"
     grep -v ' unchanged$' "$overlay/applied" || true
 }
+if [ -n "$analysis_file" ]; then # the ConfigMap keeps the files of other analyses
+    if [ -z "$(k get configmap analyses --ignore-not-found --output=name)" ]; then
+        k create configmap analyses && k label configmap analyses "$ours"
+    fi
+    k create configmap analyses --from-file="$analysis.py=$analysis_file" --dry-run=client --output=json >"$overlay/analyses.json"
+    k patch configmap analyses --type=merge --patch-file="$overlay/analyses.json" ||
+        fail "the file of the analysis could not be put into the ConfigMap analyses; see above"
+fi
 apply "app.kubernetes.io/component!=submission"
 
 if [ -n "${AUTOSCALE:-}" ]; then k apply --filename="kubernetes/autoscaling/$AUTOSCALE"; fi
@@ -267,6 +287,20 @@ wait_for() { # wait_for WORKLOAD
 }
 deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
 for workload in "$broker" "${services[@]/#/deployment/}"; do wait_for "$workload"; done
+
+# A changed annotation makes the kubelet update the volumes of a pod at once, and not after a minute or two.
+if [ -n "$analysis_file" ]; then
+    deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
+    for pod in $(k get pods --selector="$ours,app.kubernetes.io/component=worker" --output=name); do
+        k annotate --overwrite "$pod" "atlas-open-data/analyses=$job" >/dev/null || continue
+        until [ "$(k exec "$pod" -- cat "/analyses/$analysis.py" 2>/dev/null)" = "$(cat "$analysis_file")" ]; do
+            [ -n "$(k get "$pod" --ignore-not-found --output=name)" ] || break
+            [ "$SECONDS" -lt "$deadline" ] || fail "$pod has not got the file of the analysis within ${ROLLOUT_TIMEOUT:-300} s; run again"
+            sleep 1
+        done
+    done
+    echo "every pod has the file of the analysis $analysis"
+fi
 
 # --- submit, follow, fetch ----------------------------------------------------------
 

@@ -104,6 +104,26 @@ def test_a_certificate_authority_is_mounted_from_the_callers_directory(project: 
     assert f"RABBITMQ_TLS_CA={project.parent}/none.pem: no such file" in done.stderr
 
 
+def test_the_file_of_an_analysis_is_copied_to_where_the_services_read_it(project: Path) -> None:
+    for content in ("ANALYSIS = 1\n", "ANALYSIS = 2\n"):
+        own = project.parent / "own.py"
+        own.write_text(content)
+        own.chmod(0o600)
+        (project / "calls").unlink(missing_ok=True)
+        run(project, "--release", "demo", "--analysis", "own.py")
+        assert submission(project).endswith(" submit --release demo --analysis own")
+        (copied,) = (project / "analyses").iterdir()
+        assert (copied.name, copied.read_text(), copied.stat().st_mode & 0o777) == ("own.py", content, 0o644)
+
+
+def test_the_name_of_an_analysis_is_passed_on(project: Path) -> None:
+    run(project, ANALYSIS="own")
+    assert submission(project).endswith(" submit --analysis own")
+    done = run(project, ANALYSIS="none.py")
+    assert done.returncode == 2
+    assert f"--analysis '{project.parent}/none.py': no such file" in done.stderr
+
+
 def test_the_exit_code_is_that_of_the_run_though_compose_ended_before(project: Path) -> None:
     docker = project / "bin" / "docker"
     docker.write_text('#!/bin/bash\ncase "$*" in "compose "*" run "*) exit 1 ;; wait*) echo 0 ;; esac\n')

@@ -223,9 +223,9 @@ def test_only_services_reach_the_broker_and_only_the_page_is_public(rendered: li
     assert from_outside == {("visualisation", 8080)}
 
 
-RUN = {"RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES", "PLOTS"}
+RUN = {"ANALYSIS", "RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES", "PLOTS"}
 BROKER = {f"RABBITMQ_{name}" for name in ("HOST", "PORT", "USER", "PASS", "VHOST", "TLS_CA")} | {"MESSAGE_KEY"}
-EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT"}
+EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT", "ANALYSES_DIR"}
 #: The settings that each service and the command use. A new variable of the README's table must be added here.
 USED_BY = {
     "data-loader": EVERY_SERVICE | {"CACHE"},
@@ -292,7 +292,7 @@ def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list
         set(re.search(rf"for variable in ({first} [A-Z_ ]+); do", script)[1].split())  # type: ignore[index]
         for first in ("RELEASE", "RABBITMQ_HOST")
     )
-    assert flags | {"PLOTS"} == RUN
+    assert flags | {"PLOTS", "ANALYSIS"} == RUN
     assert "--no-plots" in script
     added |= set(re.findall(r'settings\+=\("([A-Z_]+)=/', script)) | settings_of_kubernetes().keys()
     for name, pod in pods(rendered).items():
@@ -402,6 +402,8 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--broker", "amqp://there"], {}, "this script starts its own broker"),
         (["--data"], {}, "--data needs a value"),
         ([], {"AUTOSCALE": "yes"}, "choose hpa or keda"),
+        (["--analysis", "none.py"], {}, "--analysis none.py: no such file, or it cannot be read"),
+        ([], {"ANALYSIS": "none.py"}, "--analysis none.py: no such file, or it cannot be read"),
     ],
 )
 def test_wrong_usage_is_reported_before_kubectl_is_called(
