@@ -149,7 +149,7 @@ def test_a_run_of_an_analysis_that_no_service_has_fails_in_words(
         ("< 20.0", "< 1 / 0", "own.py:8: step 'z1_mass' raised ZeroDivisionError"),
         ("leptons.pt_gev(3)", "leptons.pt_gev(4)", "own.py:10: observable 'last_pt' raised IndexError"),
         ("processor_steps=(*shipped.processor_steps", "loader_steps=(*shipped.loader_steps", None),
-        ("        processor_steps=", "        columns=lambda *chunk: {}, processor_steps=", "own.py:19: columns returned no"),
+        ("        processor_steps=", "        columns=lambda *chunk: {}, processor_steps=", "columns returned no"),
     ],
     ids=["a step that raises", "an observable that raises", "no mistake", "no columns"],
 )  # fmt: skip
