@@ -44,7 +44,7 @@ def fit_figures(result: Mapping[str, Any]) -> list[str]:
     fit, peak = result.get("fit"), result_analysis(result).model.peak
     if not fit:
         return []
-    figures = FIT_FIGURES if fit.get("limit_scan") is not None else FIT_FIGURES[:-1]
+    figures = FIT_FIGURES if "limit_scan" in fit else FIT_FIGURES[:-1]
     return [*figures, *([f"fit_{peak.name}"] if peak is not None and peak.name in fit else [])]
 
 

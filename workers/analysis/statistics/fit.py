@@ -55,7 +55,8 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     ===================================== =================================================================
 
     ``significance_observed`` to ``cls_mu1``, ``upper_limit`` and ``limit_scan`` compare with the absence of the
-    signal; they are None for a model that is no search. Raises FitError if a minimum is not found.
+    signal. For a model that is no search the first are None, and the last two left out. Raises FitError if a
+    minimum is not found.
     """
     pyhf.set_backend("numpy")
     workspace = result["workspace"]

@@ -104,6 +104,11 @@ class Document(msgspec.Struct):
             return None
 
     @property
+    def own_analysis(self) -> str:
+        """The name of a user's own analysis; empty for the shipped one."""
+        return "" if self.analysis == ANALYSES.name else self.analysis
+
+    @property
     def is_toy(self) -> bool:
         """True if the result or its release says that the events are simulated toys, data included."""
         return self.toy or (self.known_analysis is not None and self.known_analysis.toy)
