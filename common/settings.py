@@ -53,8 +53,6 @@ class RunSettings:
     taken from a message.
     """
 
-    analysis: str = "hzz4l"
-    analysis_sha256: str = ""
     release: str = "2020e-13tev"
     data: str | None = None
     samples: tuple[str, ...] = ()
@@ -64,6 +62,8 @@ class RunSettings:
     demo_events: int = 200_000
     chunk_entries: int = 50_000
     plots: bool = True
+    analysis: str = "hzz4l"
+    analysis_sha256: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", _checked_location(self.data))

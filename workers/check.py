@@ -47,7 +47,7 @@ def _checked(analysis: Analysis, cache: Path) -> CheckedRelease:
     if toy is None:
         return CheckedRelease(analysis.release, None, (), {}, ())
     analyses = Analyses(toy)
-    settings = analyses.resolve(RunSettings(toy.name, release=toy.release, demo_events=DEMO_EVENTS))
+    settings = analyses.resolve(RunSettings(toy.release, analysis=toy.name, demo_events=DEMO_EVENTS))
     cutflow, mistakes = dict.fromkeys(toy.steps, 0), []
     samples = tuple(_one_of_each_category(toy))
     for sample in samples:

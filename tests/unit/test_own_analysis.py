@@ -248,7 +248,7 @@ def test_a_changed_file_is_another_analysis_beside_the_first(tmp_path: Path) -> 
 def test_a_run_carries_the_name_and_the_checksum_of_its_analysis(tmp_path: Path) -> None:
     written(tmp_path, "pt_cuts_gev=(7.0,)")
     analyses = ANALYSES.in_folder(tmp_path)
-    run = analyses.resolve(RunSettings("own", release="demo"))
+    run = analyses.resolve(RunSettings("demo", analysis="own"))
     assert (run.analysis, run.pt_cuts_gev) == ("own", (7.0,))
     assert run.analysis_sha256 == analyses.find("own", "").sha256
     assert analyses.of(run).name == "own"
@@ -276,7 +276,7 @@ def test_a_name_in_a_message_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
     written(tmp_path, "", "outside")
     for name in ("../outside", "/etc/passwd", "..", ""):
         with pytest.raises(SettingsError):
-            RunSettings(name)
+            RunSettings(analysis=name)
         with pytest.raises(SettingsError):
             ANALYSES.in_folder(tmp_path / "inside").find(name, "")
 
@@ -329,7 +329,7 @@ def counts_of_a_plain_script(path: Path) -> tuple[int, np.ndarray, np.ndarray]:
 def test_zz4l_counts_on_real_files_what_a_plain_awkward_script_counts(name: str) -> None:
     directory = real_data() / "4lep"
     analyses = ANALYSES.in_folder(EXAMPLES)
-    run = analyses.resolve(RunSettings("zz4l"))
+    run = analyses.resolve(RunSettings(analysis="zz4l"))
     analysis = analyses.of(run)
     sample = analysis.sample(name)
     (message,) = process("run", directory / sample.file, sample, run, analysis).messages

@@ -340,7 +340,7 @@ def test_settings_missing_in_json_are_those_of_the_service() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"luminosity": 10}, "no setting 'luminosity'; it has analysis, analysis_sha256, release, data"),
+        ({"luminosity": 10}, "no setting 'luminosity'; it has release, data, samples, lumi_ifb"),
         ({3: 10}, "no setting 3"),
         ({"lumi_ifb": True}, "Expected `float | null`, got `bool`"),
         ({"lumi_ifb": "10"}, "Expected `float | null`, got `str`"),
