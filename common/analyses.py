@@ -507,8 +507,8 @@ class Analyses(Mapping[str, Analysis]):
 
         A document of the shipped analysis may come from an older version of it.
         """
-        name = result.get("analysis", self.name)
-        sha256 = "" if name == self.name else result.get("provenance", {}).get("analysis_sha256", "")
+        name = str(result.get("analysis", self.name))
+        sha256 = "" if name == self.name else str(result.get("provenance", {}).get("analysis_sha256", ""))
         return self.find(name, sha256)[result["release"]]
 
     def resolve(self, settings: RunSettings) -> RunSettings:

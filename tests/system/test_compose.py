@@ -8,6 +8,7 @@ import pwd
 import re
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,16 @@ def test_real_events_in_a_host_directory_give_the_published_numbers(stack: Stack
     for name, published in reference.items():
         assert samples[name]["events_selected"] == published["events_selected"]
         assert samples[name]["yield"] == pytest.approx(published["yield"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["zz4l", "hzz4l_tight"])
+def test_an_example_of_an_own_analysis_equals_the_embedded_run(stack: Stack, tmp_path: Path, name: str) -> None:
+    flags = ("--analysis", f"examples/{name}.py", "--release", "demo", "--demo-events", "20000", "--no-plots")
+    bits, _ = stack.run(*flags)
+    done = subprocess.run([sys.executable, "analysis.py", *flags, "--output", tmp_path], cwd=ROOT, check=False)
+    assert done.returncode == 0
+    (result,) = tmp_path.glob("*/result.json")
+    assert bits == numbers_of(json.loads(result.read_text()))
 
 
 def test_added_replicas_change_no_bit_and_are_kept(stack: Stack, reference: str) -> None:

@@ -180,6 +180,21 @@ def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(
     assert f"{folder}/; for the page: kubectl -n atlas-test port-forward" in run.log()
 
 
+def test_an_own_analysis_and_a_changed_one_equal_the_embedded_runs_without_a_restart(
+    cluster: Cluster, start: Callable[..., Run], tmp_path: Path
+) -> None:
+    source = (ROOT / "examples" / "hzz4l_tight.py").read_text()
+    services = ("data-loader", "data-processor", "analysis", "visualisation")
+    pods = []
+    for number, changed in enumerate((source, source.replace("< 20.0", "< 10.0"))):
+        (tmp_path / "own.py").write_text(changed)
+        flags = ("--analysis", str(tmp_path / "own.py"), "--release", "demo", "--demo-events", "20000", "--no-plots")
+        result = start(*flags).result()
+        assert numbers(result) == embedded(tmp_path / f"embedded-{number}", *flags)
+        pods.append(cluster.pods(*services))
+    assert pods[0] == pods[1]
+
+
 def test_real_events_over_http_equal_the_embedded_run(
     cluster: Cluster, start: Callable[..., Run], tmp_path: Path
 ) -> None:

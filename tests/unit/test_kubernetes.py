@@ -528,3 +528,18 @@ def test_a_broker_that_no_pod_can_reach_is_refused(
     done = machine.run(**environment)
     assert done.returncode == 2
     assert expected in last_line(done)
+
+
+def test_the_file_of_an_analysis_is_added_to_the_config_map(machine: Machine) -> None:
+    machine.add_stub(
+        "kubectl",
+        'case "$*" in *can-i*) echo yes;; *"create secret"*) cat >/dev/null;; *"patch configmap"*) exit 1;; esac',
+    )
+    machine.add_stub("docker", "exit 1")
+    (machine.project / "own.py").write_text("ANALYSIS = 1\n")
+    done = machine.run("--analysis", str(machine.project / "own.py"), REGISTRY="r.example")
+    assert "the file of the analysis could not be put into the ConfigMap analyses" in last_line(done)
+    calls = "\n".join(machine.calls())
+    assert "create configmap analyses\n" in calls  # it did not exist
+    assert f"create configmap analyses --from-file=own.py={machine.project}/own.py --dry-run=client" in calls
+    assert "patch configmap analyses --type=merge --patch-file=" in calls

@@ -14,11 +14,13 @@ import vector
 
 from common import settings
 from common.errors import AnalysisError, SettingsError
+from common.messages import Result
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.paths import ROOT
 from tests.support.real_data import process, real_data
 from workers.check import check
+from workers.visualisation.service import Visualisation
 
 EXAMPLES = ROOT / "examples"
 #: The first six lines of a file, which ends with the changes of the shipped analysis.
@@ -270,6 +272,14 @@ def test_a_service_says_what_it_lacks_and_what_to_do(tmp_path: Path) -> None:
         folder.find("other", "1" * 64)
     with pytest.raises(SettingsError, match=r"other code of the analysis 'hzz4l'.*the same version of the project"):
         folder.find("hzz4l", "1" * 64)
+
+
+def test_the_visualisation_refuses_a_result_whose_analysis_it_does_not_have(tmp_path: Path) -> None:
+    service = Visualisation(settings.read({"ANALYSES_DIR": str(tmp_path)}), keep=False)
+    result = {"analysis": "absent", "release": "demo", "provenance": {"analysis_sha256": "1" * 64}}
+    with pytest.raises(SettingsError, match=r"^visualisation has no analysis 'absent'"):
+        service.handle(Result("run", final=True, result=result))
+    service.close()
 
 
 def test_a_name_in_a_message_leads_to_no_file_elsewhere(tmp_path: Path) -> None:

@@ -92,8 +92,10 @@ class Visualisation(Service):
             self._write_next(self._output)  # ``poll`` is not called while a message is tried again
             if len(self._unwritten) >= MAX_UNWRITTEN:
                 raise Unavailable(f"the folders of {MAX_UNWRITTEN} runs cannot be written to {self._output}")
-        self.analyses.of_result(message.result)  # raises SettingsError where it is not here
-        files = self._existing_files(message) or result_files(message.result, self._pool)
+        files = self._existing_files(message)
+        if files is None:
+            self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
+            files = result_files(message.result, self._pool)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:
             self._write(message.run_id, folder.result, files, self._output)
