@@ -358,6 +358,9 @@ class Analysis:
                 f"{self._where}: {len(data)} categories have the role 'data' ({', '.join(data) or 'none'}); "
                 "exactly one must have it"
             )
+        for kind, parts in (("sample", self.samples), ("channel", self.channels), ("observable", self.observables)):
+            if not parts:
+                raise AnalysisError(f"{self._where}: it has no {kind}; give at least one")
         if "weight" not in self.events:
             raise AnalysisError(f"{self._where}: events has no column 'weight'; it must have the weight of an event")
 

@@ -1,15 +1,15 @@
 """Call the functions of an analysis, and check what they return.
 
 A mistake in a user's own analysis is raised as an AnalysisError, which names the function, its file and line,
-and what is expected.
+and what is expected. Flat awkward arrays are converted to numpy.
 """
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import awkward as ak
 import numpy as np
@@ -27,30 +27,27 @@ def columns(analysis: Analysis, arrays: ak.Array, sample: Sample, lumi_ifb: floa
 
     Raises AnalysisError for a column that is absent, has another length, or is not of the declared type.
     """
-    function = analysis.columns
-    found = _called("columns", function, arrays.fields, arrays, sample, lumi_ifb)
-    if not isinstance(found, Mapping):
-        raise _mistake("columns", function, f"returned {_kind(found)}; it must return a dictionary of arrays")
+    what, function = "columns", analysis.columns
+    returned = _called(what, function, arrays.fields, arrays, sample, lumi_ifb)
+    if not isinstance(returned, Mapping):
+        raise _mistake(what, function, f"returned {_kind(returned)}; it must return a dictionary of arrays")
+    found = {name: _as_numpy(values) for name, values in returned.items()}
     missing = [name for name in analysis.events if name not in found]
     if missing:
+        names = ", ".join(found) or "nothing"
         raise _mistake(
-            "columns", function, f"returned no column {', '.join(missing)}, which events declares; it returned "
-            f"{', '.join(found) or 'nothing'}"
-        )  # fmt: skip
-    length = len(found["weight"])
+            what, function, f"returned no column {', '.join(missing)}, which events declares; it returned {names}"
+        )
+    events = len(found["weight"])
     for name, values in found.items():
-        if not isinstance(values, np.ndarray) or len(values) != length:
-            raise _mistake(
-                "columns", function, f"returned {_kind(values)} as {name!r}; it must be an array of {length} events, "
-                "as the weight is"
-            )  # fmt: skip
+        if not _is_array(values) or len(values) != events:
+            expected = f"an array of {events} events, as the weight is"
+            raise _mistake(what, function, f"returned {_kind(values)} as {name!r}; it must be {expected}")
     for name, column in analysis.events.items():
-        values = found[name]
-        if values.dtype != np.dtype(column.dtype) or values.shape != column.shape(length):
-            expected = f"{np.dtype(column.dtype)} of shape {column.shape(length)}"
-            raise _mistake(
-                "columns", function, f"returned {_kind(values)} as {name!r}; events declares {expected}"
-            )  # fmt: skip
+        values, dtype, shape = found[name], np.dtype(column.dtype), column.shape(events)
+        if values.dtype != dtype or values.shape != shape:
+            declared = f"events declares {dtype} of shape {shape}"
+            raise _mistake(what, function, f"returned {_kind(values)} as {name!r}; {declared}")
     return found
 
 
@@ -64,14 +61,11 @@ def passes(step: Step, found: Any, settings: RunSettings, given: Columns) -> Mas
 
     Raises AnalysisError unless it is a mask of that shape.
     """
-    mask = _called(f"step {step.name!r}", step.passes, given, found, settings)
-    events = len(given["weight"])
-    if not isinstance(mask, np.ndarray) or mask.shape != (events,) or mask.dtype != np.bool_:
-        raise _mistake(
-            f"step {step.name!r}",
-            step.passes,
-            f"returned {_kind(mask)}; it must return an array of truth values of shape ({events},), one an event",
-        )
+    what, events = f"step {step.name!r}", len(given["weight"])
+    mask = _as_numpy(_called(what, step.passes, given, found, settings))
+    if not _is_array(mask) or mask.shape != (events,) or mask.dtype != np.bool_:
+        expected = f"an array of truth values of shape ({events},), one an event"
+        raise _mistake(what, step.passes, f"returned {_kind(mask)}; it must return {expected}")
     return mask
 
 
@@ -82,11 +76,10 @@ def values(observable: Observable, found: Any, given: Columns) -> Array:
     the observable allows it, for a value that is not finite.
     """
     what, function, events = f"observable {observable.name!r}", observable.values, len(given["weight"])
-    returned = _called(what, function, given, found)
-    if not isinstance(returned, np.ndarray) or returned.shape != (events,) or returned.dtype.kind not in "fiu":
-        raise _mistake(
-            what, function, f"returned {_kind(returned)}; it must return an array of numbers of shape ({events},)"
-        )  # fmt: skip
+    returned = _as_numpy(_called(what, function, given, found))
+    if not _is_array(returned) or returned.shape != (events,) or returned.dtype.kind not in "fiu":
+        expected = f"an array of numbers of shape ({events},)"
+        raise _mistake(what, function, f"returned {_kind(returned)}; it must return {expected}")
     if not observable.allow_nan and not np.isfinite(returned).all():
         bad = returned[~np.isfinite(returned)]
         raise _mistake(
@@ -101,20 +94,20 @@ def values(observable: Observable, found: Any, given: Columns) -> Array:
 
 def channels(analysis: Analysis, found: Any, given: Columns) -> Array:
     """Return the index of each event's channel, shape (events,); raises AnalysisError for one that does not exist."""
-    function, events = analysis.channel, len(given["weight"])
-    returned = _called("channel", function, given, found)
-    if not isinstance(returned, np.ndarray) or returned.shape != (events,) or returned.dtype != np.int8:
+    what, function, events = "channel", analysis.channel, len(given["weight"])
+    returned = _as_numpy(_called(what, function, given, found))
+    if not _is_array(returned) or returned.shape != (events,) or returned.dtype.kind not in "iu":
+        expected = f"an array of integers of shape ({events},)"
+        raise _mistake(what, function, f"returned {_kind(returned)}; it must return {expected}")
+    last = len(analysis.channels) - 1
+    if events and not (returned.min() >= 0 and returned.max() <= last):
         raise _mistake(
-            "channel", function, f"returned {_kind(returned)}; it must return an array of int8 of shape ({events},)"
-        )
-    if events and not (returned.min() >= 0 and returned.max() < len(analysis.channels)):
-        raise _mistake(
-            "channel",
+            what,
             function,
-            f"returned a value outside 0 to {len(analysis.channels) - 1} for an event that passes all steps; "
-            "it must be the index of one of the channels",
+            f"returned a value outside 0 to {last} for an event that passes all steps; it must be the index of one of "
+            "the channels",
         )
-    return returned
+    return returned.astype(np.int8, copy=False)
 
 
 def weights(analysis: Analysis, given: Columns) -> Array:
@@ -130,26 +123,19 @@ def weights(analysis: Analysis, given: Columns) -> Array:
     return found
 
 
-def location_of(function: Callable[..., Any]) -> str:
-    """Return ``FILE:LINE`` of a function, or its description if it is not written in Python."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
-
-
-def _called(what: str, function: Callable[P, T], names: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+def _called(what: str, function: Callable[P, T], names: Iterable[str], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function; an exception of it is raised as an AnalysisError. ``names`` are the columns that it may use."""
     try:
         return function(*args, **kwargs)
     except (PipelineError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = (str(error).strip().splitlines() or [""])[0]
         hint = f"; the columns are {', '.join(names)}" if isinstance(error, LookupError | AttributeError) else ""
-        where = _line(error, function)
-        raise AnalysisError(f"{where}: {what} raised {type(error).__name__}: {text}{hint}") from error
+        raise AnalysisError(f"{_line(error, function)}: {what} raised {type(error).__name__}: {text}{hint}") from error
 
 
-def _line(error: Exception, function: Callable[..., Any]) -> str:
+def _line(error: BaseException, function: Callable[..., Any]) -> str:
     """Return where an exception was raised: the last line in the file of the function."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
@@ -158,10 +144,30 @@ def _line(error: Exception, function: Callable[..., Any]) -> str:
 
 
 def _mistake(what: str, function: Callable[..., Any], problem: str) -> AnalysisError:
-    return AnalysisError(f"{location_of(function)}: {what} {problem}")
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    where = repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    return AnalysisError(f"{where}: {what} {problem}")
+
+
+def _as_numpy(value: Any) -> Any:
+    """Convert an awkward array that is flat; return anything else as it is."""
+    if not isinstance(value, ak.Array):
+        return value
+    try:
+        return ak.to_numpy(value)
+    except ValueError:  # lists of different lengths
+        return value
+
+
+def _is_array(value: Any) -> TypeGuard[Array]:
+    """Whether a value is an array of numpy without missing values."""
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} of shape {value.shape}"
+        masked = "masked " if isinstance(value, np.ma.MaskedArray) else ""
+        return f"a {masked}array of {value.dtype} of shape {value.shape}".replace("a array", "an array")
+    if isinstance(value, ak.Array):
+        return f"an awkward array of type {value.type}"
     return f"{type(value).__name__} ({value!r:.60})"

@@ -25,7 +25,7 @@ from workers.visualisation.service import Visualisation
 EXAMPLES = ROOT / "examples"
 #: The first six lines of a file, which ends with the changes of the shipped analysis.
 HEAD = """from dataclasses import replace
-import numpy as np
+import numpy as np, awkward as ak
 from common.analyses import Axis, Branch, Category, Observable, Step
 from physics import ANALYSES as HZZ4L
 DEMO = HZZ4L["demo"]
@@ -125,6 +125,18 @@ MISTAKES_OF_FUNCTIONS = {
         '{**(found := DEMO.columns(arrays, sample, lumi)), "weight": found["weight"].astype(float)}',
         r"own.py:7: columns returned an array of float64 of shape .* as 'weight'; events declares float32",
     ),
+    "a mask of lists": (
+        step("lambda leptons, run: ak.Array([[True], []] * len(leptons.mass))[: len(leptons.mass)]"),
+        r"own.py:7: step 'mine' returned an awkward array of type \d+ \* var \* bool; it must return",
+    ),
+    "a mask with missing values": (
+        step("lambda leptons, run: ak.mask(leptons.mass > 0, leptons.mass > 100)"),
+        r"own.py:7: step 'mine' returned a masked array of bool of shape \(\d+,\); it must return",
+    ),
+    "a function that exits": (
+        step("lambda leptons, run: exit(0)"),
+        "own.py:7: step 'mine' raised SystemExit: 0",
+    ),
     "a channel that does not exist": (
         "channel=lambda leptons: np.full(len(leptons.mass), 3, np.int8)",
         "own.py:7: channel returned a value outside 0 to 2",
@@ -161,6 +173,7 @@ MISTAKES_OF_FILES = {
     ),
     "a sample twice": ("samples=2 * DEMO.samples", "own.py:6: .*sample 'data_A' occurs 2 times"),
     "a category twice": ("categories=2 * DEMO.categories", "own.py:6: .*category 'data' occurs 2 times"),
+    "no channel": ("channels=()", "own.py:6: .*it has no channel; give at least one"),
     "a category that does not exist": (
         "categories=DEMO.categories[:-1]",
         "own.py:6: .*sample 'ggH125_ZZ4lep' has the category 'signal', which does not exist; choose one of data",
@@ -218,6 +231,16 @@ def test_the_examples_have_no_mistakes(name: str, cache: Path) -> None:
 def test_the_examples_are_short() -> None:
     assert len((EXAMPLES / "zz4l.py").read_text().splitlines()) <= 80
     assert len((EXAMPLES / "hzz4l_tight.py").read_text().splitlines()) < 25
+
+
+def test_functions_may_return_flat_awkward_arrays_and_any_integers(tmp_path: Path, cache: Path) -> None:
+    changes = (
+        f"{step('lambda leptons, run: ak.Array(leptons.mass > 100)')}, "
+        f"{observable('lambda leptons: ak.Array(leptons.mass / 1000)')}, "
+        "channel=lambda leptons: DEMO.channel(leptons).astype(int)"
+    )
+    (checked,) = check(written(tmp_path, changes), cache)
+    assert checked.mistakes == ()
 
 
 def test_a_branch_that_the_shipped_analysis_does_not_read_can_be_tried_on_the_demo(tmp_path: Path, cache: Path) -> None:
