@@ -133,6 +133,26 @@ def test_a_service_without_the_code_dead_letters_it_and_the_run_completes_once_i
 
 
 @pytest.mark.broker
+def test_a_visualisation_without_the_code_says_so_and_draws_once_it_has_it(
+    workers: Workers, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(EXAMPLES / "zz4l.py", folder)
+    lacking = tmp_path / "lacking"
+    lacking.mkdir()
+    for service in ("data_loader", "data_processor", "analysis"):
+        workers.start(service)
+    workers.start("visualisation", ANALYSES_DIR=str(lacking))
+    run = resolved(folder, "zz4l", replace(DEMO, samples=("data_A", "llll")))
+    (outcome,) = on_broker(workers, run)
+    assert f"visualisation has no analysis 'zz4l': {lacking}/zz4l.py does not exist" in str(outcome.problem)
+    shutil.copy(EXAMPLES / "zz4l.py", lacking)
+    requeue(workers.settings)
+    run_id = f"run-{run.digest}-0"
+    wait_until((workers.folder / "service-results" / run_id / "result.json").exists, "the run was drawn", 60)
+    assert followed(workers, run_id).result is not None
+
+
+@pytest.mark.broker
 def test_a_run_of_an_analysis_that_no_service_has_fails_in_words(
     workers: Workers, folder: Path, tmp_path: Path
 ) -> None:
