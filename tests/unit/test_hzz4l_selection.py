@@ -15,6 +15,7 @@ import uproot
 
 from common.messages import RunPlan
 from common.settings import RunSettings, read
+from physics import ANALYSES
 from physics.hzz4l.release_2020e import LEPTONS, WEIGHTS
 from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, Processed, process, random_events, real_data
 from tests.support.waiting import wait_until
@@ -180,7 +181,7 @@ def run_of(settings: RunSettings, processed: dict[str, Processed]) -> dict[str, 
     """Return the final result of the data-processor's messages."""
     store = Store(None)
     service = AnalysisService(read({}), store)
-    service.handle(RunPlan("run", 0.0, settings))
+    service.handle(RunPlan("run", 0.0, ANALYSES.resolve(settings)))
     for one in processed.values():
         service.handle(one.plan)
         for message in one.messages:
