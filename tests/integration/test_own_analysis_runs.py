@@ -68,7 +68,7 @@ def on_broker(workers: Workers, *runs: RunSettings) -> list[Outcome]:
 
 
 @pytest.mark.broker
-def test_several_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_runs(
+def test_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_runs(
     workers: Workers, folder: Path, cache: Path
 ) -> None:
     names = ("zz4l", "hzz4l_tight", "hzz4l")
@@ -96,7 +96,7 @@ def test_several_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_ru
 
 
 @pytest.mark.broker
-def test_a_service_without_the_code_dead_letters_it_and_the_run_completes_once_it_has_it(
+def test_a_run_completes_once_a_service_that_lacked_the_code_has_it(
     workers: Workers, folder: Path, cache: Path
 ) -> None:
     shutil.copy(EXAMPLES / "zz4l.py", folder)

@@ -180,7 +180,7 @@ def test_the_demo_equals_the_embedded_run_and_its_folder_is_the_users(
     assert f"{folder}/; for the page: kubectl -n atlas-test port-forward" in run.log()
 
 
-def test_an_own_analysis_and_a_changed_one_equal_the_embedded_runs_without_a_restart(
+def test_an_own_analysis_and_a_changed_one_equal_the_embedded_runs(
     cluster: Cluster, start: Callable[..., Run], tmp_path: Path
 ) -> None:
     source = (ROOT / "examples" / "hzz4l_tight.py").read_text()

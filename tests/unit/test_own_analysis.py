@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_line(changes: str, words: 
         ANALYSES.load(written(tmp_path, changes))
 
 
-def test_a_file_that_is_not_there_or_has_the_name_of_the_shipped_analysis_is_refused(tmp_path: Path) -> None:
+def test_an_absent_file_or_one_with_the_name_of_the_shipped_analysis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match=r"none\.py: No such file or directory; give a file that can be read"):
         ANALYSES.load(tmp_path / "none.py")
     with pytest.raises(AnalysisError, match="an own analysis cannot be called 'hzz4l'; give the file another name"):
@@ -243,7 +243,7 @@ def test_functions_may_return_flat_awkward_arrays_and_any_integers(tmp_path: Pat
     assert checked.mistakes == ()
 
 
-def test_a_branch_that_the_shipped_analysis_does_not_read_can_be_tried_on_the_demo(tmp_path: Path, cache: Path) -> None:
+def test_a_branch_that_the_shipped_analysis_does_not_read_is_in_the_demo(tmp_path: Path, cache: Path) -> None:
     changes = (
         'branches={**DEMO.branches, "jet_n": Branch("(u)?int32", "a number")}, '
         "columns=lambda arrays, sample, lumi: {**DEMO.columns(arrays, sample, lumi), "
