@@ -11,6 +11,11 @@ lists the messages that could not be handled, and requeues them once the cause i
     analysis.py check FILE
 
 checks the file of an own analysis, and tries it on events of the demo.
+
+In Python, ``import analysis`` has ``run``, ``submit`` and ``load``, which give a ``Result``:
+
+    result = analysis.run(release="demo")
+    result.histograms, result.cutflow, result.yields, result.fit, result.plot(result.figures[0])
 """
 
 from __future__ import annotations
@@ -20,27 +25,54 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from common import settings, topology
-from common.errors import AnalysisError, PipelineError, SettingsError
+from common import settings
+from common.errors import (
+    AnalysisError,
+    BrokerError,
+    DataError,
+    PipelineError,
+    ResultError,
+    RunError,
+    SettingsError,
+)
 from common.settings import VARIABLES, Settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from common.analyses import Analyses
     from common.submission import Outcome
     from common.transport import Transport
+    from workers.client import IncompleteRunError, Result, SubmittedRun, load, run, submit
+
+#: What Python code uses; the errors are all PipelineErrors.
+__all__ = [
+    "AnalysisError", "BrokerError", "DataError", "IncompleteRunError", "PipelineError", "Result", "ResultError", "RunError",
+    "SettingsError", "SubmittedRun", "load", "run", "submit",
+]  # fmt: skip
 
 # Worker processes import this module, too, so the functions import what only the command needs.
 
 COMPLETE, INCOMPLETE, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
-#: How long the command waits for a broker that does not answer, in seconds.
-BROKER_CONNECT_TIMEOUT_S = 15.0
 #: How many problems are printed; result.json has all of them.
 SHOWN_PROBLEMS = 4
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of the Python interface when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from workers import client
+
+    return getattr(client, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
     from common.logs import configure_logging
     from common.submission import new_run_id
 
@@ -66,8 +100,7 @@ def _main(arguments: Sequence[str]) -> int:
         read = replace(read, run=_analyses(read).resolve(read.run))
         configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
         run_id = new_run_id(read.run.release)
-        run = _distributed if flags.broker else _embedded
-        outcome = run(read, flags.broker, run_id, console)
+        outcome = (_distributed if flags.broker else _embedded)(read, flags.broker, run_id, console)
         return _report(outcome, read, run_id, console)
     except SettingsError as error:
         print(f"analysis.py: {error}", file=sys.stderr)
@@ -165,6 +198,7 @@ def _check(arguments: Sequence[str], console: Console) -> int:
 
 def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> Outcome:
     from common.result_folder import check_output
+    from common.submission import BROKER_CONNECT_TIMEOUT_S
     from common.transport.rabbitmq import RabbitMQTransport
 
     transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
@@ -187,16 +221,12 @@ def _submit_and_follow(
     transport: Transport, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]
 ) -> Outcome:
     from common.display import Bars
-    from common.submission import follow, submit
+    from common.submission import follow, open_and_submit
 
-    session = transport.open([topology.follower(run_id)], prefetch=100)
-    try:
-        submit(session, run_id, read.run)
+    with closing(open_and_submit(transport, run_id, read.run)) as session:
         console.print(f"run {run_id}")
         with Bars(console, len(read.run.samples)) as bars:
             return follow(session, run_id, _analyses(read), bars, is_alive, settings=read.run)
-    finally:
-        session.close()
 
 
 def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> int:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -109,37 +109,54 @@ class Bars:
     ) -> None:
         self._progress.stop()
 
+    def __rich__(self) -> RenderableType:
+        return self._progress.get_renderable()
+
     def progress(self, run: RunProgress) -> None:
         """Update the bars. The total number of events is known once all files have been opened."""
-        self._progress.update(self._tasks["plan"], completed=len(run.planned), note="")
-        total = run.total_events if run.planned else None
-        for stage, done in run.stages.items():
-            self._progress.update(self._tasks[stage], total=total, completed=done.events)
+        self.update(len(run.planned), run.total_events, {stage: done.events for stage, done in run.stages.items()})
+
+    def update(self, samples_opened: int, total_events: int, events: Mapping[Stage, int]) -> None:
+        """Update the bars with the events that each stage has finished."""
+        self._progress.update(self._tasks["plan"], completed=samples_opened, note="")
+        for stage, done in events.items():
+            self._progress.update(self._tasks[stage], total=total_events if samples_opened else None, completed=done)
 
     def note(self, text: str) -> None:
         """Show what the run is doing or waiting for."""
         self._progress.update(self._tasks["plan"], note=text)
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """Print the tables, the window, the fit and the warnings above the bars; only warnings if no event was read."""
-        if document["complete"]:
-            self._fill(document["samples"])
-        if any(sample["events_read"] for sample in document["samples"].values()):
-            for table in tables(document):
-                console = self._progress.console
-                table.width = console.measure(table, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum
-                console.print(table, soft_wrap=True)
-            for line in (*window_lines(document), fit_line(document)):
-                self._progress.print(Text(line), soft_wrap=True)
-        for warning in document.get("warnings", []):
-            self._progress.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        """Print the result above the bars."""
+        self.fill(document)
+        print_result(document, self._progress.console)
 
-    def _fill(self, samples: Mapping[str, Any]) -> None:
-        """Fill all bars; progress messages may have been lost with the connection."""
+    def fill(self, document: Mapping[str, Any]) -> None:
+        """Fill all bars if the run is complete; progress messages may have been lost with the connection."""
+        if not document["complete"]:
+            return
+        samples = document["samples"]
         events = sum(sample["events_read"] for sample in samples.values())
         for stage, task in self._tasks.items():
             done = len(samples) if stage == "plan" else events
             self._progress.update(task, total=done, completed=done)
+
+
+def print_result(document: Mapping[str, Any], console: Console) -> None:
+    """Print the tables, the window, the fit and the warnings of a result; only warnings if no event was read."""
+    if any(sample["events_read"] for sample in document["samples"].values()):
+        for table in tables(document):
+            print_table(table, console)
+        for line in (*window_lines(document), fit_line(document)):
+            console.print(Text(line), soft_wrap=True)
+    for warning in document.get("warnings", []):
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, which may be wider than the terminal."""
+    table.width = console.measure(table, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum
+    console.print(table, soft_wrap=True)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

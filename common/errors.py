@@ -15,6 +15,27 @@ class AnalysisError(SettingsError):
     """The file of a user's own analysis is missing, cannot be imported, or has a mistake; names the file and line."""
 
 
+class RunError(PipelineError):
+    """A run ended without a result, or with an incomplete one.
+
+    Parameters
+    ----------
+    run_id
+        The run.
+    problem
+        Why there is no complete result.
+    """
+
+    def __init__(self, run_id: str, problem: str) -> None:
+        super().__init__(f"run {run_id} {problem}")
+        self.run_id = run_id
+        self.problem = problem
+
+
+class ResultError(PipelineError):
+    """A result folder or its result.json is missing or damaged, or a result does not have what was asked for."""
+
+
 class MessageError(PipelineError):
     """A message cannot be decoded, or does not hold what its kind declares."""
 

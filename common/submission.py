@@ -26,12 +26,16 @@ from common.messages import (
 )
 from common.progress import RunProgress
 from common.settings import RunSettings
-from common.transport import Session
+from common.transport import Session, Transport
 
 log = logging.getLogger(__name__)
 
 #: After so long without a message, the display says what prevents the run: an alarm of the broker, missing services.
 QUIET_S = 5.0
+#: How many messages the broker sends a follower ahead.
+FOLLOWER_PREFETCH = 100
+#: How long a command or a Python program waits for a broker that does not answer, in seconds.
+BROKER_CONNECT_TIMEOUT_S = 15.0
 
 
 class Display(Protocol):
@@ -68,6 +72,17 @@ def new_run_id(release: str) -> str:
 def submit(session: Session, run_id: str, settings: RunSettings) -> None:
     """Submit a run; returns when the broker has confirmed the request, and raises MessageError where it refuses it."""
     session.publish([RunRequest(run_id, time.time(), settings)])
+
+
+def open_and_submit(transport: Transport, run_id: str, settings: RunSettings) -> Session:
+    """Open a session that receives the messages about a run, and submit the run; raises as ``open`` and ``submit``."""
+    session = transport.open([topology.follower(run_id)], prefetch=FOLLOWER_PREFETCH)
+    try:
+        submit(session, run_id, settings)
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def follow(

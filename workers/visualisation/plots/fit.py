@@ -29,6 +29,7 @@ from workers.visualisation.plots.scans import (
 from workers.visualisation.plots.stack import (
     TOP,
     Layer,
+    StyledFigure,
     draw_header,
     draw_status,
     histogram_figure,
@@ -74,7 +75,7 @@ def pulls_figure(result: Mapping[str, Any]) -> Figure:
     observable = result_analysis(result).fitted
     pull, constraint = (np.array([parameters[name][key] for name in names]) for key in ("pull", "constraint"))
     with style():
-        figure = Figure(figsize=(8, 5.2 + 0.3 * len(names)))
+        figure = StyledFigure(figsize=(8, 5.2 + 0.3 * len(names)))
         height = figure.get_figheight()
         figure.subplots_adjust(left=0.3, right=0.965, bottom=0.75 / height, top=1 - TOP / height)
         grid = figure.add_gridspec(2, 1, height_ratios=(0.3 * len(names) + 0.3, 2.3), hspace=0.55)
@@ -122,7 +123,7 @@ def correlations_figure(result: Mapping[str, Any]) -> Figure:
     labels = [_label(found["names"][index], result) for index in kept]
     size = len(kept)
     with style():
-        figure = Figure(figsize=(max(8.0, 3.2 + 0.46 * size), max(6.5, 2.7 + 0.42 * size)))
+        figure = StyledFigure(figsize=(max(8.0, 3.2 + 0.46 * size), max(6.5, 2.7 + 0.42 * size)))
         width, height = figure.get_size_inches()
         figure.subplots_adjust(left=2.3 / width, right=1 - 0.95 / width, bottom=2.2 / height, top=1 - TOP / height)
         axes = figure.add_subplot()

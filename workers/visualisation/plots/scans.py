@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from common.rounding import rounded
 from workers.visualisation.plots.histograms import Array, is_toy, result_analysis
-from workers.visualisation.plots.stack import RED, TOP, draw_header, draw_status, style
+from workers.visualisation.plots.stack import RED, TOP, StyledFigure, draw_header, draw_status, style
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
@@ -90,7 +90,7 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
     curve_at, curve = (np.array(found["curve"][key]) for key in (of_symbol, "twice_delta_nll"))
     value, interval = found[f"value{suffix}"], found[f"statistical_interval{suffix}"]
     with style():
-        figure = Figure(figsize=(8, 7))
+        figure = StyledFigure(figsize=(8, 7))
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=1 - TOP / 7)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         axes = figure.add_subplot(grid[0])
@@ -129,7 +129,7 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def _scan_axes(result: Mapping[str, Any]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 6))
+    figure = StyledFigure(figsize=(8, 6))
     figure.subplots_adjust(left=0.12, right=0.96, bottom=0.125, top=1 - TOP / 6)
     axes = figure.add_subplot()
     draw_header(figure, result)

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import mplhep
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -112,6 +113,19 @@ def style() -> Iterator[None]:
         yield
 
 
+class StyledFigure(Figure):
+    """A figure that is drawn in the ATLAS style wherever it is shown or saved: fonts are chosen when it is drawn."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        with style():
+            super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        """Show the figure in a notebook."""
+        return figure_bytes(self, "png", int(self.dpi))
+
+
 def figure_bytes(figure: Figure, kind: str, dpi: int = 150) -> bytes:
     """Return a figure as a file, png or pdf; the same figure gives the same bytes."""
     file = io.BytesIO()
@@ -167,7 +181,7 @@ def stack_figure(
     interval = garwood_interval(counts)
     observable = result_analysis(result).histograms[histogram]
     with style():
-        figure, with_ratio = Figure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
+        figure, with_ratio = StyledFigure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=1 - TOP / 7)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         main = figure.add_subplot(grid[0] if with_ratio else grid[:])

@@ -1,0 +1,233 @@
+"""Run an analysis from Python: embedded in this process, or on the services of a broker."""
+
+from __future__ import annotations
+
+import difflib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from common import settings
+from common.errors import RunError, SettingsError
+from common.progress import RunProgress
+from common.result_folder import check_output, write_folder_or_temporary
+from common.settings import VARIABLES, RunSettings, Settings
+from common.submission import BROKER_CONNECT_TIMEOUT_S, Outcome, follow, new_run_id, open_and_submit
+from common.transport import Session
+from physics import ANALYSES
+from workers.client.progress import Progress, progress_bars
+from workers.client.result import Result
+
+#: How often ``SubmittedRun.result`` updates the bars, in seconds.
+UPDATE_S = 0.2
+
+
+class RunOptions(TypedDict, total=False):
+    """The settings of a run: the flags of the command, with ``_`` for ``-``, and with Python's values."""
+
+    release: str
+    data: str | Path
+    samples: str | Sequence[str]
+    lumi: float
+    fraction: float
+    pt_cuts: Sequence[float]
+    demo_events: int
+    chunk_entries: int
+    plots: bool
+    analysis: str | Path
+
+
+class IncompleteRunError(RunError):
+    """A run ended, but a part of its events is missing; ``result`` has the others, and its ``problems`` say why."""
+
+    def __init__(self, result: Result) -> None:
+        problems = result.problems
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        super().__init__(result.run_id, f"is not complete: {problems[0]}{more}; the error has the rest as its .result")
+        self.result = result
+
+
+def run(*, output: str | Path | None = None, progress: bool = True, **options: Unpack[RunOptions]) -> Result:
+    """Run an analysis within this process and its worker processes, and return the result.
+
+    Parameters
+    ----------
+    output
+        The directory to write the result folder to; by default nothing is written.
+    progress
+        Whether to show progress bars, in a terminal or a notebook.
+    options
+        The settings of the run, named as the command's flags: ``release``, ``data``, ``samples``, ``lumi``,
+        ``fraction``, ``pt_cuts``, ``demo_events``, ``chunk_entries`` and ``plots``. One that is not given, or
+        None, is taken from its environment variable, else it has the command's default. Plots for the result
+        folder are drawn by default only with ``output``; ``Result.plot`` draws one at any time.
+
+    Raises SettingsError for a setting that cannot be used, RunError if the run ends without a result, and
+    IncompleteRunError, which has the result, if events are missing. A script must call this under
+    ``if __name__ == "__main__":``, because worker processes import the script; else WorkerProcessError is raised.
+    """
+    if _is_imported_by_worker_process():
+        raise SystemExit(1)  # the process that started this one raises the error
+    from workers.data_loader.sources import check_directory
+    from workers.embedded import EmbeddedServices
+
+    read = _read(options if output is not None else {"plots": False, **options})
+    check_directory(ANALYSES[read.run.release], read.run)
+    if output is not None:
+        check_output(Path(output))
+    run_id = new_run_id(read.run.release)
+    with EmbeddedServices(read) as services, progress_bars(len(read.run.samples), wanted=progress) as bars:
+        with closing(open_and_submit(services.transport, run_id, read.run)) as session:
+            outcome = follow(session, run_id, ANALYSES, bars, services.is_alive, settings=read.run)
+        services.is_alive()
+    if output is not None and outcome.problem is None:
+        folder, problem = write_folder_or_temporary(outcome.files, Path(output), run_id)
+        if problem is not None:
+            warnings.warn(f"{problem}; the results are in {folder}; move them from there", stacklevel=2)
+    return _result(outcome, run_id)
+
+
+def submit(broker: str, **options: Unpack[RunOptions]) -> SubmittedRun:
+    """Submit a run to the services of a broker, for example ``amqp://user:password@host``.
+
+    Returns when the broker has accepted the request. ``options`` are those of ``run``; ``data`` is a directory or
+    an address that the data-loader can read. Raises SettingsError for a setting that cannot be used, and BrokerError
+    if no broker answers or it refuses.
+    """
+    from common.transport.rabbitmq import RabbitMQTransport
+
+    read = _read(options)
+    run_id = new_run_id(read.run.release)
+    transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
+    return SubmittedRun(open_and_submit(transport, run_id, read.run), run_id, read.run)
+
+
+class SubmittedRun:
+    """A run on the services of a broker. A thread follows it until it ends or ``close`` is called.
+
+    As a context manager it closes itself, which does not end the run.
+    """
+
+    def __init__(self, session: Session, run_id: str, run: RunSettings) -> None:
+        self.run_id = run_id
+        self._run = run
+        self._state = _State(len(run.samples))
+        self._closed = threading.Event()
+        self._outcome: Future[Outcome] = Future()
+        self._thread = threading.Thread(target=self._follow, args=(session,), name=f"follow {run_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self._state.progress_so_far
+
+    def done(self) -> bool:
+        """Whether the run has ended."""
+        return self._outcome.done()
+
+    def result(self, timeout: float | None = None, *, progress: bool = True) -> Result:
+        """Wait until the run ends, and return its result; may be called again.
+
+        Shows progress bars as ``run`` does. Raises TimeoutError after ``timeout`` seconds, while the run goes on,
+        BrokerError if the broker refuses, and the errors of a run as ``run`` does.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with progress_bars(len(self._run.samples), wanted=progress and not self.done()) as bars:
+            while not wait([self._outcome], UPDATE_S if end is None else min(UPDATE_S, end - time.monotonic())).done:
+                bars.show(self.progress)
+                if end is not None and time.monotonic() >= end:
+                    raise TimeoutError(f"run {self.run_id} has not ended after {timeout:g} s; it goes on")
+            bars.show(self.progress)
+        return _result(self._outcome.result(), self.run_id)
+
+    def close(self) -> None:
+        """Stop following the run, which goes on."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SubmittedRun {self.run_id}: {'ended' if self.done() else self.progress}>"
+
+    def _follow(self, session: Session) -> None:
+        try:
+            with closing(session):
+                outcome = follow(
+                    session, self.run_id, ANALYSES, self._state, lambda: not self._closed.is_set(), settings=self._run
+                )
+            self._outcome.set_result(outcome)
+        except BaseException as error:
+            self._outcome.set_exception(error)
+
+
+class _State:
+    """A display that keeps the progress for other threads to read."""
+
+    def __init__(self, samples: int) -> None:
+        self.progress_so_far = Progress(samples)
+
+    def progress(self, run: RunProgress) -> None:
+        events = {stage: done.events for stage, done in run.stages.items()}
+        self.progress_so_far = replace(
+            self.progress_so_far, samples_opened=len(run.planned), total_events=run.total_events, events=events, note=""
+        )
+
+    def note(self, text: str) -> None:
+        self.progress_so_far = replace(self.progress_so_far, note=text)
+
+    def result(self, document: Mapping[str, Any]) -> None: ...
+
+
+def _is_imported_by_worker_process() -> bool:
+    """Whether this runs because a new worker process imports the script that started it, which has no guard."""
+    # multiprocessing imports the script under this name, and sets the parent process after that.
+    return sys.modules["__mp_main__"].__name__ == "__mp_main__" and multiprocessing.parent_process() is None
+
+
+def _read(options: Mapping[str, Any]) -> Settings:
+    """Read the settings as the command does, with the options as its flags; raises SettingsError."""
+    known = {variable.name.lower() for variable in VARIABLES if variable.flag is not None} - {"output"}
+    for name in options:
+        if name not in known:
+            (close,) = difflib.get_close_matches(name, known, 1) or ("",)
+            hint = f"did you mean {close!r}?" if close else f"choose from {', '.join(sorted(known))}"
+            raise SettingsError(f"a run has no setting {name!r}; {hint}")
+    flags = {name.upper(): _text(value) for name, value in options.items() if value is not None}
+    read = settings.read(os.environ, flags)
+    return replace(read, run=ANALYSES.resolve(read.run))
+
+
+def _text(value: object) -> str:
+    """Write a value as the command's flag has it."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return str(value)
+    return ",".join(map(str, value))
+
+
+def _result(outcome: Outcome, run_id: str) -> Result:
+    if outcome.problem is not None or outcome.result is None:
+        raise RunError(run_id, f"failed: {outcome.problem}")
+    result = Result(outcome.result, outcome.files)
+    if not result.complete:
+        raise IncompleteRunError(result)
+    return result
