@@ -81,21 +81,30 @@ class EmbeddedServices:
             self._starter.join(_CHECK_EVERY_S)
 
     def __enter__(self) -> Self:
-        keep_freed_memory()
-        self._fits.start()
-        for thread in (*self._threads, self._starter):
-            thread.start()
+        try:
+            keep_freed_memory()
+            # No process is started in the main thread, in which an interrupt would leave it without its work.
+            for thread in (*self._threads, self._starter):
+                thread.start()
+        except BaseException:  # an interrupt from the keyboard
+            self._close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for event in (self._stop, self._processes_wanted, self._processes_ready):
             event.set()
         self.transport.shut_down()
         self._pool.close()
         for thread in (self._starter, *self._threads):
-            thread.join(timeout=5)
+            if thread.ident is not None:
+                thread.join(timeout=5)
+        self._fits.close()
 
     def _add(
         self, service: Service, queues: Sequence[Queue] | None = None, until: threading.Event | None = None

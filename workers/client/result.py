@@ -149,7 +149,7 @@ class Result:
         from common.display import MAX_TABLE_WIDTH, print_result
 
         text = io.StringIO()
-        print_result(self.document, Console(file=text, width=MAX_TABLE_WIDTH, force_jupyter=False))
+        print_result(self.document, Console(file=text, width=MAX_TABLE_WIDTH, color_system=None, force_jupyter=False))
         return "\n".join([repr(self).splitlines()[0], *(line.rstrip() for line in text.getvalue().splitlines())])
 
     def _table(self, index: int, rows: Mapping[str, Mapping[str, float]]) -> Table:

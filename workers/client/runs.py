@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 from common import settings
-from common.errors import RunError, SettingsError
+from common.errors import RunError, SettingsError, WorkerProcessError
 from common.progress import RunProgress
 from common.result_folder import check_output, write_folder_or_temporary
 from common.settings import VARIABLES, RunSettings, Settings
@@ -76,8 +76,7 @@ def run(*, output: str | Path | None = None, progress: bool = True, **options: U
     IncompleteRunError, which has the result, if events are missing. A script must call this under
     ``if __name__ == "__main__":``, because worker processes import the script; else WorkerProcessError is raised.
     """
-    if _is_imported_by_worker_process():
-        raise SystemExit(1)  # the process that started this one raises the error
+    _check_main_module()
     from workers.data_loader.sources import check_directory
     from workers.embedded import EmbeddedServices
 
@@ -149,6 +148,8 @@ class SubmittedRun:
                 if end is not None and time.monotonic() >= end:
                     raise TimeoutError(f"run {self.run_id} has not ended after {timeout:g} s; it goes on")
             bars.show(self.progress)
+        if self._closed.is_set() and self._outcome.result().result is None:
+            raise RunError(self.run_id, "is not followed any more: its handle was closed")
         return _result(self._outcome.result(), self.run_id)
 
     def close(self) -> None:
@@ -196,10 +197,20 @@ class _State:
     def result(self, document: Mapping[str, Any]) -> None: ...
 
 
-def _is_imported_by_worker_process() -> bool:
-    """Whether this runs because a new worker process imports the script that started it, which has no guard."""
+def _check_main_module() -> None:
+    """Check that worker processes can be started, which import the program's main module.
+
+    Exits if this is a worker process that imports a script without a guard: the process that started it raises the
+    error. Raises WorkerProcessError if there is no file to import.
+    """
     # multiprocessing imports the script under this name, and sets the parent process after that.
-    return sys.modules["__mp_main__"].__name__ == "__mp_main__" and multiprocessing.parent_process() is None
+    if sys.modules["__mp_main__"].__name__ == "__mp_main__" and multiprocessing.parent_process() is None:
+        raise SystemExit(1)
+    if getattr(sys.modules["__main__"], "__file__", None) == "<stdin>":
+        raise WorkerProcessError(
+            "worker processes cannot import a program that is read from standard input; save it as a file, "
+            "or use python -c or an interactive session"
+        )
 
 
 def _read(options: Mapping[str, Any]) -> Settings:

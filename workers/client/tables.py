@@ -41,7 +41,7 @@ class Table(Mapping[str, Mapping[str, float]]):
 
     def __repr__(self) -> str:
         text = io.StringIO()
-        print_table(self._shown, Console(file=text, width=MAX_TABLE_WIDTH, force_jupyter=False))
+        print_table(self._shown, Console(file=text, width=MAX_TABLE_WIDTH, color_system=None, force_jupyter=False))
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def _repr_html_(self) -> str:

@@ -1,0 +1,230 @@
+"""Runs from Python: results, errors, what is left behind, and programs that may or may not start processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import analysis
+from common.settings import BrokerSettings
+from tests.support.paths import ROOT
+from tests.support.runs import numbers_of
+from tests.support.waiting import wait_until
+from tests.support.workers import Workers
+
+DEMO = {"release": "demo", "demo_events": 5_000, "chunk_entries": 1_000}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache for all runs of this file, so that the demo is made once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CACHE", str(folder))
+        yield folder
+
+
+def left_behind() -> set[str]:
+    """Threads and child processes, except those that fsspec and multiprocessing keep until a program ends."""
+    threads = {
+        f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(("fsspecIO", "asyncio_"))
+    }
+    children = {f"process {child.cmdline()}" for child in psutil.Process().children(recursive=True)}
+    return threads | {child for child in children if "resource_tracker" not in child}
+
+
+def program(folder: Path, text: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a Python program that can import analysis."""
+    (folder / "program.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, *(arguments or ["program.py"])],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+# --- in this process ----------------------------------------------------------------
+
+
+def test_many_runs_in_one_process_leave_no_thread_and_no_process(tmp_path: Path) -> None:
+    before = left_behind()
+    first, second = (analysis.run(**DEMO) for _ in range(2))
+    third = analysis.run(**DEMO, output=tmp_path, plots=False)
+    assert left_behind() == before
+    assert numbers_of(first.document) == numbers_of(second.document) == numbers_of(third.document)
+    assert len({first.run_id, second.run_id, third.run_id}) == 3
+    assert first.fit is not None
+    assert [path.name for path in tmp_path.iterdir()] == [third.run_id]
+    assert numbers_of(analysis.load(tmp_path / third.run_id).document) == numbers_of(third.document)
+
+
+def test_settings_have_the_values_of_python(cache: Path) -> None:
+    result = analysis.run(**DEMO, samples=["llll", "data_A"], pt_cuts=(25, 15.5), lumi=3, fraction=0.5)
+    settings = result.document["settings"]
+    assert settings["samples"] == ["data_A", "llll"]
+    assert settings["pt_cuts"] == [25, 15.5]
+    assert (settings["lumi"], settings["fraction"], settings["plots"]) == (3, 0.5, False)
+    assert analysis.run(**DEMO, samples="data_A", pt_cuts=()).document["settings"]["pt_cuts"] == []
+
+
+def test_a_run_within_an_event_loop_works_as_in_a_notebook() -> None:
+    async def cell() -> analysis.Result:
+        return analysis.run(**DEMO)
+
+    assert asyncio.run(cell()).complete
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lumy": 3}, "no setting 'lumy'; did you mean 'lumi'?"),
+        ({"lumi_ifb": 3}, "did you mean 'lumi'?"),
+        ({"verbose": 1}, "no setting 'verbose'; choose from "),
+        ({"release": "2031"}, "'2031' is not known; choose one of"),
+        ({"release": "demo", "samples": ["Zap"]}, "'Zap'"),
+        ({"pt_cuts": ["x"]}, "PT_CUTS='x': 'x' is not a number of GeV"),
+        ({"lumi": -1}, "LUMI=-1"),
+        ({"data": "nowhere"}, "no such directory"),
+        ({"release": "demo", "output": "/dev/null"}, "OUTPUT='/dev/null'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_starts(options: dict[str, object], message: str) -> None:
+    before = left_behind()
+    with pytest.raises(analysis.SettingsError) as error:
+        analysis.run(**options)  # type: ignore[arg-type]
+    assert message in str(error.value)
+    assert left_behind() == before
+
+
+def test_an_incomplete_run_raises_an_error_that_has_the_result(tmp_path: Path) -> None:
+    made = analysis.run(**DEMO, samples=["data_A", "Zee"])
+    assert made.complete
+    (source,) = Path(os.environ["CACHE"]).rglob("data_A.4lep.root")
+    data = tmp_path / "data"
+    (data / "Data").mkdir(parents=True)
+    (data / "Data" / source.name).symlink_to(source)
+    (data / "Data" / "data_B.4lep.root").write_bytes(b"not a ROOT file")
+    with pytest.raises(analysis.IncompleteRunError, match=r"data_B: .*\.result") as error:
+        analysis.run(data=data, samples=["data_A", "data_B"], output=tmp_path / "results")
+    result = error.value.result
+    assert not result.complete
+    assert result.problems
+    assert result.yields["data"]["events_selected"] > 0
+    assert analysis.load(tmp_path / "results" / result.run_id).complete is False
+
+
+# --- programs -------------------------------------------------------------------------
+
+RUN = f"analysis.run(**{DEMO})"
+
+
+def test_a_script_with_a_guard_runs(tmp_path: Path) -> None:
+    done = program(tmp_path, f"import analysis\nif __name__ == '__main__':\n    print({RUN}.complete)\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_script_without_a_guard_gets_one_error_that_says_so(tmp_path: Path) -> None:
+    done = program(tmp_path, f"import analysis\n{RUN}\nprint('not reached')\n")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("Traceback") == 1
+    assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["-c", f"import analysis; print({RUN}.complete)"], ["-i"]])
+def test_a_program_without_a_file_runs(tmp_path: Path, arguments: list[str]) -> None:
+    done = program(tmp_path, "", *arguments, stdin=f"import analysis\nprint({RUN}.complete)\n")
+    assert "True" in done.stdout.splitlines()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_program_from_standard_input_gets_one_error_that_says_so(tmp_path: Path) -> None:
+    done = program(tmp_path, "", "-", stdin=f"import analysis\n{RUN}\n")
+    assert done.returncode == 1
+    assert "read from standard input; save it as a file" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("processes", [1, 3], ids=["at once", "in its worker processes"])
+def test_an_interrupt_ends_a_run_and_leaves_no_process(tmp_path: Path, processes: int) -> None:
+    text = (
+        "import analysis, psutil\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        analysis.run(release='demo', demo_events=200_000, chunk_entries=20)\n"
+        "    except KeyboardInterrupt:\n"
+        "        left = [child.cmdline() for child in psutil.Process().children(recursive=True)]\n"
+        "        print('interrupted', [one for one in left if 'resource_tracker' not in str(one)])\n"
+    )
+    (tmp_path / "program.py").write_text(text)
+    with subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        program = psutil.Process(process.pid)
+        wait_until(lambda: len(program.children()) >= processes, "processes were started")
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        output, _ = process.communicate(timeout=60)
+    assert output == "interrupted []\n"
+
+
+# --- on a broker ------------------------------------------------------------------------
+
+
+def address(broker: BrokerSettings, password: str | None = None) -> str:
+    return f"amqp://{broker.user}:{password or broker.password}@{broker.host}:{broker.port}/{broker.vhost}"
+
+
+@pytest.mark.broker
+def test_a_submitted_run_gives_the_result_of_an_embedded_one(workers: Workers, cache: Path) -> None:
+    before = left_behind()
+    (workers.folder / "cache").symlink_to(cache)
+    run = analysis.submit(address(workers.settings), **DEMO, plots=False)
+    with pytest.raises(TimeoutError, match=f"run {run.run_id} has not ended"):
+        run.result(timeout=0.01)
+    assert not run.done()
+    assert run.progress.samples == 12
+    workers.start_all()
+    result = run.result(timeout=90)
+    assert run.done()
+    assert run.progress.total_events == run.progress.events["analysis"] > 0
+    assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
+    assert run.result().document == result.document
+    workers.stop()
+    assert left_behind() == before
+
+
+@pytest.mark.broker
+def test_a_run_that_is_not_followed_any_more_says_so(vhost: BrokerSettings) -> None:
+    before = left_behind()
+    with analysis.submit(address(vhost), **DEMO) as run:
+        assert "SubmittedRun" in repr(run)
+    with pytest.raises(analysis.RunError, match="not followed any more"):
+        run.result()
+    assert left_behind() == before
+
+
+@pytest.mark.broker
+def test_a_wrong_password_is_refused_with_what_to_check(vhost: BrokerSettings) -> None:
+    before = left_behind()
+    with pytest.raises(analysis.BrokerError, match="refuses the user or the password") as error:
+        analysis.submit(address(vhost, "wr0ng"), release="demo")
+    assert "wr0ng" not in str(error.value)
+    assert left_behind() == before
