@@ -38,6 +38,7 @@ from common.errors import (
     ResultError,
     RunError,
     SettingsError,
+    WorkerProcessError,
 )
 from common.settings import VARIABLES, Settings
 
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 
 #: What Python code uses; the errors are all PipelineErrors.
 __all__ = [
-    "AnalysisError", "BrokerError", "DataError", "IncompleteRunError", "PipelineError", "Result", "ResultError", "RunError",
-    "SettingsError", "SubmittedRun", "load", "run", "submit",
+    "AnalysisError", "BrokerError", "DataError", "IncompleteRunError", "PipelineError", "Result", "ResultError",
+    "RunError", "SettingsError", "SubmittedRun", "WorkerProcessError", "load", "run", "submit",
 ]  # fmt: skip
 
 # Worker processes import this module, too, so the functions import what only the command needs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from common.settings import BrokerSettings
 from tests.support.paths import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,6 +56,14 @@ def test_the_notebook_of_the_higgs_boson_shows_bars_tables_and_plots(clone: Path
     assert sum("<table>" in text and "data_A" in text for text in html) == 2
     assert len(shown(outputs, "image/png")) == 3
     assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_the_notebook_of_an_own_analysis_shows_its_steps_and_names_the_line_of_a_mistake(clone: Path) -> None:
+    outputs = execute("own_analysis.ipynb")
+    assert sum("<table>" in text and "on\nshell" in text for text in shown(outputs, "text/html")) == 2
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert printed.count("times the expectation") == 2
+    assert re.search(r"narrow_z\.py:\d+: observable 'm4l' raised AttributeError", printed)
 
 
 @pytest.mark.slow

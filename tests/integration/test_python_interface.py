@@ -110,6 +110,23 @@ def test_a_wrong_setting_is_refused_before_anything_starts(options: dict[str, ob
     assert left_behind() == before
 
 
+def test_a_loaded_result_of_an_own_analysis_needs_its_file_for_figures_only(tmp_path: Path) -> None:
+    example = ROOT / "examples" / "zz4l.py"
+    result = analysis.run(**DEMO, analysis=example, output=tmp_path, plots=False)
+    text = (
+        "import analysis, sys\n"
+        "result = analysis.load(sys.argv[1])\n"
+        "print(result.histograms['z_pt'].sum().value, len(result.yields), result.workspace is not None)\n"
+        "try:\n    result.plot('z_pt')\nexcept analysis.SettingsError as error:\n    print(error)\n"
+        "print(analysis.load(sys.argv[1], sys.argv[2]).plot('z_pt'))\n"
+    )
+    done = program(tmp_path, text, "program.py", str(tmp_path / result.run_id), str(example))
+    numbers, error, figure = done.stdout.splitlines()
+    assert numbers == f"{result.histograms['z_pt'].sum().value} 4 True"
+    assert "ANALYSIS='zz4l': no code with the SHA-256" in error
+    assert figure.startswith("Figure")
+
+
 def test_an_incomplete_run_raises_an_error_that_has_the_result(tmp_path: Path) -> None:
     made = analysis.run(**DEMO, samples=["data_A", "Zee"])
     assert made.complete

@@ -114,7 +114,10 @@ class Result:
 
     @property
     def figures(self) -> Sequence[str]:
-        """The names of the figures that ``plot`` draws: the histograms, and the figures of the fit if there is one."""
+        """The names of the figures that ``plot`` draws: the histograms, and the figures of the fit if there is one.
+
+        Raises SettingsError if the code of the analysis is not known: see ``load``.
+        """
         from workers.visualisation.result_files import fit_figures
 
         return [*self.document["histograms"], *fit_figures(self.document)]
@@ -123,7 +126,7 @@ class Result:
         """Draw a figure, the same as in the result folder, to show, change or save.
 
         The figure does not belong to pyplot, so that it needs no ``close``. Raises ResultError if the result
-        has no figure of this name.
+        has no figure of this name, and SettingsError as ``figures``.
         """
         from workers.visualisation.plots.fit import draw_figure
 
@@ -194,12 +197,17 @@ class Result:
             return None
 
 
-def load(folder: str | Path) -> Result:
+def load(folder: str | Path, analysis: str | Path | None = None) -> Result:
     """Load the result of an earlier run from its folder, for example ``results/20260131-235959-demo-1f3a``.
 
-    Raises ResultError if the folder has no result.json or it is damaged. A result that is not complete
-    is loaded, too: see ``Result.complete``.
+    A result that is not complete is loaded, too: see ``Result.complete``. To draw figures of an analysis of your own,
+    give its file as ``analysis``, unchanged since the run. Raises ResultError if the folder has no result.json or it
+    is damaged, and AnalysisError if the file of the analysis cannot be used.
     """
+    if analysis is not None:
+        from physics import ANALYSES
+
+        ANALYSES.load(Path(analysis))
     folder = Path(folder).expanduser()
     try:
         text = (folder / RESULT).read_text(encoding="utf-8")

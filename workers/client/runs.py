@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
 from common import settings
+from common.analyses import Analyses
 from common.errors import RunError, SettingsError, WorkerProcessError
 from common.progress import RunProgress
 from common.result_folder import check_output, write_folder_or_temporary
-from common.settings import VARIABLES, RunSettings, Settings
+from common.settings import VARIABLES, Settings
 from common.submission import BROKER_CONNECT_TIMEOUT_S, Outcome, follow, new_run_id, open_and_submit
 from common.transport import Session
 from physics import ANALYSES
@@ -35,6 +36,7 @@ UPDATE_S = 0.2
 class RunOptions(TypedDict, total=False):
     """The settings of a run: the flags of the command, with ``_`` for ``-``, and with Python's values."""
 
+    analysis: str | Path
     release: str
     data: str | Path
     samples: str | Sequence[str]
@@ -44,7 +46,6 @@ class RunOptions(TypedDict, total=False):
     demo_events: int
     chunk_entries: int
     plots: bool
-    analysis: str | Path
 
 
 class IncompleteRunError(RunError):
@@ -53,7 +54,7 @@ class IncompleteRunError(RunError):
     def __init__(self, result: Result) -> None:
         problems = result.problems
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        super().__init__(result.run_id, f"is not complete: {problems[0]}{more}; the error has the rest as its .result")
+        super().__init__(result.run_id, f"is not complete: {problems[0]}{more}; what was analysed is the .result of this error")
         self.result = result
 
 
@@ -67,10 +68,11 @@ def run(*, output: str | Path | None = None, progress: bool = True, **options: U
     progress
         Whether to show progress bars, in a terminal or a notebook.
     options
-        The settings of the run, named as the command's flags: ``release``, ``data``, ``samples``, ``lumi``,
-        ``fraction``, ``pt_cuts``, ``demo_events``, ``chunk_entries`` and ``plots``. One that is not given, or
-        None, is taken from its environment variable, else it has the command's default. Plots for the result
-        folder are drawn by default only with ``output``; ``Result.plot`` draws one at any time.
+        The settings of the run, named as the command's flags: ``analysis`` (the path of a file of your own),
+        ``release``, ``data``, ``samples``, ``lumi``, ``fraction``, ``pt_cuts``, ``demo_events``, ``chunk_entries``
+        and ``plots``. One that is not given, or None, is taken from its environment variable, else it has the
+        command's default. Plots for the result folder are drawn by default only with ``output``; ``Result.plot``
+        draws one at any time.
 
     Raises SettingsError for a setting that cannot be used, RunError if the run ends without a result, and
     IncompleteRunError, which has the result, if events are missing. A script must call this under
@@ -81,13 +83,13 @@ def run(*, output: str | Path | None = None, progress: bool = True, **options: U
     from workers.embedded import EmbeddedServices
 
     read = _read(options if output is not None else {"plots": False, **options})
-    check_directory(ANALYSES[read.run.release], read.run)
+    check_directory(_analyses(read).of(read.run), read.run)
     if output is not None:
         check_output(Path(output))
     run_id = new_run_id(read.run.release)
     with EmbeddedServices(read) as services, progress_bars(len(read.run.samples), wanted=progress) as bars:
         with closing(open_and_submit(services.transport, run_id, read.run)) as session:
-            outcome = follow(session, run_id, ANALYSES, bars, services.is_alive, settings=read.run)
+            outcome = follow(session, run_id, _analyses(read), bars, services.is_alive, settings=read.run)
         services.is_alive()
     if output is not None and outcome.problem is None:
         folder, problem = write_folder_or_temporary(outcome.files, Path(output), run_id)
@@ -100,7 +102,7 @@ def submit(broker: str, **options: Unpack[RunOptions]) -> SubmittedRun:
     """Submit a run to the services of a broker, for example ``amqp://user:password@host``.
 
     Returns when the broker has accepted the request. ``options`` are those of ``run``; ``data`` is a directory or
-    an address that the data-loader can read. Raises SettingsError for a setting that cannot be used, and BrokerError
+    an address that the data-loader can read; the services must have the same file of an ``analysis`` of your own. Raises SettingsError for a setting that cannot be used, and BrokerError
     if no broker answers or it refuses.
     """
     from common.transport.rabbitmq import RabbitMQTransport
@@ -108,7 +110,7 @@ def submit(broker: str, **options: Unpack[RunOptions]) -> SubmittedRun:
     read = _read(options)
     run_id = new_run_id(read.run.release)
     transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
-    return SubmittedRun(open_and_submit(transport, run_id, read.run), run_id, read.run)
+    return SubmittedRun(open_and_submit(transport, run_id, read.run), run_id, read)
 
 
 class SubmittedRun:
@@ -117,10 +119,10 @@ class SubmittedRun:
     As a context manager it closes itself, which does not end the run.
     """
 
-    def __init__(self, session: Session, run_id: str, run: RunSettings) -> None:
+    def __init__(self, session: Session, run_id: str, read: Settings) -> None:
         self.run_id = run_id
-        self._run = run
-        self._state = _State(len(run.samples))
+        self._run, self._analyses = read.run, _analyses(read)
+        self._state = _State(len(read.run.samples))
         self._closed = threading.Event()
         self._outcome: Future[Outcome] = Future()
         self._thread = threading.Thread(target=self._follow, args=(session,), name=f"follow {run_id}", daemon=True)
@@ -172,7 +174,12 @@ class SubmittedRun:
         try:
             with closing(session):
                 outcome = follow(
-                    session, self.run_id, ANALYSES, self._state, lambda: not self._closed.is_set(), settings=self._run
+                    session,
+                    self.run_id,
+                    self._analyses,
+                    self._state,
+                    lambda: not self._closed.is_set(),
+                    settings=self._run,
                 )
             self._outcome.set_result(outcome)
         except BaseException as error:
@@ -223,7 +230,11 @@ def _read(options: Mapping[str, Any]) -> Settings:
             raise SettingsError(f"a run has no setting {name!r}; {hint}")
     flags = {name.upper(): _text(value) for name, value in options.items() if value is not None}
     read = settings.read(os.environ, flags)
-    return replace(read, run=ANALYSES.resolve(read.run))
+    return replace(read, run=_analyses(read).resolve(read.run))
+
+
+def _analyses(read: Settings) -> Analyses:
+    return ANALYSES.in_folder(read.analyses)
 
 
 def _text(value: object) -> str:
