@@ -1,1 +1,1 @@
-"""The four services, one folder each."""
+"""The four services, one folder each, and the client that Python programs import."""
