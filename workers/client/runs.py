@@ -54,7 +54,8 @@ class IncompleteRunError(RunError):
     def __init__(self, result: Result) -> None:
         problems = result.problems
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        super().__init__(result.run_id, f"is not complete: {problems[0]}{more}; what was analysed is the .result of this error")
+        rest = "what was analysed is the .result of this error"
+        super().__init__(result.run_id, f"is not complete: {problems[0]}{more}; {rest}")
         self.result = result
 
 
@@ -102,8 +103,8 @@ def submit(broker: str, **options: Unpack[RunOptions]) -> SubmittedRun:
     """Submit a run to the services of a broker, for example ``amqp://user:password@host``.
 
     Returns when the broker has accepted the request. ``options`` are those of ``run``; ``data`` is a directory or
-    an address that the data-loader can read; the services must have the same file of an ``analysis`` of your own. Raises SettingsError for a setting that cannot be used, and BrokerError
-    if no broker answers or it refuses.
+    an address that the data-loader can read, and the services must have the same file of an ``analysis`` of your own.
+    Raises SettingsError for a setting that cannot be used, and BrokerError if no broker answers or it refuses.
     """
     from common.transport.rabbitmq import RabbitMQTransport
 
@@ -150,6 +151,7 @@ class SubmittedRun:
                 if end is not None and time.monotonic() >= end:
                     raise TimeoutError(f"run {self.run_id} has not ended after {timeout:g} s; it goes on")
             bars.show(self.progress)
+        self._thread.join()
         if self._closed.is_set() and self._outcome.result().result is None:
             raise RunError(self.run_id, "is not followed any more: its handle was closed")
         return _result(self._outcome.result(), self.run_id)
