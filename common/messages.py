@@ -361,6 +361,25 @@ class StatusRequest(Message):
 
 
 @dataclass(frozen=True)
+class CancelRequest(Message):
+    """A request to cancel a run; ``digest`` is that of the run's settings."""
+
+    kind: ClassVar[str] = "cancel-request"
+
+    run_id: Name
+    digest: str
+
+
+@dataclass(frozen=True)
+class RunCancelled(Message):
+    """A run was cancelled: its tasks and events are dropped."""
+
+    kind: ClassVar[str] = "run-cancelled"
+
+    run_id: Name
+
+
+@dataclass(frozen=True)
 class RunFailed(Message):
     """The end of a run without a result folder, and the reason.
 
@@ -452,7 +471,7 @@ KINDS: Mapping[str, type[Message]] = {
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
         Events, Selected, RunStarted, Progress, FetchProgress, Result, StatusRequest, RunFailed, ResultFiles,
-        RequeueNotice,
+        RequeueNotice, CancelRequest, RunCancelled,
     )
 }  # fmt: skip
 

@@ -59,6 +59,8 @@ class Queue:
 
 
 RESULTS = Exchange("results", ("run-started", "progress", "fetch-progress", "result", "run-failed"))
+#: Tells every data-loader and data-processor which runs were cancelled.
+CANCELLATIONS = Exchange("cancellations", ("run-cancelled",))
 RESULT_FILES = Exchange("result-files", ("result-files",))
 
 RUNS = Queue("runs", "data-loader", ("run-request",))
@@ -66,15 +68,27 @@ CHUNKS = Queue("chunks", "data-loader", ("file-task", "chunk-task"))
 # The two queues with arrays: 16 messages of at most 8 MiB each.
 EVENTS = Queue("events", "data-processor", ("events",), limit=16)
 SELECTED = Queue("selected", "analysis", ("selected",), limit=16)
-PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "status-request"))
+PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "status-request", "cancel-request"))
 #: A copy of every dead letter, which lets the analysis service record what is missing from a run. A notice that a
 #: dead letter is requeued takes the same queue, so that it never overtakes the dead letter.
 DEAD_NOTICES = Queue("dead-notices", "analysis", ("dead-letter", "requeued"), has_dead_letter_queue=False)
 VISUALISATION = Queue("results.visualisation", "visualisation", exchanges=(RESULTS.name,), limit=10_000)
 
-EXCHANGES = (RESULTS, RESULT_FILES)
+EXCHANGES = (RESULTS, RESULT_FILES, CANCELLATIONS)
 #: The queues that every session declares.
 QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
+#: The queues of which each replica of a service has its own.
+REPLICA_QUEUES = tuple(
+    Queue(
+        f"{CANCELLATIONS.name}.{service}",
+        service,
+        exchanges=(CANCELLATIONS.name,),
+        keep=1_000,
+        exclusive=True,
+        has_dead_letter_queue=False,
+    )
+    for service in ("data-loader", "data-processor")
+)
 
 #: The exchange or queue that each kind of message is published to.
 ROUTES: Mapping[str, str] = {kind: target.name for target in (*EXCHANGES, *QUEUES) for kind in target.kinds}
@@ -92,7 +106,7 @@ def is_exchange(route: str) -> bool:
 
 def consumed_by(service: str) -> tuple[Queue, ...]:
     """The queues that a service consumes."""
-    return tuple(queue for queue in QUEUES if queue.consumer == service)
+    return tuple(queue for queue in (*QUEUES, *REPLICA_QUEUES) if queue.consumer == service)
 
 
 def consumers_of(queues: Iterable[str]) -> list[str]:
@@ -109,7 +123,7 @@ def follower(run_id: str) -> Queue:
     """
     return Queue(
         f"{_FOLLOW}{run_id}",
-        exchanges=tuple(exchange.name for exchange in EXCHANGES),
+        exchanges=(RESULTS.name, RESULT_FILES.name),
         keep=10_000,
         exclusive=True,
         has_dead_letter_queue=False,
@@ -123,5 +137,5 @@ def dead_letter_queue(queue: str) -> Queue:
 
 def routes_to(queue: str) -> tuple[str, ...]:
     """The routes by which a message can have come into a queue: its own name, and the exchanges it is bound to."""
-    bound = {one.name: one.exchanges for one in (*QUEUES, follower(queue.removeprefix(_FOLLOW)))}
+    bound = {one.name: one.exchanges for one in (*QUEUES, *REPLICA_QUEUES, follower(queue.removeprefix(_FOLLOW)))}
     return (queue, *bound.get(queue, ()))

@@ -16,6 +16,7 @@ import pytest
 
 import analysis
 from common.settings import BrokerSettings
+from common.transport.dead_letters import dead_letters
 from tests.support.paths import ROOT
 from tests.support.runs import numbers_of
 from tests.support.waiting import wait_until
@@ -224,6 +225,31 @@ def test_a_submitted_run_gives_the_result_of_an_embedded_one(workers: Workers, c
     assert run.progress.total_events == run.progress.events["analysis"] > 0
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
     assert run.result().document == result.document
+    workers.stop()
+    assert left_behind() == before
+
+
+@pytest.mark.broker
+def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(workers: Workers, cache: Path) -> None:
+    before = left_behind()
+    (workers.folder / "cache").symlink_to(cache)
+    broker = address(workers.settings)
+    workers.start("data_loader")
+    workers.start("data_processor", replicas=2)
+    workers.start("analysis")
+    with analysis.submit(broker, **{**DEMO, "chunk_entries": 10}, plots=False) as run:
+        wait_until(lambda: run.progress.events.get("analysis"), "chunks were analysed")
+        run.cancel()
+        with pytest.raises(analysis.RunError, match=f"run {run.run_id} failed: the run was cancelled"):
+            run.result(timeout=60)
+        assert run.progress.events["analysis"] < run.progress.total_events
+        run.cancel()  # changes nothing
+    workers.start("visualisation")
+    with analysis.submit(broker, **DEMO, plots=False) as following:
+        result = following.result(timeout=90)
+    assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
+    assert dead_letters(workers.settings) == []
+    assert not (workers.folder / "service-results" / run.run_id).exists()
     workers.stop()
     assert left_behind() == before
 

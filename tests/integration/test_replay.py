@@ -18,6 +18,7 @@ from common import messages, settings, topology
 from common.delivery import Delivery
 from common.messages import (
     KINDS,
+    CancelRequest,
     ChunkFailed,
     ChunkTask,
     FetchProgress,
@@ -25,6 +26,7 @@ from common.messages import (
     Message,
     RequeueNotice,
     Result,
+    RunCancelled,
     RunRequest,
     StatusRequest,
 )
@@ -40,7 +42,9 @@ from workers.visualisation.service import Visualisation
 
 RUN = "run"
 SAMPLES = ("Zee", "WH125_ZZ4lep")
-SETTINGS = ANALYSES.resolve(RunSettings("demo", samples=SAMPLES, demo_events=20_000, chunk_entries=100, plots=False))
+SETTINGS = ANALYSES.resolve(
+    RunSettings(release="demo", samples=SAMPLES, demo_events=20_000, chunk_entries=100, plots=False)
+)
 REQUEST = RunRequest(RUN, 1000.0, SETTINGS)
 #: What is recorded of a dead letter, which has the kind of its message.
 DEAD_LETTER = "dead-letter"
@@ -190,6 +194,8 @@ def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording
         assert not pipeline.state().is_complete
         requeue(pipeline, dead_letter)
     assert pipeline.state().is_complete
+    pipeline.publish(CancelRequest(RUN, SETTINGS.digest), RunCancelled("another"))
+    pipeline.work()
     yield recorded(pipeline)
     pipeline.pool.close()
 
@@ -209,6 +215,8 @@ def incomplete_run(tmp_path: Path) -> Iterator[Recording]:
     pipeline, lost = begun(tmp_path)
     pipeline.publish(replace(REQUEST, settings=replace(SETTINGS, pt_cuts_gev=(1.0,))))
     requeue(pipeline, lost[0])
+    pipeline.publish(CancelRequest(RUN, SETTINGS.digest), RunCancelled("another"))
+    pipeline.work()
     assert not pipeline.state().is_complete
     yield recorded(pipeline)
     pipeline.pool.close()

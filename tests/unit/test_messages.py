@@ -14,6 +14,7 @@ from common import array_pickle, messages
 from common.errors import MessageError
 from common.messages import (
     MAX_CHUNKS,
+    CancelRequest,
     Chunk,
     ChunkFailed,
     ChunkTask,
@@ -27,6 +28,7 @@ from common.messages import (
     RequeueNotice,
     Result,
     ResultFiles,
+    RunCancelled,
     RunFailed,
     RunPlan,
     RunRequest,
@@ -66,6 +68,8 @@ JSON_MESSAGES: list[Message] = [
     RunFailed(RUN, "no such sample"),
     RunFailed(RUN, "other settings", SETTINGS_2020.digest),
     StatusRequest(RUN),
+    CancelRequest(RUN, SETTINGS.digest),
+    RunCancelled(RUN),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     RequeueNotice(notice_id="1", queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]

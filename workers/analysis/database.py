@@ -16,7 +16,7 @@ _VERSION = 7
 #: The first version with ``INSERT ... ON CONFLICT (...) DO UPDATE``.
 OLDEST_SQLITE = (3, 24, 0)
 
-#: ``requests.digest`` identifies the settings of a run and is kept for ever; ``deleted`` says that the rest of an ended
+#: ``requests.digest`` identifies the settings of a run and is kept for ever; ``deleted`` says why the rest of a
 #: run was deleted. ``runs.sequence`` is the order in which the plans arrived, ``begun`` when (seconds since 1970).
 #: ``samples.chunks`` is the number of planned chunks, ``file`` what identifies the sample's file, and ``lost`` says why
 #: the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum`` is that of what it

@@ -21,12 +21,14 @@ from common.analyses import Analysis
 from common.delivery import Delivery
 from common.errors import DamagedError, DatabaseError, MessageError, SettingsError
 from common.messages import (
+    CancelRequest,
     ChunkFailed,
     DeadLetterNotice,
     Message,
     Progress,
     RequeueNotice,
     Result,
+    RunCancelled,
     RunFailed,
     RunPlan,
     RunStarted,
@@ -116,23 +118,24 @@ class AnalysisService(Service):
 
     def _handle(self, message: Message) -> Sequence[Message]:
         match message:
-            case RunPlan() if self._has_other_settings(message.run_id, message.digest):
+            case RunPlan() | CancelRequest() if self._has_other_settings(message.run_id, message.digest):
                 log.warning("run %s: a request is refused: %s", message.run_id, _OTHER_SETTINGS)
                 return [RunFailed(message.run_id, _OTHER_SETTINGS, message.digest)]
+            case CancelRequest():
+                return self._cancel(message.run_id)
             case RunPlan(run_id=run_id) | StatusRequest(run_id=str(run_id)) if self._store.is_deleted(run_id):
-                return [RunFailed(run_id, _DELETED, message.digest if isinstance(message, RunPlan) else None)]
+                return self._deleted(run_id, message.digest if isinstance(message, RunPlan) else None)
             case RunPlan():
                 self._begun.setdefault(message.run_id, time.monotonic())
                 self._store.begin(message, time.time())
                 return self._outcome(message.run_id) or self._state(message.run_id)
-            case StatusRequest(run_id=None):
-                return self._status_of_all()
-            case StatusRequest(run_id=str(run_id)):
-                return self._outcome(run_id) or self._progress(run_id)
+            case StatusRequest(run_id=run_id):
+                return self._status_of_all() if run_id is None else self._outcome(run_id) or self._progress(run_id)
             case SamplePlan() | ChunkFailed() | Selected() if self._has_other_settings(run_of(message), message.digest):
                 raise MessageError(f"{message.kind} of run {run_of(message)}: {_OTHER_SETTINGS}")
             case _ if (of_run := run_of(message)) is not None and self._store.is_deleted(of_run):
-                return []
+                # To the replicas that have started since the run was cancelled.
+                return [RunCancelled(of_run)] if self._store.is_cancelled(of_run) else []
             case SamplePlan():
                 self._store.plan(message)
                 return self._state(message.run_id)
@@ -258,6 +261,22 @@ class AnalysisService(Service):
         if result is not None:
             return [self._final(run_id, result)]
         return [] if failure is None else [RunFailed(run_id, failure)]
+
+    def _cancel(self, run_id: str) -> Sequence[Message]:
+        """Delete a run, and have its tasks and events dropped, unless it has ended; returns how it ended."""
+        if outcome := self._outcome(run_id):
+            return outcome
+        if not self._store.is_deleted(run_id):
+            log.info("run %s is cancelled", run_id)
+            self._store.cancel(run_id)
+            self._forget(run_id)
+        return self._deleted(run_id)
+
+    def _deleted(self, run_id: str, digest: str | None = None) -> Sequence[Message]:
+        """Return why a run was deleted; ``digest`` is that of the request that is refused, None for every request."""
+        if self._store.is_cancelled(run_id):
+            return [RunCancelled(run_id), RunFailed(run_id, _CANCELLED)]
+        return [RunFailed(run_id, _DELETED, digest)]
 
     def _status_of_all(self) -> Sequence[Message]:
         """Return the failed runs, and the settings and progress of the runs under way."""
@@ -405,6 +424,8 @@ def _check_cutflow(message: Selected, analysis: Analysis) -> None:
 
 
 _OTHER_SETTINGS = "the run of this id was requested before with other settings; request it under another id"
+
+_CANCELLED = "the run was cancelled"
 
 _DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_KEEP); request it under another id"
 

@@ -7,6 +7,7 @@ is delivered twice changes nothing.
 from __future__ import annotations
 
 import json
+import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -25,6 +26,8 @@ from workers.analysis.database import Database
 
 #: How many problems of a run a message lists, and with how many characters each.
 MAX_PROBLEMS, MAX_PROBLEM = 100, 1_000
+#: Why a run is deleted: it had ended before enough later ones, or it was cancelled.
+_ENDED, _CANCELLED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,18 @@ class Store:
         return given if row is None else str(row[0])
 
     def is_deleted(self, run_id: str) -> bool:
-        """Whether a run has ended and was deleted, because enough later ones have ended."""
+        """Whether a run was deleted: because it was cancelled, or because enough later ones have ended."""
         return self.database.row("SELECT 1 FROM requests WHERE run_id = ? AND deleted", run_id) is not None
+
+    def is_cancelled(self, run_id: str) -> bool:
+        """Whether a run was cancelled; it is deleted, too."""
+        row = self.database.row("SELECT 1 FROM requests WHERE run_id = ? AND deleted = ?", run_id, _CANCELLED)
+        return row is not None
+
+    def cancel(self, run_id: str) -> None:
+        """Delete what is stored of a run, except that it was cancelled."""
+        with self.database.transaction() as db:
+            _delete(db, run_id, _CANCELLED)
 
     def begin(self, plan: RunPlan, begun: float | None = None) -> None:
         """Store a run's settings and the samples it consists of; ``begun`` is now, in seconds since 1970."""
@@ -405,14 +418,18 @@ class Store:
         }
         with self.database.transaction() as db:
             for run_id in old:
-                db.execute("UPDATE requests SET deleted = 1 WHERE run_id = ?", (run_id,))
-                for table in ("runs", "samples", "chunks", "failures", "requeues"):
-                    db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
+                _delete(db, run_id, _ENDED)
         self.database.vacuum()
 
     def close(self) -> None:
         """Close the database."""
         self.database.close()
+
+
+def _delete(db: sqlite3.Connection, run_id: str, why: int) -> None:
+    db.execute("UPDATE requests SET deleted = ? WHERE run_id = ?", (why, run_id))
+    for table in ("runs", "samples", "chunks", "failures", "requeues"):
+        db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
 
 
 def _cut(text: str) -> str:

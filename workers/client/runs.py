@@ -20,11 +20,12 @@ from typing import Any, Self, TypedDict, Unpack
 from common import settings
 from common.analyses import Analyses
 from common.errors import RunError, SettingsError, WorkerProcessError
+from common.messages import CancelRequest
 from common.progress import RunProgress
 from common.result_folder import check_output, write_folder_or_temporary
 from common.settings import VARIABLES, Settings
 from common.submission import BROKER_CONNECT_TIMEOUT_S, Outcome, follow, new_run_id, open_and_submit
-from common.transport import Session
+from common.transport import Session, Transport
 from physics import ANALYSES
 from workers.client.progress import Progress, progress_bars
 from workers.client.result import Result
@@ -111,7 +112,7 @@ def submit(broker: str, **options: Unpack[RunOptions]) -> SubmittedRun:
     read = _read(options)
     run_id = new_run_id(read.run.release)
     transport = RabbitMQTransport(read.broker.with_url(broker), BROKER_CONNECT_TIMEOUT_S)
-    return SubmittedRun(open_and_submit(transport, run_id, read.run), run_id, read)
+    return SubmittedRun(transport, open_and_submit(transport, run_id, read.run), run_id, read)
 
 
 class SubmittedRun:
@@ -120,8 +121,9 @@ class SubmittedRun:
     As a context manager it closes itself, which does not end the run.
     """
 
-    def __init__(self, session: Session, run_id: str, read: Settings) -> None:
+    def __init__(self, transport: Transport, session: Session, run_id: str, read: Settings) -> None:
         self.run_id = run_id
+        self._transport = transport
         self._run, self._analyses = read.run, _analyses(read)
         self._state = _State(len(read.run.samples))
         self._closed = threading.Event()
@@ -155,6 +157,15 @@ class SubmittedRun:
         if self._closed.is_set() and self._outcome.result().result is None:
             raise RunError(self.run_id, "is not followed any more: its handle was closed")
         return _result(self._outcome.result(), self.run_id)
+
+    def cancel(self) -> None:
+        """Cancel the run, unless it has ended; returns when the broker has accepted the request.
+
+        ``result`` then raises RunError. What waits in the queues of the run is dropped when its turn comes; a file
+        that is being fetched or a chunk that is being read is finished first.
+        """
+        with closing(self._transport.open([])) as session:
+            session.publish([CancelRequest(self.run_id, self._run.digest)])
 
     def close(self) -> None:
         """Stop following the run, which goes on."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
+from common.cancellations import CancelledRuns
 from common.delivery import Delivery
 from common.errors import AnalysisError, DataError, MessageError
 from common.messages import (
@@ -45,6 +46,7 @@ class DataLoader(Service):
         self.analyses.resolve(settings.run)  # raises for settings that no run could have
         self._defaults = settings.run
         self._fetcher = Fetcher(settings.cache)
+        self._cancelled = CancelledRuns()
         self._decompression = ThreadPoolExecutor(decompression_threads) if decompression_threads else None
 
     def decode(self, delivery: Delivery) -> Message:
@@ -54,7 +56,9 @@ class DataLoader(Service):
         return super().decode(delivery)
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Handle a run request, a file task or a chunk task."""
+        """Handle a run request, a file task or a chunk task; those of a cancelled run are dropped."""
+        if self._cancelled.concern(message):
+            return []
         match message:
             case RunRequest():
                 return self._begin(message)

@@ -10,6 +10,7 @@ import numpy as np
 
 from common import evaluation
 from common.analyses import Analysis
+from common.cancellations import CancelledRuns
 from common.columns import columns_of, records
 from common.errors import AnalysisError, MessageError
 from common.messages import ChunkFailed, Events, Message, Progress, Selected
@@ -26,9 +27,12 @@ class DataProcessor(Service):
     def __init__(self, settings: Settings) -> None:
         """Use only the directory of the analyses: the messages and the analyses say everything else."""
         self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
+        self._cancelled = CancelledRuns()
 
     def handle(self, message: Message) -> Sequence[Message]:
-        """Select the events of a chunk; it fails if a function of the analysis does."""
+        """Select the events of a chunk, unless its run is cancelled; it fails if a function of the analysis does."""
+        if self._cancelled.concern(message):
+            return []
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
         try:
