@@ -58,7 +58,8 @@ def test_the_notebook_of_the_higgs_boson_shows_bars_tables_and_plots(clone: Path
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
-def test_the_notebook_of_an_own_analysis_shows_its_steps_and_names_the_line_of_a_mistake(clone: Path) -> None:
+@pytest.mark.slow
+def test_the_notebook_of_an_own_analysis_shows_its_steps_and_a_mistake(clone: Path) -> None:
     outputs = execute("own_analysis.ipynb")
     assert sum("<table>" in text and "on\nshell" in text for text in shown(outputs, "text/html")) == 2
     printed = "".join(output.get("text", "") for output in outputs)
