@@ -9,7 +9,7 @@ MAX_RUNS = 1_000
 
 
 class CancelledRuns:
-    """The latest runs that were cancelled. A service that forgot one, or did not run, does work that is dropped later.
+    """The latest runs that were cancelled. The work for a run that is not among them is dropped by the analysis.
 
     Not safe to use from several threads.
     """
@@ -17,8 +17,8 @@ class CancelledRuns:
     def __init__(self) -> None:
         self._runs: dict[str, None] = {}
 
-    def concern(self, message: Message) -> bool:
-        """Whether there is nothing to do for a message: it tells of a cancelled run, or belongs to one."""
+    def drops(self, message: Message) -> bool:
+        """Whether a message needs no handling: it says that a run was cancelled, which is noted, or belongs to one."""
         run_id = run_of(message)
         if isinstance(message, RunCancelled):
             self._runs[message.run_id] = None

@@ -116,7 +116,7 @@ def test_the_loader_and_the_processor_drop_what_belongs_to_a_cancelled_run(tmp_p
 def test_a_service_remembers_the_latest_cancelled_runs_in_bounded_memory() -> None:
     cancelled = CancelledRuns()
     for number in range(MAX_RUNS + 1):
-        assert cancelled.concern(RunCancelled(f"run-{number}"))
-    assert not cancelled.concern(StatusRequest("run-0"))
-    assert cancelled.concern(StatusRequest("run-1"))
-    assert not cancelled.concern(StatusRequest(None))
+        assert cancelled.drops(RunCancelled(f"run-{number}"))
+    assert not cancelled.drops(StatusRequest("run-0"))
+    assert cancelled.drops(StatusRequest("run-1"))
+    assert not cancelled.drops(StatusRequest(None))

@@ -57,7 +57,7 @@ class DataLoader(Service):
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Handle a run request, a file task or a chunk task; those of a cancelled run are dropped."""
-        if self._cancelled.concern(message):
+        if self._cancelled.drops(message):
             return []
         match message:
             case RunRequest():

@@ -31,7 +31,7 @@ class DataProcessor(Service):
 
     def handle(self, message: Message) -> Sequence[Message]:
         """Select the events of a chunk, unless its run is cancelled; it fails if a function of the analysis does."""
-        if self._cancelled.concern(message):
+        if self._cancelled.drops(message):
             return []
         if not isinstance(message, Events):
             raise MessageError(f"a data-processor has no use for a {message.kind} message")
