@@ -12,6 +12,10 @@ lists the messages that could not be handled, and requeues them once the cause i
 
 checks the file of an own analysis, and tries it on events of the demo.
 
+    analysis.py compare A B [..] [--json]
+
+compares results, and says whether they are the same bits, or what differs.
+
 In Python, ``import analysis`` has ``run``, ``submit`` and ``load``, which give a ``Result``:
 
     result = analysis.run(release="demo")
@@ -96,6 +100,10 @@ def _main(arguments: Sequence[str]) -> int:
             return _dead_letters(arguments[1:], console)
         if arguments[:1] == ["check"]:
             return _check(arguments[1:], console)
+        if arguments[:1] == ["compare"]:
+            from common.comparison import command
+
+            return command.run(arguments[1:], console)
         flags = _parser().parse_args(arguments)
         read = settings.read(os.environ, vars(flags))
         read = replace(read, run=_analyses(read).resolve(read.run))
@@ -132,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
     parser.epilog = (
         "analysis.py dead-letters --help: list and requeue the messages that could not be handled; "
-        "analysis.py check --help: check the file of an own analysis"
+        "analysis.py check --help: check the file of an own analysis; "
+        "analysis.py compare --help: compare results"
     )
     return parser
 
