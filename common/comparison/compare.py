@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from common.comparison.document import LEVELS, Document, Key, Level
+from common.comparison.document import LEVELS, Document, Key, Level, Sums
 from common.comparison.explanations import Explanation, explain
 from common.errors import SettingsError
 
-#: The levels in the plural.
-LEVEL_NAMES: Mapping[Level, str] = {"sample": "samples", "category": "categories", "histogram": "histograms"}
 #: Fits are minimised numerically, so that their last digits depend on the machine.
 DERIVED_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something about a result, for example a setting, that is not the same in both; None where it is not known."""
+    """Something about both results, for example a setting, that is not the same."""
 
     name: str
     a: Any
@@ -32,9 +30,9 @@ class Change:
 class Difference:
     """A number that is not the same in both results, or whose error is not.
 
-    ``difference`` is b - a, ``relative`` that over |a|. ``standard_deviations`` is the difference over the errors of both
-    in quadrature, as if the events were independent; results of the same events differ by less. They are
-    None where the divisor is 0 or not known.
+    ``name`` is a sample or category, or a bin; ``relative`` is the difference b - a over |a|. ``standard_deviations``
+    is the difference over both errors in quadrature, as if the events were independent; results of the same
+    events differ by less. They are None where the divisor is 0 or not known.
     """
 
     level: Level
@@ -51,17 +49,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two results, which ``a`` and ``b`` label.
+    """What differs between two results, whose labels are ``a`` and ``b``.
 
-    ``same`` is True if all numbers that both may have are the same, ``to_the_digits`` if some of them are written with
-    a few digits and agree within these. ``compared`` counts the numbers compared, bins one by one. ``not_compared`` is
-    what one of the results does not have at all. The differences of a level are in the order of their size.
+    ``same`` is True if all numbers that both may have are the same; ``rounded`` is True if some are written with a few
+    digits, and are compared to these. ``compared`` counts the yields and bins compared. ``not_compared`` is what one
+    of the results does not have at all. Differences are sorted by level and size.
     """
 
     a: str
     b: str
     same: bool
-    to_the_digits: bool
+    rounded: bool
     explanation: Explanation | None
     settings: list[Change]
     inputs: list[Change]
@@ -71,115 +69,95 @@ class Comparison:
     binnings: list[Change]
     differences: list[Difference]
     derived: list[Change]
-    compared: Mapping[Level, int]
+    compared: dict[Level, int]
     not_compared: list[str]
 
 
 def compare(a: Document, b: Document) -> Comparison:
-    """Compare two results; settings, inputs and versions do not count as differences of the numbers.
+    """Compare two results; settings, inputs and versions do not count as differences.
 
     Raises SettingsError if they have no numbers of the same kind.
     """
     left, right = a.shared_with(b), b.shared_with(a)
     if not left.sums:
-        kinds = [", ".join(LEVEL_NAMES[level] for level in LEVELS if level in one.levels) for one in (a, b)]
-        raise SettingsError(f"{a.path} has {kinds[0]}, {b.path} has {kinds[1]}: there is nothing to compare")
-    binnings = [
-        Change(name, _binning(left, name), _binning(right, name))
-        for name in left.names("histogram")
-        if not left.same_edges(right, name)
+        kinds = (" and ".join(LEVELS[level] for level in LEVELS if level in one.levels) for one in (a, b))
+        raise SettingsError(f"there is nothing to compare: {a.path} has {next(kinds)}, {b.path} has {next(kinds)}")
+    common = [key for key in left.sums if key in right.sums]
+    keys = [key for key in common if left.sums[key].same_bins(right.sums[key])]
+    binnings = {key[1]: (_bins(left.sums[key]), _bins(right.sums[key])) for key in common if key not in keys}
+    differences = [one for key in keys for one in _differences(key, left.sums[key], right.sums[key])]
+    counts = [(key, events, right.counts[key]) for key, events in left.counts.items() if key in right.counts]
+    differences += [_difference(key, n, m) for key, n, m in counts if n != m]
+    only_in_a, only_in_b = _only_in(left, right), _only_in(right, left)
+    differ = bool(differences or binnings or only_in_a or only_in_b)
+    derived = [
+        one for one in _changes(a.derived, b.derived) if not math.isclose(one.a, one.b, rel_tol=DERIVED_TOLERANCE)
     ]
-    rebinned = {change.name for change in binnings}
-    keys = [key for key in left.sums if key in right.sums and (key[0] != "histogram" or key[1] not in rebinned)]
-    differences = [one for key in keys for one in _differences(left, right, key)]
-    for key, events in left.counts.items():
-        if right.counts.get(key, events) != events:
-            differences.append(_difference(*key, events, right.counts[key]))
-    only_in_a, only_in_b = list(_only_in(left, right)), list(_only_in(right, left))
-    differ = bool(binnings or differences or only_in_a or only_in_b)
-    derived = (
-        []
-        if differ
-        else [
-            one for one in _changes(a.derived, b.derived) if not math.isclose(one.a, one.b, rel_tol=DERIVED_TOLERANCE)
-        ]
-    )
-    same = not (differ or derived)
     about = {"settings": (a.settings, b.settings), "inputs": (a.inputs, b.inputs), "versions": (a.versions, b.versions)}
-    changes = {name: list(_changes(*both)) for name, both in about.items()}
     return Comparison(
         a.label,
         b.label,
-        same,
-        to_the_digits=any(one.digits for document in (left, right) for one in document.sums.values()),
-        explanation=None if same else explain(a, b),
-        **changes,
+        same=not differ and not derived,
+        rounded=any(one.digits for document in (left, right) for one in document.sums.values()),
+        explanation=explain(a, b) if differ else None,
+        **{name: list(_changes(*both)) for name, both in about.items()},
         only_in_a=only_in_a,
         only_in_b=only_in_b,
-        binnings=binnings,
-        differences=sorted(differences, key=_size),
-        derived=derived,
+        binnings=[Change(name, *both) for name, both in binnings.items()],
+        differences=sorted(differences, key=_order),
+        derived=[] if differ else derived,
         compared={level: sum(len(left.sums[key].values) for key in keys if key[0] == level) for level in LEVELS},
         not_compared=[
-            *(LEVEL_NAMES[level] for level in LEVELS if level in a.levels ^ b.levels),
+            *(plural for level, plural in LEVELS.items() if level in a.levels ^ b.levels),
             *(name for name, both in about.items() if not all(both)),
         ],
     )
 
 
-def _differences(a: Document, b: Document, key: Key) -> Iterator[Difference]:
-    """Return the sums of a key that differ; bins are named by their edges."""
-    ours, others = a.sums[key], b.sums[key]
-    level, name, quantity = key
-    for index in np.flatnonzero(~ours.same(others)):
-        where = name
+def _differences(key: Key, a: Sums, b: Sums) -> Iterator[Difference]:
+    """Return the sums that differ; a bin is named by its edges."""
+    edges = b.edges if a.edges is None else a.edges
+    for index in np.flatnonzero(~a.agree(b)):
+        level, name, quantity = key
         if level == "histogram":
-            low, high = a.edges[name][index : index + 2]
-            where = f"{name} {low:g} to {high:g}" if low < high else f"{name} bin {index}"
-        errors = [float(one.errors[index]) if one.has_errors else None for one in (ours, others)]
-        yield _difference(level, where, quantity, float(ours.values[index]), float(others.values[index]), *errors)
+            name += f" bin {index}" if edges is None else f" {edges[index]:g} to {edges[index + 1]:g}"
+        errors = (float(one.errors[index]) if one.has_errors else None for one in (a, b))
+        yield _difference((level, name, quantity), float(a.values[index]), float(b.values[index]), *errors)
 
 
-def _difference(
-    level: Level,
-    name: str,
-    quantity: str,
-    a: float,
-    b: float,
-    error_a: float | None = None,
-    error_b: float | None = None,
-) -> Difference:
+def _difference(key: Key, a: float, b: float, error_a: float | None = None, error_b: float | None = None) -> Difference:
     difference, error = b - a, math.hypot(error_a or 0.0, error_b or 0.0)
-    relative = difference / abs(a) if a else None
-    return Difference(
-        level, name, quantity, a, b, error_a, error_b, difference, relative, difference / error if error else None
-    )
+    relative, deviations = (difference / divisor if divisor else None for divisor in (abs(a), error))
+    return Difference(*key, a, b, error_a, error_b, difference, relative, deviations)
 
 
-def _size(difference: Difference) -> tuple[int, float]:
-    """Return what differences are sorted by: the level, then the size, from the largest on; NaN comes first."""
-    sizes = (difference.standard_deviations or 0.0, difference.relative or 0.0)
-    size = math.inf if math.isnan(difference.difference) else max(map(abs, sizes))
-    return LEVELS.index(difference.level), -size
+def _order(one: Difference) -> tuple[int, float]:
+    """Sort differences by level, then from the largest on; NaN comes first."""
+    size = max(abs(one.standard_deviations or 0.0), abs(one.relative or 0.0))
+    return list(LEVELS).index(one.level), -math.inf if math.isnan(one.difference) else -size
 
 
 def _only_in(a: Document, b: Document) -> list[str]:
-    """Return the samples, categories and histograms that a has and b has not, and those categories of common histograms."""
-    names = [f"{level} {name}" for level in LEVELS for name in a.names(level) if name not in b.names(level)]
-    common = set(a.names("histogram")) & set(b.names("histogram"))
-    lacking = [key for key in a.sums if key[0] == "histogram" and key[1] in common and key not in b.sums]
-    return names + [f"histogram {name}, category {category}" for _, name, category in lacking]
+    """Return what a has and b has not: samples, categories, histograms, and categories of the other histograms."""
+    found = dict.fromkeys(
+        f"{level} {name}" for level in LEVELS for name in a.names(level) if name not in b.names(level)
+    )
+    for level, name, category in a.sums:
+        if level == "histogram" and name in b.names(level) and (level, name, category) not in b.sums:
+            found[f"category {category} of histogram {name}"] = None
+    return list(found)
 
 
-def _binning(document: Document, name: str) -> str:
-    edges = document.edges[name]
-    return f"{len(edges) - 1} bins from {edges[0]:g} to {edges[-1]:g}"
+def _bins(histogram: Sums) -> str:
+    edges = histogram.edges
+    where = "" if edges is None else f" from {edges[0]:g} to {edges[-1]:g}"
+    return f"{len(histogram.values)} bins{where}"
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Change]:
-    """Return what both have and is not the same. Of lists of names, it is the names that the other lacks."""
-    for name, ours in a.items():
-        others = b.get(name, ours)
+    """Return what both have and is not the same; of two lists of names, the names that the other lacks."""
+    for name in a:
+        ours, others = a[name], b.get(name, a[name])
         if isinstance(ours, list) and isinstance(others, list) and all(isinstance(one, str) for one in ours + others):
             ours, others = [one for one in ours if one not in others], [one for one in others if one not in ours]
         if ours != others:

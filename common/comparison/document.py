@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -11,39 +12,44 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 Level = Literal["sample", "category", "histogram"]
-LEVELS: tuple[Level, ...] = ("sample", "category", "histogram")
+#: The levels, from the coarsest on, and their plurals.
+LEVELS: Mapping[Level, str] = {"sample": "samples", "category": "categories", "histogram": "histograms"}
 #: ("sample" or "category", NAME, QUANTITY), or ("histogram", NAME, CATEGORY).
 Key = tuple[Level, str, str]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of weights, shape (n,), with errors and variances: the n bins of a histogram, or a yield, where n is 1.
+    """Sums of weights, shape (n,): the n bins of a histogram, or a yield, where n is 1.
 
-    ``has_errors`` is False where the document gives none. ``digits`` and ``error_digits`` are half a unit of the last
-    digit of numbers that are written with a few digits, else 0. ``rounding`` is how much a yield that was added in
-    float32 differs from its sum in float64.
+    ``errors`` are the roots of ``variances``. Both are 0 and ``has_errors`` is False where the document has none.
+    ``edges``, shape (n + 1,), are None for a yield, and where they are not known. ``digits`` and ``error_digits``
+    are half a unit of the last digit of numbers that are written with a few digits, else 0. ``rounding`` is how much
+    a yield that was added in float32 differs from its sum in float64.
     """
 
     values: FloatArray
     errors: FloatArray
     variances: FloatArray
+    edges: FloatArray | None = None
     has_errors: bool = True
     digits: float = 0.0
     error_digits: float = 0.0
     rounding: float = 0.0
 
     @classmethod
-    def of_yield(cls, value: float, error: float | None, **known: float) -> Sums:
+    def of_yield(
+        cls, value: float, error: float | None, digits: float = 0.0, error_digits: float = 0.0, rounding: float = 0.0
+    ) -> Sums:
         """Return a yield with its error, if that is known."""
-        errors = np.array([0.0 if error is None else error])
-        return cls(np.array([value], dtype=np.float64), errors, errors * errors, has_errors=error is not None, **known)  # type: ignore[arg-type]
+        values, errors = np.array([value], dtype=np.float64), np.array([error or 0.0])
+        return cls(values, errors, errors * errors, None, error is not None, digits, error_digits, rounding)
 
     @classmethod
-    def of_bins(cls, values: npt.ArrayLike, variances: npt.ArrayLike) -> Sums:
-        """Return the bins of a histogram with their variances."""
+    def of_bins(cls, edges: FloatArray | None, values: npt.ArrayLike, variances: npt.ArrayLike) -> Sums:
+        """Return the bins of a histogram."""
         given = np.asarray(variances, dtype=np.float64)
-        return cls(np.asarray(values, dtype=np.float64), np.sqrt(np.where(given < 0, np.nan, given)), given)
+        return cls(np.asarray(values, dtype=np.float64), np.sqrt(np.where(given < 0, np.nan, given)), given, edges)
 
     @property
     def is_data(self) -> bool:
@@ -52,14 +58,16 @@ class Sums:
 
     def times(self, factor: float, error: float = 0.0) -> Sums:
         """Return the sums of weights that are multiplied by a factor with a relative error."""
-        return replace(
-            self,
-            values=self.values * factor,
-            errors=self.errors * factor,
-            variances=self.variances * factor**2,
-            digits=factor * (self.digits + error * float(np.abs(self.values).max(initial=0.0))),
-            error_digits=self.error_digits * factor,
-            rounding=self.rounding * factor,
+        digits = self.digits + error * float(np.abs(self.values).max(initial=0.0))
+        return Sums(
+            self.values * factor,
+            self.errors * factor,
+            self.variances * factor**2,
+            self.edges,
+            self.has_errors,
+            digits * factor,
+            self.error_digits * factor,
+            self.rounding * factor,
         )
 
     def plus(self, other: Sums, sign: int = 1) -> Sums:
@@ -69,61 +77,53 @@ class Sums:
             self.values + sign * other.values,
             np.sqrt(np.maximum(variances, 0.0)),
             variances,
-            has_errors=self.has_errors and other.has_errors,
-            digits=self.digits + other.digits,
-            error_digits=self.error_digits + other.error_digits,
-            rounding=self.rounding + other.rounding,
+            other.edges if self.edges is None else self.edges,
+            self.has_errors and other.has_errors,
+            self.digits + other.digits,
+            self.error_digits + other.error_digits,
+            self.rounding + other.rounding,
         )
 
-    def merged(self, bounds: list[int]) -> Sums:
-        """Return the sums of the bins from each bound up to the next."""
-        kept = (array[: bounds[-1]] for array in (self.values, self.variances))
-        return Sums.of_bins(*(np.add.reduceat(array, bounds[:-1]) for array in kept))
+    def same_bins(self, other: Sums) -> bool:
+        """Return True if the edges are the same; if they are not known in one of them, if there are as many bins."""
+        if self.edges is None or other.edges is None:
+            return self.values.shape == other.values.shape
+        return np.array_equal(self.edges, other.edges)
 
-    def same(self, other: Sums) -> npt.NDArray[np.bool_]:
-        """Return which sums and errors are the same, shape (n,): to the bit, or to the digits that are written.
+    def agree(self, other: Sums, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:
+        """Return which sums and errors agree, shape (n,).
 
-        0 and -0 are the same, and so are NaN and NaN. Errors are not compared where one of them is not known.
+        The tolerance is relative to the value and its error together. If it is 0, sums and errors are the same to the
+        bit, or to the digits that are written. 0 and -0 agree, and so do NaN and NaN. Errors are not compared where
+        one of them is not known.
         """
-        same = _same(self.values, other.values, self.digits + other.digits)
+        rounding = self.rounding + other.rounding if tolerance else 0.0
+        near = tolerance * (np.abs(self.values) + self.errors)
+        agree = _agree(self.values, other.values, near + self.digits + other.digits + rounding)
         if self.has_errors and other.has_errors:
             digits = self.error_digits + other.error_digits
-            same &= _same(self.errors, other.errors, digits)
-            same &= bool(digits) | _same(self.variances, other.variances, 0.0)
-        return same
-
-    def is_close(self, found: Sums, tolerance: float) -> bool:
-        """Return True if other sums agree within the tolerance, relative to the value and its error together."""
-        if self.values.shape != found.values.shape:
-            return False
-        slack = self.digits + found.digits + (self.rounding + found.rounding if tolerance else 0.0)
-        close = np.abs(self.values - found.values) <= tolerance * (np.abs(self.values) + self.errors) + slack
-        if self.has_errors and found.has_errors:
-            slack = self.error_digits + found.error_digits
-            close &= np.abs(self.errors - found.errors) <= tolerance * self.errors + slack
-        return bool(close.all())
+            agree &= _agree(self.errors, other.errors, tolerance * self.errors + digits)
+            agree &= bool(tolerance or digits) | _agree(self.variances, other.variances, 0.0)
+        return agree
 
 
-def _same(a: FloatArray, b: FloatArray, digits: float) -> npt.NDArray[np.bool_]:
+def _agree(a: FloatArray, b: FloatArray, slack: FloatArray | float) -> npt.NDArray[np.bool_]:
     # Half a unit of a decimal digit is not exact in binary.
-    near = np.abs(a - b) <= digits * (1 + 1e-9) if digits else False
-    same: npt.NDArray[np.bool_] = (a == b) | (np.isnan(a) & np.isnan(b)) | near
-    return same
+    agree: npt.NDArray[np.bool_] = (np.abs(a - b) <= slack * (1 + 1e-9)) | (a == b) | (np.isnan(a) & np.isnan(b))
+    return agree
 
 
 @dataclass(frozen=True)
 class Document:
     """The numbers of a result, and what is known of its settings, input files and versions.
 
-    ``label`` names the result in texts. ``counts`` are numbers of events, ``sums`` yields and histograms. ``edges`` are
-    those of each histogram, NaN where they are not known. ``category_of`` is the category of each sample. ``derived``
-    holds the numbers of the window and the fit.
+    ``counts`` are numbers of events, ``sums`` yields and histograms, ``category_of`` the category of each sample.
+    ``derived`` has the numbers of the window and the fit. ``label`` names the result in texts.
     """
 
     path: str
     counts: Mapping[Key, int]
     sums: Mapping[Key, Sums]
-    edges: Mapping[str, FloatArray] = field(default_factory=dict)
     category_of: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -131,30 +131,25 @@ class Document:
     derived: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
 
-    @property
+    @cached_property
     def levels(self) -> set[Level]:
         """What the document has: samples, categories, histograms."""
-        return {level for level, *_ in self.sums}
+        return {key[0] for key in self.sums}
 
     def names(self, level: Level) -> list[str]:
         """Return the names of the samples, categories or histograms."""
-        return list(dict.fromkeys(name for of, name, _ in self.sums if of == level))
-
-    def same_edges(self, other: Document, histogram: str) -> bool:
-        """Return True if a histogram has the same edges in both, or as many if they are not known in one of them."""
-        edges = [document.edges[histogram] for document in (self, other) if histogram in document.edges]
-        unknown = any(np.isnan(one).any() for one in edges)
-        return all(len(one) == len(edges[0]) and (unknown or np.array_equal(one, edges[0])) for one in edges)
+        return list(dict.fromkeys(key[1] for key in self.sums if key[0] == level))
 
     def shared_with(self, other: Document) -> Document:
-        """Return the part of which the other document has the same kind: its levels, and their quantities."""
-        kinds = {(level, "" if level == "histogram" else what) for level, _, what in (*other.sums, *other.counts)}
-
-        def is_shared(key: Key) -> bool:
-            return (key[0], "" if key[0] == "histogram" else key[2]) in kinds
-
+        """Return the part whose levels and quantities the other document has, too."""
+        kinds = {_kind(key) for key in (*other.sums, *other.counts)}
         return replace(
             self,
-            sums={key: one for key, one in self.sums.items() if is_shared(key)},
-            counts={key: one for key, one in self.counts.items() if is_shared(key)},
+            counts={key: one for key, one in self.counts.items() if _kind(key) in kinds},
+            sums={key: one for key, one in self.sums.items() if _kind(key) in kinds},
         )
+
+
+def _kind(key: Key) -> tuple[Level, str]:
+    level, _, quantity = key
+    return level, "" if level == "histogram" else quantity

@@ -27,7 +27,7 @@ class DemoChunks:
     """What the services make of each chunk of a small demo; ``changed`` are its settings."""
 
     def __init__(self, folder: Path, **changed: Any) -> None:
-        given = {"release": "demo", "demo_events": 20_000, "chunk_entries": 300, "plots": False, **changed}
+        given = {"release": "demo", "demo_events": 8_000, "chunk_entries": 150, "plots": False, **changed}
         self.settings = ANALYSES.resolve(RunSettings(**given))
         self.partials: dict[str, list[PartialSums]] = {}
         for sample in ANALYSIS.in_order(self.settings.samples):

@@ -1,4 +1,4 @@
-"""A result and what a faulty or another pipeline makes of it: the comparison names the one cause, or says there is none."""
+"""Results that differ from a demo: the comparison names the one cause of all differences, or says there is none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,13 @@ class Demo:
         self.folder = folder
         self.chunks = DemoChunks(folder)
         self.original = self.chunks.result()
+        self._made: dict[str, Result] = {}
+
+    def other(self, case: str) -> Result:
+        """Return the result of a case, which is made once."""
+        if case not in self._made:
+            self._made[case] = CASES[case][0](self)
+        return self._made[case]
 
     def times(self, n: int, *samples: str, chunk: int | None = None) -> Result:
         """Add the chunks of these samples n times, or one chunk of them."""
@@ -48,7 +54,6 @@ def scale(factor: float, *categories: str) -> Callable[[Result], None]:
     names = categories or ("z_ttbar", "zz", "signal")
 
     def edit(result: Result) -> None:
-        yields = [*result["samples"].values(), *({**one, "category": c} for c, one in result["categories"].items())]
         for one in result["samples"].values():
             if one["category"] in names:
                 one.update({key: one[key] * factor for key in ("yield", "yield_error", "sum_of_weights")})
@@ -60,7 +65,6 @@ def scale(factor: float, *categories: str) -> Callable[[Result], None]:
                 contents = histogram[name]
                 contents["values"] = [value * factor for value in contents["values"]]
                 contents["variances"] = [value * factor**2 for value in contents["variances"]]
-        del yields
 
     return edit
 
@@ -79,7 +83,9 @@ def rebin(*names: str) -> Callable[[Result], None]:
                 if name == "edges":
                     histogram[name] = contents[::2]
                 else:
-                    histogram[name] = {key: np.reshape(array, (-1, 2)).sum(1).tolist() for key, array in contents.items()}
+                    histogram[name] = {
+                        key: np.reshape(array, (-1, 2)).sum(1).tolist() for key, array in contents.items()
+                    }
 
     return edit
 
@@ -120,30 +126,32 @@ def both(*edits: Callable[[Result], Any]) -> Callable[[Result], None]:
 CASES: Mapping[str, tuple[Callable[[Demo], Result], str | None]] = {
     "a run with another luminosity": (lambda d: d.run(lumi_ifb=12.0), r"luminosity: all simulation of B is 1\.2 times"),
     "weights with another luminosity": (lambda d: d.edited(scale(1.1)), r"1\.1 times .* in the settings is 1$"),
-    "a sample of several twice": (lambda d: d.times(2, "Zee"), "B counts sample Zee twice"),
+    "a sample of several twice": (lambda d: d.times(2, "Zee"), r"B counts sample Zee twice \("),
     "the only sample twice": (lambda d: d.times(2, "llll"), "B counts sample llll twice"),
     "a data sample twice": (lambda d: d.times(2, "data_B"), "B counts sample data_B twice"),
-    "a run without a sample": (lambda d: d.run("ttbar_lep"), "B lacks sample ttbar_lep$"),
+    "a run without a sample": (lambda d: d.run("ttbar_lep"), r"B lacks sample ttbar_lep \("),
     "a run without two samples": (
-        lambda d: d.run("ZH125_ZZ4lep", "WH125_ZZ4lep"), "B lacks samples WH125_ZZ4lep, ZH125_ZZ4lep$",
+        lambda d: d.run("ZH125_ZZ4lep", "WH125_ZZ4lep"), r"B lacks samples WH125_ZZ4lep, ZH125_ZZ4lep \(",
     ),
     "a sample whose events were lost": (lambda d: d.times(0, "llll"), "B lacks sample llll$"),
     "a run without a data sample": (lambda d: d.run("data_A"), r"B lacks sample data_A; .* 0\.95 times"),
     "a chunk twice": (lambda d: d.times(2, "llll", chunk=3), "a chunk of sample llll, .* events, counted twice in B"),
     "a chunk lost": (lambda d: d.times(0, "ggH125_ZZ4lep", chunk=2), "a chunk of sample ggH125_ZZ4lep, .* lost in B"),
-    "a chunk of data twice": (lambda d: d.times(2, "data_D", chunk=0), "a chunk of sample data_D, .* counted twice in B"),
+    "a chunk of data twice": (lambda d: d.times(2, "data_D", chunk=0), "a chunk of sample data_D, .* twice in B"),
     "pairs of bins": (lambda d: d.edited(rebin()), "another binning: the bins of A, merged, give those of B"),
     "pairs of bins in one histogram": (lambda d: d.edited(rebin("m_z2")), "another binning: .* in histogram m_z2$"),
     "another order": (lambda d: d.edited(reorder), "the same"),
-    "other settings only": (lambda d: d.edited(lambda r: r["settings"].update(plots=True, chunk_entries=7)), "the same"),
+    "other settings only": (lambda d: d.edited(lambda r: r["settings"].update(plots=True)), "the same"),
     "other chunks": (lambda d: d.run(chunk_entries=77), "only the rounding of sums differs"),
-    "a histogram missing": (lambda d: d.edited(lambda r: r["histograms"].pop("m_z2")), "B lacks histogram m_z2; all else"),
+    "a histogram missing": (lambda d: d.edited(lambda r: r["histograms"].pop("m_z2")), "B lacks histogram m_z2"),
     "swapped categories": (lambda d: d.edited(swap_categories), None),
     "a bin moved": (lambda d: d.edited(move_a_bin), None),
     "a bin that is NaN": (lambda d: d.edited(set_bin("values", np.nan)), None),
     "a variance that is NaN": (lambda d: d.edited(set_bin("variances", np.nan)), None),
     "a variance": (lambda d: d.edited(set_bin("variances", 0.0123)), None),
     "two samples twice": (lambda d: d.times(2, "Zee", "data_B"), None),
+    "a chunk twice, and a bin moved": (lambda d: d.edited(move_a_bin, d.times(2, "llll", chunk=3)), None),
+    "a chunk lost, and a variance": (lambda d: d.edited(set_bin("variances", 1.0), d.times(0, "llll", chunk=3)), None),
     "a sample twice, and a bin moved": (lambda d: d.edited(move_a_bin, d.times(2, "ttbar_lep")), None),
     "another luminosity, and a sample missing": (lambda d: d.run("Zee", lumi_ifb=12.0), None),
     "data that are scaled, too": (lambda d: d.edited(scale(1.2, "data", "z_ttbar", "zz", "signal")), None),
@@ -162,14 +170,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def compared(folder: Path, a: Result, b: Result) -> Comparison:
     for label, result in (("A", a), ("B", b)):
         (folder / f"{label}.json").write_text(json.dumps(result))
-    first, second = (replace(read(folder / f"{label}.json"), label=label) for label in ("A", "B"))
-    return compare(first, second)
+    return compare(*(read(folder / f"{label}.json", label) for label in ("A", "B")))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_one_cause_of_all_differences_is_named(case: str, demo: Demo, tmp_path: Path) -> None:
-    make, expected = CASES[case]
-    found = compared(tmp_path, demo.original, make(demo))
+    expected = CASES[case][1]
+    found = compared(tmp_path, demo.original, demo.other(case))
     assert found.same == (expected == "the same")
     if found.same or expected is None:
         assert found.explanation is None
@@ -180,7 +187,7 @@ def test_the_one_cause_of_all_differences_is_named(case: str, demo: Demo, tmp_pa
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_cause_is_the_same_whichever_result_comes_first(case: str, demo: Demo, tmp_path: Path) -> None:
-    other = CASES[case][0](demo)
+    other = demo.other(case)
     there, back = compared(tmp_path, demo.original, other), compared(tmp_path, other, demo.original)
     kinds = [one.explanation and one.explanation.kind for one in (there, back)]
     assert kinds[0] == kinds[1]
