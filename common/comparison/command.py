@@ -14,6 +14,7 @@ from rich.table import Table
 
 from common.comparison.compare import Comparison, Difference, compare
 from common.comparison.document import LEVELS
+from common.comparison.explanations import Explanation
 from common.comparison.reading import read
 from common.display import MAX_TABLE_WIDTH
 from common.rounding import number, rounded
@@ -65,14 +66,12 @@ def _report(comparison: Comparison) -> Iterator[str | Table]:
         for of, n in comparison.compared.items()
         if n
     ]
-    found = comparison.explanation
     if comparison.same:
         same = "the same to the digits given" if comparison.rounded else "the same bits"
         yield f"\n{a} and {b}: {same} ({', '.join(numbers)})"
     else:
         yield f"\n{a} and {b} differ in {len(comparison.differences):,} numbers ({', '.join(numbers)} are compared)"
-        tolerance = f" (reproduces each number to {found.tolerance:g}, relative)" if found and found.tolerance else ""
-        yield f"{found.text}{tolerance}" if found else "no single explanation"
+        yield _reason(comparison.explanation)
     for what in ("settings", "inputs", "versions", "binnings", "derived"):
         for change in getattr(comparison, what):
             name = {"binnings": "histogram", "derived": "number"}.get(what, what.removesuffix("s"))
@@ -88,6 +87,17 @@ def _report(comparison: Comparison) -> Iterator[str | Table]:
             yield _table(f"Largest differences of {plural}", differences[:SHOWN], a, b)
         if len(differences) > SHOWN:
             yield f"and {len(differences) - SHOWN:,} more differences of {plural}; --json lists all of them"
+
+
+def _reason(explanation: Explanation | None) -> str:
+    if explanation is None:
+        return "no single explanation"
+    if not explanation.tolerance:
+        return explanation.text
+    what = "all numbers are reproduced"
+    if not explanation.reproduces_bins:
+        what = "yields are reproduced, and bins of the category are compatible; those of a sample are not known"
+    return f"{explanation.text} ({what}; tolerance {explanation.tolerance:g}, relative)"
 
 
 def _text(value: Any) -> str:

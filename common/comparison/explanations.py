@@ -17,7 +17,6 @@ from common.comparison.document import LEVELS, Document, FloatArray, Key, Level,
 ROUNDING, LUMINOSITY, PART, OUTSIDE = 1e-9, 1e-6, 1e-12, 1e-11
 #: Stands for a number of events that is not known.
 _MANY = 1e30
-_COMPATIBLE = " (its own bins are not known; those of the category are compatible with this)"
 _NOTHING = Sums.of_yield(0.0, 0.0)
 
 Kind = Literal["histograms missing", "rounding", "luminosity", "binning", "missing", "twice", "chunk"]
@@ -25,11 +24,16 @@ Kind = Literal["histograms missing", "rounding", "luminosity", "binning", "missi
 
 @dataclass(frozen=True)
 class Explanation:
-    """A cause, in words, and the relative tolerance within which it reproduces every number."""
+    """A cause, in words, and the relative tolerance within which it reproduces every number.
+
+    ``reproduces_bins`` is False if bins are only compatible with the cause, because they are those of a category, and
+    not of its samples.
+    """
 
     kind: Kind
     text: str
     tolerance: float
+    reproduces_bins: bool = True
 
 
 def explain(a: Document, b: Document) -> Explanation | None:
@@ -151,14 +155,14 @@ def _events(level: Level, a: Document, b: Document, tolerance: float = PART) -> 
         return None
     for more, less in ((a, b), (b, a)):
         if _is_empty(less, level, names) and (level == "category" or _differ_by(names, more, less, more, tolerance)):
-            text = f"{less.label} lacks {_listed(level, names)}{_compatible(level, names, more)}"
-            return Explanation("missing", text, tolerance)
+            text = f"{less.label} lacks {_listed(level, names)}"
+            return Explanation("missing", text, max(tolerance, ROUNDING), _has_bins(level, names, more))
         if len(names) > 1:
             continue
         if _is_double(more, less, level, names, tolerance):
             if level == "category" or _differ_by(names, more, less, less, tolerance):
-                text = f"{more.label} counts {_listed(level, names)} twice{_compatible(level, names, more)}"
-                return Explanation("twice", text, tolerance)
+                text = f"{more.label} counts {_listed(level, names)} twice"
+                return Explanation("twice", text, max(tolerance, ROUNDING), _has_bins(level, names, more))
         elif level == "sample" and (found := _chunk(names, more, less, tolerance)):
             return found
     return None
@@ -172,16 +176,16 @@ def _chunk(names: Sequence[str], more: Document, less: Document, tolerance: floa
     lost = f"lost in {less.label}"
     for whole, how in ((less, f"counted twice in {more.label}, or {lost}"), (more, lost)):
         if events > 0 and _differ_by(names, more, less, whole, tolerance):
-            text = f"{chunks} of {_listed('sample', names)}, {events:,} events, {how}{_COMPATIBLE}"
-            return Explanation("chunk", text, tolerance)
+            text = f"{chunks} of {_listed('sample', names)}, {events:,} events, {how}"
+            return Explanation("chunk", text, max(tolerance, ROUNDING), "histogram" not in more.levels)
     return None
 
 
-def _compatible(level: Level, names: Sequence[str], document: Document) -> str:
-    """Return what is to be said of the histograms of categories that have other samples, too."""
+def _has_bins(level: Level, names: Sequence[str], document: Document) -> bool:
+    """Return True unless the samples share their category with others, so that their own bins are not known."""
     categories = {document.category_of.get(name) for name in names}
-    mixed = any(name not in names and of in categories for name, of in document.category_of.items())
-    return _COMPATIBLE if level == "sample" and mixed and "histogram" in document.levels else ""
+    shared = any(name not in names and of in categories for name, of in document.category_of.items())
+    return level == "category" or not shared or "histogram" not in document.levels
 
 
 def _samples_of_one(a: Document, b: Document) -> Explanation | None:
