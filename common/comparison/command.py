@@ -20,7 +20,7 @@ from common.display import MAX_TABLE_WIDTH
 from common.rounding import number, rounded
 
 SAME, DIFFERENT = 0, 1
-#: How many differences of samples, of categories and of bins are printed.
+#: How many differences of each kind are printed.
 SHOWN = 10
 
 
@@ -70,12 +70,16 @@ def _report(comparison: Comparison) -> Iterator[str | Table]:
         same = "the same to the digits given" if comparison.rounded else "the same bits"
         yield f"\n{a} and {b}: {same} ({', '.join(numbers)})"
     else:
-        yield f"\n{a} and {b} differ in {len(comparison.differences):,} numbers ({', '.join(numbers)} are compared)"
+        differing = len(comparison.differences)
+        numbers_differ = f"{differing:,} number{'s' * (differing != 1)}"
+        yield f"\n{a} and {b} differ in {numbers_differ} ({', '.join(numbers)} are compared)"
         yield _reason(comparison.explanation)
     for what in ("settings", "inputs", "versions", "binnings", "derived"):
-        for change in getattr(comparison, what):
-            name = {"binnings": "histogram", "derived": "number"}.get(what, what.removesuffix("s"))
+        changes = getattr(comparison, what)
+        name = {"binnings": "histogram", "derived": "number"}.get(what, what.removesuffix("s"))
+        for change in changes[:SHOWN]:
             yield f"{name} {change.name}: {_text(change.a)} in {a}, {_text(change.b)} in {b}"
+        yield from _more(len(changes), what)
     for label, names in ((a, comparison.only_in_a), (b, comparison.only_in_b)):
         if names:
             yield f"only in {label}: {', '.join(names)}"
@@ -85,8 +89,12 @@ def _report(comparison: Comparison) -> Iterator[str | Table]:
         differences = [one for one in comparison.differences if one.level == level]
         if differences:
             yield _table(f"Largest differences of {plural}", differences[:SHOWN], a, b)
-        if len(differences) > SHOWN:
-            yield f"and {len(differences) - SHOWN:,} more differences of {plural}; --json lists all of them"
+        yield from _more(len(differences), f"differences of {plural}")
+
+
+def _more(found: int, what: str) -> Iterator[str]:
+    if found > SHOWN:
+        yield f"and {found - SHOWN:,} more {what}; --json lists all of them"
 
 
 def _reason(explanation: Explanation | None) -> str:

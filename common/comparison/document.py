@@ -90,14 +90,14 @@ class Sums:
             return self.values.shape == other.values.shape
         return np.array_equal(self.edges, other.edges)
 
-    def agree(self, other: Sums, tolerance: float = 0.0) -> npt.NDArray[np.bool_]:
+    def agree(self, other: Sums, tolerance: float = 0.0, *, in_float32: bool = False) -> npt.NDArray[np.bool_]:
         """Return which sums and errors agree, shape (n,).
 
         The tolerance is relative to the value and its error together. If it is 0, sums and errors are the same to the
         bit, or to the digits that are written. 0 and -0 agree, and so do NaN and NaN. Errors are not compared where
-        one of them is not known.
+        one of them is not known. With ``in_float32``, yields may differ by their rounding, too.
         """
-        rounding = self.rounding + other.rounding if tolerance else 0.0
+        rounding = self.rounding + other.rounding if in_float32 else 0.0
         near = tolerance * (np.abs(self.values) + self.errors)
         agree = _agree(self.values, other.values, near + self.digits + other.digits + rounding)
         if self.has_errors and other.has_errors:

@@ -12,9 +12,9 @@ import numpy as np
 
 from common.comparison.document import LEVELS, Document, FloatArray, Key, Level, Sums
 
-#: Relative tolerances: of sums that are added in another order; of weights that a luminosity multiplies in float32;
-#: of sums with and without a part of the events; of all events less those in the bins of a histogram.
-ROUNDING, LUMINOSITY, PART, OUTSIDE = 1e-9, 1e-6, 1e-12, 1e-11
+#: Relative tolerances: of sums that are added in another order; of sums of other weights, or of more weights, in
+#: float32; of sums with and without a part of the events; of all events less those in the bins of a histogram.
+ROUNDING, FLOAT32, PART, OUTSIDE = 1e-9, 1e-6, 1e-12, 1e-11
 #: Stands for a number of events that is not known.
 _MANY = 1e30
 _NOTHING = Sums.of_yield(0.0, 0.0)
@@ -59,7 +59,7 @@ def _agree(a: Document, b: Document, tolerance: float, but: Callable[[Key], bool
         key in a.sums
         and key in b.sums
         and a.sums[key].same_bins(b.sums[key])
-        and a.sums[key].agree(b.sums[key], tolerance).all()
+        and a.sums[key].agree(b.sums[key], tolerance, in_float32=tolerance == FLOAT32).all()
         for key in {**a.sums, **b.sums}
         if not but(key)
     )
@@ -89,13 +89,13 @@ def _luminosity(a: Document, b: Document) -> Explanation | None:
         return None
     factor = others / ours
     error = sum(a.sums[key].digits / ours + b.sums[key].digits / others for key in keys)
-    if not _agree(_scaled(a, b, factor, error), b, LUMINOSITY):
+    if abs(factor - 1) <= FLOAT32 or not _agree(_scaled(a, b, factor, error), b, FLOAT32):
         return None
     text = f"another luminosity: all simulation of {b.label} is {factor:.6g} times that of {a.label}, data are equal"
     ratio = _ratio_of_settings(a, b)
-    if ratio is not None and not math.isclose(ratio, factor, rel_tol=LUMINOSITY + error):
+    if ratio is not None and not math.isclose(ratio, factor, rel_tol=FLOAT32 + error):
         text += f"; but the ratio of the luminosities in the settings is {ratio:.6g}"
-    return Explanation("luminosity", text, LUMINOSITY)
+    return Explanation("luminosity", text, FLOAT32)
 
 
 def _ratio_of_settings(a: Document, b: Document) -> float | None:
@@ -159,10 +159,10 @@ def _events(level: Level, a: Document, b: Document, tolerance: float = PART) -> 
             return Explanation("missing", text, max(tolerance, ROUNDING), _has_bins(level, names, more))
         if len(names) > 1:
             continue
-        if _is_double(more, less, level, names, tolerance):
+        if _is_double(more, less, level, names):
             if level == "category" or _differ_by(names, more, less, less, tolerance):
                 text = f"{more.label} counts {_listed(level, names)} twice"
-                return Explanation("twice", text, max(tolerance, ROUNDING), _has_bins(level, names, more))
+                return Explanation("twice", text, FLOAT32, _has_bins(level, names, more))
         elif level == "sample" and (found := _chunk(names, more, less, tolerance)):
             return found
     return None
@@ -204,7 +204,7 @@ def _samples_of_one(a: Document, b: Document) -> Explanation | None:
 def _data_and_luminosity(a: Document, b: Document) -> Explanation | None:
     """Explain a run without some of the data, whose simulation is scaled to the luminosity of the others."""
     ratio = _ratio_of_settings(a, b)
-    found = None if ratio is None else _events("sample", _scaled(a, b, ratio), b, LUMINOSITY)
+    found = None if ratio is None else _events("sample", _scaled(a, b, ratio), b, FLOAT32)
     missing = set(a.names("sample")) ^ set(b.names("sample"))
     if (
         found is None
@@ -240,13 +240,13 @@ def _is_empty(document: Document, level: Level, names: Sequence[str]) -> bool:
     )
 
 
-def _is_double(more: Document, less: Document, level: Level, names: Sequence[str], tolerance: float) -> bool:
+def _is_double(more: Document, less: Document, level: Level, names: Sequence[str]) -> bool:
     doubled = replace(
         less,
         counts={key: 2 * count for key, count in less.counts.items()},
         sums={key: one.plus(one) for key, one in less.sums.items()},
     )
-    return _agree(doubled, more, tolerance, lambda key: not _belongs(key, level, names))
+    return _agree(doubled, more, FLOAT32, lambda key: not _belongs(key, level, names))
 
 
 def _differ_by(names: Sequence[str], more: Document, less: Document, whole: Document, tolerance: float) -> bool:
@@ -263,7 +263,7 @@ def _differ_by(names: Sequence[str], more: Document, less: Document, whole: Docu
         # The events read come first, and those of them that are selected last.
         if events and not 0 <= events[-1] == min(events) <= max(events) == events[0]:
             return False
-        if not parts["sample", name, "yield"].agree(parts["sample", name, exact], ROUNDING).all():
+        if not parts["sample", name, "yield"].agree(parts["sample", name, exact], ROUNDING, in_float32=True).all():
             return False
     category_of = {**less.category_of, **more.category_of}
     for category in {category_of.get(name, "") for name in names}:
@@ -313,6 +313,8 @@ def _is_part(part: tuple[Sums, Sums, float], whole: tuple[Sums, Sums, float], to
         slack * np.append(bins.variances, total.variances),
     )
     n, rest = part[2], whole[2] - part[2]
+    if rest < 0:
+        return False
     inside = (v >= -off_v) & (v <= all_v + off_v)
     inside &= np.abs(w) <= np.sqrt(n * np.maximum(v + off_v, 0)) + off_w
     inside &= np.abs(all_w - w) <= np.sqrt(rest * np.maximum(all_v - v + off_v, 0)) + off_w

@@ -97,6 +97,8 @@ EXCEPTIONS = {
     ("analysis.py", "Higgs"): "the first line of --help says what the project is for",
     ("benchmarks/comparison.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
     ("common/analyses.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
+    ("common/comparison/explanations.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
+    ("common/comparison/reading.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
     ("workers/analysis/result.py", "sum_of_weights"): "the weights of any simulated sample have a sum",
 }
 

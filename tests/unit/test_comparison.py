@@ -82,7 +82,7 @@ def test_one_different_bit_gives_exit_code_one(tmp_path: Path, capsys: pytest.Ca
     other = with_change("histograms", "mass", "z", "values", 1, value=np.nextafter(3.0, 4.0))
     a, b = written(tmp_path, "a"), written(tmp_path, "b", **other)
     assert analysis.main(["compare", str(a), str(b)]) == 1
-    assert "A and B differ in 1 numbers" in capsys.readouterr().out
+    assert "A and B differ in 1 number (" in capsys.readouterr().out
 
 
 def test_a_difference_is_given_in_units_in_percent_and_in_standard_deviations(tmp_path: Path) -> None:

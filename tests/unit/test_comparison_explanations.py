@@ -108,6 +108,10 @@ def set_bin(part: str, value: float) -> Callable[[Result], None]:
     return edit
 
 
+def change_yield(result: Result) -> None:
+    result["samples"]["llll"]["yield"] *= 1.00003
+
+
 def reorder(result: Result) -> None:
     for part in ("samples", "categories", "histograms"):
         result[part] = dict(reversed(result[part].items()))
@@ -149,6 +153,7 @@ CASES: Mapping[str, tuple[Callable[[Demo], Result], str | None]] = {
     "a bin that is NaN": (lambda d: d.edited(set_bin("values", np.nan)), None),
     "a variance that is NaN": (lambda d: d.edited(set_bin("variances", np.nan)), None),
     "a variance": (lambda d: d.edited(set_bin("variances", 0.0123)), None),
+    "a yield": (lambda d: d.edited(change_yield), None),
     "two samples twice": (lambda d: d.times(2, "Zee", "data_B"), None),
     "a chunk twice, and a bin moved": (lambda d: d.edited(move_a_bin, d.times(2, "llll", chunk=3)), None),
     "a chunk lost, and a variance": (lambda d: d.edited(set_bin("variances", 1.0), d.times(0, "llll", chunk=3)), None),
