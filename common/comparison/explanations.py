@@ -171,7 +171,8 @@ def _events(level: Level, a: Document, b: Document, tolerance: float = PART) -> 
 def _chunk(names: Sequence[str], more: Document, less: Document, tolerance: float) -> Explanation | None:
     read: Key = ("sample", names[0], "events_read")
     events = more.counts.get(read, 0) - less.counts.get(read, 0)
-    size = more.settings.get("chunk_entries") or less.settings.get("chunk_entries") or events
+    sizes = (document.settings.get("chunk_entries") for document in (more, less))
+    size = next((one for one in sizes if isinstance(one, int) and one > 0), events)
     chunks = "a chunk" if events <= size else f"at least {math.ceil(events / size)} chunks"
     lost = f"lost in {less.label}"
     for whole, how in ((less, f"counted twice in {more.label}, or {lost}"), (more, lost)):

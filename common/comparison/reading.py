@@ -40,7 +40,7 @@ def read(path: Path, label: str = "") -> Document:
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise SettingsError(f"{found}: it cannot be read: {reason}; {EXPECTED}") from None
-    except (ValueError, TypeError) as error:  # of JSON, msgspec and numpy, too
+    except (ValueError, TypeError, RecursionError) as error:  # of JSON, msgspec and numpy, too
         raise SettingsError(f"{found}: this is not a result: {str(error).splitlines()[0]}") from None
 
 
@@ -95,9 +95,10 @@ def _read_json(path: Path) -> Document:
     rounding: dict[str, float] = {}
     levels: list[tuple[Level, dict[str, _Yield]]] = [("sample", result.samples), ("category", result.categories)]
     for level, yields in levels:
+        exact = all(one.sum_of_weights is not None for one in yields.values())
         for name, one in yields.items():
             known = rounding.get(name, 0.0)
-            if one.sum_of_weights is not None:
+            if exact and one.sum_of_weights is not None:
                 known = min(abs(one.value - one.sum_of_weights), MAX_ROUNDING * abs(one.sum_of_weights))
                 rounding[one.category] = rounding.get(one.category, 0.0) + known
                 sums[level, name, "sum_of_weights"] = Sums.of_yield(one.sum_of_weights, one.yield_error)
@@ -165,8 +166,10 @@ def _read_root(path: Path) -> Document:
                 one = file[key]
                 edges = np.asarray(one.axis().edges(), dtype=np.float64)
                 sums["histogram", name, category] = Sums.of_bins(edges, one.values(), one.variances())
-    except uproot.DeserializationError as error:
-        raise ValueError(f"it is not a ROOT file: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # uproot raises any error where a file is damaged
+        raise ValueError(f"the file is damaged: {type(error).__name__}: {error}") from None
     if not sums:
         raise ValueError("it has no histogram; give a directory per histogram, and in it a TH1 per category")
     return Document(str(path), {}, sums)

@@ -232,6 +232,15 @@ def test_what_is_not_a_result_is_refused_with_exit_code_two(
     assert problem in error
 
 
+def test_a_damaged_root_file_is_refused(tmp_path: Path) -> None:
+    whole = root_file(toy_run.document())
+    path = tmp_path / "histograms.root"
+    for size in range(1, len(whole) // 2, len(whole) // 20):
+        path.write_bytes(whole[:size])
+        with pytest.raises(SettingsError, match=r"histograms\.root"):
+            read(path)
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="this is not a result; give a result folder"):
         read(tmp_path)
