@@ -22,14 +22,13 @@ Key = tuple[Level, str, str]
 class Sums:
     """Sums of weights, shape (n,): the n bins of a histogram, or a yield, where n is 1.
 
-    ``errors`` are the roots of ``variances``. Both are 0 and ``has_errors`` is False where the document has none.
-    ``edges``, shape (n + 1,), are None for a yield, and where they are not known. ``digits`` and ``error_digits``
-    are half a unit of the last digit of numbers that are written with a few digits, else 0. ``rounding`` is how much
-    a yield that was added in float32 differs from its sum in float64.
+    Where the document has no errors, ``variances`` are 0 and ``has_errors`` is False. ``edges``, shape (n + 1,), are
+    None for a yield, and where they are not known. ``digits`` and ``error_digits`` are half a unit of the last digit of
+    numbers that are written with a few digits, else 0. ``rounding`` is how much a yield that was added in float32
+    differs from its sum in float64.
     """
 
     values: FloatArray
-    errors: FloatArray
     variances: FloatArray
     edges: FloatArray | None = None
     has_errors: bool = True
@@ -41,15 +40,14 @@ class Sums:
     def of_yield(
         cls, value: float, error: float | None, digits: float = 0.0, error_digits: float = 0.0, rounding: float = 0.0
     ) -> Sums:
-        """Return a yield with its error, if that is known."""
-        values, errors = np.array([value], dtype=np.float64), np.array([error or 0.0])
-        return cls(values, errors, errors * errors, None, error is not None, digits, error_digits, rounding)
+        """Return a yield with its error, if that is known; the square of a float64 tells errors of other bits apart."""
+        values, errors = np.array([value], dtype=np.float64), np.array([error or 0.0], dtype=np.float64)
+        return cls(values, errors * errors, None, error is not None, digits, error_digits, rounding)
 
-    @classmethod
-    def of_bins(cls, edges: FloatArray | None, values: npt.ArrayLike, variances: npt.ArrayLike) -> Sums:
-        """Return the bins of a histogram."""
-        given = np.asarray(variances, dtype=np.float64)
-        return cls(np.asarray(values, dtype=np.float64), np.sqrt(np.where(given < 0, np.nan, given)), given, edges)
+    @cached_property
+    def errors(self) -> FloatArray:
+        """The roots of the variances; 0 for a negative one."""
+        return np.sqrt(np.maximum(self.variances, 0.0))
 
     @property
     def is_data(self) -> bool:
@@ -58,25 +56,20 @@ class Sums:
 
     def times(self, factor: float, error: float = 0.0) -> Sums:
         """Return the sums of weights that are multiplied by a factor with a relative error."""
-        digits = self.digits + error * float(np.abs(self.values).max(initial=0.0))
-        return Sums(
-            self.values * factor,
-            self.errors * factor,
-            self.variances * factor**2,
-            self.edges,
-            self.has_errors,
-            digits * factor,
-            self.error_digits * factor,
-            self.rounding * factor,
+        return replace(
+            self,
+            values=self.values * factor,
+            variances=self.variances * factor**2,
+            digits=factor * (self.digits + error * float(np.abs(self.values).max(initial=0.0))),
+            error_digits=self.error_digits * factor,
+            rounding=self.rounding * factor,
         )
 
     def plus(self, other: Sums, sign: int = 1) -> Sums:
         """Return the sums with the events of another added, or taken away if ``sign`` is -1."""
-        variances = self.variances + sign * other.variances
         return Sums(
             self.values + sign * other.values,
-            np.sqrt(np.maximum(variances, 0.0)),
-            variances,
+            self.variances + sign * other.variances,
             other.edges if self.edges is None else self.edges,
             self.has_errors and other.has_errors,
             self.digits + other.digits,
@@ -97,13 +90,15 @@ class Sums:
         bit, or to the digits that are written. 0 and -0 agree, and so do NaN and NaN. Errors are not compared where
         one of them is not known. With ``in_float32``, yields may differ by their rounding, too.
         """
-        rounding = self.rounding + other.rounding if in_float32 else 0.0
-        near = tolerance * (np.abs(self.values) + self.errors)
-        agree = _agree(self.values, other.values, near + self.digits + other.digits + rounding)
+        slack = self.digits + other.digits + in_float32 * (self.rounding + other.rounding)
+        errors = np.nan_to_num(self.errors)
+        agree = _agree(self.values, other.values, tolerance * (np.abs(self.values) + errors) + slack)
         if self.has_errors and other.has_errors:
-            digits = self.error_digits + other.error_digits
-            agree &= _agree(self.errors, other.errors, tolerance * self.errors + digits)
-            agree &= bool(tolerance or digits) | _agree(self.variances, other.variances, 0.0)
+            slack = self.error_digits + other.error_digits
+            if tolerance or slack:
+                agree &= _agree(self.errors, other.errors, tolerance * errors + slack)
+            else:
+                agree &= _agree(self.variances, other.variances, 0.0)
         return agree
 
 

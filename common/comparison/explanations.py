@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
@@ -53,29 +53,31 @@ def explain(a: Document, b: Document) -> Explanation | None:
     )
 
 
-def _agree(a: Document, b: Document, tolerance: float, but: Callable[[Key], bool] = lambda key: False) -> bool:
-    """Return True if counts and bins are the same and sums agree, except where ``but`` is true for the key."""
-    return all(a.counts[key] == b.counts[key] for key in a.counts if key in b.counts and not but(key)) and all(
-        key in a.sums
-        and key in b.sums
-        and a.sums[key].same_bins(b.sums[key])
-        and a.sums[key].agree(b.sums[key], tolerance, in_float32=tolerance == FLOAT32).all()
+def _differing(a: Document, b: Document, tolerance: float) -> list[Key]:
+    """Return the keys whose counts or bins are not the same, or whose sums do not agree."""
+    counts = [key for key in a.counts if b.counts.get(key, a.counts[key]) != a.counts[key]]
+    return counts + [
+        key
         for key in {**a.sums, **b.sums}
-        if not but(key)
-    )
+        if key not in a.sums
+        or key not in b.sums
+        or not a.sums[key].same_bins(b.sums[key])
+        or not a.sums[key].agree(b.sums[key], tolerance, in_float32=tolerance == FLOAT32).all()
+    ]
 
 
 def _histograms_missing(a: Document, b: Document) -> Explanation | None:
     ours, others = set(a.names("histogram")), set(b.names("histogram"))
-    if (ours <= others) == (others <= ours) or not _agree(a, b, 0.0, lambda key: key[1] in ours ^ others):
+    names = ours ^ others
+    if (ours <= others) == (others <= ours) or any(key[1] not in names for key in _differing(a, b, 0.0)):
         return None
-    text = f"{(a if ours < others else b).label} lacks {_listed('histogram', ours ^ others)}; all else is the same"
+    text = f"{(a if ours < others else b).label} lacks {_listed('histogram', names)}; all else is the same"
     return Explanation("histograms missing", text, 0.0)
 
 
 def _rounding(a: Document, b: Document) -> Explanation | None:
     text = "only the rounding of sums differs, as with another division into chunks"
-    return Explanation("rounding", text, ROUNDING) if _agree(a, b, ROUNDING) else None
+    return None if _differing(a, b, ROUNDING) else Explanation("rounding", text, ROUNDING)
 
 
 # --- luminosity -------------------------------------------------------------------
@@ -89,7 +91,7 @@ def _luminosity(a: Document, b: Document) -> Explanation | None:
         return None
     factor = others / ours
     error = sum(a.sums[key].digits / ours + b.sums[key].digits / others for key in keys)
-    if abs(factor - 1) <= FLOAT32 or not _agree(_scaled(a, b, factor, error), b, FLOAT32):
+    if abs(factor - 1) <= FLOAT32 or _differing(_scaled(a, b, factor, error), b, FLOAT32):
         return None
     text = f"another luminosity: all simulation of {b.label} is {factor:.6g} times that of {a.label}, data are equal"
     ratio = _ratio_of_settings(a, b)
@@ -121,7 +123,7 @@ def _scaled(a: Document, b: Document, factor: float, error: float = 0.0) -> Docu
 def _binning(fine: Document, coarse: Document) -> Explanation | None:
     changed = {k for k in fine.sums if k in coarse.sums and not fine.sums[k].same_bins(coarse.sums[k])}
     merged = {k: _merged(one, coarse.sums[k].edges) if k in changed else one for k, one in fine.sums.items()}
-    if not changed or not _agree(replace(fine, sums=merged), coarse, ROUNDING):
+    if not changed or _differing(replace(fine, sums=merged), coarse, ROUNDING):
         return None
     names = _listed("histogram", {key[1] for key in changed})
     text = f"another binning: the bins of {fine.label}, merged, give those of {coarse.label}, in {names}"
@@ -136,8 +138,8 @@ def _merged(fine: Sums, edges: FloatArray | None) -> Sums:
     if not all(map(len, found)):
         return fine
     bounds = [int(index[0]) for index in found]
-    arrays = (np.add.reduceat(array[: bounds[-1]], bounds[:-1]) for array in (fine.values, fine.variances))
-    return Sums.of_bins(edges, *arrays)
+    values, variances = (np.add.reduceat(one[: bounds[-1]], bounds[:-1]) for one in (fine.values, fine.variances))
+    return Sums(values, variances, edges)
 
 
 # --- samples, categories and chunks ---------------------------------------------------
@@ -147,11 +149,10 @@ def _events(level: Level, a: Document, b: Document, tolerance: float = PART) -> 
     """Explain the differences by samples or categories without events, or by one that is counted twice, or in part."""
     if not all(one.same_bins(b.sums[key]) for key, one in a.sums.items() if key in b.sums):
         return None
-    names = _changed(level, a, b, tolerance)
+    differing = _differing(a, b, tolerance)
+    names = sorted({name for key in differing if (name := _owner(key, level)) is not None})
     categories = {one.category_of.get(name) for one in (a, b) for name in names if level == "sample"} - {None}
-    if not names or not _agree(
-        a, b, tolerance, lambda key: _belongs(key, level, names) or _belongs(key, "category", categories)
-    ):
+    if not names or not all(_owner(key, level) in names or _owner(key, "category") in categories for key in differing):
         return None
     for more, less in ((a, b), (b, a)):
         if _is_empty(less, level, names) and (level == "category" or _differ_by(names, more, less, more, tolerance)):
@@ -217,37 +218,23 @@ def _data_and_luminosity(a: Document, b: Document) -> Explanation | None:
     return replace(found, text=text)
 
 
-def _belongs(key: Key, level: Level, names: Collection[str | None]) -> bool:
-    """Return True if a key is that of one of these samples, or of one of these categories or of its histograms."""
-    return (key[0] == level and key[1] in names) or (level == "category" and key[0] == "histogram" and key[2] in names)
-
-
-def _changed(level: Level, a: Document, b: Document, tolerance: float) -> list[str]:
-    """Return the samples or categories that differ, a category also by its histograms."""
-    keys = {**a.sums, **b.sums}
-    names = [key[1] if key[0] == level else key[2] for key in keys if key[0] in (level, "histogram")]
-    if level == "sample":
-        names = [key[1] for key in keys if key[0] == level]
-
-    def agrees(name: str) -> bool:
-        return _agree(a, b, tolerance, lambda key: not _belongs(key, level, [name]))
-
-    return [name for name in dict.fromkeys(names) if not agrees(name)]
+def _owner(key: Key, level: Level) -> str | None:
+    """Return the sample or category that a key belongs to; a category has its histograms."""
+    if key[0] == level:
+        return key[1]
+    return key[2] if level == "category" and key[0] == "histogram" else None
 
 
 def _is_empty(document: Document, level: Level, names: Sequence[str]) -> bool:
-    return not any(n for key, n in document.counts.items() if _belongs(key, level, names)) and not any(
-        one.values.any() or one.variances.any() for key, one in document.sums.items() if _belongs(key, level, names)
-    )
+    counts = [count for key, count in document.counts.items() if _owner(key, level) in names]
+    sums = [one for key, one in document.sums.items() if _owner(key, level) in names]
+    return not any(counts) and not any(one.values.any() or one.variances.any() for one in sums)
 
 
 def _is_double(more: Document, less: Document, level: Level, names: Sequence[str]) -> bool:
-    doubled = replace(
-        less,
-        counts={key: 2 * count for key, count in less.counts.items()},
-        sums={key: one.plus(one) for key, one in less.sums.items()},
-    )
-    return _agree(doubled, more, FLOAT32, lambda key: not _belongs(key, level, names))
+    counts = {key: 2 * count for key, count in less.counts.items()}
+    doubled = replace(less, counts=counts, sums={key: one.plus(one) for key, one in less.sums.items()})
+    return not any(_owner(key, level) in names for key in _differing(doubled, more, FLOAT32))
 
 
 def _differ_by(names: Sequence[str], more: Document, less: Document, whole: Document, tolerance: float) -> bool:

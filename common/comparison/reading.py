@@ -70,10 +70,6 @@ class _Contents(msgspec.Struct):
 _Histogram = dict[str, list[float] | _Contents]
 
 
-class _Provenance(msgspec.Struct):
-    inputs: dict[str, dict[str, Any]] = {}
-
-
 class _Result(msgspec.Struct):
     samples: dict[str, _Yield] = {}
     categories: dict[str, _Yield] = {}
@@ -115,11 +111,13 @@ def _read_json(path: Path) -> Document:
                     len(contents.values)
                 }:
                     raise ValueError(f"histogram {name}, {category}: edges, values and variances differ in length")
-                sums["histogram", name, category] = Sums.of_bins(bins, contents.values, contents.variances)
+                sums["histogram", name, category] = Sums(
+                    np.array(contents.values, dtype=np.float64), np.array(contents.variances, dtype=np.float64), bins
+                )
     if not sums:
         raise ValueError(f"it has no samples, categories or histograms; {EXPECTED}")
     # The same file may be read at several locations.
-    inputs = msgspec.convert(result.provenance, _Provenance).inputs
+    inputs = msgspec.convert(result.provenance.get("inputs") or {}, dict[str, dict[str, Any]])
     derived = _flat({"window": result.window or {}, "fit": result.fit or {}})
     about = {name: raw[name] for name in ("analysis", "release", "toy", "complete", "problems") if name in raw}
     return Document(
@@ -165,7 +163,7 @@ def _read_root(path: Path) -> Document:
                     raise ValueError(f"histogram {key} is not in a directory; name it for example mass/signal")
                 one = file[key]
                 edges = np.asarray(one.axis().edges(), dtype=np.float64)
-                sums["histogram", name, category] = Sums.of_bins(edges, one.values(), one.variances())
+                sums["histogram", name, category] = Sums(one.values() + 0.0, one.variances() + 0.0, edges)
     except (OSError, ValueError):
         raise
     except Exception as error:  # uproot raises any error where a file is damaged
