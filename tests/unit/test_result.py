@@ -194,7 +194,10 @@ def test_a_demo_s_result_says_that_it_is_a_toy() -> None:
 
 
 def events_of(name: str) -> list[PartialSums]:
-    return [some(ANALYSIS.sample_names.index(name), data=ANALYSIS.sample(name).is_data)]
+    """A chunk of some selected events of all that the sample's file has."""
+    sample = ANALYSIS.sample(name)
+    part = some(ANALYSIS.sample_names.index(name), data=sample.is_data)
+    return [replace(part, cutflow=part.cutflow | {"read": sample.entries or 0})]
 
 
 def with_samples(*names: str, **settings: Any) -> dict[str, Any]:
@@ -202,9 +205,9 @@ def with_samples(*names: str, **settings: Any) -> dict[str, Any]:
 
 
 def lost_at(step: str) -> PartialSums:
-    """A chunk of 100 events, all of which fail this step."""
+    """A chunk of the 898 events of Zee, all of which fail this step."""
     steps = ANALYSIS.steps
-    cutflow = {name: 100 if place < steps.index(step) else 0 for place, name in enumerate(steps)}
+    cutflow = {name: 898 if place < steps.index(step) else 0 for place, name in enumerate(steps)}
     return PartialSums(cutflow, empty(ANALYSIS, "data"), np.empty(0, np.float32))
 
 
@@ -286,7 +289,7 @@ def test_a_sample_that_loses_all_events_is_named_with_the_step(step: str) -> Non
         {name: [lost_at(step)] if name == "Zee" else events_of(name) for name in ANALYSIS.sample_names}
     )
 
-    assert result["warnings"] == [f"Zee: none of its 100 events passes {step}"]
+    assert result["warnings"] == [f"Zee: none of its 898 events passes {step}"]
 
 
 def test_an_empty_file_loses_no_events_at_a_step() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -20,24 +20,33 @@ ANALYSIS = ANALYSES["2020e-13tev"]
 #: Events of a sample: the histograms that have an event, and the number of events that are selected.
 EVERYWHERE = (tuple(ANALYSIS.histograms), 3)
 FULL = dict.fromkeys(ANALYSIS.sample_names, EVERYWHERE)
-READ = 10
 
 
-def result_with(events: Mapping[str, tuple[tuple[str, ...], int]], read: int = READ, **settings: Any) -> dict[str, Any]:
-    """Return the result of a run in which each sample has ``read`` events."""
+def result_with(
+    events: Mapping[str, tuple[tuple[str, ...], int]],
+    read: Mapping[str, int] | None = None,
+    weightless: Sequence[str] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Return the result of a run in which events weigh 1, and those of the ``weightless`` samples 0.
+
+    ``read`` has the numbers of entries that are not those of the release.
+    """
     run_settings = ANALYSES.resolve(RunSettings(samples=tuple(events), **settings))
     with closing(Store(None)) as store:
         store.begin(RunPlan("run", 1000.0, run_settings))
         for name, (filled, selected) in events.items():
             sample = ANALYSIS.sample(name)
             sums = empty(ANALYSIS, sample.category)
+            weight = 0 if name in weightless else 1
             for histogram in filled:
                 values, variances = split(sums, ANALYSIS, sample.category)[histogram]
-                values[2], variances[2] = selected, selected
-            cutflow = dict.fromkeys(ANALYSIS.steps, selected) | {"read": read, "four_leptons": min(read, 5)}
-            weights = np.ones(0 if sample.is_data else selected, np.float32)
-            store.plan(SamplePlan("run", name, READ, (0, READ)))
-            store.add(Chunk("run", name, 0, READ), PartialSums(cutflow, sums, weights))
+                values[2], variances[2] = weight * selected, weight * selected
+            entries = (read or {}).get(name, run_settings.entries_of(sample.entries or 0))
+            cutflow = dict.fromkeys(ANALYSIS.steps, selected) | {"read": entries, "four_leptons": min(entries, 5)}
+            weights = np.full(0 if sample.is_data else selected, weight, np.float32)
+            store.plan(SamplePlan("run", name, 10, (0, 10)))
+            store.add(Chunk("run", name, 0, 10), PartialSums(cutflow, sums, weights))
         run = store.run("run")
         assert run is not None
         return result_of(run, store, 1010.0, final=True)
@@ -102,8 +111,34 @@ def test_empty_histograms_are_named() -> None:
 
 
 def test_a_sample_of_which_no_event_was_read_is_named() -> None:
-    warnings = result_with({"data_A": ((), 0), "Zee": ((), 0)}, read=0)["warnings"]
+    warnings = result_with({"data_A": ((), 0), "Zee": ((), 0)}, read={"Zee": 0})["warnings"]
     assert "Zee: no event was read" in warnings
+
+
+def test_files_with_other_numbers_of_entries_than_the_release_are_named_together() -> None:
+    warnings = result_with(FULL, read={"data_A": 237, "WH125_ZZ4lep": 5000})["warnings"]
+    assert warnings == [
+        "files that differ from the release's in their number of entries: data_A (237 instead of 39), "
+        "WH125_ZZ4lep (5,000 instead of 15,379)"
+    ]
+
+
+def test_a_fraction_of_the_release_s_entries_is_not_a_warning() -> None:
+    assert result_with(FULL, fraction=0.29)["warnings"] == []
+    cut = result_with(FULL, fraction=0.29, read={"llll": 80_000})["warnings"]
+    assert cut == ["files that differ from the release's in their number of entries: llll (80,000 instead of 160,740)"]
+
+
+def test_a_toy_may_have_any_number_of_entries() -> None:
+    assert result_with(FULL, release="demo", read={"llll": 80_000})["warnings"] == []
+
+
+def test_samples_whose_selected_events_have_no_weight_are_named_together() -> None:
+    simulated = ANALYSIS.sample_names[4:]
+    assert result_with(FULL, weightless=["ttbar_lep"])["warnings"] == ["all selected events of ttbar_lep have weight 0"]
+    assert result_with(FULL, weightless=simulated)["warnings"] == [
+        "all selected events of Zee, Zmumu, ttbar_lep, llll and 4 more have weight 0"
+    ]
 
 
 def test_the_window_has_data_signal_background_and_their_errors() -> None:

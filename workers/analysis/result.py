@@ -67,7 +67,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "toy": analysis.toy,
         "complete": final and not problems,
         "problems": problems,
-        "warnings": _warnings(analysis, run.settings, documents, histograms) if final else [],
+        "warnings": _warnings(analysis, run.settings, documents, histograms, whole=not problems) if final else [],
         "settings": run.settings.to_result(toy=analysis.toy),
         "samples": documents,
         "categories": {
@@ -191,11 +191,17 @@ def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
 
 
 def _warnings(
-    analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any], histograms: Mapping[str, Any]
+    analysis: Analysis,
+    settings: RunSettings,
+    documents: Mapping[str, Any],
+    histograms: Mapping[str, Any],
+    *,
+    whole: bool,
 ) -> list[str]:
-    """Return what a reader of the numbers has to know: what is missing, empty, or scaled by hand.
+    """Return what a reader of the numbers has to know: what is missing, empty, not the release's, or scaled by hand.
 
-    The reasons that concern the whole run come first, then those of categories, histograms and samples.
+    The reasons that concern the whole run come first, then those of categories, histograms and samples. The
+    numbers of entries are compared with the release's if the run was read as a ``whole``.
     """
     warnings = []
     missing = scaling_problem(analysis, settings)
@@ -204,22 +210,13 @@ def _warnings(
     selected = sum(document["events_selected"] for document in documents.values())
     if not selected:
         warnings.append("the run selects no event")
-    fitted = analysis.model.observable
-    for category in analysis.categories:
-        members = [sample.name for sample in analysis.samples if sample.category == category.name]
-        present = [name for name in members if name in documents]
-        if not present:
-            is_data = category.role == "data"
-            warnings.append("the run has no data" if is_data else f"category {category.name} has no sample in this run")
-            continue
-        left_out = [name for name in members if name not in documents]
-        if left_out and category.role != "data":
-            warnings.append(f"category {category.name} lacks {_names(left_out)}")
-        if not any(documents[name]["events_selected"] for name in present):
-            if selected:
-                warnings.append(f"category {category.name} has no selected event")
-        elif _is_empty(histograms[fitted][category.name]):
-            warnings.append(f"category {category.name} has no event in the range of histogram {fitted}")
+    other_files = _other_files(analysis, settings, documents) if whole and not analysis.toy else []
+    if other_files:
+        warnings.append(f"files that differ from the release's in their number of entries: {_names(other_files)}")
+    weightless = _weightless(documents)
+    if weightless:
+        warnings.append(f"all selected events of {_names(weightless)} have weight 0")
+    warnings += _category_warnings(analysis, documents, histograms[analysis.model.observable])
     empty_ones = [name for name in analysis.histograms if all(map(_is_empty, _contents(histograms[name])))]
     if selected and empty_ones:
         warnings.append(f"no event is in {'histogram' if len(empty_ones) == 1 else 'histograms'} {_names(empty_ones)}")
@@ -232,6 +229,45 @@ def _warnings(
                 break
             before = events
     return warnings
+
+
+def _category_warnings(analysis: Analysis, documents: Mapping[str, Any], fitted: Mapping[str, Any]) -> list[str]:
+    """Return which categories have no sample, lack some, or have no event in all or in the ``fitted`` histogram."""
+    warnings = []
+    selected = {name for name, document in documents.items() if document["events_selected"]}
+    weightless = _weightless(documents)
+    for category in analysis.categories:
+        members = [sample.name for sample in analysis.samples if sample.category == category.name]
+        present = [name for name in members if name in documents]
+        if not present:
+            is_data = category.role == "data"
+            warnings.append("the run has no data" if is_data else f"category {category.name} has no sample in this run")
+            continue
+        left_out = [name for name in members if name not in documents]
+        if left_out and category.role != "data":
+            warnings.append(f"category {category.name} lacks {_names(left_out)}")
+        of_category = selected.intersection(present)
+        if not of_category:
+            if selected:
+                warnings.append(f"category {category.name} has no selected event")
+        elif _is_empty(fitted[category.name]) and not of_category.issubset(weightless):
+            warnings.append(f"category {category.name} has no event in the range of histogram {analysis.fitted.name}")
+    return warnings
+
+
+def _other_files(analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any]) -> list[str]:
+    """Return the samples of which another number of entries was read than the release has, with both numbers."""
+    numbers = [
+        (sample.name, documents[sample.name]["events_read"], settings.entries_of(sample.entries))
+        for sample in analysis.in_order(settings.samples)
+        if sample.entries is not None
+    ]
+    return [f"{name} ({read:,} instead of {expected:,})" for name, read, expected in numbers if read != expected]
+
+
+def _weightless(documents: Mapping[str, Any]) -> list[str]:
+    """Return the samples whose selected events all have weight 0, so that they do not count."""
+    return [name for name, one in documents.items() if one["events_selected"] and not one["yield_error"]]
 
 
 def _contents(histogram: Mapping[str, Any]) -> list[Mapping[str, Any]]:
