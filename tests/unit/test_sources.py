@@ -179,6 +179,20 @@ def test_a_copy_of_the_file_with_another_time_is_the_same_file(data: Path, tmp_p
     assert isinstance(loader.handle(task)[0], Events)
 
 
+@pytest.mark.parametrize("size", [0, 100, 40_000])
+def test_a_toy_file_that_a_crash_has_cut_is_made_again(size: int, fetcher: Fetcher) -> None:
+    settings = ANALYSES.resolve(RunSettings(release="demo", demo_events=1000))
+    demo = ANALYSES["demo"]
+    path = locate(demo.sample("llll"), demo, settings, fetcher).path
+    complete = path.read_bytes()
+    os.truncate(path, size)
+
+    assert locate(demo.sample("llll"), demo, settings, fetcher).path == path
+
+    assert root_file.fault(path) is None
+    assert path.stat().st_size == len(complete) > size
+
+
 def test_replicas_with_caches_of_their_own_read_each_others_plans_of_the_demo(tmp_path: Path) -> None:
     loaders = [DataLoader(read({"CACHE": str(tmp_path / name)})) for name in "ab"]
     settings = ANALYSES.resolve(RunSettings(release="demo", demo_events=1000, chunk_entries=10))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
+
 from common.analyses import Analysis, Sample
 from common.errors import DataError, SettingsError
 from common.messages import FileIdentity
@@ -96,11 +98,29 @@ def _generated(sample: Sample, analysis: Analysis, settings: RunSettings, cache:
         raise DataError(f"release {analysis.release} is marked as a toy, but has no function that makes its files")
     try:
         path = make_file(analysis, sample, settings.demo_events, cache / analysis.release)
+        if _delete_if_incomplete(path):
+            path = make_file(analysis, sample, settings.demo_events, cache / analysis.release)
     except SettingsError as error:
         raise DataError(f"sample {sample.name}: its events cannot be made: {error}") from error
     except OSError as error:
         raise DataError(f"the demo release cannot be written in {cache} (CACHE): {error}") from error
     return SampleFile(path, path.relative_to(cache).as_posix(), _GENERATED)
+
+
+def _delete_if_incomplete(path: Path) -> bool:
+    """Delete a toy file that is incomplete, as after a crash of the machine; returns whether it has to be made again.
+
+    The lock keeps a process from deleting the file that another one has made since.
+    """
+    try:
+        if root_file.fault(path) is None:
+            return False
+        with FileLock(f"{path}.check.lock"):
+            if root_file.fault(path) is not None:
+                path.unlink()
+    except FileNotFoundError:  # another process has deleted it
+        pass
+    return True
 
 
 def _addresses_of(
