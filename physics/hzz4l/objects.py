@@ -6,9 +6,10 @@ same formulas in awkward and vector give the same numbers and take several times
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from types import MappingProxyType
 from typing import Any
 
 import awkward as ak
@@ -24,6 +25,10 @@ Array = npt.NDArray[Any]
 
 #: The number of leptons of an event.
 FOUR = 4
+#: The values that the columns of whole numbers have: charges in units of e, electrons (11) and muons (13).
+_VALUES: Mapping[str, tuple[int, int]] = MappingProxyType({"lep_charge": (-1, 1), "lep_type": (11, 13)})
+#: No simulated event has such a weight. Larger ones would make sums of float32 weights overflow.
+_MAX_WEIGHT = 1e30
 #: The three ways to divide four leptons into two pairs.
 _PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 
@@ -156,27 +161,55 @@ def first_four(arrays: ak.Array, branches: Mapping[str, str]) -> tuple[dict[str,
     """Return the first four leptons of the events that have at least four, and which events these are.
 
     ``branches`` gives the branch of each column. The columns have shape (n, 4) for the n
-    events, the mask has the shape (events,).
+    events, the mask has the shape (events,). Raises DataError for an event whose branches have lists of
+    different lengths.
     """
     jagged = {ours: _offsets_and_content(arrays[theirs]) for ours, theirs in branches.items()}
-    (offsets, _), *others = jagged.values()
+    first, *others = jagged
+    offsets, _ = jagged[first]
     counts = np.diff(offsets)
+    for other in others:
+        if not np.array_equal(jagged[other][0], offsets):
+            lengths = np.diff(jagged[other][0])
+            entry = int(np.argmax(lengths != counts))
+            raise DataError(
+                f"{branches[first]} has {counts[entry]} values and {branches[other]} {lengths[entry]} "
+                f"in entry {entry} of the chunk; the lists of an event must be equally long"
+            )
     four = counts >= FOUR
-    for other, _ in others:
-        if not np.array_equal(other, offsets):
-            four &= np.diff(other) == counts
     indices = _indices_of_four(offsets, four)
-    columns = {
-        name: np.take(content, indices if np.array_equal(own, offsets) else _indices_of_four(own, four))
-        for name, (own, content) in jagged.items()
-    }
-    return columns, four
+    return {name: np.take(content, indices) for name, (_, content) in jagged.items()}, four
+
+
+def check_finite(name: str, values: Array) -> None:
+    """Raise DataError, which gives ``name``, the value and its entry, unless all values are finite."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = tuple(int(one) for one in np.argwhere(~finite)[0])
+        raise DataError(f"{name} is {values[index]} in entry {index[0]} of the chunk; it must be a finite number")
+
+
+def check_weights(weights: npt.NDArray[np.floating[Any]], arrays: ak.Array, factors: Iterable[str]) -> None:
+    """Raise DataError unless all weights are finite and small enough to be added up.
+
+    ``factors`` are the branches whose product they are; the error names the one that is not finite.
+    """
+    valid = np.abs(weights) <= _MAX_WEIGHT
+    if not valid.all():
+        for factor in factors:
+            check_finite(factor, ak.to_numpy(arrays[factor]))
+        entry = int(np.argmin(valid))
+        raise DataError(
+            f"the event weight is {weights[entry]} in entry {entry} of the chunk; "
+            f"its absolute value must be at most {_MAX_WEIGHT:g}"
+        )
 
 
 def as_declared(columns: Columns, schema: Schema) -> dict[str, Array]:
     """Convert columns to their declared types; floats that are out of range become infinite.
 
-    Columns that are not declared stay as they are. Raises DataError for an integer that is out of range.
+    Columns that are not declared stay as they are. Raises DataError for an integer that is out of range, for a
+    charge other than ±1 and for a lepton type other than 11 and 13.
     """
     return {
         name: _converted(name, values, np.dtype(schema[name].dtype)) if name in schema else values
@@ -185,7 +218,15 @@ def as_declared(columns: Columns, schema: Schema) -> dict[str, Array]:
 
 
 def _converted(name: str, values: Array, dtype: np.dtype[Any]) -> Array:
-    if dtype.kind == "i" and values.dtype != dtype and len(values):
+    if name in _VALUES:
+        one, other = _VALUES[name]
+        valid = (values == one) | (values == other)
+        if not valid.all():
+            raise DataError(
+                f"{name} has the value {values[~valid][0]}, which is neither {one} nor {other}; "
+                "the branch holds something else, or was written with another type"
+            )
+    elif dtype.kind == "i" and values.dtype != dtype and len(values):
         bounds = np.iinfo(dtype)
         for value in (values.min(), values.max()):
             if not bounds.min <= value <= bounds.max:

@@ -19,7 +19,7 @@ from common.settings import RunSettings
 from physics.hzz4l import selection
 from physics.hzz4l.constants import IPB_PER_IFB, MEV_PER_GEV
 from physics.hzz4l.model import model
-from physics.hzz4l.objects import FourLeptons, as_declared, first_four
+from physics.hzz4l.objects import FourLeptons, as_declared, check_weights, first_four
 
 RECORD_URLS = (
     "https://opendata.cern.ch/eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/",
@@ -175,15 +175,15 @@ WEIGHTS = (
     "scaleFactor_MUON",
     "scaleFactor_LepTRIGGER",
 )
-_NUMBER = Branch(r"(float|int|uint)\d+", "one number", simulation_only=True)
-_NUMBERS = Branch(r"(var|\d+) \* (float|int|uint)\d+", "a list of numbers")
+_FLOAT = Branch(r"float(32|64)", "one real number", simulation_only=True)
+_FLOATS = Branch(r"(var|\d+) \* float(32|64)", "a list of real numbers")
 _INTEGERS = Branch(r"(var|\d+) \* (int|uint)\d+", "a list of integers")
 _SIGNED_INTEGERS = Branch(r"(var|\d+) \* int\d+", "a list of signed integers")
 BRANCHES = {
-    **dict.fromkeys(("lep_pt", "lep_eta", "lep_phi", "lep_E"), _NUMBERS),
+    **dict.fromkeys(("lep_pt", "lep_eta", "lep_phi", "lep_E"), _FLOATS),
     "lep_charge": _SIGNED_INTEGERS,
     "lep_type": _INTEGERS,
-    **dict.fromkeys(WEIGHTS, _NUMBER),
+    **dict.fromkeys(WEIGHTS, _FLOAT),
 }
 
 #: The columns of an ``events`` message: the four leading leptons as the file holds them (float32, in MeV, so that no
@@ -205,7 +205,9 @@ _MAX_ABS_ETA = 100.0
 def columns(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> Columns:
     """Return the four leading leptons and the weight of each event that has at least four leptons.
 
-    The release sorts leptons by falling pT, so the leading ones are the first ones.
+    The release sorts leptons by falling pT, so the leading ones are the first ones. Raises DataError for
+    branches with different numbers of leptons, a charge or a type that no lepton has, and a weight that is not
+    finite.
     """
     leptons, four = first_four(arrays, LEPTONS)
     leptons["weight"] = np.compress(four, weights(arrays, sample, lumi_ifb))
@@ -218,11 +220,12 @@ def cross_section_weight(sample: Sample, lumi_ifb: float) -> float:
 
 
 def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np.float32]:
-    """Return the weight of each event, shape (events,): 1 for data, not finite where one of its factors is not.
+    """Return the weight of each event, shape (events,): 1 for data.
 
     The weight is the cross-section weight times the factors, multiplied one after the other
     in float32. This is the arithmetic of the ATLAS outreach group's HZZAnalysis notebook, and
-    reproduces its published yields digit for digit.
+    reproduces its published yields digit for digit. Raises DataError for a factor that is not finite, and for
+    a weight that is not or that is too large to be added up.
     """
     weight = np.ones(len(arrays), dtype=np.float32)
     if sample.is_data:
@@ -231,11 +234,12 @@ def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np
     with np.errstate(over="ignore", invalid="ignore"):
         for name in WEIGHTS:
             weight *= ak.to_numpy(arrays[name]).astype(weight.dtype, copy=False)
+    check_weights(weight, arrays, WEIGHTS)
     return weight
 
 
 def well_measured(leptons: FourLeptons, run: RunSettings) -> Mask:
-    """Return which events have a finite weight and leptons whose invariant mass can be computed.
+    """Return which events have leptons whose invariant mass can be computed.
 
     The kinematics must be finite, pT and energy positive, and |η| at most 100.
     """
@@ -245,7 +249,7 @@ def well_measured(leptons: FourLeptons, run: RunSettings) -> Mask:
     for name in ("lep_pt", "lep_energy"):
         good &= (found[name] > 0) & (found[name] < np.inf)
     # Three times as fast as all(axis=1) for four columns.
-    return reduce(np.logical_and, (*good.T, np.isfinite(found["weight"])))
+    return reduce(np.logical_and, good.T)
 
 
 def objects(found: Columns) -> FourLeptons:

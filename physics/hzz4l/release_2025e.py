@@ -7,8 +7,6 @@ files carry cross-sections, filter efficiencies, k-factors and sums of weights a
 
 from __future__ import annotations
 
-from typing import Any
-
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +18,7 @@ from common.settings import RunSettings
 from physics.hzz4l import selection
 from physics.hzz4l.constants import IPB_PER_IFB
 from physics.hzz4l.model import model
-from physics.hzz4l.objects import FOUR, FourLeptons, as_declared, first_four
+from physics.hzz4l.objects import FOUR, FourLeptons, as_declared, check_finite, check_weights, first_four
 
 ELECTRON, MUON = 11, 13
 
@@ -239,15 +237,16 @@ def columns(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> Columns:
     """Return the four leptons, the trigger decision and the weight of each event.
 
     Raises DataError for an event that has not exactly four leptons, as all events of the
-    skim have, for kinematics that are not finite, and for a weight that is not.
+    skim have, for branches with different numbers of leptons, a charge or a type that no lepton has, and for
+    kinematics or a weight that are not finite.
     """
     leptons, _ = first_four(arrays, LEPTONS)
     counts = ak.to_numpy(ak.num(arrays["lep_pt"]))
-    if len(leptons["lep_pt"]) != len(arrays) or (counts != FOUR).any():
+    if (counts != FOUR).any():
         wrong = int(np.argmax(counts != FOUR))
         raise DataError(f"entry {wrong} of the chunk has {counts[wrong]} leptons; the skim exactly4lep has four")
     for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy"):
-        _check_finite(LEPTONS[name], leptons[name])
+        check_finite(LEPTONS[name], leptons[name])
     leptons["is_triggered"] = ak.to_numpy(arrays["trigE"]) | ak.to_numpy(arrays["trigM"])
     leptons["weight"] = weights(arrays, sample, lumi_ifb)
     return as_declared(leptons, EVENTS)
@@ -257,25 +256,25 @@ def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np
     """Return the weight of each event, shape (events,): 1 for data.
 
     The weight is L·1000 / Σw times the factors without their signs, one after the other in float64. This
-    is the arithmetic of the HZZAnalysis notebook. Raises DataError for a factor that is not finite.
+    is the arithmetic of the HZZAnalysis notebook. Raises DataError for a sum of weights that is not positive and
+    finite, for a factor that is not finite, and for a weight that is not or that is too large to be added up.
     """
     if sample.is_data:
         return np.ones(len(arrays))
-    with np.errstate(divide="ignore"):
-        weight = lumi_ifb * IPB_PER_IFB / ak.to_numpy(arrays["sum_of_weights"]).astype(np.float64)
-    _check_finite("1 / sum_of_weights", weight)
-    for name in WEIGHTS:
-        factor = ak.to_numpy(arrays[name])
-        _check_finite(name, factor)
-        weight = weight * np.abs(factor)
+    sum_of_weights = ak.to_numpy(arrays["sum_of_weights"]).astype(np.float64)
+    valid = (sum_of_weights > 0) & (sum_of_weights < np.inf)
+    if not valid.all():
+        wrong = int(np.argmin(valid))
+        raise DataError(
+            f"sum_of_weights is {sum_of_weights[wrong]} in entry {wrong} of the chunk; "
+            "it must be a positive, finite number"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight = lumi_ifb * IPB_PER_IFB / sum_of_weights
+        for name in WEIGHTS:
+            weight = weight * np.abs(ak.to_numpy(arrays[name]))
+    check_weights(weight, arrays, WEIGHTS)
     return np.asarray(weight, dtype=np.float64)
-
-
-def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        index = tuple(int(one) for one in np.argwhere(bad)[0])
-        raise DataError(f"{name} is {values[index]} in entry {index[0]} of the chunk; it must be a finite number")
 
 
 def is_triggered(leptons: FourLeptons, run: RunSettings) -> Mask:

@@ -11,6 +11,7 @@ import awkward as ak
 import numpy as np
 import pytest
 
+from common.errors import DataError
 from common.settings import RunSettings
 from physics import ANALYSES
 from physics.hzz4l.release_2020e import WEIGHTS, cross_section_weight
@@ -86,28 +87,83 @@ def test_a_badly_measured_leading_lepton_removes_only_its_event(tmp_path: Path, 
     assert ak.to_numpy(kept.lep_pt).tolist() == [[40e3, 30e3, 20e3, 10e3]] * 2
 
 
-def test_a_weight_that_is_not_finite_removes_its_event_in_simulation_only(tmp_path: Path) -> None:
-    weights = {"mcWeight": [1, np.nan, 1, 1], "scaleFactor_LepTRIGGER": [1, 1, np.inf, 1]}
-    path = write_file(tmp_path / "f.root", [GOOD] * 4, weights)
+@pytest.mark.parametrize(
+    ("branch", "value", "message"),
+    [
+        ("mcWeight", np.nan, "mcWeight is nan in entry 1 of the chunk; it must be a finite number"),
+        ("scaleFactor_ELE", np.nan, "scaleFactor_ELE is nan in entry 1 of the chunk; it must be a finite number"),
+        ("scaleFactor_LepTRIGGER", np.inf, "scaleFactor_LepTRIGGER is inf in entry 1 of the chunk"),
+        ("mcWeight", 1e39, "the event weight is inf in entry 1 of the chunk"),
+        ("mcWeight", -1e37, "the event weight is -.* in entry 1 of the chunk; its absolute value must be at most 1e"),
+    ],
+)
+def test_a_weight_that_cannot_be_added_up_is_refused_in_simulation(
+    branch: str, value: float, message: str, tmp_path: Path
+) -> None:
+    path = write_file(tmp_path / "f.root", [GOOD] * 3, change={branch: np.array([1.0, value, 1.0])})
 
-    assert read_all(path)[1]["four_leptons"] == 2
-    assert read_all(path, DATA)[1]["four_leptons"] == 4
+    with pytest.raises(DataError, match=message):
+        read_all(path)
+    assert read_all(path, DATA)[1]["four_leptons"] == 3
 
 
-def test_a_product_of_weights_that_overflows_removes_its_event(tmp_path: Path) -> None:
-    weights = {"mcWeight": [1, 1e30, 1e30], "scaleFactor_LepTRIGGER": [1, 1e30, 1]}
+def test_a_product_of_weights_that_overflows_is_refused(tmp_path: Path) -> None:
+    weights = {"mcWeight": [1, 1e30, 1], "scaleFactor_LepTRIGGER": [1, 1e30, 1]}
 
-    assert read_all(write_file(tmp_path / "f.root", [GOOD] * 3, weights))[1]["four_leptons"] == 2
-
-
-def test_branches_with_different_numbers_of_leptons_remove_the_event(tmp_path: Path) -> None:
-    energies = ak.Array([[5e4] * 4, [5e4] * 3, [5e4] * 5])
-    path = write_file(tmp_path / "f.root", [GOOD] * 3, change={"lep_E": ak.values_astype(energies, np.float32)})
-
-    assert read_all(path)[1]["four_leptons"] == 1
+    with pytest.raises(DataError, match="the event weight is inf in entry 1 of the chunk"):
+        read_all(write_file(tmp_path / "f.root", [GOOD] * 3, weights))
 
 
-def test_doubles_are_read_as_floats_and_an_overflow_removes_the_event(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("branch", "lengths", "message"),
+    [
+        ("lep_eta", (4, 3, 4), "lep_pt has 4 values and lep_eta 3 in entry 1 of the chunk"),
+        ("lep_type", (4, 4, 5), "lep_pt has 4 values and lep_type 5 in entry 2 of the chunk"),
+        ("lep_pt", (3, 4, 4), "lep_pt has 3 values and lep_eta 4 in entry 0 of the chunk"),
+    ],
+)
+def test_branches_with_different_numbers_of_leptons_are_refused(
+    branch: str, lengths: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    values = ak.Array([[11] * length for length in lengths])
+    dtype = np.uint32 if branch == "lep_type" else np.float32
+    path = write_file(tmp_path / "f.root", [GOOD] * 3, change={branch: ak.values_astype(values, dtype)})
+
+    with pytest.raises(DataError, match=f"{message}; the lists of an event must be equally long"):
+        read_all(path)
+
+
+@pytest.mark.parametrize(
+    ("branch", "values", "message"),
+    [
+        ("lep_type", [12, 12, 12, 12], "lep_type has the value 12, which is neither 11 nor 13"),
+        ("lep_type", [11, 11, 11, 4294967285], "lep_type has the value 4294967285, which is neither 11 nor 13"),
+        ("lep_charge", [50, -50, 50, -50], "lep_charge has the value 50, which is neither -1 nor 1"),
+        ("lep_charge", [1, -1, 0, 0], "lep_charge has the value 0, which is neither -1 nor 1"),
+        ("lep_charge", [1, -1, 1, 1000], "lep_charge has the value 1000, which is neither -1 nor 1"),
+    ],
+)
+def test_a_charge_or_type_that_no_lepton_has_is_refused(
+    branch: str, values: list[int], message: str, tmp_path: Path
+) -> None:
+    dtype = np.uint32 if branch == "lep_type" else np.int32
+    wrong = ak.values_astype(ak.Array([[11, 11, 13, 13] if branch == "lep_type" else [1, 1, -1, -1], values]), dtype)
+
+    with pytest.raises(DataError, match=message):
+        read_all(write_file(tmp_path / "f.root", [GOOD] * 2, change={branch: wrong}))
+
+
+@pytest.mark.parametrize("branch", ["lep_pt", "lep_eta", "lep_phi", "lep_E", *WEIGHTS])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_whole_numbers_for_kinematics_or_weights_are_refused(branch: str, dtype: Any, tmp_path: Path) -> None:
+    values = ak.Array([[40e3] * 4] * 2 if branch.startswith("lep_") else [1.0, 1.0])
+    path = write_file(tmp_path / "f.root", [GOOD] * 2, change={branch: ak.values_astype(values, dtype)})
+
+    with pytest.raises(DataError, match=rf"branch '{branch}' holds '.*int32', not (a list of|one) real number"):
+        read_all(path)
+
+
+def test_doubles_are_read_as_floats_and_an_overflow_of_a_pt_removes_the_event(tmp_path: Path) -> None:
     pts = ak.Array([[40e3, 30e3, 20e3, 10e3], [1e300, 30e3, 20e3, 10e3]])
     weights = np.array([1.0, 1.0])
 

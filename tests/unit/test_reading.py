@@ -80,8 +80,8 @@ def nothing(path: Path) -> None:
     [
         (without_tree, "no tree 'mini' in this file; it has analysis;1"),
         (without_branch, "has no branch lep_phi, mcWeight"),
-        (flat_branch, "branch 'lep_pt' holds 'float32', not a list of numbers"),
-        (jagged_weight, "branch 'mcWeight' holds 'var * float64', not one number"),
+        (flat_branch, "branch 'lep_pt' holds 'float32', not a list of real numbers"),
+        (jagged_weight, "branch 'mcWeight' holds 'var * float64', not one real number"),
         (charges_with_decimals, "branch 'lep_charge' holds 'var * float64', not a list of signed integers"),
         (histogram_for_tree, "no tree 'mini' in this file; it has mini;1 (TH1D)"),
         (text, "cannot be read as a ROOT file"),

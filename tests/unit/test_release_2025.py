@@ -292,8 +292,13 @@ def test_an_event_without_exactly_four_leptons_is_refused(leptons: int, tmp_path
         ("lep_e", (3, 0), np.inf, "lep_e is inf in entry 3 of the chunk; it must be a finite number"),
         ("mcWeight", 5, np.nan, "mcWeight is nan in entry 5 of the chunk; it must be a finite number"),
         ("ScaleFactor_ELE", 5, np.inf, "ScaleFactor_ELE is inf in entry 5 of the chunk; it must be a finite number"),
-        ("sum_of_weights", 9, 0.0, "1 / sum_of_weights is inf in entry 9 of the chunk; it must be a finite number"),
-        ("lep_charge", (4, 1), 1000, "lep_charge has the value 1000, which lies outside -128 to 127"),
+        ("mcWeight", 5, 1e37, "the event weight is .* in entry 5 of the chunk; its absolute value must be at most"),
+        ("sum_of_weights", 9, 0.0, "sum_of_weights is 0.0 in entry 9 of the chunk; it must be a positive, finite"),
+        ("sum_of_weights", 9, -2.0, "sum_of_weights is -2.0 in entry 9 of the chunk; it must be a positive, finite"),
+        ("sum_of_weights", 9, np.inf, "sum_of_weights is inf in entry 9 of the chunk; it must be a positive, finite"),
+        ("lep_charge", (4, 1), 1000, "lep_charge has the value 1000, which is neither -1 nor 1"),
+        ("lep_charge", (4, 1), 0, "lep_charge has the value 0, which is neither -1 nor 1"),
+        ("lep_type", (4, 1), 12, "lep_type has the value 12, which is neither 11 nor 13"),
     ],
 )
 def test_a_value_that_cannot_be_right_is_named(
@@ -304,6 +309,16 @@ def test_a_value_that_cannot_be_right_is_named(
 
     with pytest.raises(DataError, match=message):
         read_all(write_file(tmp_path / "f.root", columns))
+
+
+@pytest.mark.parametrize("branch", ["lep_isTrigMatched", "lep_isLooseIso", "lep_eta", "lep_charge"])
+def test_branches_with_different_numbers_of_leptons_are_refused(branch: str, tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.root", random_events(np.random.default_rng(1), 20, SIMULATION))
+    arrays = reading.read(path, ANALYSIS, SIMULATION, 0, 20)
+    arrays[branch] = ak.concatenate([arrays[branch][:7], arrays[branch][7:, :3]])
+
+    with pytest.raises(DataError, match=f"lep_pt has 4 values and {branch} 3 in entry 7 of the chunk"):
+        reading.select(arrays, ANALYSIS, SIMULATION, RUN)
 
 
 @pytest.mark.parametrize(
