@@ -298,6 +298,8 @@ class Analysis:
         simulated events and the directory to the file's path.
     max_pt_cuts
         The most pT cuts that a run may have.
+    dsid_branch
+        The branch that has the DSID of a simulated event; None if there is none. A file without it is not checked.
     """
 
     name: str
@@ -326,6 +328,7 @@ class Analysis:
     observables: tuple[Observable, ...]
     model: Model
     make_file: Callable[[Analysis, Sample, int, Path], Path] | None = None
+    dsid_branch: str | None = None
 
     def __post_init__(self) -> None:
         """Raise AnalysisError for a name that occurs twice or that nothing has."""

@@ -289,4 +289,5 @@ ANALYSIS = Analysis(
     observables=selection.observables(Axis(34, 80.0, 250.0)),
     # Full Run 2: ATLAS-CONF-2019-021.
     model=model(luminosity=0.017),
+    dsid_branch="channelNumber",
 )

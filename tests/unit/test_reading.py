@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from tests.support.real_data import ANALYSIS, NO_CUTS, SIMULATION, four_leptons, read_all, write_file
+from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, four_leptons, read_all, write_file
 from workers.data_loader import reading
 
 GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
@@ -203,6 +203,41 @@ def test_a_fraction_reads_the_first_entries_of_each_file(tmp_path: Path) -> None
     assert ak.to_numpy(events.lep_pt)[:, 0].tolist() == [40000, 40001]
     # 0.29 · 100 is 28.999… in binary; the fraction is taken as the decimal number that the user wrote.
     assert replace(NO_CUTS, fraction=0.29).entries_of(100) == 29
+
+
+# --- the sample of the events -----------------------------------------------------
+
+
+def of_channels(path: Path, *channels: int) -> Path:
+    """Write a file with an event of each of these channel numbers."""
+    return write_file(path, [GOOD] * len(channels), change={"channelNumber": np.array(channels, np.int32)})
+
+
+@pytest.mark.parametrize("channels", [(361106, 361106), (410000, 410000, 341964), (299000, 410000)])
+def test_a_file_of_another_sample_is_refused(channels: tuple[int, ...], tmp_path: Path) -> None:
+    path = of_channels(tmp_path / "f.root", *channels)
+
+    with pytest.raises(DataError, match=rf"{path}: channelNumber is \d+ .*; this is not the file of sample ttbar_lep"):
+        reading.chunk_bounds(path, ANALYSIS, SIMULATION, NO_CUTS)
+
+
+def test_simulation_under_the_name_of_data_is_refused(tmp_path: Path) -> None:
+    path = of_channels(tmp_path / "f.root", 298687, 361106)
+
+    with pytest.raises(DataError, match=r"channelNumber is 361106 in entry 1; .* sample data_A, but that of Zee$"):
+        reading.chunk_bounds(path, ANALYSIS, DATA, NO_CUTS)
+
+
+def test_files_with_the_numbers_of_their_sample_or_without_numbers_are_read(tmp_path: Path) -> None:
+    simulation, data = (
+        of_channels(tmp_path / "a.root", 410000, 410000),
+        of_channels(tmp_path / "b.root", 298687, 299055),
+    )
+
+    assert reading.chunk_bounds(simulation, ANALYSIS, SIMULATION, NO_CUTS) == (0, 2)
+    assert reading.chunk_bounds(data, ANALYSIS, DATA, NO_CUTS) == (0, 2)
+    assert reading.chunk_bounds(of_channels(tmp_path / "c.root"), ANALYSIS, SIMULATION, NO_CUTS) == (0,)
+    assert reading.chunk_bounds(write_file(tmp_path / "d.root", [GOOD]), ANALYSIS, SIMULATION, NO_CUTS) == (0, 1)
 
 
 # --- the number of entries ------------------------------------------------------

@@ -32,7 +32,7 @@ def chunk_bounds(path: Path, analysis: Analysis, sample: Sample, settings: RunSe
     The last bound is the number of entries that the run reads. A chunk ends at the end of a
     basket if one ends in its second half, so that no basket is decompressed twice. Raises
     DataError if the file, its tree or a branch cannot be read, if the tree has not the number of entries that its
-    baskets hold, or if there would be more than MAX_CHUNKS chunks.
+    baskets hold, if its events are those of another sample, or if there would be more than MAX_CHUNKS chunks.
     """
     with _reading(path):
         tree = _tree(path, analysis.tree, version_of(path))
@@ -42,6 +42,8 @@ def chunk_bounds(path: Path, analysis: Analysis, sample: Sample, settings: RunSe
             raise DataError(f"{path}: tree {analysis.tree!r} has no branch {', '.join(missing)}")
         for name in branches:
             _check_entries(path, tree, tree[name])
+        if analysis.dsid_branch is not None and analysis.dsid_branch in tree:
+            _check_dsid(path, tree[analysis.dsid_branch], analysis, sample)
         entries = settings.entries_of(tree.num_entries)
         baskets = np.asarray(tree.common_entry_offsets(filter_name=branches), dtype=np.int64)
     bounds: tuple[int, ...] = ()
@@ -73,6 +75,23 @@ def _check_entries(path: Path, tree: uproot.TTree, branch: uproot.TBranch) -> No
             f"{path}: tree {tree.name!r} claims {tree.num_entries} entries, but a basket of branch {branch.name!r} "
             f"holds {branch.basket(largest).num_entries} instead of {counts[largest]}; the file is damaged"
         )
+
+
+def _check_dsid(path: Path, branch: uproot.TBranch, analysis: Analysis, sample: Sample) -> None:
+    """Raise DataError if the first or the last entry has the DSID of another sample: for data, any DSID.
+
+    A simulated sample whose DSID is not known is not checked.
+    """
+    _check_entries(path, branch.tree, branch)
+    for entry in {0, branch.num_entries - 1} if branch.num_entries else ():
+        found = branch.array(entry_start=entry, entry_stop=entry + 1, library="np")[0]
+        others = [one.name for one in analysis.samples if one.dsid is not None and np.array_equal(found, one.dsid)]
+        if others if sample.is_data else sample.dsid is not None and not np.array_equal(found, sample.dsid):
+            expected = "" if sample.is_data else f" instead of {sample.dsid}"
+            raise DataError(
+                f"{path}: {branch.name} is {found} in entry {entry}{expected}; this is not the file of sample "
+                f"{sample.name}{f', but that of {others[0]}' if others else ''}"
+            )
 
 
 def split_at_baskets(entries: int, baskets: npt.NDArray[np.int64], chunk_entries: int) -> tuple[int, ...]:
