@@ -160,5 +160,7 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
         if not path.exists():
             temporary = path.with_name(f"{path.name}.part")
             write_file(sample, analysis, events, temporary, all_branches=all_branches)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # otherwise a crash of the machine may leave the new name with missing bytes
             os.replace(temporary, path)
     return path
