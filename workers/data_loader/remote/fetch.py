@@ -23,7 +23,7 @@ from workers.data_loader.remote.control import POLL_S, Deadline, FetchControl
 from workers.data_loader.remote.policy import DEFAULT_POLICY, RetryPolicy
 from workers.data_loader.remote.transfer import (
     CacheError,
-    PartialFile,
+    VersionedFile,
     WrongFileError,
     is_full,
     transfer,
@@ -103,7 +103,7 @@ class Fetcher:
         target = cache_path(url, self.cache)
         if _is_cached(target, address):
             return target
-        part = PartialFile(target.with_name(f"{target.name}.part"))
+        part = VersionedFile(target.with_name(f"{target.name}.part"))
         with writing(url, target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(f"{target}.lock", url, control):
@@ -118,7 +118,7 @@ class Fetcher:
                     part.discard()
         return target
 
-    def _download_checked(self, address: Address, part: PartialFile, control: FetchControl) -> None:
+    def _download_checked(self, address: Address, part: VersionedFile, control: FetchControl) -> None:
         """Download a file, again if it has a fault; raises WrongFileError if it has one again."""
         for download in itertools.count(1):
             try:
@@ -133,7 +133,7 @@ class Fetcher:
             if download == _DOWNLOADS_OF_A_WRONG_FILE:
                 raise WrongFileError(address.location, f"{fault} (it was downloaded {download} times)")
 
-    def _download(self, address: Address, part: PartialFile, control: FetchControl) -> None:
+    def _download(self, address: Address, part: VersionedFile, control: FetchControl) -> None:
         """Repeat the transfer until it is complete; each attempt resumes the one before.
 
         urllib3's Retry covers a request up to its headers; most failures of large files come later, in the body.
@@ -153,7 +153,7 @@ class Fetcher:
                 elif attempt < policy.attempts and not never_connected:
                     control.wait(delay_s)
                     continue
-                if not part.resumable()[0]:
+                if not part.received()[0]:
                     part.discard()
                 raise FetchError(error.url, reason, unreachable=never_connected) from None
             except CacheError as error:

@@ -45,7 +45,7 @@ def writing(url: str, directory: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class PartialFile:
+class VersionedFile:
     """The bytes of a file received so far, and in a file beside it the version of the remote file."""
 
     path: Path
@@ -58,7 +58,7 @@ class PartialFile:
         """Record the version of the bytes to come; call with the file empty."""
         self._version_path.write_text(version, encoding="utf-8")
 
-    def resumable(self) -> tuple[int, str]:
+    def received(self) -> tuple[int, str]:
         """Return the number of bytes from which a transfer can be resumed, and their version; (0, "") for none."""
         try:
             size, version = self.path.stat().st_size, self._version_path.read_text(encoding="utf-8")
@@ -163,7 +163,7 @@ class _Reception:
 
 def transfer(
     url: str,
-    part: PartialFile,
+    part: VersionedFile,
     policy: RetryPolicy,
     control: FetchControl,
     *,
@@ -179,7 +179,7 @@ def transfer(
     """
     directory = part.path.parent
     with writing(url, directory):
-        resumable = part.resumable() if resume else (0, "")
+        resumable = part.received() if resume else (0, "")
     open_body = xrootd_body if url.startswith("root:") else http_body
     reception = _Reception(url, open_body(url, resumable, policy))
     try:
@@ -219,7 +219,7 @@ def is_full(error: CacheError) -> bool:
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _check_complete(url: str, part: PartialFile, total: int | None) -> None:
+def _check_complete(url: str, part: VersionedFile, total: int | None) -> None:
     """Raise TransferError unless ``part`` has ``total`` bytes or, for None, not fewer than its ROOT header says."""
     size = part.path.stat().st_size
     header = root_file.read_header(part.path)
