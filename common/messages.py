@@ -132,13 +132,15 @@ class FileIdentity:
     """What identifies the file of a sample, so that all chunks of a run are read from the same one.
 
     ``location`` is its path or its address without credentials, ``adler32`` its
-    checksum and ``uuid`` what ROOT wrote into its header.
+    checksum and ``uuid`` what ROOT wrote into its header. ``is_confirmed`` is False
+    if it is a cached copy and the server could not be asked whether it has this version.
     """
 
     location: str
     bytes: Count
     adler32: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}$")]
     uuid: Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
+    is_confirmed: bool = True
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_a_file_with_the_checksum_of_the_record_is_cached(server: XRootDServer, 
     control = FetchControl(lambda *done: seen.append(done))
     path = Fetcher(tmp_path).fetch(of_the_record(server.url("data_A.root")), control)
     assert path.read_bytes() == BODY
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}
     assert seen[-1] == (SIZE, SIZE)
 
 
@@ -152,14 +152,14 @@ def test_a_wrong_file_of_the_same_size_is_fetched_again(server: XRootDServer, tm
 
     assert Fetcher(tmp_path).fetch(of_the_record(url), FetchControl(replace_file)).read_bytes() == BODY
     assert complete == [SIZE, SIZE]
-    assert left_in(tmp_path) == {"replaced.root"}
+    assert left_in(tmp_path) == {"replaced.root", "replaced.root.version"}
 
 
 def test_after_two_wrong_files_the_next_address_is_used(server: XRootDServer, tmp_path: Path) -> None:
     addresses = [of_the_record(server.put("wrong.root", OTHER_BODY)), of_the_record(server.url("data_A.root"))]
     path, address = Fetcher(tmp_path).fetch_first(addresses)
     assert (path.read_bytes(), address) == (BODY, addresses[1])
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}
 
 
 def test_a_file_that_stays_wrong_is_named_with_its_checksum(server: XRootDServer, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_download_is_resumed_after_a_read_timeout(server: XRootDServer, tmp_pa
     path = Fetcher(tmp_path, QUICK).fetch(of_the_record(server.url("data_A.root")), control)
     assert path.read_bytes() == BODY
     assert seen[0] > received
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}
 
 
 def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server: XRootDServer, tmp_path: Path) -> None:
@@ -194,6 +194,22 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server: XRoo
     server.kill()  # a server sends the old file as long as it has that open
     server.start()
     assert fetch(url, tmp_path, policy=QUICK).read_bytes() == OTHER_BODY
+
+
+def test_a_cached_file_is_downloaded_again_only_if_the_server_has_another_version(
+    server: XRootDServer, tmp_path: Path
+) -> None:
+    address, fetcher = Address(server.put("version.root", BODY)), Fetcher(tmp_path, QUICK)
+    received: list[int] = []
+    control = FetchControl(lambda done, _: received.append(done))
+    first = fetcher.fetch(address).stat()
+    path = fetcher.fetch(address, control, confirm=True)
+    assert (path.stat().st_ino, received) == (first.st_ino, [])
+
+    (server.files / "version.root").write_bytes(OTHER_BODY)  # in place: the server may have it open
+    os.utime(server.files / "version.root", (0, 0))
+    assert fetcher.fetch(address, control, confirm=True).read_bytes() == OTHER_BODY
+    assert left_in(tmp_path) == {"version.root", "version.root.version"}
 
 
 def test_a_download_is_resumed_after_a_restart_of_the_server(server: XRootDServer, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_the_next_call_resumes_a_download_that_failed(server: ScriptedServer, tm
     server.script = [ranged()]
     assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert server.requests[-1]["Range"] == f"bytes={HALF}-"
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}
 
 
 # --- permanent failures ---
@@ -442,4 +442,4 @@ def test_the_download_of_a_killed_process_is_resumed(server: ScriptedServer, tmp
         process.wait(10)
         assert fetch(server.url(), tmp_path, policy=QUICK).read_bytes() == BODY
     assert server.requests[1]["Range"] == f"bytes={HALF}-"
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}

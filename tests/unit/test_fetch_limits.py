@@ -221,7 +221,7 @@ def of_the_record(url: str) -> Address:
 def test_a_wrong_file_is_fetched_again(wrong: bytes, server: ScriptedServer, tmp_path: Path) -> None:
     server.script = [complete(wrong, ETag='"v1"'), complete(ETag='"v2"')]
     assert Fetcher(tmp_path, QUICK).fetch(of_the_record(server.url())).read_bytes() == BODY
-    assert left_in(tmp_path) == {"data_A.root"}
+    assert left_in(tmp_path) == {"data_A.root", "data_A.root.version"}
 
 
 def test_after_two_wrong_files_the_next_address_is_used(server: ScriptedServer, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.messages import Chunk, RunPlan, SamplePlan
+from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan
 from common.settings import RunSettings
 from physics import ANALYSES
 from workers.analysis.histograms import empty, split
@@ -26,6 +27,7 @@ def result_with(
     events: Mapping[str, tuple[tuple[str, ...], int]],
     read: Mapping[str, int] | None = None,
     weightless: Sequence[str] = (),
+    files: Mapping[str, FileIdentity] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Return the result of a run in which events weigh 1, and those of the ``weightless`` samples 0.
@@ -45,7 +47,7 @@ def result_with(
             entries = (read or {}).get(name, run_settings.entries_of(sample.entries or 0))
             cutflow = dict.fromkeys(ANALYSIS.steps, selected) | {"read": entries, "four_leptons": min(entries, 5)}
             weights = np.full(0 if sample.is_data else selected, weight, np.float32)
-            store.plan(SamplePlan("run", name, 10, (0, 10)))
+            store.plan(SamplePlan("run", name, 10, (0, 10), file=(files or {}).get(name)))
             store.add(Chunk("run", name, 0, 10), PartialSums(cutflow, sums, weights))
         run = store.run("run")
         assert run is not None
@@ -58,6 +60,16 @@ def without(*samples: str) -> dict[str, tuple[tuple[str, ...], int]]:
 
 def test_a_whole_run_has_no_warning() -> None:
     assert result_with(FULL)["warnings"] == []
+
+
+def test_samples_whose_server_could_not_be_asked_for_its_version_are_named() -> None:
+    confirmed = FileIdentity("http://host/a.root", 10, "0" * 8, "0" * 36)
+    copy = replace(confirmed, is_confirmed=False)
+    warnings = result_with(FULL, files={"data_A": copy, "Zee": confirmed, "llll": copy})["warnings"]
+    assert warnings == [
+        "data_A, llll: the server of DATA could not be reached, and may have other files by now; copies in the cache "
+        "were read"
+    ]
 
 
 def test_missing_samples_of_a_category_are_named() -> None:

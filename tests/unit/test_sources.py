@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import os
 import shutil
@@ -17,12 +18,22 @@ import pytest
 from common import topology
 from common.analyses import Analysis
 from common.errors import DataError, SettingsError
-from common.messages import ChunkFailed, ChunkTask, Events, FileTask, RunPlan, RunRequest, RunStarted, SamplePlan
+from common.messages import (
+    ChunkFailed,
+    ChunkTask,
+    Events,
+    FileIdentity,
+    FileTask,
+    RunPlan,
+    RunRequest,
+    RunStarted,
+    SamplePlan,
+)
 from common.service import serve
 from common.settings import RunSettings, read
 from common.transport.embedded import EmbeddedTransport
 from physics import ANALYSES
-from tests.support.file_server import QUICK, Request, ScriptedServer
+from tests.support.file_server import QUICK, Request, ScriptedServer, serving
 from tests.support.real_data import ANALYSIS, DATA, SIMULATION, four_leptons, write_file
 from workers.data_loader import root_file
 from workers.data_loader.remote.fetch import Fetcher, cache_path
@@ -312,6 +323,157 @@ def test_the_2020_release_is_checked_against_its_record_at_its_location_first() 
     assert found[1].url == (
         "root://eospublic.cern.ch//eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/Data/data_A.4lep.root"
     )
+
+
+# --- versions of the files at a user's address ---
+
+
+class VersionedSite:
+    """One file, with the headers that state its version; ``answers`` has the status of each answer."""
+
+    def __init__(self, body: bytes, **headers: str) -> None:
+        self.answers: list[int] = []
+        self.put(body, **headers)
+
+    def put(self, body: bytes, **headers: str) -> None:
+        self.body, self.headers = body, headers
+
+    def __call__(self, request: Request) -> None:
+        is_known = request.headers.get("If-None-Match", "-") == self.headers.get("ETag")
+        self.answers.append(304 if is_known else 200)
+        with contextlib.suppress(OSError):  # the client may read the headers alone
+            request.reply(self.answers[-1], b"" if is_known else self.body, **self.headers)
+
+
+def of_address(server: ScriptedServer) -> RunSettings:
+    return replace(of_directory(Path()), data=server.url("/"))
+
+
+def loader_with_cache(folder: Path) -> DataLoader:
+    return DataLoader(read({"CACHE": str(folder)}))
+
+
+def identity_in(loader: DataLoader, settings: RunSettings) -> FileIdentity:
+    plan, _ = planned(loader, settings)
+    assert plan.file is not None, plan.problem
+    return plan.file
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> tuple[bytes, bytes]:
+    """Two files of the same name with other events; the second one is older than the first by its date."""
+    events = (EVENTS, [four_leptons(60e3, 40e3, 30e3, 20e3)] * 20)
+    first, second = (write_file(tmp_path / f"{number}.root", one) for number, one in enumerate(events))
+    return first.read_bytes(), second.read_bytes()
+
+
+NEWER, OLDER = "Fri, 24 Jan 2020 10:00:00 GMT", "Wed, 22 Jan 2020 10:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"ETag": '"v1"'}, {"ETag": '"v2"'}), ({"Last_Modified": NEWER}, {"Last_Modified": OLDER}), ({}, {})],
+)
+def test_a_run_reads_the_file_that_an_address_has_now(
+    first: dict[str, str], second: dict[str, str], versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
+) -> None:
+    site = VersionedSite(versions[0], **first)
+    server.script = [site]
+    loader = loader_with_cache(tmp_path / "cache")
+    for body, headers in zip(versions, (first, second), strict=True):
+        site.put(body, **headers)
+        assert identity_in(loader, of_address(server)).adler32 == f"{zlib.adler32(body):08x}"
+
+
+@pytest.mark.parametrize(
+    ("version", "answers"), [({"ETag": '"v1"'}, [200, 304]), ({"Last_Modified": NEWER}, [200, 200])]
+)
+def test_an_unchanged_file_of_an_address_is_confirmed_once_a_run_and_kept(
+    version: dict[str, str], answers: list[int], versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
+) -> None:
+    site = VersionedSite(versions[0], **version)
+    server.script = [site]
+    loader = loader_with_cache(tmp_path / "cache")
+    before = locate(DATA, ANALYSIS, of_address(server), Fetcher(tmp_path / "cache", QUICK)).path.stat()
+    _, tasks = planned(loader, replace(of_address(server), chunk_entries=5))
+    assert all(isinstance(loader.handle(task)[0], Events) for task in tasks)
+    assert site.answers == answers
+    assert cache_path(server.url(f"/{DATA.file}"), tmp_path / "cache").stat().st_ino == before.st_ino
+
+
+def test_a_data_loader_with_an_older_copy_than_planned_fetches_the_planned_file(
+    versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
+) -> None:
+    site = VersionedSite(versions[0], ETag='"v1"')
+    server.script = [site]
+    loaders = [loader_with_cache(tmp_path / name) for name in "ab"]
+    for loader in loaders:
+        planned(loader, of_address(server))
+    site.put(versions[1], ETag='"v2"')
+    _, tasks = planned(loaders[0], replace(of_address(server), chunk_entries=5))
+    assert all(isinstance(loaders[1].handle(task)[0], Events) for task in tasks)
+    assert site.answers == [200, 200, 200, 200]
+
+
+@pytest.mark.parametrize("version", [{"ETag": '"v2"'}, {}])
+def test_of_a_file_that_changed_after_the_plan_the_server_is_asked_once_and_the_next_run_works(
+    version: dict[str, str], versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
+) -> None:
+    site = VersionedSite(versions[0], ETag='"v1"')
+    server.script = [site]
+    loaders = [loader_with_cache(tmp_path / name) for name in "ab"]
+    _, tasks = planned(loaders[0], replace(of_address(server), chunk_entries=5))
+    site.put(versions[1], **version)
+    planned(loaders[1], of_address(server))
+    site.answers.clear()
+    for task in tasks:
+        (answer,) = loaders[1].handle(task)
+        assert isinstance(answer, ChunkFailed)
+        assert "not the file that the run was planned with" in answer.problem
+    assert len(site.answers) == 1
+    _, tasks = planned(loaders[0], replace(of_address(server), chunk_entries=5))
+    assert all(isinstance(loaders[1].handle(task)[0], Events) for task in tasks)
+
+
+def test_without_the_server_the_cached_copy_is_read_and_marked(versions: tuple[bytes, bytes], tmp_path: Path) -> None:
+    fetcher = Fetcher(tmp_path / "cache", QUICK)
+    with serving() as server:
+        server.script = [VersionedSite(versions[0], ETag='"v1"')]
+        settings = of_address(server)
+        assert locate(DATA, ANALYSIS, settings, fetcher).identity().is_confirmed
+    file = locate(DATA, ANALYSIS, settings, fetcher)
+    assert file.path.read_bytes() == versions[0]
+    assert not file.identity().is_confirmed
+    file.check(file.identity())
+
+
+def test_a_file_that_its_server_does_not_have_any_more_is_not_read_from_the_cache(
+    versions: tuple[bytes, bytes], server: ScriptedServer, fetcher: Fetcher
+) -> None:
+    server.script = [VersionedSite(versions[0], ETag='"v1"'), lambda request: request.reply(404, b"no")]
+    locate(DATA, ANALYSIS, of_address(server), fetcher)
+    with pytest.raises(DataError, match="HTTP 404 Not Found"):
+        locate(DATA, ANALYSIS, of_address(server), fetcher)
+
+
+@pytest.mark.parametrize("damaged", [bytes(4), b"", b"\xff", b'"v1"\n'])
+def test_a_damaged_version_in_the_cache_is_not_used(
+    damaged: bytes, versions: tuple[bytes, bytes], server: ScriptedServer, fetcher: Fetcher
+) -> None:
+    server.script = [VersionedSite(versions[0], ETag='"v1"')]
+    path = locate(DATA, ANALYSIS, of_address(server), fetcher).path
+    path.with_name(f"{path.name}.version").write_bytes(damaged)
+    assert locate(DATA, ANALYSIS, of_address(server), fetcher).path.read_bytes() == versions[0]
+    assert "If-None-Match" not in server.requests[1]
+
+
+def test_a_cached_file_of_the_record_needs_no_server(server: ScriptedServer, data: Path, fetcher: Fetcher) -> None:
+    body = (data / DATA.file).read_bytes()
+    analysis = release_at(server, body)
+    server.script = [VersionedSite(body, ETag='"v1"')]
+    for _ in range(2):
+        assert locate(analysis.samples[0], analysis, RunSettings(), fetcher).identity().is_confirmed
+    assert len(server.requests) == 1
 
 
 # --- credentials of the user's address ---

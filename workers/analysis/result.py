@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.analyses import Analysis, Role, Sample
+from common.messages import FileIdentity
 from common.settings import RunSettings
 from physics import ANALYSES
 from workers.analysis.histograms import PublishedSum, empty, split
@@ -41,6 +42,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         documents[sample.name], sums[sample.name] = _sample(
             analysis, sample, store.partials(run.run_id, sample.name), final=final
         )
+    files = store.files(run.run_id)
     problems = store.problems(run.run_id)
     by_category = {
         category.name: [sample.name for sample in samples if sample.category == category.name]
@@ -67,7 +69,12 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "toy": analysis.toy,
         "complete": final and not problems,
         "problems": problems,
-        "warnings": _warnings(analysis, run.settings, documents, histograms, whole=not problems) if final else [],
+        "warnings": [
+            *_unconfirmed_files(run.settings, files),
+            *_warnings(analysis, run.settings, documents, histograms, whole=not problems),
+        ]
+        if final
+        else [],
         "settings": run.settings.to_result(toy=analysis.toy),
         "samples": documents,
         "categories": {
@@ -95,7 +102,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             "analysis_sha256": run.settings.analysis_sha256,
             "inputs": {
                 sample: {"location": file.location, "bytes": file.bytes, "adler32": file.adler32}
-                for sample, file in store.files(run.run_id).items()
+                for sample, file in files.items()
             },
         },
     }
@@ -268,6 +275,17 @@ def _other_files(analysis: Analysis, settings: RunSettings, documents: Mapping[s
 def _weightless(documents: Mapping[str, Any]) -> list[str]:
     """Return the samples whose selected events all have weight 0, so that they do not count."""
     return [name for name, one in documents.items() if one["events_selected"] and not one["yield_error"]]
+
+
+def _unconfirmed_files(settings: RunSettings, files: Mapping[str, FileIdentity]) -> list[str]:
+    """Return a warning that names the samples whose files may be older than those of their server, if there are any."""
+    names = [name for name in settings.samples if name in files and not files[name].is_confirmed]
+    if not names:
+        return []
+    return [
+        f"{_names(names)}: the server of DATA could not be reached, and may have other files by now; "
+        "copies in the cache were read"
+    ]
 
 
 def _contents(histogram: Mapping[str, Any]) -> list[Mapping[str, Any]]:

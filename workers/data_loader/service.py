@@ -114,7 +114,9 @@ class DataLoader(Service):
         sample = analysis.sample(chunk.sample)
         try:
             control = FetchControl(heartbeat=self.heartbeat, stop=self.stop)
-            file = locate(sample, analysis, task.settings, self._fetcher, control, planned=task.file)
+            file = locate(
+                sample, analysis, task.settings, self._fetcher, control, planned=task.file, run_id=chunk.run_id
+            )
             arrays = reading.read(
                 file.path, analysis, sample, chunk.start, chunk.stop, decompression=self._decompression
             )

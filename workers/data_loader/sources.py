@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from common.analyses import Analysis, Sample
-from common.errors import DataError, SettingsError
+from common.errors import DataError, FetchError, SettingsError
 from common.messages import FileIdentity
 from common.settings import RunSettings, address_in, is_url
 from workers.data_loader import root_file
@@ -37,29 +37,34 @@ _PROPERTIES: Mapping[str, tuple[str, Callable[[Path], object]]] = {
 class SampleFile:
     """The file of a sample, at ``path`` on this machine and at ``location`` for every replica (without credentials).
 
-    ``compared`` names the properties that identify the file.
+    ``compared`` names the properties that identify the file. ``is_confirmed`` is False for a cached copy of a file
+    whose server could not be asked for its version.
     """
 
     path: Path
     location: str
     compared: tuple[str, ...]
+    is_confirmed: bool = True
 
     def identity(self) -> FileIdentity:
         """Return what identifies the file; raises DataError if it cannot be read."""
         with _readable(self.path):
             size, adler32 = self.path.stat().st_size, root_file.checksum_of(self.path)
-            return FileIdentity(self.location, size, adler32, root_file.uuid_of(self.path))
+            return FileIdentity(self.location, size, adler32, root_file.uuid_of(self.path), self.is_confirmed)
 
-    def check(self, planned: FileIdentity) -> None:
-        """Raise DataError if this is not the file that the run was planned with."""
+    def differences(self, planned: FileIdentity) -> list[str]:
+        """Return how this differs from the file that the run was planned with; raises DataError if it is not read."""
         with _readable(self.path):
             found = {"location": self.location, **{name: _PROPERTIES[name][1](self.path) for name in self.compared}}
-        differences = [
+        return [
             f"{_PROPERTIES[name][0] if name in _PROPERTIES else name} {value} instead of {getattr(planned, name)}"
             for name, value in found.items()
             if value != getattr(planned, name)
         ]
-        if differences:
+
+    def check(self, planned: FileIdentity) -> None:
+        """Raise DataError if this is not the file that the run was planned with."""
+        if differences := self.differences(planned):
             raise DataError(
                 f"{self.path}: this is not the file that the run was planned with: {', '.join(differences)}; "
                 "leave the files as they are during a run, and run again"
@@ -74,21 +79,57 @@ def locate(
     control: FetchControl | None = None,
     *,
     planned: FileIdentity | None = None,
+    run_id: str = "",
 ) -> SampleFile:
     """Return a sample's file, downloading or generating it if necessary.
 
-    With ``planned``, it is the file that a run was planned with. Raises DataError (FetchError for a remote file),
-    which names the file and what to do, and Unavailable if ``control`` stops the download.
+    With ``planned``, it is the file that the run ``run_id`` was planned with. Raises DataError (FetchError for a
+    remote file), which names the file and what to do, and Unavailable if ``control`` stops the download.
     """
     if analysis.toy:
         file = _generated(sample, analysis, settings, fetcher.cache)
     elif settings.data is None or is_url(settings.data):
-        path, address = fetcher.fetch_first(_addresses_of(sample, analysis, settings, planned), control)
-        file = SampleFile(path, address.location, _FETCHED if settings.data is None else _LOCAL)
+        found = _addresses_of(sample, analysis, settings, planned)
+        if planned is None:
+            file = _fetched(found, fetcher, control, may_change=settings.data is not None)
+        else:
+            file = _fetched_as_planned(found, fetcher, control, planned, run_id)
     else:
         file = _local(sample, Path(settings.data), planned)
     if planned is not None:
         file.check(planned)
+    return file
+
+
+def _fetched(
+    found: tuple[Address, ...], fetcher: Fetcher, control: FetchControl | None, *, may_change: bool
+) -> SampleFile:
+    """Return a file in the cache; where it may change on its server, that was asked for its version.
+
+    If that server cannot be reached, the cached copy is used and marked as not confirmed.
+    """
+    try:
+        path, address = fetcher.fetch_first(found, control, confirm=may_change)
+    except FetchError as error:
+        cached = fetcher.cached(found)
+        if not error.unreachable or cached is None:
+            raise
+        path, address = cached
+        return SampleFile(path, address.location, _FETCHED, is_confirmed=False)
+    return SampleFile(path, address.location, _FETCHED)
+
+
+def _fetched_as_planned(
+    found: tuple[Address, ...], fetcher: Fetcher, control: FetchControl | None, planned: FileIdentity, run_id: str
+) -> SampleFile:
+    """Return a file in the cache; if it is another one than planned, the server was asked for its version once a run.
+
+    The cache of this data-loader may hold an older version than the one that the run was planned with.
+    """
+    path, address = fetcher.fetch_first(found, control)
+    file = SampleFile(path, address.location, _FETCHED)
+    if file.differences(planned):
+        fetcher.update(address, run_id, control)
     return file
 
 

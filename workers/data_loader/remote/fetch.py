@@ -64,22 +64,32 @@ class Fetcher:
         self.cache = cache
         self._policy = policy
         self._connectivity = ConnectivityCheck(policy.connect_timeout_s, policy.retry_unreachable_after_s)
+        self._updated_for: dict[str, str] = {}
 
-    def fetch_first(self, addresses: Sequence[Address], control: FetchControl | None = None) -> tuple[Path, Address]:
-        """Return the local path of a file, and the first of its addresses that works.
-
-        A file that is in the cache under any of the addresses is not downloaded, unless there is something wrong
-        with it. Raises FetchError, which names every address with its reason and what to do, with
-        ``unreachable`` set if no server could be reached; raises CacheError at once if the cache cannot be written.
-        """
+    def cached(self, addresses: Sequence[Address]) -> tuple[Path, Address] | None:
+        """Return the path in the cache of a file, and the first of its addresses under which it is there."""
         for address in addresses:
             path = cache_path(address.url, self.cache)
             if _is_cached(path, address):
                 return path, address
+        return None
+
+    def fetch_first(
+        self, addresses: Sequence[Address], control: FetchControl | None = None, *, confirm: bool = False
+    ) -> tuple[Path, Address]:
+        """Return the local path of a file, and the first of its addresses that works.
+
+        A file that is in the cache under any of the addresses is not downloaded, unless there is something wrong
+        with it or, with ``confirm``, the server has another version. Raises FetchError, which names every address
+        with its reason and what to do, with ``unreachable`` set if no server could be reached; raises CacheError at
+        once if the cache cannot be written.
+        """
+        if not confirm and (cached := self.cached(addresses)) is not None:
+            return cached
         failures: list[FetchError] = []
         for address in addresses:
             try:
-                return self.fetch(address, control), address
+                return self.fetch(address, control, confirm=confirm), address
             except CacheError:
                 raise
             except FetchError as error:
@@ -90,59 +100,89 @@ class Fetcher:
         all_unreachable = all(error.unreachable for error in failures)
         raise FetchError(failures[0].url, f"{reasons}. {ADVICE}", unreachable=all_unreachable)
 
-    def fetch(self, address: Address, control: FetchControl | None = None) -> Path:
+    def update(self, address: Address, run_id: str, control: FetchControl | None = None) -> None:
+        """Replace a file in the cache by the version that its server has now; does nothing if it was done for a run."""
+        if self._updated_for.get(address.url) != run_id:
+            self.fetch(address, control, confirm=True)
+            self._updated_for[address.url] = run_id
+
+    def fetch(self, address: Address, control: FetchControl | None = None, *, confirm: bool = False) -> Path:
         """Return the path of the complete file in the cache, downloading it if it is not there.
 
-        Processes and threads that fetch the same file download it once. An interrupted download is
-        resumed, also by a later process, if the server confirms that the file is unchanged. A file with a fault is
-        downloaded once more. Raises FetchError (its subclass CacheError if the cache cannot be
+        With ``confirm``, the server is asked whether it has the version that is in the cache; if it has another one,
+        or states none, the file is downloaded. Processes and threads that fetch the same file download it once. An
+        interrupted download is resumed, also by a later process, if the server confirms that the file is unchanged. A
+        file with a fault is downloaded once more. Raises FetchError (its subclass CacheError if the cache cannot be
         written), and Unavailable if ``control`` stops the fetch.
         """
         control = control or FetchControl()
         url = address.url
         target = cache_path(url, self.cache)
-        if _is_cached(target, address):
+        if not confirm and _is_cached(target, address):
             return target
-        part = VersionedFile(target.with_name(f"{target.name}.part"))
+        part, complete = VersionedFile(target.with_name(f"{target.name}.part")), VersionedFile(target)
         with writing(url, target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(f"{target}.lock", url, control):
-            if not _is_cached(target, address):
+            is_cached = _is_cached(target, address)
+            if confirm or not is_cached:
+                with writing(url, target.parent):
+                    cached = complete.received() if is_cached else (0, "")
                 self._connectivity.check(url, control)
                 host, port = address_of(url)
                 name = re.sub(r"[^A-Za-z0-9.-]", "_", host)
                 with _locked(str(self.cache / f"{name}~{port}.lock"), url, control):
-                    self._download_checked(address, part, control)
+                    is_new = self._download_checked(address, part, control, cached)
                 with writing(url, target.parent):
-                    os.replace(part.path, target)
-                    part.discard()
+                    if is_new:
+                        part.replace(complete)
+                    else:
+                        part.discard()
         return target
 
-    def _download_checked(self, address: Address, part: VersionedFile, control: FetchControl) -> None:
-        """Download a file, again if it has a fault; raises WrongFileError if it has one again."""
+    def _download_checked(
+        self, address: Address, part: VersionedFile, control: FetchControl, cached: tuple[int, str]
+    ) -> bool:
+        """Download a file, again if it has a fault; raises WrongFileError if it has one again.
+
+        Returns False if the file is the one of which ``cached`` are the bytes and the version; it is not downloaded.
+        """
         for download in itertools.count(1):
             try:
-                self._download(address, part, control)
+                if not self._download(address, part, control, cached):
+                    return False
                 with writing(address.url, part.path.parent):
                     fault = address.fault(part.path)
             except WrongFileError as error:
                 fault = error.reason
             if fault is None:
-                return
+                break
             part.discard()
             if download == _DOWNLOADS_OF_A_WRONG_FILE:
                 raise WrongFileError(address.location, f"{fault} (it was downloaded {download} times)")
+        return True
 
-    def _download(self, address: Address, part: VersionedFile, control: FetchControl) -> None:
+    def _download(self, address: Address, part: VersionedFile, control: FetchControl, cached: tuple[int, str]) -> bool:
         """Repeat the transfer until it is complete; each attempt resumes the one before.
 
+        Returns False if the file is the one of which ``cached`` are the bytes and the version.
         urllib3's Retry covers a request up to its headers; most failures of large files come later, in the body.
         """
         policy, resume, deadline = self._policy, True, Deadline(self._policy.total_s)
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                transfer(address.url, part, policy, control, deadline=deadline, resume=resume, size=address.bytes)
-                return
+                return transfer(
+                    address.url,
+                    part,
+                    policy,
+                    control,
+                    deadline=deadline,
+                    resume=resume,
+                    size=address.bytes,
+                    cached=cached,
+                )
             except TransferError as error:
                 never_connected = error.unreachable and attempt == 1
                 resume = resume and not error.no_ranges

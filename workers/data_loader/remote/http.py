@@ -21,9 +21,10 @@ CHUNK_BYTES = 1 << 18
 
 
 @contextmanager
-def http_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> Iterator[Body]:
+def http_body(url: str, resumable: tuple[int, str], policy: RetryPolicy, *, cached_version: str = "") -> Iterator[Body]:
     """Yield the body of a GET request, resuming after ``resumable`` (bytes and version) where the server confirms it.
 
+    If the server's file still has ``cached_version``, the body has that version too, and may have no bytes.
     Raises TransferError if another request may succeed, and another FetchError if none would.
     """
     resumable_bytes, version = resumable
@@ -31,9 +32,16 @@ def http_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> Iter
     timeouts_s = policy.connect_timeout_s, policy.read_timeout_s
     if resumable_bytes:
         headers |= {"Range": f"bytes={resumable_bytes}-", "If-Range": version}
+    # A date is compared with that of the response instead: servers answer If-Modified-Since with 304 also where the
+    # file was replaced by an older one.
+    if cached_version.startswith('"'):
+        headers["If-None-Match"] = cached_version
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeouts_s) as response:
-            yield _body_of(url, response, resumable)
+            if response.status_code == HTTPStatus.NOT_MODIFIED and "If-None-Match" in headers:
+                yield Body(iter(()), 0, None, cached_version)
+            else:
+                yield _body_of(url, response, resumable)
     except (requests.RequestException, HTTPError) as error:
         raise _error_of(url, error) from None  # the original may quote the URL with its credentials
 

@@ -46,7 +46,7 @@ def writing(url: str, directory: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class VersionedFile:
-    """The bytes of a file received so far, and in a file beside it the version of the remote file."""
+    """The bytes of a remote file, all or the first ones, and in a file beside it the version of the remote file."""
 
     path: Path
 
@@ -59,12 +59,22 @@ class VersionedFile:
         self._version_path.write_text(version, encoding="utf-8")
 
     def received(self) -> tuple[int, str]:
-        """Return the number of bytes from which a transfer can be resumed, and their version; (0, "") for none."""
+        """Return the number of bytes and their version; (0, "") if there are none or the version is not known."""
         try:
-            size, version = self.path.stat().st_size, self._version_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+            size, version = self.path.stat().st_size, self._version_path.read_bytes().decode("ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
             return 0, ""
-        return (size, version) if size and version else (0, "")
+        # After a power failure, a file can hold null bytes.
+        return (size, version) if size and version and version.isprintable() else (0, "")
+
+    def replace(self, other: VersionedFile) -> None:
+        """Take the place of another file; the other one has no version until that is done."""
+        other._version_path.unlink(missing_ok=True)
+        os.replace(self.path, other.path)
+        if self._version_path.stat().st_size:
+            os.replace(self._version_path, other._version_path)
+        else:
+            self._version_path.unlink()
 
     def discard(self) -> None:
         """Remove the bytes, then their version."""
@@ -170,9 +180,11 @@ def transfer(
     deadline: Deadline,
     resume: bool = True,
     size: int | None = None,
-) -> None:
+    cached: tuple[int, str] = (0, ""),
+) -> bool:
     """Transfer ``url`` into ``part`` until it is complete, resuming where that is possible and ``resume`` is set.
 
+    Returns False, without a transfer, if the remote file is the one of which ``cached`` are the bytes and the version.
     Raises TransferError if another attempt may succeed, WrongFileError if the server's file has more or fewer than
     ``size`` bytes, Unavailable if ``control`` stops the fetch, CacheError if the cache cannot be written and
     another FetchError if no other attempt would help. An exception of ``control.progress`` is passed on.
@@ -180,10 +192,16 @@ def transfer(
     directory = part.path.parent
     with writing(url, directory):
         resumable = part.received() if resume else (0, "")
-    open_body = xrootd_body if url.startswith("root:") else http_body
-    reception = _Reception(url, open_body(url, resumable, policy))
+    if url.startswith("root:"):
+        opened = xrootd_body(url, resumable, policy)
+    else:
+        opened = http_body(url, resumable, policy, cached_version=cached[1])
+    reception = _Reception(url, opened)
     try:
         body = reception.body(control, policy.connect_timeout_s + policy.read_timeout_s)
+        cached_bytes, cached_version = cached
+        if cached_version and body.version == cached_version and body.total in (None, cached_bytes):
+            return False
         if size is not None and body.total not in (None, size):
             raise WrongFileError(without_credentials(url), f"the file has {body.total} bytes instead of {size}")
         with writing(url, directory):
@@ -206,6 +224,7 @@ def transfer(
         reception.close()
     with writing(url, directory):
         _check_complete(url, part, body.total)
+    return True
 
 
 def _write(file: FileIO, chunk: bytes) -> None:
