@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -34,6 +36,7 @@ from tests.support.file_server import (
     ranged,
     short,
 )
+from tests.support.paths import ROOT
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Address, Fetcher
 from workers.data_loader.root_file import record_fault
@@ -251,3 +254,83 @@ def test_no_byte_of_an_answer_is_in_an_error(server: ScriptedServer, tmp_path: P
         fetch_first([server.url("/a.root"), server.url("/b.root")], tmp_path)
     assert "HTTP 401 Unauthorized" in str(caught.value)
     assert "f0reign" not in str(caught.value)
+
+
+def redirect(location: str) -> Step:
+    return lambda request: request.reply(302, b"", Location=location)
+
+
+def raw(answer: bytes) -> Step:
+    def step(request: Request) -> None:
+        request.wfile.write(answer)
+        request.close_connection = True
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        redirect("http://127.0.0.1:f0reign/"),
+        redirect("http://[f0reign"),
+        redirect(f"http://f0reign{'a' * 64}.x/"),
+        redirect("http://.f0reign/"),
+        redirect("file:///f0reign"),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nf0reign\r\n"),
+    ],
+)
+def test_after_an_answer_that_is_not_valid_the_next_address_is_used(
+    answer: Step, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.script = [answer]
+    once = replace(QUICK, attempts=1)
+    with pytest.raises(FetchError) as caught:
+        fetch(server.url("/a.root"), tmp_path, policy=once)
+    assert "f0reign" not in str(caught.value)
+
+    server.requests.clear()
+    server.script = [answer, complete()]
+    assert fetch_first([server.url(f"/{name}.root") for name in "ab"], tmp_path, once).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("content", [None, "", "not a certificate"])
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_certificate_authorities_that_cannot_be_used_are_named_by_their_variable(
+    variable: str, content: str | None, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_text(content)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(bundle))
+    with pytest.raises(FetchError, match=r"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names cannot be used; correct"):
+        fetch(server.url().replace("http:", "https:"), tmp_path / "cache", policy=QUICK)
+
+
+FETCH_WITH_LOG = """
+import sys
+from pathlib import Path
+from common.logs import configure_logging
+from workers.data_loader.remote.fetch import Address, Fetcher
+configure_logging("DEBUG")
+print(Fetcher(Path(sys.argv[2])).fetch(Address(sys.argv[1])))
+"""
+
+
+def test_no_log_shows_the_query_of_an_address_or_text_of_its_server(server: ScriptedServer, tmp_path: Path) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\nf0reign header without a colon\r\n\r\n"
+    server.script = [raw(head.encode() + BODY)]
+    done = subprocess.run(
+        [sys.executable, "-c", FETCH_WITH_LOG, server.url("/a.root?token=s3cret"), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("a.root")
+    assert " DEBUG " in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "f0reign" not in done.stderr

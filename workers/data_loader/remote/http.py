@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,7 +44,7 @@ def http_body(url: str, resumable: tuple[int, str], policy: RetryPolicy, *, cach
                 yield Body(iter(()), 0, None, cached_version)
             else:
                 yield _body_of(url, response, resumable)
-    except (requests.RequestException, HTTPError) as error:
+    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
         raise _error_of(url, error) from None  # the original may quote the URL with its credentials
 
 
@@ -102,7 +104,31 @@ def _error_of(url: str, error: Exception) -> FetchError:
         return TransferError(without_credentials(url), "no connection to the server", unreachable=True)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return FetchError(without_credentials(url), "the server's TLS certificate cannot be verified")
+    if url.startswith("https:") and not _has_authorities(url):
+        return FetchError(
+            without_credentials(url),
+            "the file of certificate authorities that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names cannot be used; "
+            "correct the variable, or unset it",
+        )
     dropped = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
     if isinstance(error, dropped):
         return TransferError(without_credentials(url), "the connection was lost or timed out")
+    if isinstance(error, ValueError):
+        return FetchError(without_credentials(url), f"the server's answer is not valid ({type(error).__name__})")
     return FetchError(without_credentials(url), f"the request failed ({type(error).__name__})")
+
+
+def _has_authorities(url: str) -> bool:
+    """Return whether the certificate authorities that the environment sets for requests, if any, can be used."""
+    with requests.Session() as session:
+        path = session.merge_environment_settings(url, {}, None, None, None)["verify"]
+    if not isinstance(path, str):
+        return True
+    try:
+        if os.path.isdir(path):
+            ssl.create_default_context(capath=path)
+        else:
+            ssl.create_default_context(cafile=path)
+    except OSError:  # an SSLError is one, too
+        return False
+    return True
