@@ -34,6 +34,8 @@ MIN_LUMI_IFB, MAX_LUMI_IFB = 0.001, 10_000.0
 #: A message has at most 92 bytes an entry, so that a chunk of this many entries fits into 8 MiB.
 MAX_CHUNK_ENTRIES = 80_000
 AMQP_PORT, AMQPS_PORT = 5672, 5671
+#: The length of a short string of AMQP 0-9-1.
+MAX_VHOST_BYTES = 255
 LOCAL_HOST = "127.0.0.1"
 #: The length of a random key of 64 bits in hexadecimal.
 MIN_MESSAGE_KEY_LENGTH = 16
@@ -175,10 +177,23 @@ class BrokerSettings:
     message_key: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        if re.search(r"[@/?#\s]", self.host):  # an address, which may hold a password
-            raise SettingsError(
+        if re.search(r"[@/?#\s\0]", self.host) or not _is_encodable(self.host, "idna"):
+            raise SettingsError(  # without the value: it may be an address with a password
                 "RABBITMQ_HOST: not the name of a host; write for example RABBITMQ_HOST=localhost, and give the user "
                 "and the password as RABBITMQ_USER and RABBITMQ_PASS"
+            )
+        texts = {
+            "RABBITMQ_USER": self.user,
+            "RABBITMQ_PASS": self.password,
+            "RABBITMQ_VHOST": self.vhost,
+            "MESSAGE_KEY": self.message_key,
+        }
+        for name, text in texts.items():
+            if "\0" in text or not _is_encodable(text, "utf-8"):
+                raise SettingsError(f"{name}: not UTF-8 text without null bytes, as the broker needs; correct it")
+        if (length := len(self.vhost.encode())) > MAX_VHOST_BYTES:
+            raise SettingsError(
+                f"RABBITMQ_VHOST: {length} bytes; the name of a virtual host has at most {MAX_VHOST_BYTES}"
             )
 
     def __str__(self) -> str:
@@ -193,6 +208,9 @@ class BrokerSettings:
         try:
             parts = urlsplit(url)
             port = parts.port
+            user, password, vhost = (
+                unquote(text or "", errors="strict") for text in (parts.username, parts.password, parts.path[1:])
+            )
             usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and port != 0
         except ValueError:
             usable = False
@@ -210,9 +228,9 @@ class BrokerSettings:
             tls=tls,
             host=parts.hostname or self.host,
             port=port or (AMQPS_PORT if tls else AMQP_PORT),
-            user=unquote(parts.username) if parts.username else self.user,
-            password=unquote(parts.password) if parts.password else self.password,
-            vhost=unquote(parts.path[1:]) or self.vhost,
+            user=user or self.user,
+            password=password or self.password,
+            vhost=vhost or self.vhost,
         )
 
 
@@ -343,7 +361,7 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
             message_key=text["MESSAGE_KEY"],
         ),
         output=_path("OUTPUT", text["OUTPUT"]),
-        cache=_path("CACHE", text["CACHE"]),
+        cache=_path_in_messages("CACHE", text["CACHE"]),
         database=_path("DATABASE", text["DATABASE"]),
         metrics_host=text["METRICS_HOST"],
         metrics_port=_port_or_none("METRICS_PORT", text["METRICS_PORT"], "9100"),
@@ -372,6 +390,15 @@ def address_in(base: str, file: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.removesuffix('/')}/{file}", fragment=""))
 
 
+def _is_encodable(text: str, encoding: str) -> bool:
+    """Whether a text can be encoded; one that the environment gave with bytes that are not UTF-8 cannot."""
+    try:
+        text.encode(encoding)
+    except UnicodeError:
+        return False
+    return True
+
+
 def _port_or_none(name: str, text: str, example: str) -> int:
     port = _convert(name, text, int, "a port", example)
     if not 0 <= port < 65536:
@@ -386,11 +413,17 @@ def _path(name: str, text: str) -> Path:
         raise SettingsError(f"{name}={text!r}: there is no such home directory; write the path without '~'") from None
 
 
+def _path_in_messages(name: str, text: str) -> Path:
+    if not _is_encodable(text, "utf-8"):
+        raise SettingsError(f"{name}={text!r}: not UTF-8 text; rename the directory, or choose another one")
+    return _path(name, text)
+
+
 def _analysis(text: str, directory: str) -> tuple[Path, str]:
     """The directory and the name of an analysis, which is given as a name or as the path of a file."""
     if not text.endswith(".py"):
-        return _path("ANALYSES_DIR", directory), text
-    path = _path("ANALYSIS", text)
+        return _path_in_messages("ANALYSES_DIR", directory), text
+    path = _path_in_messages("ANALYSIS", text)
     if not is_name(path.stem):
         raise SettingsError(f"ANALYSIS={text!r}: the file's name is that of the analysis; {NAME_IS}")
     return path.parent, path.stem
@@ -411,18 +444,30 @@ def _certificate_authority(text: str) -> Path | None:
 
 
 def _location(text: str) -> str:
-    if not text or is_url(text):
-        return text
+    checked = _checked_location(text)
+    if checked is None or is_url(checked):
+        return checked or ""
     try:
-        return str(_path("DATA", text).resolve())
+        return str(_path("DATA", checked).resolve())
     except (OSError, RuntimeError) as error:  # no working directory; before Python 3.13, a loop of symbolic links
         raise SettingsError(f"DATA={text!r}: {error}; give a directory that can be read") from None
 
 
 def _checked_location(data: str | None) -> str | None:
-    """A directory as it is, an address with '/' at its end, None for an empty text."""
-    if not data or not is_url(data):
-        return data or None
+    """A directory as it is, an address with '/' at its end, None for an empty text.
+
+    An error shows nothing of a text that may be an address with a password.
+    """
+    if not data:
+        return None
+    is_path = not is_url(data) and not re.match(r"[\w+.-]+:/|[^/]*:[^/]*@", data)
+    if "\0" in data or not _is_encodable(data, "utf-8"):
+        raise SettingsError(
+            f"DATA{f'={data!r}' if is_path else ''}: not UTF-8 text without null bytes; "
+            "rename the directory, or write %XX for a byte of an address"
+        )
+    if is_path:
+        return data
     try:
         parts = urlsplit(data)
         usable = parts.scheme in ("http", "https", "root") and bool(parts.hostname) and parts.port != 0
@@ -430,7 +475,8 @@ def _checked_location(data: str | None) -> str | None:
         usable = False
     # An '@' after the host: the password before it has a '/', '?' or '#' that is not written as %2F, %3F or %23.
     if not usable or "@" in parts.path + parts.query + parts.fragment:
-        shown = f"{data.partition('://')[0]}://…" if any(sign in data for sign in "@?#") else data
+        scheme = re.match(r"\w+://", data)
+        shown = f"{scheme[0] if scheme else ''}…" if not scheme or any(sign in data for sign in "@?#") else data
         raise SettingsError(
             f"DATA={shown!r}: an address starts with http://, https:// or root:// and a host; "
             "in a password or token, write %2F for '/', %3F for '?', %23 for '#' and %40 for '@'"

@@ -165,6 +165,11 @@ def test_the_file_of_an_address_keeps_its_credentials_and_its_query() -> None:
         "https://me:s3cret@host:99999/",
         "https://?token=s3cret",
         "ftp://me:s3cret@h/",
+        "https:/me:s3cret@host/4lep",
+        "https:/host/4lep?token=s3cret",
+        "https:me:s3cret@host",
+        "me:s3cret@host/4lep",
+        "me:s3cret@https://host/4lep",
     ],
 )
 def test_no_secret_of_an_unusable_address_is_shown(data: str) -> None:
@@ -174,6 +179,27 @@ def test_no_secret_of_an_unusable_address_is_shown(data: str) -> None:
     with pytest.raises(SettingsError) as caught:
         RunSettings.from_json({"data": data, "lumi_ifb": "x"})
     assert "s3" not in str(caught.value)
+
+
+def test_a_directory_may_have_a_colon_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read({"DATA": "./a:b@c"}).run.data == str(tmp_path / "a:b@c")
+
+
+@pytest.mark.parametrize("data", ["d\udcff", "https://me:s3cret@host/d\udcff", "/d\0/s"])
+def test_a_data_location_that_no_message_can_hold_is_refused(data: str) -> None:
+    for make in (lambda: read({"DATA": data}), lambda: RunSettings.from_json({"data": data})):
+        with pytest.raises(SettingsError, match=r"^DATA.*not UTF-8 text without null bytes") as caught:
+            make()
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CACHE", "c\udcff"), ("ANALYSES_DIR", "c\udcff"), ("ANALYSIS", "c\udcff/mine.py")]
+)
+def test_a_path_that_no_message_can_name_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name}='c.udcff(/mine.py)?': not UTF-8 text"):
+        read({name: value})
 
 
 def test_the_settings_of_a_result_show_no_credentials() -> None:
@@ -266,6 +292,7 @@ def test_a_broker_address_overrides_the_settings_that_it_contains() -> None:
         "amqp://h/v#geheim",
         "amqp://u:geheim@[::1",
         "amqp:/u:geheim@h",
+        "amqp://u:geheim%ff@h",
         "u:geheim@h:5672",
     ],
 )
@@ -279,6 +306,27 @@ def test_an_address_as_the_host_of_the_broker_is_refused_without_its_password() 
     with pytest.raises(SettingsError, match="RABBITMQ_HOST: not the name of a host") as refused:
         read({"RABBITMQ_HOST": "amqp://u:geheim@h"})
     assert "geheim" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "h\udcff", "h\0"])
+def test_a_host_name_that_cannot_exist_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"^RABBITMQ_HOST: not the name of a host"):
+        read({"RABBITMQ_HOST": host})
+
+
+@pytest.mark.parametrize("name", ["RABBITMQ_USER", "RABBITMQ_PASS", "RABBITMQ_VHOST", "MESSAGE_KEY"])
+@pytest.mark.parametrize("text", ["geheim-0123456789\udcff", "geheim-0123456789\0"])
+def test_broker_settings_that_amqp_cannot_hold_are_refused_and_not_shown(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: not UTF-8 text without null bytes") as refused:
+        read({name: text})
+    assert "geheim" not in str(refused.value)
+
+
+def test_a_virtual_host_has_at_most_255_bytes() -> None:
+    assert read({"RABBITMQ_VHOST": "v" * 255}).broker.vhost == "v" * 255
+    for url in (f"amqp://h/{'v' * 256}", f"amqp://h/{'é' * 128}"):
+        with pytest.raises(SettingsError, match=r"^RABBITMQ_VHOST: 256 bytes; .* at most 255"):
+            BrokerSettings().with_url(url)
 
 
 def test_settings_printed_as_text_show_neither_password_nor_key() -> None:
