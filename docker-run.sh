@@ -35,7 +35,7 @@ from_dot_env() {
     local value
     value=$(sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1) || true
     value=${value#[\"\']} value=${value%[\"\']}
-    case $value in "" | /* | *://*) printf %s "$value" ;; *) printf %s "$PWD/$value" ;; esac
+    case $value in "" | /* | *:/* | *:*@*) printf %s "$value" ;; *) printf %s "$PWD/$value" ;; esac
 }
 
 flags=()
@@ -63,6 +63,7 @@ done
 # A directory of this machine is mounted as /data in the data-loader. Without --data, a running data-loader keeps its mount.
 case $data in
     *://*) flags+=(--data "$data") ;;
+    [!/.]*:/* | [!/.]*:*@*) fail "--data: an address has two slashes after the colon, like https://host/4lep; a directory, ./ before its name" 2 ;;
     "")
         loader=$(docker compose ps --quiet data-loader 2>/dev/null | head -n 1)
         if [ -z "${DATA_DIR:-}" ] && [ -n "$loader" ]; then
@@ -110,11 +111,14 @@ authority=${RABBITMQ_TLS_CA-$(from_dot_env RABBITMQ_TLS_CA)}
 [ -z "$authority" ] || [ -r "$authority" ] || fail "RABBITMQ_TLS_CA=$authority: no such file, or it cannot be read" 2
 
 # The key that signs the messages is generated once and kept in .env, where Compose reads it.
-if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; then
-    (umask 077 && touch .env && chmod 600 .env) ||
+has_secret() { grep -Eq '^[[:space:]]*(export[[:space:]]+)?(MESSAGE_KEY|RABBITMQ_PASS)[[:space:]]*=' .env 2>/dev/null; }
+if [ -z "${MESSAGE_KEY:-}" ] && ! grep -q '^MESSAGE_KEY=.' .env 2>/dev/null; then new_key=1; else new_key=''; fi
+if [ -n "$new_key" ] || has_secret; then
+    if [ -d .env ] || ! (umask 077 && touch .env && chmod 600 .env) 2>/dev/null; then
         fail "MESSAGE_KEY cannot be kept in $PWD/.env, which must be a file that only you can read; correct it, or set MESSAGE_KEY"
-    printf '\nMESSAGE_KEY=%s\n' "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >>.env
+    fi
 fi
+[ -z "$new_key" ] || printf '\nMESSAGE_KEY=%s\n' "$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')" >>.env
 
 # Takes a second or two if nothing has changed, because every layer is cached.
 ./build-images.sh >&2

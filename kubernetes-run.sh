@@ -42,6 +42,7 @@ analysis=${ANALYSIS:-}
 check_data() {
     case $1 in
         "" | *://*) ;;
+        *:/* | *:*@*) fail "--data: an address has two slashes after the colon, like https://host/4lep" 2 ;;
         /data | /data/*) [ -n "${DATA_CLAIM:-}" ] || fail "--data $1: nothing is mounted there; set DATA_CLAIM to a PersistentVolumeClaim that holds the files, or give an http:// address" 2 ;;
         *) fail "--data $1: the pods cannot read this machine's directories; give an address (http://, https://, root://), or DATA_CLAIM=<PersistentVolumeClaim> and --data /data" 2 ;;
     esac

@@ -75,13 +75,45 @@ def test_an_existing_env_file_is_readable_by_its_owner_only_once_it_has_the_key(
     assert KEY.search((project / ".env").read_text())
 
 
-def test_a_key_that_cannot_be_kept_privately_is_an_error(project: Path) -> None:
-    (project / ".env").mkdir()
-    (project / "bin" / "chmod").write_text("#!/bin/bash\nexit 1\n")
-    (project / "bin" / "chmod").chmod(0o755)
+@pytest.mark.parametrize("line", ["MESSAGE_KEY=my own key of the stack", "export RABBITMQ_PASS='geheim'"])
+def test_an_env_file_with_a_secret_becomes_readable_by_its_owner_only(project: Path, line: str) -> None:
+    (project / ".env").write_text(f"LUMI=5\n{line}\n")
+    (project / ".env").chmod(0o644)
+    run(project, MESSAGE_KEY="another key of the stack")
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_env_file_without_a_secret_keeps_its_mode(project: Path) -> None:
+    (project / ".env").write_text("LUMI=5\n")
+    (project / ".env").chmod(0o644)
+    run(project, MESSAGE_KEY="my own key of the stack")
+    assert (project / ".env").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("what", ["a directory", "no key", "a key"])
+def test_a_key_that_cannot_be_kept_privately_is_an_error(project: Path, what: str) -> None:
+    if what == "a directory":
+        (project / ".env").mkdir()
+    else:
+        (project / ".env").write_text("MESSAGE_KEY=my own key of the stack\n" if what == "a key" else "")
+        (project / "bin" / "chmod").write_text("#!/bin/bash\nexit 1\n")
+        (project / "bin" / "chmod").chmod(0o755)
     done = run(project)
     assert done.returncode == 1
-    assert "a file that only you can read; correct it, or set MESSAGE_KEY" in done.stderr.splitlines()[-1]
+    (message,) = done.stderr.splitlines()
+    assert "a file that only you can read; correct it, or set MESSAGE_KEY" in message
+
+
+@pytest.mark.parametrize("data", ["https:/me:geheim@host/4lep", "me:geheim@host/4lep", "https:/host/4lep?token=geheim"])
+@pytest.mark.parametrize("where", ["flag", "environment", "file"])
+def test_an_address_without_two_slashes_is_refused_and_not_shown(project: Path, data: str, where: str) -> None:
+    if where == "file":
+        (project / ".env").write_text(f"DATA={data}\n")
+    flags = ["--data", data] if where == "flag" else []
+    done = run(project, *flags, **({"DATA": data} if where == "environment" else {}))
+    assert done.returncode == 2
+    assert "an address has two slashes" in done.stderr
+    assert "geheim" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])

@@ -399,6 +399,8 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--data=/home/me/4lep"], {}, "DATA_CLAIM=<PersistentVolumeClaim>"),
         (["--data", "/data/4lep"], {}, "set DATA_CLAIM to a PersistentVolumeClaim that holds the files"),
         ([], {"DATA": "4lep"}, "the pods cannot read this machine's directories"),
+        (["--data", "https:/me:geheim@host/4lep"], {}, "an address has two slashes after the colon"),
+        ([], {"DATA": "me:geheim@host/4lep"}, "an address has two slashes after the colon"),
         (["--broker", "amqp://there"], {}, "this script starts its own broker"),
         (["--data"], {}, "--data needs a value"),
         ([], {"AUTOSCALE": "yes"}, "choose hpa or keda"),
@@ -413,6 +415,7 @@ def test_wrong_usage_is_reported_before_kubectl_is_called(
     done = machine.run(*arguments, **environment)
     assert done.returncode == 2
     assert expected in last_line(done)
+    assert "geheim" not in done.stderr
     assert machine.calls() == []
 
 
