@@ -110,11 +110,11 @@ def _error_of(url: str, error: Exception) -> FetchError:
             "the file of certificate authorities that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names cannot be used; "
             "correct the variable, or unset it",
         )
+    if isinstance(error, ValueError):
+        return FetchError(without_credentials(url), f"the server's answer is not valid ({type(error).__name__})")
     dropped = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, HTTPError)
     if isinstance(error, dropped):
         return TransferError(without_credentials(url), "the connection was lost or timed out")
-    if isinstance(error, ValueError):
-        return FetchError(without_credentials(url), f"the server's answer is not valid ({type(error).__name__})")
     return FetchError(without_credentials(url), f"the request failed ({type(error).__name__})")
 
 
