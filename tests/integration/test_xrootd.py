@@ -196,9 +196,7 @@ def test_a_file_that_changed_meanwhile_is_downloaded_from_the_start(server: XRoo
     assert fetch(url, tmp_path, policy=QUICK).read_bytes() == OTHER_BODY
 
 
-def test_a_cached_file_is_downloaded_again_only_if_the_server_has_another_version(
-    server: XRootDServer, tmp_path: Path
-) -> None:
+def test_a_cached_file_is_replaced_only_if_the_server_has_another_version(server: XRootDServer, tmp_path: Path) -> None:
     address, fetcher = Address(server.put("version.root", BODY)), Fetcher(tmp_path, QUICK)
     received: list[int] = []
     control = FetchControl(lambda done, _: received.append(done))

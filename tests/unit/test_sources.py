@@ -388,7 +388,7 @@ def test_a_run_reads_the_file_that_an_address_has_now(
 @pytest.mark.parametrize(
     ("version", "answers"), [({"ETag": '"v1"'}, [200, 304]), ({"Last_Modified": NEWER}, [200, 200])]
 )
-def test_an_unchanged_file_of_an_address_is_confirmed_once_a_run_and_kept(
+def test_an_unchanged_file_of_an_address_is_confirmed_once_a_run(
     version: dict[str, str], answers: list[int], versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
 ) -> None:
     site = VersionedSite(versions[0], **version)
@@ -416,7 +416,7 @@ def test_a_data_loader_with_an_older_copy_than_planned_fetches_the_planned_file(
 
 
 @pytest.mark.parametrize("version", [{"ETag": '"v2"'}, {}])
-def test_of_a_file_that_changed_after_the_plan_the_server_is_asked_once_and_the_next_run_works(
+def test_of_a_file_that_changed_after_its_plan_the_server_is_asked_once(
     version: dict[str, str], versions: tuple[bytes, bytes], server: ScriptedServer, tmp_path: Path
 ) -> None:
     site = VersionedSite(versions[0], ETag='"v1"')

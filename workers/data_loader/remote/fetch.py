@@ -64,7 +64,7 @@ class Fetcher:
         self.cache = cache
         self._policy = policy
         self._connectivity = ConnectivityCheck(policy.connect_timeout_s, policy.retry_unreachable_after_s)
-        self._updated_for: dict[str, str] = {}
+        self._updated_for: dict[str, str] = {}  # the latest run for which an address was updated
 
     def cached(self, addresses: Sequence[Address]) -> tuple[Path, Address] | None:
         """Return the path in the cache of a file, and the first of its addresses under which it is there."""
