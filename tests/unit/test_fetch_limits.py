@@ -285,13 +285,14 @@ def test_after_an_answer_that_is_not_valid_the_next_address_is_used(
 ) -> None:
     server.script = [answer]
     once = replace(QUICK, attempts=1)
+    urls = [server.url(f"/{name}.root").replace("://", "://me:s3cret@") for name in "ab"]
     with pytest.raises(FetchError) as caught:
-        fetch(server.url("/a.root"), tmp_path, policy=once)
+        fetch(urls[0], tmp_path, policy=once)
     assert "f0reign" not in str(caught.value)
 
     server.requests.clear()
     server.script = [answer, complete()]
-    assert fetch_first([server.url(f"/{name}.root") for name in "ab"], tmp_path, once).read_bytes() == BODY
+    assert fetch_first(urls, tmp_path, once).read_bytes() == BODY
 
 
 @pytest.mark.parametrize("content", [None, "", "not a certificate"])
