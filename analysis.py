@@ -89,12 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from rich.console import Console
-
+    from common.display import output_console
     from common.logs import configure_logging
     from common.submission import new_run_id
 
-    console = Console(highlight=False, markup=False)
+    console = output_console()
     try:
         if arguments[:1] == ["dead-letters"]:
             return _dead_letters(arguments[1:], console)
@@ -129,7 +128,9 @@ def _analyses(read: Settings) -> Analyses:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="analysis.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="analysis.py", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
     for variable in VARIABLES:
         if variable.flag is not None:
             shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Tables may be wider than the terminal, because a number must not be cut.
 MAX_TABLE_WIDTH = 500
+#: The width of a terminal whose width is not known.
+DEFAULT_WIDTH = 80
 
 _STAGES: Mapping[Stage, str] = {
     "plan": "files opened",
@@ -68,6 +70,8 @@ class _TolerantFile(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
+        if self._descriptor < 0:  # multiprocessing passes the descriptor of sys.stderr on, unless this raises
+            raise OSError("the stream was closed when the program started")
         return self._descriptor
 
     def isatty(self) -> bool:
@@ -81,6 +85,14 @@ class _TolerantFile(io.RawIOBase):
             except OSError:
                 self._failed = True
         return len(memoryview(data))
+
+
+def output_console() -> Console:
+    """Return a console that writes to standard output."""
+    console = Console(highlight=False, markup=False)
+    if not console.width:  # COLUMNS=0, with which rich prints nothing
+        console.width = DEFAULT_WIDTH
+    return console
 
 
 class Bars:

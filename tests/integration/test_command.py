@@ -182,6 +182,20 @@ def test_a_closed_pipe_in_latin_1_costs_the_display_alone(
     assert json.loads((only_result(tmp_path) / "result.json").read_text())["complete"] is True
 
 
+def test_a_run_with_closed_standard_streams_writes_its_result(tmp_path: Path) -> None:
+    """Python leaves the docstrings out, too (-OO), and the width of the terminal is not known (COLUMNS=0)."""
+    command = [sys.executable, "-OO", str(ROOT / "analysis.py"), "--release", "demo", "--demo-events", "500"]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command, "--no-plots"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "CACHE": str(tmp_path / "cache"), "COLUMNS": "0"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert json.loads((only_result(tmp_path) / "result.json").read_text())["complete"] is True
+
+
 def test_a_result_that_cannot_be_written_goes_to_a_temporary_folder_that_is_named(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.display import Bars, fit_line, tolerant_output, window_lines
+from common.display import Bars, fit_line, output_console, tolerant_output, window_lines
 
 RESULT: dict[str, Any] = {
     "title": "ATLAS Open Data", "complete": True, "settings": {"lumi": 10.0, "fraction": 0.1}, "warnings": [],
@@ -141,3 +141,20 @@ def test_a_closed_standard_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "stdout", None)
     with tolerant_output():
         print("a line", flush=True)
+
+
+def test_a_closed_standard_error_has_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with tolerant_output(), pytest.raises(OSError, match="the stream was closed"):
+        sys.stderr.fileno()
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", 80), ("132", 132)])
+def test_a_terminal_of_unknown_width_is_written_to(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    console = output_console()
+    console.print("results in out/", soft_wrap=True)
+    assert console.width == width
+    assert capsys.readouterr().out == "results in out/\n"
