@@ -33,6 +33,8 @@ MAX_DEMO_EVENTS = 1_000_000_000
 MIN_LUMI_IFB, MAX_LUMI_IFB = 0.001, 10_000.0
 #: A message has at most 92 bytes an entry, so that a chunk of this many entries fits into 8 MiB.
 MAX_CHUNK_ENTRIES = 80_000
+#: The most ended runs that may be kept, unless all are.
+MAX_RESULTS_KEEP = 1_000_000
 AMQP_PORT, AMQPS_PORT = 5672, 5671
 #: The length of a short string of AMQP 0-9-1.
 MAX_VHOST_BYTES = 255
@@ -334,8 +336,10 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
         )
     analyses, analysis = _analysis(text["ANALYSIS"], text["ANALYSES_DIR"])
     results_keep = _convert("RESULTS_KEEP", text["RESULTS_KEEP"], int, "a number of runs", "100")
-    if results_keep < 0:
-        raise SettingsError(f"RESULTS_KEEP={results_keep}: keep a number of runs from 1, or 0 for all")
+    if not 0 <= results_keep <= MAX_RESULTS_KEEP:
+        raise SettingsError(
+            f"RESULTS_KEEP={results_keep}: keep a number of runs from 1 to {MAX_RESULTS_KEEP:,}, or 0 for all"
+        )
     return Settings(
         run=RunSettings(
             analysis=analysis,

@@ -247,6 +247,8 @@ def test_the_demo_release_takes_no_data_location() -> None:
         ("CHUNK_ENTRIES", "1e3", "CHUNK_ENTRIES=50000"),
         ("DEMO_EVENTS", "11", "12 to 1000000000"),
         ("DEMO_EVENTS", "many", "DEMO_EVENTS=200000"),
+        ("RESULTS_KEEP", "-1", "0 for all"),
+        ("RESULTS_KEEP", "100000000000000000000", "1 to 1,000,000"),
         ("LOG_LEVEL", "loud", "DEBUG, INFO, WARNING or ERROR"),
         ("DATA", "ftp://x", "https://"),
         ("DATA", "https://", "https://"),
