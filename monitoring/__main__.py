@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from monitoring.recording import Recording, read_recording
 from monitoring.sources.base import MonitorError, Source
 
 OK, FAILED = 0, 1
+#: The width of tables where that of the terminal is not known.
+_WIDTH = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +40,18 @@ def _say(line: str) -> None:
     print(f"cpu_monitor.py: {line}", file=sys.stderr)
 
 
+def _console(width: int | None = None) -> Console:
+    console = Console(highlight=False, markup=False, width=width)
+    if not console.width:  # COLUMNS=0, with which rich prints nothing
+        console.width = _WIDTH
+    return console
+
+
 def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
     """Show or record services; returns the command's exit code, or FAILED if something expected did not appear."""
     if command and flags.action != "record":
         raise MonitorError("to record a command, write: cpu_monitor.py record -- COMMAND")
-    console = Console(highlight=False, markup=False)
+    console = _console()
     options = sources.SourceOptions(flags.project, flags.namespace, flags.interval, bool(command) or flags.wait > 0)
     with contextlib.closing(sources.open_source(flags.source, options, command)) as source:
         display = _display(flags, command, console)
@@ -57,9 +67,10 @@ def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
     _print(flags, recording, display, console)
     for problem in recording.header["problems"]:
         _say(f"note: {problem}")
-    for path in recorder.options.outputs:
+    for path in recorder.written:
         _say(f"recorded in {path}")
-    failures = [f"the service {service} did not appear" for service in recorder.missing_services()]
+    missing = [f"the service {service} did not appear" for service in recorder.missing_services()]
+    failures = [*recorder.not_written, *missing]
     if flags.until_run and recording.header["run"] is None:
         failures.append(f"no result of the run {flags.until_run} appeared")
     for failure in failures:
@@ -111,11 +122,13 @@ def _print(flags: argparse.Namespace, recording: Recording, display: tables.Curr
 
 
 def _compare(flags: argparse.Namespace) -> int:
+    # Figures are written to files only; matplotlib cannot be imported with a backend that it does not have.
+    os.environ["MPLBACKEND"] = "agg"
     from monitoring.comparison import plot, report
     from monitoring.comparison.compare import compare
 
     comparison = compare([read_recording(path) for path in flags.files])
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = _console(None if sys.stdout.isatty() else _WIDTH)
     console.print(report.table(comparison))
     for warning in comparison.warnings:
         console.print(f"not comparable: {warning}", soft_wrap=True)

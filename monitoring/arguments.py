@@ -10,6 +10,8 @@ from pathlib import Path
 
 from monitoring.sources import SOURCES
 
+#: The range of an interval or a duration.
+MIN_SECONDS, MAX_SECONDS = 0.001, 366 * 86_400
 #: The Compose project of compose.yaml and the namespace of kubernetes/.
 PROJECT, NAMESPACE = "atlas-open-data", "atlas"
 
@@ -86,8 +88,10 @@ def _seconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds; write for example 0.5")
+    if not MIN_SECONDS <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:,}; write for example 0.5"
+        )
     return value
 
 

@@ -65,6 +65,9 @@ class Recorder:
         self.stop = threading.Event()
         self.abort = threading.Event()
         self.exit_code = 0
+        #: The files that were written, and why others could not be.
+        self.written: list[Path] = []
+        self.not_written: list[str] = []
         self._show = show
         self._rates = RateCalculator()
         self._samples: list[CounterSample] = []
@@ -80,7 +83,10 @@ class Recorder:
         self._not_before = self._begin if options.is_recorded else 0.0
 
     def run(self) -> Recording:
-        """Record until the options say to stop; raises MonitorError if the source fails, after writing the files."""
+        """Record until the options say to stop, and write the files; ``not_written`` names those that fail.
+
+        Raises MonitorError if a file cannot be opened, or if the source fails, after writing the files.
+        """
         failure = None
         with self._signals():
             self._files = [RecordingFile(path, self._header(None)) for path in self.options.outputs]
@@ -97,9 +103,14 @@ class Recorder:
                 failure, end = error, self.source.now()
         recording = Recording("this recording", self._header(end), self._samples)
         for file in self._files:
-            file.finish(recording.header)
+            try:
+                file.finish(recording.header)
+            except MonitorError as error:
+                self.not_written.append(str(error))
+            else:
+                self.written.append(file.path)
         if failure is not None:
-            raise failure
+            raise MonitorError("; ".join([str(failure), *self.not_written]))
         return recording
 
     def missing_services(self) -> list[str]:

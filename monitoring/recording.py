@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -57,37 +59,74 @@ class RecordingFile:
 
     Rows are written as samples arrive; ``finish`` writes the final header. The
     suffixes ``.jsonl`` and ``.json`` select JSON Lines, all others CSV. Raises
-    MonitorError if the file cannot be opened.
+    MonitorError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
         self._is_json = path.suffix in (".json", ".jsonl")
         self._samples: list[CounterSample] = []
-        try:
+        self._error: OSError | None = None
+        with self._reported():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = path.open("w", encoding="utf-8", newline="")
-        except OSError as error:
-            raise MonitorError(f"--output {path}: {error.strerror}") from None
-        self._write_header(self._file, header)
-        self._file.flush()
+            #: A pipe or a device such as /dev/stdout cannot be replaced.
+            self._is_replaced = stat.S_ISREG(os.fstat(self._file.fileno()).st_mode)
+            try:
+                self._write_header(self._file, header)
+                self._file.flush()
+            except OSError:
+                self._close()
+                raise
 
     def add(self, samples: Sequence[CounterSample]) -> None:
-        """Write samples and flush them to the file."""
+        """Write samples and flush them to the file. Samples that cannot be written now are written by ``finish``."""
         self._samples += samples
-        self._write_rows(self._file, samples)
-        self._file.flush()
+        if self._error is None:
+            try:
+                self._write_rows(self._file, samples)
+                self._file.flush()
+            except OSError as error:
+                self._error = error
 
     def finish(self, header: Header) -> None:
-        """Replace the file atomically by one with the final header and the samples sorted by time."""
-        self._file.close()
-        if not self.path.is_file():  # a pipe or a device such as /dev/stdout cannot be replaced
-            return
+        """Replace the file atomically by one with the final header and the samples sorted by time.
+
+        A pipe or a device keeps what was written. Raises MonitorError if a part of the recording cannot be written;
+        a file then has what was written before.
+        """
+        self._close()
+        with self._reported():
+            if self._is_replaced:
+                self._replace(header)
+            elif self._error is not None:
+                raise self._error
+
+    def _replace(self, header: Header) -> None:
         new = self.path.with_name(f".{self.path.name}.new")
-        with new.open("w", encoding="utf-8", newline="") as file:
-            self._write_header(file, header)
-            self._write_rows(file, sorted(self._samples, key=lambda sample: sample.time))
-        os.replace(new, self.path)
+        try:
+            with new.open("w", encoding="utf-8", newline="") as file:
+                self._write_header(file, header)
+                self._write_rows(file, sorted(self._samples, key=lambda sample: sample.time))
+            os.replace(new, self.path)
+        except OSError:
+            with suppress(OSError):
+                new.unlink()
+            raise
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self._error = self._error or error
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Raise MonitorError, which names the file, in place of an OSError."""
+        try:
+            yield
+        except OSError as error:
+            raise MonitorError(f"--output {self.path}: {error.strerror}") from None
 
     def _write_header(self, file: IO[str], header: Header) -> None:
         for key, value in header.items():
@@ -165,7 +204,7 @@ def _parse_sample(path: Path, number: int, row: Mapping[str, Any]) -> CounterSam
             continue
         try:
             values[key] = value if key in _TEXT else int(value) if key in _INTEGER else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise MonitorError(f"{path}, line {number}: {key}={value!r} is not a number") from None
         if isinstance(values[key], float) and not math.isfinite(values[key]):
             raise MonitorError(f"{path}, line {number}: {key}={value!r} is not finite")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from monitoring.__main__ import main
 from tests.support.cpu_recordings import run_monitor
 from tests.support.paths import ROOT
 
@@ -56,7 +57,11 @@ def test_what_is_missing_is_reported_in_one_line_with_exit_code_1(flags: list[st
     assert len(finished.stderr.splitlines()) == 1
 
 
-def test_an_interval_that_is_not_positive_is_wrong_usage() -> None:
-    finished = run_monitor("--interval", "0")
-    assert finished.returncode == 2
-    assert "'0' is not a positive number of seconds" in finished.stderr
+@pytest.mark.parametrize("interval", ["0", "nan", "1e-320", "1e300"])
+def test_an_interval_that_cannot_be_waited_for_is_wrong_usage(
+    interval: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--interval", interval])
+    assert ended.value.code == 2
+    assert f"'{interval}' is not a number of seconds from 0.001 to 31,622,400" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,6 +66,33 @@ def test_a_recording_ends_with_its_command_and_keeps_the_exit_code(tmp_path: Pat
     assert recording.header["command"] == ["sh", "-c", "exit 3"]
     assert recording.header["problems"] == ["a problem of the source"]
     assert len(read_recording(tmp_path / "a.csv").samples) == len(recording.samples) > 1
+
+
+class ClosingSource(CountingSource):
+    """A source that closes the reading end of a pipe when it is read."""
+
+    def __init__(self, reading_end: int) -> None:
+        super().__init__()
+        self.to_close: list[int] = [reading_end]
+
+    def read(self) -> Sequence[CounterSample]:
+        while self.to_close:
+            os.close(self.to_close.pop())
+        return super().read()
+
+
+def test_a_recorded_command_finishes_if_the_recording_cannot_be_written(tmp_path: Path) -> None:
+    pipe, kept, done = tmp_path / "pipe", tmp_path / "kept.csv", tmp_path / "done"
+    os.mkfifo(pipe)
+    source = ClosingSource(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    options = RecordingOptions(interval_s=0.01, command=["sh", "-c", f"touch {done}; exit 3"], outputs=[pipe, kept])
+    running = Recorder(source, options, lambda _: None)
+    recording = running.run()
+    assert done.exists()
+    assert running.exit_code == 3
+    assert running.not_written == [f"--output {pipe}: Broken pipe"]
+    assert running.written == [kept]
+    assert read_recording(kept).samples == recording.samples
 
 
 def test_a_command_that_outlasts_the_recording_is_ended() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,42 @@ def test_a_recording_can_be_written_to_a_pipe(tmp_path: Path) -> None:
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
     assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+
+
+@contextmanager
+def largest_file(limit: int) -> Iterator[None]:
+    """Let this process write no file beyond ``limit`` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_samples_that_found_no_room_are_written_when_there_is_room(tmp_path: Path) -> None:
+    samples = [sample(0, 1.0), sample(1, 2.0)]
+    file = RecordingFile(tmp_path / "a.csv", {})
+    with largest_file((tmp_path / "a.csv").stat().st_size):
+        file.add(samples[:1])
+        file.add(samples[1:])
+    file.finish({})
+    assert read_recording(tmp_path / "a.csv").samples == samples
+
+
+def test_a_recording_that_finds_no_room_keeps_what_was_written_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    file = RecordingFile(path, {})
+    file.add([sample(0, 1.0)])
+    before = path.read_text()
+    with largest_file(path.stat().st_size):
+        file.add([sample(1, 2.0)])
+        with pytest.raises(MonitorError, match=r"--output .*/a\.csv: File too large"):
+            file.finish({})
+        with pytest.raises(MonitorError, match=r"--output .*/b\.csv: File too large"):
+            RecordingFile(tmp_path / "b.csv", {"label": "x" * len(before)})
+    assert path.read_text() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "b.csv"}
 
 
 def test_without_start_times_a_decreasing_counter_is_a_restart(tmp_path: Path) -> None:
