@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import random
 import resource
 import sqlite3
@@ -334,9 +335,13 @@ def test_a_database_in_use_is_refused_until_its_process_is_killed(tmp_path: Path
         assert user.stdout.readline() == b"open\n"
         with pytest.raises(SettingsError, match=r"analysis\.sqlite': another analysis service uses this file"):
             Store(path)
+        link = tmp_path / "link.sqlite"
+        link.symlink_to(path)
+        with pytest.raises(SettingsError, match=r"link\.sqlite': another analysis service uses this file"):
+            Store(link)
         user.kill()
 
-    Store(path).close()
+    Store(link).close()
 
 
 def test_a_complete_result_is_never_replaced(store: Store) -> None:
@@ -445,6 +450,37 @@ def test_nothing_is_added_to_a_database_file_that_is_gone(tmp_path: Path, replac
         for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE))):
             with pytest.raises(DatabaseError, match=r"analysis\.sqlite': the file was deleted or replaced"):
                 use()
+
+
+@pytest.mark.parametrize("size", [0, 8192])
+def test_nothing_is_added_to_a_database_file_that_was_shortened(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "analysis.sqlite"
+    with closing(Store(path)) as store:
+        store.begin(RunPlan("run", 1000.0, SETTINGS))
+        list(store.database.rows("PRAGMA wal_checkpoint"))
+        store.add(ZEE, partial(ZEE))
+        os.truncate(path, size)
+
+        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE))):
+            with pytest.raises(DatabaseError, match=rf"another program shortened the file from \d+ to {size} bytes"):
+                use()
+
+
+def test_a_database_file_that_shrinks_with_its_content_stays_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.sqlite"
+    with closing(Store(path)) as store, closing(sqlite3.connect(path)) as other:
+        store.begin(RunPlan("run", 1000.0, SETTINGS))
+        for start in range(100):
+            store.add(Chunk("run", "Zee", start, start + 1), partial(ZEE))
+        store.note_failure("run", "lost")
+        other.execute("PRAGMA wal_checkpoint")
+        before = path.stat().st_size
+        store.delete_ended(0)
+        other.execute("PRAGMA wal_checkpoint")
+        assert path.stat().st_size < before / 3
+
+        store.begin(RunPlan("next", 1000.0, SETTINGS))
+        assert store.unfinished() == ["next"]
 
 
 def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 class Database:
     """A database in a file, or in memory if ``path`` is None; created if it does not exist.
 
-    Until it is closed or its process ends, no other ``Database`` can open the file.
+    Until it is closed or its process ends, no other ``Database`` can open the file, also not by a symbolic link.
 
     Raises SettingsError if the file cannot be used. Later methods raise Unavailable if the database
     stays locked for longer than ``lock_timeout_s`` or there is no room for it, DamagedError if its content is
@@ -104,7 +104,7 @@ class Database:
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-            self._identity = _identity(path)
+            self._identity, self._size = _identity(path), _size(path)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise SettingsError(
@@ -125,6 +125,7 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
             self._connection.execute("COMMIT")
+            self._size = _size(self._path)
         except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
             raise self._reported(error) from error
         finally:
@@ -133,7 +134,10 @@ class Database:
 
     def vacuum(self) -> None:
         """Return the pages that deleted rows have left to the file system."""
-        list(self.rows("PRAGMA incremental_vacuum"))
+        with self.transaction() as db:
+            (pages,) = db.execute("PRAGMA freelist_count").fetchone()
+            for _ in range(pages):
+                db.execute("PRAGMA incremental_vacuum(1)")  # Python's sqlite3 frees one page a call
 
     def rows(self, sql: str, *parameters: str | int) -> Iterator[Any]:
         """The rows of a query."""
@@ -147,12 +151,23 @@ class Database:
         return next(self.rows(sql + " LIMIT 1", *parameters), None)
 
     def check_file(self) -> None:
-        """Raise DatabaseError if the file was deleted or replaced since it was opened."""
+        """Raise DatabaseError if another program deleted, replaced or shortened the file since it was last written."""
         if self._identity is not None and _identity(self._path) != self._identity:
             raise DatabaseError(
                 f"DATABASE={str(self._path)!r}: the file was deleted or replaced while the service used it; the runs "
                 "in it are lost, submit them again"
             )
+        size = _size(self._path)
+        if size < self._size and size < self._expected_size():
+            raise DatabaseError(
+                f"DATABASE={str(self._path)!r}: another program shortened the file from {self._size} to {size} bytes "
+                "while the service used it; move it elsewhere, and submit its runs again"
+            )
+
+    def _expected_size(self) -> int:
+        """The number of bytes of all pages; the file itself is smaller while pages are in the write-ahead log alone."""
+        ((pages,),), ((page_size,),) = self.rows("PRAGMA page_count"), self.rows("PRAGMA page_size")
+        return int(pages * page_size)
 
     def close(self) -> None:
         """Close the database."""
@@ -178,7 +193,7 @@ def _locked(path: Path) -> IO[bytes]:
     The system releases the lock when the process ends. SQLite's own locks are held during transactions only, and
     would be lost if this process opened and closed the database file itself.
     """
-    lock = open(path.with_name(path.name + "-lock"), "ab")  # noqa: SIM115  open until the database is closed
+    lock = open(os.path.realpath(path) + "-lock", "ab")  # noqa: SIM115  open until the database is closed
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -201,3 +216,11 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
     except FileNotFoundError:
         return (0, 0)
     return found.st_dev, found.st_ino
+
+
+def _size(path: Path | None) -> int:
+    """The size of a file in bytes; 0 if there is no such file, or no path."""
+    try:
+        return 0 if path is None else os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

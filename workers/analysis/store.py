@@ -70,7 +70,7 @@ class Store:
         return self.database.transaction()
 
     def check_file(self) -> None:
-        """Raise DatabaseError if the database file was deleted or replaced."""
+        """Raise DatabaseError if another program deleted, replaced or shortened the database file."""
         self.database.check_file()
 
     def digest(self, run_id: str, given: str) -> str:
