@@ -257,7 +257,8 @@ def _report(outcome: Outcome, read: Settings, run_id: str, console: Console) -> 
         print(f"analysis.py: {problem}", file=sys.stderr)
     if len(problems) > SHOWN_PROBLEMS:
         print(f"analysis.py: and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json", file=sys.stderr)
-    print(f"analysis.py: run {run_id} is not complete: {problems[0]}", file=sys.stderr)
+    state = "is complete, but" if outcome.result and outcome.result["complete"] else "is not complete:"
+    print(f"analysis.py: run {run_id} {state} {problems[0]}", file=sys.stderr)
     return INCOMPLETE
 
 

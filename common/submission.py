@@ -50,7 +50,7 @@ class Display(Protocol):
         ...
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """Show the final result, before its plots are drawn; called again if the result changes."""
+        """Show the final result, before its plots are drawn; called again if its numbers change."""
         ...
 
 
@@ -137,8 +137,8 @@ def follow(
                     display.result(shown)
             case ResultFiles():
                 display.note("")
-                if message.result != shown:
-                    display.result(message.result)
+                if shown is None or message.result != {**shown, "problems": message.result.get("problems")}:
+                    display.result(message.result)  # only the problems change if a plot cannot be drawn
                 return Outcome(message.result, message.files)
             case RunFailed():
                 return Outcome(None, {}, message.problem)

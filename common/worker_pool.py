@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import ParamSpec, TypeVar
@@ -54,7 +54,8 @@ class WorkerPool:
         How often a call is made whose worker process exits.
     prepare
         A function of a module that is called first in each worker process, to
-        import what the calls need, for example.
+        import what the calls need, for example. An error of it is ignored: the
+        calls that need what it prepares raise their own.
     timeout_s
         How long a call may take, in seconds.
     """
@@ -177,7 +178,8 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.ar
 def _initialize(reading_end: Connection, prepare: Callable[[], None]) -> None:
     threading.Thread(target=_exit_with_pool, args=(reading_end,), daemon=True).start()
     keep_freed_memory()
-    prepare()
+    with suppress(Exception):  # it would end the process, and its traceback would be printed for each process
+        prepare()
 
 
 def _exit_with_pool(reading_end: Connection) -> None:

@@ -182,6 +182,26 @@ def test_a_closed_pipe_in_latin_1_costs_the_display_alone(
     assert json.loads((only_result(tmp_path) / "result.json").read_text())["complete"] is True
 
 
+def test_a_run_whose_figures_cannot_be_drawn_has_every_other_file_and_exit_code_1(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "mplhep.py").write_text("raise ImportError('libfreetype is missing')")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    assert command("--release", "demo", "--demo-events", "500", PLOTS="1") == 1
+    out, err = capfd.readouterr()
+    assert out.count("Cutflow") == 1
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    folder = only_result(tmp_path)
+    assert last.startswith(f"analysis.py: run {folder.name} is complete, but figures m4l, m_z1, ")
+    assert last.endswith(" cannot be drawn: ImportError: libfreetype is missing")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["complete"] is True
+    assert result["problems"] == [last.partition(", but ")[2]]
+    assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
+
+
 def test_a_run_with_closed_standard_streams_writes_its_result(tmp_path: Path) -> None:
     """Python leaves the docstrings out, too (-OO), and the width of the terminal is not known (COLUMNS=0)."""
     command = [sys.executable, "-OO", str(ROOT / "analysis.py"), "--release", "demo", "--demo-events", "500"]

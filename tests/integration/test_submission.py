@@ -93,6 +93,18 @@ def test_a_repeated_result_is_shown_once_and_a_changed_one_again(
     assert display.results.empty()
 
 
+def test_a_result_whose_plots_cannot_be_drawn_is_shown_once(
+    services: Session, following: Callable[[Shown], Any]
+) -> None:
+    display, result = Shown(), fitted()
+    drawn = {**result, "problems": [*result["problems"], "figure m4l cannot be drawn: KeyError: 'm4l'"]}
+    outcome = following(display)
+    services.publish([Result(RUN, final=True, result=result), folder(drawn)])
+    assert outcome.result(20).result == drawn
+    assert display.results.get_nowait() == result
+    assert display.results.empty()
+
+
 def test_a_result_that_was_missed_is_shown_from_its_files(services: Session, following: Callable[[Shown], Any]) -> None:
     display, result = Shown(), fitted()
     outcome = following(display)

@@ -56,6 +56,17 @@ def test_a_call_returns_and_raises_what_its_function_does(pool: WorkerPool) -> N
         pool.call(worker_functions.refuse, "not a chunk")
 
 
+def test_calls_are_made_in_processes_that_could_not_be_prepared(capfd: pytest.CaptureFixture[str]) -> None:
+    unprepared = WorkerPool(2, attempts=1, prepare=worker_functions.fail_to_prepare)
+    unprepared.start()
+    unprepared.wait_until_ready()
+    assert unprepared.call(worker_functions.double, 21) == 42
+    with pytest.raises(ImportError, match="no module of this name"):
+        unprepared.call(worker_functions.fail_to_prepare)
+    unprepared.close()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_call_is_made_again_if_its_process_is_killed(pool: WorkerPool, tmp_path: Path) -> None:
     assert pool.call(worker_functions.die_once, tmp_path / "mark") == "done"
 

@@ -22,6 +22,10 @@ from workers.analysis.statistics.fit_pool import FitAnswer
 def nothing() -> None: ...
 
 
+def fail_to_prepare() -> None:
+    raise ImportError("no module of this name")
+
+
 def double(number: int) -> int:
     return 2 * number
 

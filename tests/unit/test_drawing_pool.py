@@ -51,7 +51,7 @@ def pool() -> Iterator[DrawingPool]:
 def test_a_figure_of_a_worker_process_has_the_bytes_of_one_drawn_here(pool: DrawingPool) -> None:
     figure = histogram_figure(result(), "m4l_4e")
     expected = {f"m4l_4e.{kind}": figure_bytes(figure, kind) for kind in ("png", "pdf")}
-    assert pool.draw(result(), ["m4l_4e"]) == expected
+    assert pool.draw(result(), ["m4l_4e"]) == (expected, [])
 
 
 def test_figures_are_drawn_again_if_a_worker_process_is_killed(pool: DrawingPool, tmp_path: Path) -> None:
@@ -61,10 +61,30 @@ def test_figures_are_drawn_again_if_a_worker_process_is_killed(pool: DrawingPool
     assert drawn == pool.draw(result(), ["m4l", "m4l_4e"])
 
 
-def test_a_figure_whose_worker_process_exits_each_time_is_an_error(pool: DrawingPool) -> None:
-    with pytest.raises(MessageError, match=r"run run1: its figures cannot be drawn: its worker process exited 2 times"):
-        pool.draw(result(histograms=ExitsWhenRead()), ["m4l"])
-    assert pool.draw(result(), ["m4l"])
+def test_a_figure_whose_worker_process_exits_each_time_is_named(pool: DrawingPool) -> None:
+    files, problems = pool.draw(result(histograms=ExitsWhenRead()), ["m4l"])
+    assert files == {}
+    assert problems == ["figure m4l cannot be drawn: its worker process exited 2 times; drawing may need more memory"]
+    assert pool.draw(result(), ["m4l"])[0].keys() == {"m4l.png", "m4l.pdf"}
+
+
+def test_figures_that_cannot_be_drawn_are_named_with_the_cause_and_others_are_drawn(pool: DrawingPool) -> None:
+    files, problems = pool.draw(result(fit={}), ["fit_pulls", "m4l", "fit_correlations", "fit_mass"])
+    assert files.keys() == {"m4l.png", "m4l.pdf"}
+    assert problems == [
+        "figure fit_pulls cannot be drawn: KeyError: 'parameters'",
+        "figure fit_correlations cannot be drawn: KeyError: 'correlations'",
+        "figure fit_mass cannot be drawn: KeyError: 'mass'",
+    ]
+
+
+def test_figures_are_drawn_whatever_the_backend_of_matplotlib_is(
+    pool: DrawingPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "no-such-backend")
+    files, problems = pool.draw(result(), ["m4l_4e"])
+    assert files["m4l_4e.png"].startswith(b"\x89PNG")
+    assert problems == []
 
 
 def test_a_histogram_that_is_not_valid_is_refused_by_name(pool: DrawingPool) -> None:

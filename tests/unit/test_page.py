@@ -415,6 +415,33 @@ def test_a_redelivered_result_is_not_drawn_again_but_a_complete_one_is(site: Sit
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
 
 
+def test_a_newer_incomplete_result_is_kept_whatever_the_clocks_say(site: Site) -> None:
+    def incomplete(share: float, finished: str) -> Result:
+        timing = {"seconds": 1.0, "finished": finished}
+        return Result(RUN, True, {**document(share, complete=False, problems=["lost"]), "timing": timing})
+
+    first, second = incomplete(0.5, "2026-01-31T12:00:00.000Z"), incomplete(0.75, "2026-01-31T11:00:00.000Z")
+    for sent, kept in ((first, first), (second, second), (first, second)):
+        (files,) = site.service.handle(sent)
+        assert isinstance(files, ResultFiles)
+        assert files.result == kept.result
+
+
+def test_figures_that_could_not_be_drawn_are_shown_and_drawn_when_the_result_is_sent_again(site: Site) -> None:
+    complete = document(problems=[])
+    stored = finished(site.output, RUN, 1.7e9, complete | {"problems": ["figure m4l cannot be drawn: <no memory>"]})
+    text = site.text(f"/runs/{RUN}")
+    assert "figure m4l cannot be drawn: &lt;no memory&gt;" in text
+    assert "INCOMPLETE" not in text
+    (files,) = site.service.handle(Result(RUN, True, complete))
+    assert isinstance(files, ResultFiles)
+    assert files.result == complete
+    assert (stored / "m4l.png").exists()
+    (again,) = site.service.handle(Result(RUN, True, complete))
+    assert isinstance(again, ResultFiles)
+    assert again.files == files.files
+
+
 def test_a_toy_run_is_marked_before_its_first_event(site: Site) -> None:
     site.handle(RunStarted(RUN, ANALYSES.resolve(RunSettings(release="demo", samples=("Zee", "llll")))))
     text = without_tags(site.text(f"/runs/{RUN}"))

@@ -71,6 +71,16 @@ def test_a_result_has_a_document_two_files_of_each_histogram_and_a_root_file() -
     assert {name for name in files if files[name] != again[name]} <= {"histograms.root"}
 
 
+def test_a_result_whose_figures_cannot_be_drawn_has_every_other_file_and_says_so() -> None:
+    document = result(fit={"signal_strength": 1.0}, problems=[], workspace={"channels": []})
+    files = result_files(document, POOL)
+    plots = [f"{name}.{kind}" for name in ("m4l", "m4l_4e") for kind in ("png", "pdf")]
+    assert list(files) == ["result.json", *plots, "histograms.root", "workspace.json"]
+    written = json.loads(files["result.json"])
+    assert written == document | {"problems": written["problems"]}
+    assert written["problems"][0] == "figure fit_pulls cannot be drawn: KeyError: 'parameters'"
+
+
 def test_the_fonts_are_in_the_pdf() -> None:
     pdf = result_files(result(), POOL)["m4l.pdf"]
     assert b"TeXGyreHeros-Regular" in pdf

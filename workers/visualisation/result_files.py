@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ import uproot
 from workers.visualisation.plots.histograms import TOY_TITLE, is_toy, read_histogram, result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
+log = logging.getLogger(__name__)
+
 #: The figures of a fit, in the order of the page.
 FIT_FIGURES = tuple(f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits"))
 
@@ -22,15 +25,19 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
     """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
 
     A run without plots has no figures. The files are result.json, every histogram and every figure of the fit as
-    png and pdf, histograms.root, and workspace.json if the result has one. The same
+    png and pdf, histograms.root, and workspace.json if the result has one. Figures that cannot be drawn are named in
+    the problems of result.json; the run is as complete as before, because every event is in its numbers. The same
     result gives the same bytes, except for histograms.root: ROOT's format contains
     the time of writing and a unique id. Raises MessageError if a histogram is not
     valid, and ValueError for a number that is not finite, which JSON cannot represent.
     """
-    files = {"result.json": _json(result)}
+    figures: dict[str, bytes] = {}
     if result["settings"].get("plots", True):
-        files |= pool.draw(result, [*result["histograms"], *fit_figures(result)])
-    files["histograms.root"] = root_file(result)
+        figures, problems = pool.draw(result, [*result["histograms"], *fit_figures(result)])
+        for problem in problems:
+            log.error("run %s: %s", result["run_id"], problem)
+        result = {**result, "problems": [*result["problems"], *problems]}
+    files = {"result.json": _json(result), **figures, "histograms.root": root_file(result)}
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files

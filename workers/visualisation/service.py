@@ -109,10 +109,9 @@ class Visualisation(Service):
         if drawn is not None and not _replaces(result.result, drawn):
             return files
         try:
-            stored = json.loads(self._archive.read(result.run_id, RESULT) or b"null")
-        except ValueError:
-            return None
-        if not isinstance(stored, dict) or _replaces(result.result, stored):
+            if _replaces(result.result, json.loads(self._archive.read(result.run_id, RESULT) or b"{}")):
+                return None
+        except (ValueError, TypeError, AttributeError):  # what is stored is no result
             return None
         names = [file.name for file in self._archive.files(result.run_id)]
         contents = [self._archive.read(result.run_id, name) for name in names]
@@ -155,13 +154,16 @@ class Visualisation(Service):
 def _replaces(result: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     """Whether a final result replaces the stored one of its run.
 
-    A complete one is kept; an incomplete one is replaced by a complete one, or by one that was finished later.
+    A complete one is kept, unless it lacks figures: then they are drawn again. An incomplete one is replaced by a
+    complete one, or by another one with as many events or more: a run loses no event that it has analysed.
+    Times would not say which is newer, because the clock of the analysis may have been set back.
     """
-    if result == stored or stored.get("complete"):
+    if result == stored or (stored.get("complete") and not stored.get("problems")):
         return False
-    return bool(result.get("complete")) or _finished(result) >= _finished(stored)
+    return bool(result.get("complete")) or (not stored.get("complete") and _events(result) >= _events(stored))
 
 
-def _finished(result: Mapping[str, Any]) -> str:
-    """When a result was finished: ISO 8601, in UTC."""
-    return str(result.get("timing", {}).get("finished", ""))
+def _events(result: Mapping[str, Any]) -> int:
+    """The number of events that a result has read; 0 if it does not say."""
+    samples = result.get("samples")
+    return sum(sample.get("events_read", 0) for sample in samples.values()) if isinstance(samples, dict) else 0

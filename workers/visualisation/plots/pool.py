@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +13,15 @@ from common.errors import MessageError, WorkerProcessError
 from common.worker_pool import WorkerPool, available_cores
 from physics.files import with_analysis
 
+log = logging.getLogger(__name__)
+
 DPI = 150
 #: A result has about fourteen figures: more processes would not draw them faster.
 MAX_PROCESSES = 8
 #: A figure whose worker process exits, for example because it was killed, is drawn once more.
 ATTEMPTS = 2
+#: The most characters of the reason why a figure cannot be drawn.
+MAX_CAUSE = 500
 
 
 class DrawingPool:
@@ -33,21 +39,30 @@ class DrawingPool:
 
     def start(self) -> None:
         """Start the worker processes, unless that was done; returns before they are ready."""
-        self._workers.start()
-
-    def draw(self, result: Mapping[str, Any], figures: Sequence[str]) -> dict[str, bytes]:
-        """Draw figures of a result as png and pdf; returns the files by name.
-
-        Raises MessageError if a histogram is not valid, or if the worker process
-        of a figure exits in every attempt.
-        """
-        drawings = [self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures]
         try:
-            return {name: file for drawing in drawings for name, file in drawing.result().items()}
-        except WorkerProcessError as error:
-            raise MessageError(
-                f"run {result.get('run_id')}: its figures cannot be drawn: {error}; drawing may need more memory"
-            ) from error
+            self._workers.start()
+        except OSError as error:
+            log.warning("a worker process that draws figures cannot be started: %s", error)
+
+    def draw(self, result: Mapping[str, Any], figures: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
+        """Draw figures of a result as png and pdf; returns the files by name, and why other figures cannot be drawn.
+
+        Raises MessageError if a histogram is not valid.
+        """
+        drawings = {figure: self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures}
+        files: dict[str, bytes] = {}
+        failed: dict[str, list[str]] = {}
+        for figure, drawing in drawings.items():
+            try:
+                files |= drawing.result()
+            except MessageError:
+                raise
+            except Exception as error:  # whatever went wrong, the result is written without the figure
+                failed.setdefault(_cause(error), []).append(figure)
+        return files, [
+            f"{'figure' if len(names) == 1 else 'figures'} {', '.join(names)} cannot be drawn: {cause}"
+            for cause, names in failed.items()
+        ]
 
     def submit(
         self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
@@ -64,14 +79,23 @@ class DrawingPool:
 
 
 def import_figures() -> None:
-    """Import what the figures need."""
+    """Import what the figures need; they are written to files, whatever MPLBACKEND is."""
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with the name of a backend that it does not have
     import workers.visualisation.plots.fit  # noqa: F401
 
 
 def draw_files(result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
     """Draw a figure of a result, either a histogram or a figure of the fit; returns its files by name."""
+    import_figures()
     from workers.visualisation.plots.fit import draw_figure
     from workers.visualisation.plots.stack import figure_bytes
 
     drawn = draw_figure(result, figure)
     return {f"{figure}.{kind}": figure_bytes(drawn, kind, dpi) for kind in formats}
+
+
+def _cause(error: Exception) -> str:
+    """Return why a figure cannot be drawn, in one line."""
+    if isinstance(error, WorkerProcessError):
+        return f"{error}; drawing may need more memory"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_CAUSE]
