@@ -188,7 +188,7 @@ def test_a_run_whose_figures_cannot_be_drawn_has_every_other_file_and_exit_code_
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "mplhep.py").write_text("raise ImportError('libfreetype is missing')")
     monkeypatch.syspath_prepend(tmp_path / "path")
-    assert command("--release", "demo", "--demo-events", "500", PLOTS="1") == 1
+    assert command("--release", "demo", "--demo-events", "3000", PLOTS="1") == 1
     out, err = capfd.readouterr()
     assert out.count("Cutflow") == 1
     assert "Traceback" not in err
