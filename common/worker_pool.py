@@ -98,8 +98,8 @@ class WorkerPool:
                 return len(done) == len(self._starting)
             if self._start_failed:
                 raise WorkerProcessError(
-                    "a worker process exited while it was starting; a script that runs the pipeline must do so under "
-                    'if __name__ == "__main__":, because worker processes import the script'
+                    "a worker process exited while it was starting: it was killed, or it could not import the script "
+                    'that runs the pipeline, which must do so under if __name__ == "__main__":'
                 )
             self._start_failed = True
             self._replace(self._started)

@@ -58,7 +58,7 @@ class Result:
 
     @property
     def problems(self) -> Sequence[str]:
-        """Why the run is not complete; empty if it is."""
+        """What is missing: why the run is not complete, or which plots of a complete run could not be drawn."""
         return list(self.document["problems"])
 
     @property

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common.errors import MessageError, WorkerProcessError
+from common.errors import MessageError, PipelineError, WorkerProcessError
 from common.worker_pool import WorkerPool, available_cores
 from physics.files import with_analysis
 
@@ -98,4 +98,6 @@ def _cause(error: Exception) -> str:
     """Return why a figure cannot be drawn, in one line."""
     if isinstance(error, WorkerProcessError):
         return f"{error}; drawing may need more memory"
+    if isinstance(error, PipelineError):
+        return str(error)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_CAUSE]
