@@ -78,7 +78,7 @@ def test_a_result_whose_figures_cannot_be_drawn_has_every_other_file_and_says_so
     assert list(files) == ["result.json", *plots, "histograms.root", "workspace.json"]
     written = json.loads(files["result.json"])
     assert written == document | {"problems": written["problems"]}
-    assert len(written["problems"]) == 6
+    assert len(written["problems"]) == 5
     assert written["problems"][0] == "figure fit_prefit cannot be drawn: KeyError: 'prefit'"
 
 
