@@ -35,6 +35,16 @@ DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=100, plots=
 # --- the process pool ---------------------------------------------------------
 
 
+#: Child processes that were there before a test: those of pools that the tests of a session share.
+OTHERS: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def other_processes() -> None:
+    OTHERS.clear()
+    OTHERS.update(psutil.Process().children())
+
+
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
     pool = WorkerPool(2, attempts=3, prepare=worker_functions.nothing)
@@ -44,7 +54,8 @@ def pool() -> Iterator[WorkerPool]:
 
 
 def worker_processes() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "--multiprocessing-fork" in child.cmdline()]
+    children = set(psutil.Process().children()) - OTHERS
+    return [child for child in children if "--multiprocessing-fork" in child.cmdline()]
 
 
 def test_a_call_returns_and_raises_what_its_function_does(pool: WorkerPool) -> None:
