@@ -60,9 +60,10 @@ case $which in
     all) set -- --all-tests "$@" ;;
 esac
 
-# Tests that must not run at the same time as others come last. Pytest's exit code 5: no test was selected.
+# Each process gets a few tests at a time, so that the long ones, which come first, are divided among all. Tests that
+# must not run at the same time as others come last. Pytest's exit code 5: no test was selected.
 code=0 alone=0
-python -m pytest -n 4 --stage parallel "$@" || code=$?
+python -m pytest -n 4 --maxschedchunk 4 --stage parallel "$@" || code=$?
 python -m pytest --stage alone "$@" || alone=$?
 if [ "$code" = 0 ] || [ "$code" = 5 ]; then
     [ "$alone" = 5 ] || code=$alone

@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if is_wanted(item)]
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # so that no process ends with all of them
+    # Long tests come first, so that no process ends with one of them.
+    items.sort(key=lambda item: [item.get_closest_marker(marker) is None for marker in ("slow", "browser")])
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def left_behind() -> set[str]:
-    """Threads and child processes, except the resource tracker, which multiprocessing keeps until a program ends."""
-    threads = {f"thread {one.name}" for one in threading.enumerate()}
+    """Threads and child processes, except those that fsspec and multiprocessing keep until a program ends."""
+    threads = {
+        f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(("fsspecIO", "asyncio_"))
+    }
     children = {f"process {child.cmdline()}" for child in psutil.Process().children()}
     return threads | {child for child in children if "resource_tracker" not in child}
 

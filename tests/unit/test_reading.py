@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -22,6 +23,20 @@ from tests.support.real_data import ANALYSIS, DATA, NO_CUTS, SIMULATION, four_le
 from workers.data_loader import reading
 
 GOOD = four_leptons(40e3, 30e3, 20e3, 10e3)
+
+
+def test_threads_that_read_chunks_of_one_file_get_the_events_of_one_thread(tmp_path: Path) -> None:
+    events = [four_leptons(*(1e3 * (4 * number + lepton) for lepton in (4, 3, 2, 1))) for number in range(2000)]
+    path = write_file(tmp_path / "f.root", events)
+    bounds = list(pairwise(range(0, 2001, 50)))
+
+    def pt(chunk: tuple[int, int]) -> list[list[float]]:
+        return reading.read(path, ANALYSIS, SIMULATION, *chunk)["lep_pt"].to_list()  # type: ignore[no-any-return]
+
+    expected = [pt(chunk) for chunk in bounds]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            assert list(threads.map(pt, bounds)) == expected
 
 
 # --- files without events, or that cannot be read ---

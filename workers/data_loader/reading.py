@@ -20,7 +20,7 @@ from common.columns import records
 from common.errors import DataError
 from common.messages import MAX_CHUNKS
 from common.settings import RunSettings
-from workers.data_loader.root_file import Version, open_root, version_of
+from workers.data_loader.root_file import Version, version_of
 
 #: The most objects of a file that a message lists.
 _OBJECTS_SHOWN = 5
@@ -161,8 +161,11 @@ def _check_types(path: Path, arrays: ak.Array, analysis: Analysis, sample: Sampl
 
 @lru_cache(maxsize=16)
 def _tree(path: Path, tree: str, version: Version) -> uproot.TTree:
-    """Return the open tree of a file. Trees stay open between the chunks of a file; a run has at most 12 files."""
-    file = open_root(path, array_cache=None)
+    """Return the open tree of a file, for any number of threads: uproot reads it by fsspec, with a position a read.
+
+    Trees stay open between the chunks of a file; a run has at most 12 files.
+    """
+    file = uproot.open(path, array_cache=None)
     try:
         found = file.get(tree)
         if isinstance(found, uproot.TTree):

@@ -9,7 +9,6 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import uproot
 
@@ -106,16 +105,6 @@ def _last_free_segment(record: bytes) -> int | None:
     return last
 
 
-def open_root(path: Path, **options: Any) -> uproot.ReadOnlyDirectory:
-    """Open a local ROOT file as ``uproot.open`` does, which by itself reads it in a thread that never ends."""
-    file = path.open("rb")
-    try:
-        return uproot.open(file, use_threads=False, **options)
-    except BaseException:
-        file.close()
-        raise
-
-
 def entries_fault(path: Path, tree: str, entries: int | None) -> str | None:
     """Return why a file is not a complete ROOT file with so many entries in a tree; None if it is one."""
     return fault(path) or _entries_fault(path, version_of(path), tree, entries)
@@ -124,7 +113,7 @@ def entries_fault(path: Path, tree: str, entries: int | None) -> str | None:
 @lru_cache(maxsize=256)
 def _entries_fault(path: Path, version: Version, tree: str, entries: int | None) -> str | None:
     try:
-        with open_root(path) as file:
+        with uproot.open(path) as file:
             found = file[tree].num_entries
     except Exception as error:  # uproot raises many types of exception on a damaged file
         return f"tree {tree!r} of the ROOT file cannot be read ({type(error).__name__})"
