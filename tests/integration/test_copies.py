@@ -36,6 +36,7 @@ def copies(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
     running.stop()
 
 
+@pytest.mark.slow
 def test_copies_started_during_a_run_wait_and_leave_its_numbers(
     workers: Workers, copies: Workers, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_notebooks_are_kept_without_outputs(name: str) -> None:
     assert len(text) < 8_000
 
 
+@pytest.mark.slow
 def test_the_notebook_of_the_higgs_boson_shows_bars_tables_and_plots(clone: Path) -> None:
     outputs = execute("higgs.ipynb")
     html = shown(outputs, "text/html")

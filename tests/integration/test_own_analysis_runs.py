@@ -67,6 +67,7 @@ def on_broker(workers: Workers, *runs: RunSettings) -> list[Outcome]:
         return [follow(session, of, ANALYSES, QuietDisplay(), before_deadline()) for of, session in sessions]
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_runs(
     workers: Workers, folder: Path, cache: Path
@@ -195,6 +196,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path) ->
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_the_command_runs_and_checks_a_file(tmp_path: Path) -> None:
     example = str(EXAMPLES / "zz4l.py")
     done = command(tmp_path, "--release", "demo", "--demo-events", "5000", ANALYSIS=example, PLOTS="1")

@@ -36,10 +36,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def left_behind() -> set[str]:
-    """Threads and child processes, except those that fsspec and multiprocessing keep until a program ends."""
-    threads = {
-        f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(("fsspecIO", "asyncio_"))
-    }
+    """Threads and child processes, except those that fsspec and multiprocessing keep until a program ends.
+
+    A thread that Python did not start, for example of a browser's driver, is a dummy.
+    """
+    kept = ("fsspecIO", "asyncio_", "Dummy-")
+    threads = {f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(kept)}
     children = {f"process {child.cmdline()}" for child in psutil.Process().children()}
     return threads | {child for child in children if "resource_tracker" not in child}
 
@@ -66,7 +68,7 @@ def test_many_runs_in_one_process_leave_no_thread_and_no_process(tmp_path: Path)
     before = left_behind()
     first, second = (analysis.run(**DEMO) for _ in range(2))
     third = analysis.run(**DEMO, output=tmp_path, plots=False)
-    assert left_behind() == before
+    assert left_behind() <= before
     assert numbers_of(first.document) == numbers_of(second.document) == numbers_of(third.document)
     assert len({first.run_id, second.run_id, third.run_id}) == 3
     assert first.fit is not None
@@ -109,7 +111,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(options: dict[str, ob
     with pytest.raises(analysis.SettingsError) as error:
         analysis.run(**options)  # type: ignore[arg-type]
     assert message in str(error.value)
-    assert left_behind() == before
+    assert left_behind() <= before
 
 
 def test_a_loaded_result_of_an_own_analysis_needs_its_file_for_figures_only(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers) 
     assert run.progress.total_events == run.progress.events["analysis"] > 0
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
     assert run.result().document == result.document
-    assert left_behind() == before
+    assert left_behind() <= before
 
 
 @pytest.mark.broker
@@ -254,7 +256,7 @@ def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(services: Wor
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
     assert dead_letters(services.settings) == []
     assert not (services.folder / "service-results" / run.run_id).exists()
-    assert left_behind() == before
+    assert left_behind() <= before
 
 
 @pytest.mark.broker
@@ -264,7 +266,7 @@ def test_a_run_that_is_not_followed_any_more_says_so(vhost: BrokerSettings) -> N
         assert "SubmittedRun" in repr(run)
     with pytest.raises(analysis.RunError, match="not followed any more"):
         run.result()
-    assert left_behind() == before
+    assert left_behind() <= before
 
 
 @pytest.mark.broker
@@ -273,4 +275,4 @@ def test_a_wrong_password_is_refused_with_what_to_check(vhost: BrokerSettings) -
     with pytest.raises(analysis.BrokerError, match="refuses the user or the password") as error:
         analysis.submit(address(vhost, "wr0ng"), release="demo")
     assert "wr0ng" not in str(error.value)
-    assert left_behind() == before
+    assert left_behind() <= before

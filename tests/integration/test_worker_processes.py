@@ -220,6 +220,7 @@ def test_killed_worker_processes_change_no_bit(cache: Path, reference: str, capl
     assert "the worker processes are replaced" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_longer_run_starts_worker_processes_by_itself(
     cache: Path, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

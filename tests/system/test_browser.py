@@ -94,6 +94,7 @@ def partial_plot(tab: Page) -> str:
     return str(tab.evaluate("document.querySelector('#partial-plot')?.getAttribute('src')") or "")
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_run_is_shown_from_its_first_events_to_its_files(
     tab: Page, workers: Workers, monkeypatch: pytest.MonkeyPatch
