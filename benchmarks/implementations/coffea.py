@@ -14,10 +14,10 @@ import numpy as np
 from coffea import processor
 from coffea.nanoevents import BaseSchema
 
+import physics
 from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
 from benchmarks.implementations.notebook import select
 from common.settings import RunSettings
-from physics import ANALYSES
 
 
 class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has no type hints
@@ -28,7 +28,7 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
 
     def process(self, events: Any) -> dict[str, Any]:
         """Process one chunk."""
-        analysis = ANALYSES[self.run.release]
+        analysis = physics.ANALYSES[self.run.release]
         sample = analysis.sample(events.metadata["dataset"])
         columns = ak.zip({name: events[name] for name in branches(analysis, sample)}, depth_limit=1)
         m4l, weight = select(columns, sample, self.run)
