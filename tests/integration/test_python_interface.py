@@ -182,8 +182,9 @@ def test_a_program_from_standard_input_gets_one_error_that_says_so(tmp_path: Pat
 @pytest.mark.parametrize("processes", [1, 3], ids=["at once", "in its worker processes"])
 def test_an_interrupt_ends_a_run_and_leaves_no_process(tmp_path: Path, processes: int) -> None:
     text = (
-        "import analysis, psutil\n"
+        "import analysis, psutil, signal\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background\n"
         "    try:\n"
         "        analysis.run(release='demo', demo_events=200_000, chunk_entries=20)\n"
         "    except KeyboardInterrupt:\n"
