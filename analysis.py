@@ -196,12 +196,14 @@ def _check(arguments: Sequence[str], console: Console) -> int:
     for one in checked:
         if one.tried_on is None:
             console.print(f"{one.release}: its functions were not tried, because no toy release has its samples")
-            continue
-        counts = ", ".join(f"{step} {events:,}" for step, events in one.cutflow.items())
-        console.print(f"{one.release}, tried on {', '.join(one.samples)} of {one.tried_on}: {counts}", soft_wrap=True)
-        for mistake in one.mistakes:
-            print(f"analysis.py: {mistake}", file=sys.stderr)
-    if any(one.mistakes for one in checked):
+        elif not one.mistakes:
+            counts = ", ".join(f"{step} {events:,}" for step, events in one.cutflow.items())
+            tried = f"tried on {', '.join(one.samples)} of {one.tried_on}"
+            console.print(f"{one.release}, {tried}: {counts}", soft_wrap=True)
+    mistakes = dict.fromkeys(mistake for one in checked for mistake in one.mistakes)  # each once for all releases
+    for mistake in mistakes:
+        print(f"analysis.py: {mistake}", file=sys.stderr)
+    if mistakes:
         return INCOMPLETE
     console.print(f"{file}: no mistakes found", soft_wrap=True)
     return COMPLETE
