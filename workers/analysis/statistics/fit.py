@@ -23,6 +23,9 @@ from workers.analysis.statistics.workspace import treatment
 
 FloatArray = npt.NDArray[np.float64]
 
+#: The part of the document that compares with the absence of the signal, for a model that is no search.
+NO_SEARCH = dict.fromkeys(("significance_observed", "p0_observed", "significance_expected", "cls_mu1"))
+
 
 def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Fit the ``workspace`` of a result document; returns the document's ``fit``.
@@ -67,10 +70,11 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     mu_hat, error = float(best.parameters[poi]), float(np.sqrt(covariance[poi, poi]))
     profile = Profile(likelihood, data, best)
     is_search = ANALYSES.of_result(result).model.is_search
-    # Each conditional fit begins where the last one ended, so that the order of these lines matters to the last bit.
+    # A conditional fit begins between the nearest ones made before, so that the order of these lines matters to the
+    # last bit.
     q0 = profile.q0() if is_search else None
     interval = profile.interval(error)
-    search = dict.fromkeys(_SEARCH[:4]) if q0 is None else _search(likelihood, profile, q0, error)
+    search = NO_SEARCH if q0 is None else _search(likelihood, profile, q0, error)
     prior = _prior_covariance(likelihood)
     nominal = Fit(likelihood.start, 0.0)
     prefit, prefit_yields = _expectation(likelihood, nominal, prior)
@@ -93,25 +97,20 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-#: What compares with the absence of the signal, under the names of the document.
-_SEARCH = ("significance_observed", "p0_observed", "significance_expected", "cls_mu1", "upper_limit", "limit_scan")
-
-
 def _search(likelihood: Likelihood, profile: Profile, q0: float, error: float) -> dict[str, Any]:
     """Return the significance of the signal and the upper limit of its strength, whose fitted error is ``error``."""
     asimov_with = likelihood.asimov(likelihood.start)
     with_signal = Profile(likelihood, asimov_with, likelihood.fit(asimov_with))
     limits = Limits(likelihood, profile)
     limit_scan, upper_limit = limits.scan(profile.mu_hat, error)
-    found = (
-        float(np.sqrt(q0)),
-        float(ndtr(-np.sqrt(q0))),
-        float(np.sqrt(with_signal.q0())),
-        limits.cls(1.0),
-        {"confidence_level": CONFIDENCE_LEVEL, **upper_limit},
-        limit_scan,
-    )
-    return dict(zip(_SEARCH, found, strict=True))
+    return {
+        "significance_observed": float(np.sqrt(q0)),
+        "p0_observed": float(ndtr(-np.sqrt(q0))),
+        "significance_expected": float(np.sqrt(with_signal.q0())),
+        "cls_mu1": limits.cls(1.0),
+        "upper_limit": {"confidence_level": CONFIDENCE_LEVEL, **upper_limit},
+        "limit_scan": limit_scan,
+    }
 
 
 def _measured_peak(result: Mapping[str, Any]) -> dict[str, Any]:
