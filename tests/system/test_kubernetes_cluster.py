@@ -328,15 +328,10 @@ def test_losing_one_of_three_brokers_during_a_run_changes_no_bit(start: Callable
     three = Cluster("atlas-test-three", HIGH_AVAILABILITY="1")
 
     def members() -> dict[str, int]:
-        """How many brokers hold each queue, except the queues of followers."""
-        listed = three.kubectl(
-            "exec", "rabbitmq-0", "--", "rabbitmqctl", "-q", "--formatter=json", "list_queues", "name", "members"
-        )
-        return {
-            queue["name"]: len(queue["members"])
-            for queue in json.loads(listed)
-            if not queue["name"].startswith("follow.")
-        }
+        """How many brokers hold each queue, except the exclusive ones, which are those of one connection."""
+        listing = ("rabbitmqctl", "-q", "--formatter=json", "list_queues", "name", "exclusive", "members")
+        listed = json.loads(three.kubectl("exec", "rabbitmq-0", "--", *listing))
+        return {queue["name"]: len(queue["members"]) for queue in listed if not queue["exclusive"]}
 
     try:
         run = start(*LONG, on=three)
