@@ -6,10 +6,11 @@ checks fields, types, lengths, names and ranges.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import awkward as ak
 import msgspec
@@ -34,6 +35,16 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 #: Seconds since 1970 (UTC), up to the year 9999.
 Timestamp = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 Stage = Literal["plan", "data-loader", "data-processor", "analysis"]
+#: What happens to a chunk: see ``Span``.
+Step = Literal["planned", "waited", "read", "selected", "published", "added"]
+#: What a service does: it has nothing to do, handles a message, waits for the broker, or ends. It waits until it is
+#: connected, or until the outcome of a message is accepted: the queue of that may be full.
+State = Literal["idle", "busy", "waiting", "stopping"]
+
+#: The file of a result folder that ``ResultFiles`` compresses: 20 MB for a run of 25,000 chunks.
+TIMELINE = "timeline.json"
+#: The most bytes of it that are decompressed.
+MAX_TIMELINE_BYTES = 48 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -53,6 +64,46 @@ class Chunk:
 
     def __str__(self) -> str:
         return f"{self.sample}[{self.start}:{self.stop}]"
+
+
+class Span(NamedTuple):
+    """A period in the processing of a chunk, encoded as an array.
+
+    ``service`` and ``replica`` are those that did the work. They ``read`` the chunk, ``selected`` its events,
+    ``added`` it to the run (up to the commit to the database), or ``published`` it until the next queue had room.
+    Before that it ``waited`` in the queue that the service consumes. The first chunk of a sample was ``planned``, with
+    all others of the sample, instead: its file may have been fetched.
+
+    ``start`` and ``end`` are in seconds since 1970, by the clock of the replica; the length of work is measured by
+    its monotonic clock. ``redeliveries`` is how often the message had been delivered before, for example to a replica
+    that was killed.
+    """
+
+    step: Step
+    service: Name
+    replica: Name
+    start: Timestamp
+    end: Timestamp
+    redeliveries: Count = 0
+
+    @property
+    def seconds(self) -> float:
+        """Its length; 0 where the clocks of two machines differ by more than that."""
+        return max(0.0, self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Software:
+    """What a service is: the version and the commit of this project, where it runs, and the packages that it uses.
+
+    ``platform`` says how it is run (``embedded``, ``docker``, ``kubernetes`` or ``process``) and on which system, for
+    example ``docker, Linux x86_64``. ``packages`` has the version of Python and of each package that numbers depend on.
+    """
+
+    version: str
+    commit: str
+    platform: str
+    packages: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -232,6 +283,7 @@ class ChunkFailed(Message):
     chunk: Chunk
     problem: str
     digest: str = ""
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,16 +291,23 @@ class _ArrayHeader:
     chunk: Chunk
     settings: RunSettings
     cutflow: dict[str, Count]
+    spans: tuple[Span, ...] = ()
+    software: dict[str, Software] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ArrayMessage(Message):
-    """The events of a chunk. ``cutflow`` counts the events left after each step so far."""
+    """The events of a chunk. ``cutflow`` counts the events left after each step so far.
+
+    ``spans`` has what happened to the chunk so far, and ``software`` what the services are that did it, by their names.
+    """
 
     chunk: Chunk
     settings: RunSettings
     cutflow: dict[str, int]
     events: ak.Array
+    spans: tuple[Span, ...] = ()
+    software: Mapping[str, Software] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -262,8 +321,8 @@ class ArrayMessage(Message):
 
     def encode(self) -> bytes:
         """Pickle the header and the events; raises MessageError where they are too large for a message."""
-        header = _ArrayHeader(self.chunk, self.settings, self.cutflow)
-        body = array_pickle.dumps(asdict(header), self.events)
+        header = _ArrayHeader(self.chunk, self.settings, self.cutflow, self.spans, dict(self.software))
+        body = array_pickle.dumps(msgspec.to_builtins(header), self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
     @classmethod
@@ -283,7 +342,7 @@ class ArrayMessage(Message):
             events = unpickled.array(cls.schema(analysis))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
-        return cls(header.chunk, settings, header.cutflow, events)
+        return cls(header.chunk, settings, header.cutflow, events, header.spans, header.software)
 
 
 @dataclass(frozen=True)
@@ -322,12 +381,17 @@ class RunStarted(Message):
 
 @dataclass(frozen=True)
 class Progress(Message):
-    """A stage has finished a range of entries. The range of the stage ``plan`` is all that is read of a sample."""
+    """A stage has finished a range of entries. The range of the stage ``plan`` is all that is read of a sample.
+
+    ``spans`` has all that happened to a chunk when the analysis adds it. It is empty for the other stages, in the
+    answer to a status request, and for a chunk that was added before.
+    """
 
     kind: ClassVar[str] = "progress"
 
     stage: Stage
     chunk: Chunk
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,13 +408,95 @@ class FetchProgress(Message):
 
 @dataclass(frozen=True)
 class Result(Message):
-    """The document of result.json: a partial one, or the final one of the run (``final``)."""
+    """The document of result.json: a partial one, or the final one of the run (``final``).
+
+    ``timeline`` is the content of timeline.json, compressed by zlib; empty for a partial one.
+    """
 
     kind: ClassVar[str] = "result"
 
     run_id: Name
     final: bool
     result: dict[str, Any]
+    timeline: bytes = b""
+
+
+@dataclass(frozen=True)
+class ServiceStatus(Message):
+    """What a replica of a service does at the moment; published every second. One that is lost does no harm.
+
+    Numbers are counted since the replica started, so that a rate is the difference of two messages.
+
+    Parameters
+    ----------
+    service
+        The name of the service.
+    replica
+        The name of the replica: its host name in a container, otherwise with the process id.
+    host, pid
+        The host name and the process id. The services of an embedded run share one process.
+    state
+        What it does. The last message of a replica that is stopped says ``stopping``; one that is killed sends none.
+    run, work
+        The run and the chunk or sample that it handles, for example ``data_A[0:50000]``; empty if there is none.
+    events
+        The number of events (file entries) that it has handled.
+    received_bytes
+        The size of the messages that it has received, by queue.
+    cpu_seconds
+        The CPU time of its process and of the worker processes of that, ended ones included.
+    rss_bytes
+        The memory of these processes.
+    since, at
+        When the replica started and when this was sent, in seconds since 1970. If a service is busy for seconds,
+        messages for it wait: compare ``at`` with that of other replicas, not with the clock.
+    version
+        The version of this project.
+    """
+
+    kind: ClassVar[str] = "service-status"
+
+    service: Name
+    replica: Name
+    host: str
+    pid: Count
+    state: State
+    run: str
+    work: str
+    events: Count
+    received_bytes: dict[str, Count]
+    cpu_seconds: Annotated[float, msgspec.Meta(ge=0)]
+    rss_bytes: Count
+    since: Timestamp
+    at: Timestamp
+    version: str
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The number of messages that wait in a queue, without those that are being handled.
+
+    ``limit`` is the number from which on publishers wait, None if there is none; ``dead_letters`` the number in its
+    dead-letter queue, None if it has none.
+    """
+
+    messages: Count
+    limit: Count | None
+    dead_letters: Count | None
+
+
+@dataclass(frozen=True)
+class QueueStatus(Message):
+    """The states of the queues by name; published every second. One that is lost does no harm.
+
+    The visualisation asks the broker, without its management interface. A queue for which the broker does not answer
+    is left out. ``at`` is in seconds since 1970.
+    """
+
+    kind: ClassVar[str] = "queue-status"
+
+    queues: dict[str, QueueState]
+    at: Timestamp
 
 
 @dataclass(frozen=True)
@@ -403,6 +549,18 @@ class ResultFiles(Message):
 
     run_id: Name
     files: dict[Name, bytes]
+
+    def encode(self) -> bytes:
+        """Return the body, in which the timeline is compressed; raises MessageError where it is too large."""
+        files = {name: zlib.compress(one) if name == TIMELINE else one for name, one in self.files.items()}
+        return _of_legal_size(msgspec.json.encode(replace(self, files=files)), self.kind)
+
+    @classmethod
+    def decode(cls, body: bytes, analyses: Analyses) -> Self:
+        """Read a body; raises MessageError where it is not one, or its timeline is too large."""
+        message = super().decode(body, analyses)
+        files = {name: decompress(one) if name == TIMELINE else one for name, one in message.files.items()}
+        return replace(message, files=files)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -473,7 +631,7 @@ KINDS: Mapping[str, type[Message]] = {
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
         Events, Selected, RunStarted, Progress, FetchProgress, Result, StatusRequest, RunFailed, ResultFiles,
-        RequeueNotice, CancelRequest, RunCancelled,
+        RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus,
     )
 }  # fmt: skip
 
@@ -494,6 +652,18 @@ def decode(kind: str, body: bytes, analyses: Analyses) -> Message:
     if not body:
         raise MessageError(f"{kind}: the message is empty")
     return KINDS[kind].decode(_of_legal_size(body, kind), analyses)
+
+
+def decompress(timeline: bytes) -> bytes:
+    """Return the content of timeline.json; raises MessageError if zlib did not write the bytes, or it is too large."""
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(timeline, MAX_TIMELINE_BYTES)
+    except zlib.error as error:
+        raise MessageError(f"{TIMELINE} cannot be decompressed: {error}") from None
+    if not unpacking.eof:
+        raise MessageError(f"{TIMELINE} is incomplete, or has more than {MAX_TIMELINE_BYTES} bytes")
+    return content
 
 
 def _of_legal_size(body: bytes, what: str) -> bytes:

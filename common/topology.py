@@ -62,6 +62,9 @@ RESULTS = Exchange("results", ("run-started", "progress", "fetch-progress", "res
 #: Tells every data-loader and data-processor which runs were cancelled.
 CANCELLATIONS = Exchange("cancellations", ("run-cancelled",))
 RESULT_FILES = Exchange("result-files", ("result-files",))
+#: What services and queues do at the moment. Not ``results``, whose queue at the visualisation holds all that it is
+#: sent: a visualisation that is down for hours would fill it, and publishers would wait.
+STATUS = Exchange("status", ("service-status", "queue-status"))
 
 RUNS = Queue("runs", "data-loader", ("run-request",))
 CHUNKS = Queue("chunks", "data-loader", ("file-task", "chunk-task"))
@@ -74,20 +77,24 @@ PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "
 DEAD_NOTICES = Queue("dead-notices", "analysis", ("dead-letter", "requeued"), has_dead_letter_queue=False)
 VISUALISATION = Queue("results.visualisation", "visualisation", exchanges=(RESULTS.name,), limit=10_000)
 
-EXCHANGES = (RESULTS, RESULT_FILES, CANCELLATIONS)
+EXCHANGES = (RESULTS, RESULT_FILES, CANCELLATIONS, STATUS)
 #: The queues that every session declares.
 QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
-#: The queues of which each replica of a service has its own.
+#: The queues of which each replica of a service has its own, which holds the latest messages.
 REPLICA_QUEUES = tuple(
     Queue(
-        f"{CANCELLATIONS.name}.{service}",
+        f"{exchange.name}.{service}",
         service,
-        exchanges=(CANCELLATIONS.name,),
+        exchanges=(exchange.name,),
         keep=1_000,
         exclusive=True,
         has_dead_letter_queue=False,
     )
-    for service in ("data-loader", "data-processor")
+    for exchange, service in (
+        (CANCELLATIONS, "data-loader"),
+        (CANCELLATIONS, "data-processor"),
+        (STATUS, "visualisation"),
+    )
 )
 
 #: The exchange or queue that each kind of message is published to.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from common import array_pickle, messages
 from common.errors import MessageError
 from common.messages import (
     MAX_CHUNKS,
+    MAX_TIMELINE_BYTES,
     CancelRequest,
     Chunk,
     ChunkFailed,
@@ -25,6 +28,8 @@ from common.messages import (
     FileTask,
     Message,
     Progress,
+    QueueState,
+    QueueStatus,
     RequeueNotice,
     Result,
     ResultFiles,
@@ -35,6 +40,9 @@ from common.messages import (
     RunStarted,
     SamplePlan,
     Selected,
+    ServiceStatus,
+    Software,
+    Span,
     StatusRequest,
 )
 from common.names import is_name
@@ -49,6 +57,11 @@ SETTINGS_DEMO = ANALYSES.resolve(RunSettings(release="demo"))
 SETTINGS = ANALYSES.resolve(
     RunSettings(data="/data", samples=("Zee", "llll"), lumi_ifb=7.3, fraction=0.1, pt_cuts_gev=(25.5,))
 )
+SPANS = (
+    Span("waited", "data-loader", "loader-1", 1769903999.5, 1769904000.25, redeliveries=2),
+    Span("read", "data-loader", "loader-1", 1769904000.25, 1769904001.125, redeliveries=2),
+)
+SOFTWARE = {"data-loader": Software("0.2.0", "abc123", "docker, Linux x86_64", {"python": "3.11.9", "numpy": "2.4.0"})}
 MIB_8 = 8 * 1024 * 1024
 
 JSON_MESSAGES: list[Message] = [
@@ -61,16 +74,24 @@ JSON_MESSAGES: list[Message] = [
     SamplePlan(RUN, "Zee", 898, (0, 500, 898), file=FILE),
     SamplePlan(RUN, "Zee", problem="no such file: ‘Zee’"),
     ChunkFailed(CHUNK, "basket 7 is broken"),
+    ChunkFailed(CHUNK, "basket 7 is broken", spans=SPANS),
     RunStarted(RUN, SETTINGS),
     Progress("data-loader", CHUNK),
+    Progress("analysis", CHUNK, SPANS),
     FetchProgress(RUN, "Zee", 10, None),
     Result(RUN, final=True, result={"toy": False, "yield": 0.1 + 0.2, "problems": [], "fit": None}),
+    Result(RUN, final=True, result={}, timeline=zlib.compress(b"[]")),
     RunFailed(RUN, "no such sample"),
     RunFailed(RUN, "other settings", SETTINGS_2020.digest),
     StatusRequest(RUN),
     CancelRequest(RUN, SETTINGS.digest),
     RunCancelled(RUN),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
+    ResultFiles(RUN, {"result.json": b"{}", "timeline.json": b"[]" * 1000}),
+    ServiceStatus(
+        "data-loader", "host-7", "host", 7, "busy", RUN, str(CHUNK), 100, {"chunks": 9}, 1.5, 2**27, 1.0, 2.0, "0.2.0"
+    ),
+    QueueStatus({"events": QueueState(3, 16, 0), "dead-notices": QueueState(0, None, None)}, 1769904000.25),
     RequeueNotice(notice_id="1", queue="events", run_id=RUN, sample="Zee", start=0, stop=10),
 ]
 
@@ -93,7 +114,7 @@ def events(count: int) -> ak.Array:
 
 def events_message(count: int, sample: str = "Zee") -> Events:
     cutflow = {"read": count, "four_leptons": count, "pt_cuts": count}
-    return Events(Chunk(RUN, sample, 0, count), SETTINGS_2020, cutflow, events(count))
+    return Events(Chunk(RUN, sample, 0, count), SETTINGS_2020, cutflow, events(count), SPANS, SOFTWARE)
 
 
 def selected(**changed: Any) -> ak.Array:
@@ -246,7 +267,9 @@ def test_a_missing_field_is_refused_and_an_unknown_one_ignored(message: Message)
     by_kind: dict[type[Message], set[str]] = {
         ChunkTask: {"file"},
         SamplePlan: {"entries", "bounds", "problem", "file", "digest"},
-        ChunkFailed: {"digest"},
+        ChunkFailed: {"digest", "spans"},
+        Progress: {"spans"},
+        Result: {"timeline"},
         RunFailed: {"digest"},
         RequeueNotice: {"run_id", "sample", "start", "stop", "digest"},
     }
@@ -276,6 +299,20 @@ def test_a_body_too_large_for_the_broker_is_refused_by_the_sender() -> None:
         too_many.encode()
     with pytest.raises(MessageError, match=r"result-files: .* more than the 8388608"):
         ResultFiles(RUN, {"m4l.png": bytes(7_000_000)}).encode()
+
+
+def test_a_timeline_larger_than_a_message_is_sent_compressed_and_a_bomb_is_refused() -> None:
+    files = {"result.json": b"{}", "timeline.json": b'{"ph":"X"},' * 1_000_000}
+    body = ResultFiles(RUN, files).encode()
+    assert decode("result-files", body) == ResultFiles(RUN, files)
+    for content, expected in (
+        (zlib.compress(bytes(MAX_TIMELINE_BYTES + 1)), "more than"),
+        (zlib.compress(b"[]")[:-1], "incomplete"),
+        (b"[]", "cannot be decompressed"),
+    ):
+        packed = json.dumps({"run_id": RUN, "files": {"timeline.json": base64.b64encode(content).decode()}})
+        with pytest.raises(MessageError, match=expected):
+            decode("result-files", packed.encode())
 
 
 # --- arrays and their headers ------------------------------------------------------------
@@ -352,8 +389,11 @@ def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any],
 # --- dead letters ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("message", [*JSON_MESSAGES, events_message(1), selected_message()], ids=lambda m: m.kind)
-def test_the_headers_of_every_message_name_its_run_as_a_dead_letter(message: Message) -> None:
+OF_A_RUN = [message for message in JSON_MESSAGES if not isinstance(message, ServiceStatus | QueueStatus)]
+
+
+@pytest.mark.parametrize("message", [*OF_A_RUN, events_message(1), selected_message()], ids=lambda m: m.kind)
+def test_the_headers_of_every_message_of_a_run_name_it_as_a_dead_letter(message: Message) -> None:
     notice = DeadLetterNotice.from_headers("a queue", message.headers, problem="why")
     assert notice.run_id == RUN
     assert notice.chunk == getattr(message, "chunk", None)

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from common.errors import MessageError, Unavailable
-from common.messages import FetchProgress, Message, Progress, Result, ResultFiles, RunFailed, RunStarted, StatusRequest
+from common.messages import (
+    FetchProgress,
+    Message,
+    Progress,
+    QueueStatus,
+    Result,
+    ResultFiles,
+    RunFailed,
+    RunStarted,
+    ServiceStatus,
+    StatusRequest,
+)
 from common.result_folder import write_folder
 from common.service import Service
 from common.settings import Settings
@@ -80,6 +91,8 @@ class Visualisation(Service):
 
         A folder that cannot be written is tried again in ``poll``. Raises Unavailable while MAX_UNWRITTEN runs wait.
         """
+        if isinstance(message, ServiceStatus | QueueStatus):
+            return []
         if not isinstance(message, RunStarted | Result | Progress | FetchProgress | RunFailed):
             raise MessageError(f"the visualisation does not handle {message.kind} messages")
         if self._live is not None:
