@@ -24,10 +24,12 @@ from common.messages import (
     FetchProgress,
     FileTask,
     Message,
+    QueueStatus,
     RequeueNotice,
     Result,
     RunCancelled,
     RunRequest,
+    ServiceStatus,
     StatusRequest,
 )
 from common.service import Service, serve
@@ -35,6 +37,7 @@ from common.settings import RunSettings
 from common.transport.embedded import EmbeddedSession, EmbeddedTransport
 from physics import ANALYSES
 from workers.analysis.service import AnalysisService
+from workers.analysis.statistics.fit_pool import FitPool
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
 from workers.visualisation.plots.pool import DrawingPool
@@ -46,6 +49,9 @@ SETTINGS = ANALYSES.resolve(
     RunSettings(release="demo", samples=SAMPLES, demo_events=20_000, chunk_entries=100, plots=False)
 )
 REQUEST = RunRequest(RUN, 1000.0, SETTINGS)
+SERVICE_STATUS = ServiceStatus(
+    "data-loader", "a1", "host", 1, "busy", RUN, "Zee[0:100]", 0, {}, 0.0, 0, since=1000.0, at=1001.0, version="1"
+)
 #: What is recorded of a dead letter, which has the kind of its message.
 DEAD_LETTER = "dead-letter"
 
@@ -60,6 +66,12 @@ class RecordingTransport(EmbeddedTransport):
     def store(self, route: str, stored: Any) -> None:
         self.recorded.append((route, stored))
         super().store(route, stored)
+
+
+class WithoutProcess(FitPool):
+    """A fit pool that starts no worker process: no run of these tests has data that could be fitted."""
+
+    def start(self) -> None: ...
 
 
 class UntilEmpty:
@@ -118,7 +130,7 @@ class Pipeline:
     def _services(self) -> Iterator[Service]:
         yield DataLoader(self.read)
         yield DataProcessor(self.read)
-        yield AnalysisService(self.read)
+        yield AnalysisService(self.read, fits=WithoutProcess())
         yield Visualisation(self.read, pool=self.pool)
 
     def _serve(self, service: Service) -> int:
@@ -161,6 +173,7 @@ def begun(folder: Path) -> tuple[Pipeline, list[Delivery]]:
     """A run that lost the file of one sample and a chunk of the other, and the two dead letters."""
     pipeline, loader, lost = Pipeline(folder), None, []
     pipeline.publish(REQUEST, FetchProgress(RUN, "Zee", 1, 2), StatusRequest(RUN), StatusRequest(None))
+    pipeline.publish(SERVICE_STATUS, QueueStatus({}, 1001.0))
     loader = DataLoader(pipeline.read)
     with closing(pipeline.transport.open(loader.consumes)) as session:
         while len(lost) < 2:
@@ -209,17 +222,22 @@ def test_a_replay_of_any_kind_of_message_changes_nothing(complete_run: Recording
     assert after.files == before.files
 
 
-@pytest.fixture
-def incomplete_run(tmp_path: Path) -> Iterator[Recording]:
+def incomplete(folder: Path) -> Recording:
     """A run that lost a file and a chunk, of which the file was requeued; another request was refused."""
-    pipeline, lost = begun(tmp_path)
+    pipeline, lost = begun(folder)
     pipeline.publish(replace(REQUEST, settings=replace(SETTINGS, pt_cuts_gev=(1.0,))))
     requeue(pipeline, lost[0])
     pipeline.publish(CancelRequest(RUN, SETTINGS.digest), RunCancelled("another"))
     pipeline.work()
     assert not pipeline.state().is_complete
-    yield recorded(pipeline)
     pipeline.pool.close()
+    return recorded(pipeline)
+
+
+@pytest.fixture(scope="module")
+def incomplete_run(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """An incomplete run, for the tests that leave it as it is."""
+    return incomplete(tmp_path_factory.mktemp("incomplete"))
 
 
 #: A replay of these does the lost work of an incomplete run again.
@@ -234,9 +252,10 @@ def test_a_replay_leaves_an_incomplete_run_as_it_is(incomplete_run: Recording, k
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_replayed_task_can_only_complete_an_incomplete_run(incomplete_run: Recording, kind: str) -> None:
-    incomplete_run.replay(kind)
-    assert incomplete_run.pipeline.state().is_complete
+def test_a_replayed_task_can_only_complete_an_incomplete_run(tmp_path: Path, kind: str) -> None:
+    run = incomplete(tmp_path)
+    run.replay(kind)
+    assert run.pipeline.state().is_complete
 
 
 def test_an_older_incomplete_result_does_not_replace_a_newer_one(tmp_path: Path) -> None:
