@@ -8,12 +8,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 case ${1:-} in
     --help | -h)
         sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"
-        [ ! -x "$here/.venv/bin/python" ] || "$here/.venv/bin/python" "$here/analysis.py" --help
+        "$here/.venv/bin/python" "$here/analysis.py" --help 2>/dev/null ||
+            echo "The flags are shown here after the first run, and in README.md."
         exit
         ;;
 esac
 
 # shellcheck source=venv.sh
 . "$here/venv.sh"
-use_venv "$here" run -r requirements.txt
+use_venv "$here" run '450 MB, about a minute' -r requirements.txt
 exec python "$here/analysis.py" "$@"

@@ -45,7 +45,7 @@ fi
 
 # shellcheck source=venv.sh
 . "$here/venv.sh"
-use_venv "$here" tests -e '.[lint,test]'
+use_venv "$here" tests '1.3 GB, about two minutes' -e '.[lint,test]'
 cd "$here"
 case $which in
     fast)
