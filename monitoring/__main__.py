@@ -60,7 +60,7 @@ def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
             recording = recorder.run()
     if not recording.samples:
         place = {
-            "compose": f"in the Compose project {flags.project!r}",
+            "docker": f"in the Compose project {flags.project!r}",
             "kubernetes": f"in the namespace {flags.namespace!r}",
         }.get(str(recording.header["platform"]), "among this machine's processes")
         raise MonitorError(f"no service appeared {place}")

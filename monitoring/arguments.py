@@ -29,7 +29,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
     if argv[:1] == ["compare"]:
         return _compare_parser().parse_args(argv[1:], argparse.Namespace(action="compare")), ()
     separator = list(argv).index("--") if "--" in argv else len(argv)
-    return _record_parser().parse_args(argv[:separator]), argv[separator + 1 :]
+    parser = _record_parser()
+    flags = parser.parse_args(argv[:separator])
+    if flags.source == "auto" and flags.project and flags.namespace:
+        parser.error("--project is for Docker Compose, --namespace for Kubernetes: give one of them, or --source")
+    if flags.source == "auto":
+        flags.source = "docker" if flags.project else "kubernetes" if flags.namespace else "auto"
+    flags.project = flags.project or os.environ.get("COMPOSE_PROJECT_NAME") or PROJECT
+    flags.namespace = flags.namespace or os.environ.get("NAMESPACE") or NAMESPACE
+    return flags, argv[separator + 1 :]
 
 
 def _record_parser() -> argparse.ArgumentParser:
@@ -43,23 +51,22 @@ def _record_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("action", nargs="?", choices=["record"], help="record to a file; default: show a live table")
     add("--source", choices=["auto", *SOURCES], default="auto", help="default: auto")
-    add(
-        "--project",
-        default=os.environ.get("COMPOSE_PROJECT_NAME") or PROJECT,
-        help=f"Compose project (COMPOSE_PROJECT_NAME, default: {PROJECT})",
-    )
-    add(
-        "--namespace",
-        default=os.environ.get("NAMESPACE") or NAMESPACE,
-        help=f"Kubernetes namespace (NAMESPACE, default: {NAMESPACE})",
-    )
+    add("--project", help=f"Compose project; implies --source docker (COMPOSE_PROJECT_NAME, default: {PROJECT})")
+    add("--namespace", help=f"Kubernetes namespace; implies --source kubernetes (NAMESPACE, default: {NAMESPACE})")
     add("--services", type=_names, default=(), metavar="A,B,..", help="only these services; all of them must appear")
     add("--interval", type=_seconds, default=1.0, metavar="S", help="seconds between samples (default: 1)")
     add("--duration", type=_seconds, default=math.inf, metavar="S", help="stop after this many seconds")
     add("--until-run", metavar="RUN_ID", help="stop when this run has finished")
     add("--tail", type=_seconds, default=0.0, metavar="S", help="continue for S seconds after the run or command")
     add("--wait", type=_seconds, default=0.0, metavar="S", help="wait up to S seconds for services to start")
-    add("--output", type=Path, action="append", default=[], metavar="FILE", help="record to FILE: .csv or .jsonl")
+    add(
+        "--output",
+        type=_recording,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="record to FILE: .csv or .jsonl, or a pipe",
+    )
     add(
         "--results",
         default=os.environ.get("OUTPUT") or "results",
@@ -93,6 +100,14 @@ def _seconds(text: str) -> float:
             f"{text!r} is not a number of seconds from {MIN_SECONDS:g} to {MAX_SECONDS:,}; write for example 0.5"
         )
     return value
+
+
+def _recording(text: str) -> Path:
+    """Return the path of a recording; an existing pipe or device may have any name."""
+    path = Path(text)
+    if path.suffix not in (".csv", ".jsonl") and (not path.exists() or path.is_file() or path.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither .csv nor .jsonl; write for example run.csv")
+    return path
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from monitoring import run_results
 from monitoring.recording import RateCalculator, Recording, RecordingFile
-from monitoring.sources.base import HOST, PIPELINE_SERVICES, CounterSample, MonitorError, Source
+from monitoring.sources.base import MACHINE, PIPELINE_SERVICES, CounterSample, MonitorError, Source
 
 #: Seconds between two reads while waiting for counters to be current.
 _POLL_INTERVAL_S = 0.05
@@ -185,14 +185,14 @@ class Recorder:
             if now - self._failing_since > _FAILURE_LIMIT_S:
                 raise
             return
-        wanted = (*self.options.services, HOST)
+        wanted = (*self.options.services, *MACHINE)
         samples = [
             self._rates.add_cores(sample)
             for sample in samples
             if (not self.options.services or sample.service in wanted)
             and (sample.time >= self._not_before or sample.state == "started")
         ]
-        if not self._samples and all(sample.service == HOST for sample in samples):
+        if not self._samples and all(sample.service in MACHINE for sample in samples):
             return  # other services run here, but none of those that are wanted
         self._samples += samples
         for file in self._files:

@@ -58,13 +58,13 @@ class RecordingFile:
     """Writes a recording so that the file is valid at any time.
 
     Rows are written as samples arrive; ``finish`` writes the final header. The
-    suffixes ``.jsonl`` and ``.json`` select JSON Lines, all others CSV. Raises
+    suffix ``.jsonl`` selects JSON Lines; all others, and pipes, are CSV. Raises
     MonitorError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
-        self._is_json = path.suffix in (".json", ".jsonl")
+        self._is_json = path.suffix == ".jsonl"
         self._samples: list[CounterSample] = []
         self._error: OSError | None = None
         with self._reported():

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from monitoring import usage
 from monitoring.recording import Recording
-from monitoring.sources.base import HOST, CounterSample
+from monitoring.sources.base import MACHINE, CounterSample
 
 #: A container without a new sample for this many seconds no longer runs.
 _STALE_S = 60.0
@@ -113,16 +113,22 @@ def current_table(services: Sequence[Mapping[str, Any]], title: str, seconds: st
 def _table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Table:
     """Return a table of services; a row begins with the service's entry, followed by the cells.
 
-    Restarts are shown if there are any. The host and a total are set apart.
+    Restarts are shown if there are any. The rows of the machine and a total are set apart; a caption says what the
+    total is the sum of.
     """
     restarted = any(entry["restarts"] for entry, *_ in rows)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column("service", no_wrap=True)
     for column in (*columns, *(["restarts"] if restarted else [])):
         table.add_column(column, justify="right", no_wrap=True)
+    before = None
     for entry, *cells in rows:
-        if entry["service"] == HOST or "of" in entry:
+        kind = "total" if "of" in entry else entry["service"] in MACHINE
+        if kind != before and before is not None:
             table.add_section()
+        before = kind
+        if "of" in entry:
+            table.caption, table.caption_justify = f"{entry['service']}: {' + '.join(entry['of'])}", "left"
         table.add_row(entry["service"], *cells, *([str(entry["restarts"])] if restarted else []))
     return table
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitoring.recording import Recording
-from monitoring.sources.base import HOST, PIPELINE_SERVICES, CounterSample
+from monitoring.sources.base import MACHINE, PIPELINE_SERVICES, CounterSample
 
 Floats = NDArray[np.float64]
 
@@ -114,14 +114,14 @@ def usage_by_service(recording: Recording) -> dict[str, ServiceUsage]:
 
 
 def sort_services(services: Iterable[str]) -> list[str]:
-    """Sort service names: those of the pipeline in its order, then others by name, the host last."""
-    order = {name: index for index, name in enumerate(PIPELINE_SERVICES)}
-    return sorted(services, key=lambda name: (name == HOST, order.get(name, len(order)), name))
+    """Sort service names: those of the pipeline in its order, then others by name, then those of MACHINE."""
+    order = [*PIPELINE_SERVICES, None, *MACHINE]
+    return sorted(services, key=lambda name: (order.index(name if name in order else None), name))
 
 
 def services_in_total(services: Iterable[str]) -> list[str]:
-    """Return the services that a total includes: the pipeline's, or if there are none, all except the host."""
-    others = [service for service in sort_services(services) if service != HOST]
+    """Return the services that a total includes: the pipeline's, or if there are none, all except MACHINE."""
+    others = [service for service in sort_services(services) if service not in MACHINE]
     return [service for service in others if service in PIPELINE_SERVICES] or others
 
 
@@ -139,7 +139,7 @@ def duration_s(usage: Mapping[str, ServiceUsage]) -> float:
 def sampling_period_s(recording: Recording) -> float:
     """Return the median of the seconds between a container's samples, at least the requested interval."""
     usage = usage_by_service(recording)
-    steps = [np.diff(lifetime.times) for name in usage if name != HOST for lifetime in usage[name].lifetimes]
+    steps = [np.diff(lifetime.times) for name in usage if name not in MACHINE for lifetime in usage[name].lifetimes]
     gaps = np.concatenate(steps) if steps else np.array([])
     interval_s = float(recording.header.get("interval_s") or 0.0)
     return max(interval_s, float(np.median(gaps)) if gaps.size else 0.0)

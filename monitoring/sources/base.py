@@ -11,8 +11,10 @@ from common.errors import PipelineError
 
 #: The services of the pipeline, in the order in which events pass through them.
 PIPELINE_SERVICES = ("data-loader", "data-processor", "analysis", "visualisation", "rabbitmq")
-#: The service name under which the whole machine is recorded. No total includes it.
-HOST = "host"
+#: The names under which the rest of a machine is recorded: the processes of the container platform, all other
+#: processes, and the whole machine. No total includes them. Services, PLATFORM and REST add up to HOST.
+PLATFORM, REST, HOST = "platform", "rest", "host"
+MACHINE = (PLATFORM, REST, HOST)
 
 #: ``started``: the container has just started, its counter is 0; ``final``: the container has ended.
 State = Literal["started", "running", "final"]

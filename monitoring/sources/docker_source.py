@@ -25,7 +25,7 @@ from monitoring import run_results
 from monitoring.sources import docker_api
 from monitoring.sources.base import CounterSample
 from monitoring.sources.cgroup import Cgroup, cgroup_of
-from monitoring.sources.host import host_sample
+from monitoring.sources.machine import DOCKER_PROCESSES, MachineSource
 
 #: Seconds between the engine's own samples. At shorter intervals, cgroup files are read.
 _ENGINE_INTERVAL_S = 1.0
@@ -75,7 +75,9 @@ class DockerSource:
         self._problems: list[str] = []
         self._closed = threading.Event()
         self._exits = select.poll()
-        self._is_local = (os.environ.get("DOCKER_HOST") or "unix:").startswith(("unix:", "npipe:"))
+        self._machine: MachineSource | None = None
+        if sys.platform == "linux" and (os.environ.get("DOCKER_HOST") or "unix:").startswith("unix:"):
+            self._machine = MachineSource(DOCKER_PROCESSES, self._is_ours)
         label = f"{docker_api.PROJECT_LABEL}={project}"
         self._events = client.events(
             since=int(self._begin),
@@ -100,8 +102,8 @@ class DockerSource:
                 if sample is not None and sample.time > container.returned_until:
                     container.returned_until = sample.time
                     samples.append(sample)
-        if samples and self._is_local:
-            samples.append(host_sample(self.now()))
+        if samples and self._machine is not None:
+            samples += self._machine.read(self.now())
         return samples
 
     def is_current(self, since: float) -> bool:
@@ -122,7 +124,7 @@ class DockerSource:
             version, info = {}, {}
         exact = bool(containers) and all(container.cgroup is not None for container in containers)
         return {
-            "platform": "compose",
+            "platform": "docker",
             "source": "Docker Engine API, the containers' cumulative counters each second; "
             + ("the last one of a container from its cgroup file" if exact else "the last one may be a second old"),
             "project": self._project,
@@ -136,6 +138,7 @@ class DockerSource:
             "memory_bytes": info.get("MemTotal"),
             "limits": {one.first.service: docker_api.limits(one.details["HostConfig"]) for one in containers},
             "images": {one.first.service: docker_api.image(one.details) for one in containers},
+            "unseen": [] if self._machine else ["the engine's own processes: the engine runs on another machine"],
             "problems": problems,
         }
 
@@ -164,11 +167,17 @@ class DockerSource:
         with contextlib.suppress(*docker_api.ENGINE_ERRORS):
             self._events.close()
         self._cgroup_thread.join()
+        if self._machine is not None:
+            self._machine.close()
         for container in self._containers.values():
             if container.cgroup is not None:
                 container.cgroup.close()
             if container.pidfd is not None:
                 os.close(container.pidfd)
+
+    def _is_ours(self, cgroup: str) -> bool:
+        with self._lock:
+            return any(container.id in cgroup for container in self._containers.values())
 
     def _current(self, container: _Container) -> CounterSample | None:
         """Return the latest sample of a running container; at short intervals, read its cgroup file now."""

@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from monitoring import run_results
-from monitoring.sources.base import HOST, CounterSample, MonitorError, seconds
+from monitoring.sources.base import HOST, PLATFORM, CounterSample, MonitorError, seconds
 from monitoring.sources.kubernetes_api import CLOCK_RESOLUTION_S, KubernetesApi, Pod, RefusedError, quantity
+from monitoring.sources.machine import KUBERNETES_PROCESSES, MachineSource, is_this_machine
 from monitoring.sources.pod_counters import CounterSeries, PodCounters
 
 #: Maximum age of the list of pods, in seconds.
@@ -51,6 +52,9 @@ class KubeletSource:
         self._counters: dict[str, PodCounters] = {}
         self._returned_until: dict[tuple[str, float], float] = {}
         self._listed_at = 0.0
+        #: The processes of this machine, if it is the only node of the pods.
+        self._machine: MachineSource | None = None
+        self._nodes: Mapping[str, Mapping[str, Any]] = {}
         self._requested_at = -math.inf
         self._list_pods()
 
@@ -66,7 +70,12 @@ class KubeletSource:
         self._requested_at = now
         if self.now() - self._listed_at > _LIST_AGE_S:
             self._list_pods()
-        return list(self._samples())
+        samples = list(self._samples())
+        if samples and not self._nodes:
+            self._find_nodes()
+        if samples and self._machine is not None:
+            samples += self._machine.read(time.time())
+        return samples
 
     def is_current(self, since: float) -> bool:
         """Return whether the kubelets have read the counters of all running containers at or after ``since``."""
@@ -84,10 +93,8 @@ class KubeletSource:
 
     def describe(self) -> Mapping[str, Any]:
         """Return versions, nodes, and the image and limits of each service."""
-        nodes = {}
-        for name in sorted({pod.node for pod in self._known.values()}):
-            with contextlib.suppress(MonitorError):
-                nodes[name] = self._api.get(f"/api/v1/nodes/{name}")["status"]
+        self._find_nodes()
+        nodes = self._nodes
         info: Mapping[str, Any] = next((status["nodeInfo"] for status in nodes.values()), {})
         pods = self._known.values()
         return {
@@ -104,6 +111,7 @@ class KubeletSource:
             "memory_bytes": sum(int(quantity(status["capacity"]["memory"]) or 0) for status in nodes.values()) or None,
             "limits": {pod.service: _limits(pod) for pod in pods},
             "images": {pod.service: _image(pod) for pod in pods},
+            "unseen": self._unseen(),
             "problems": list(self._problems),
         }
 
@@ -125,11 +133,48 @@ class KubeletSource:
         return None
 
     def close(self) -> None:
-        """Do nothing: no resource is held."""
+        """Close the counters of containers."""
+        if self._machine is not None:
+            self._machine.close()
 
     def has_pods(self) -> bool:
         """Return whether any service has a pod."""
         return bool(self._pods)
+
+    def _find_nodes(self) -> None:
+        """Read the status of the pods' nodes, and find out whether this machine is the only one."""
+        self._nodes = {}
+        for name in sorted({pod.node for pod in self._known.values()}):
+            with contextlib.suppress(MonitorError):
+                self._nodes[name] = self._api.get(f"/api/v1/nodes/{name}")["status"]
+        if self._machine is None and len(self._nodes) == 1:
+            (status,) = self._nodes.values()
+            if is_this_machine(status.get("nodeInfo", {}).get("bootID")):
+                self._machine = MachineSource(KUBERNETES_PROCESSES, self._is_ours)
+
+    def _is_ours(self, cgroup: str) -> bool:
+        return any(uid in cgroup or uid.replace("-", "_") in cgroup for uid in self._known)
+
+    def _unseen(self) -> list[str]:
+        """Return which parts of the platform have no sample; on this machine, all are seen as processes."""
+        if self._machine is not None:
+            return []
+        seen = " ".join(container for container, _ in self._returned_until)
+        parts = {
+            "kubelet": "/kubelet",
+            "container runtime": "/runtime",
+            "API server": "kube-apiserver",
+            "etcd": "etcd",
+            "scheduler": "kube-scheduler",
+            "controllers": "kube-controller-manager",
+            "kube-proxy": "kube-proxy",
+            "DNS": "dns",
+        }
+        return [
+            f"{part}: neither a pod of kube-system nor reported by the kubelet"
+            for part, name in parts.items()
+            if name not in seen
+        ]
 
     def _list_pods(self) -> None:
         requested_at = self.now()
@@ -151,7 +196,8 @@ class KubeletSource:
             for stats in pods:
                 if stats["podRef"]["uid"] in self._known:
                     yield from self._pod_samples(stats)
-            yield from self._node_samples(node, summary["node"])
+            if self._machine is None:
+                yield from self._machine_samples(node, summary)
 
     def _pod_samples(self, stats: Mapping[str, Any]) -> Iterator[CounterSample]:
         uid = stats["podRef"]["uid"]
@@ -217,14 +263,27 @@ class KubeletSource:
         self._returned_until[sample.lifetime] = sample.time
         yield sample
 
-    def _node_samples(self, node: str, stats: Mapping[str, Any]) -> Iterator[CounterSample]:
+    def _machine_samples(self, node: str, summary: Mapping[str, Any]) -> Iterator[CounterSample]:
+        """Yield the node's counter, and those of the platform's parts that the kubelet reports."""
+        yield from self._machine_sample(HOST, node, summary["node"])
+        for part in summary["node"].get("systemContainers") or []:
+            if part["name"] in ("kubelet", "runtime"):
+                yield from self._machine_sample(PLATFORM, f"{node}/{part['name']}", part)
+        for pod in summary["pods"]:
+            if pod["podRef"]["namespace"] == "kube-system":
+                for container in pod.get("containers") or []:
+                    yield from self._machine_sample(PLATFORM, f"{pod['podRef']['name']}/{container['name']}", container)
+
+    def _machine_sample(self, service: str, container: str, stats: Mapping[str, Any]) -> Iterator[CounterSample]:
         cpu = _cpu(stats)
         started = seconds(stats["startTime"])
-        if cpu and cpu[0] > self._returned_until.get((node, started), 0.0):
-            self._returned_until[node, started] = cpu[0]
+        if cpu and cpu[0] > self._returned_until.get((container, started), 0.0):
+            self._returned_until[container, started] = cpu[0]
             memory = (stats.get("memory") or {}).get("workingSetBytes")
             cores = stats["cpu"].get("usageNanoCores", 0) / 1e9
-            yield CounterSample(cpu[0], HOST, node, node, started, cpu[1], cores=cores, memory_bytes=memory)
+            yield CounterSample(
+                cpu[0], service, container, container, started, cpu[1], cores=cores, memory_bytes=memory
+            )
 
 
 def _cpu(stats: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -17,7 +17,8 @@ class MetricsSource(KubeletSource):
     def describe(self) -> Mapping[str, Any]:
         """Return the same as the kubelet's source, with this source's name."""
         source = "metrics.k8s.io: averages over its window, added up; not the kubelet's own counters"
-        return {**super().describe(), "source": source}
+        unseen = [] if self._machine else ["the platform: metrics.k8s.io reports pods of the namespace only"]
+        return {**super().describe(), "source": source, "unseen": unseen}
 
     def _samples(self) -> Iterator[CounterSample]:
         path = f"/apis/metrics.k8s.io/v1beta1/namespaces/{self._api.namespace}/pods"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,98 +15,102 @@ from typing import Any
 import psutil
 
 from monitoring import run_results
-from monitoring.sources.base import CounterSample
-from monitoring.sources.host import host_sample
+from monitoring.sources.base import REST, CounterSample
+from monitoring.sources.machine import CpuAccounts, Process, container_path
 
-#: A new process may execute another program (fork, then exec) within this many seconds.
-_EXEC_LIMIT_S = 3.0
+#: The directory of this project, in which its services run.
+ROOT = Path(__file__).resolve().parents[2]
+_SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 
 
 def service_of(command: Sequence[str]) -> str | None:
     """Return the service of a command line: ``python -m workers.data_loader``, a RabbitMQ broker, or None."""
     for flag, value in pairwise(command):
         package, _, module = value.partition(".")
-        if flag == "-m" and package == "workers" and module.isidentifier() and "python" in command[0]:
+        if flag == "-m" and package == "workers" and module in _SERVICES and "python" in command[0]:
             return module.replace("_", "-")
     if command and Path(command[0]).name == "beam.smp" and any("rabbit" in argument for argument in command):
         return "rabbitmq"
     return None
 
 
-class _ProcessTree:
-    """A service's process with its child processes, and the CPU time of those that have exited."""
+def belongs_to(project: Path, directory: Path, executable: Path) -> bool:
+    """Return whether a service's process is one of ``project``, from its working directory and its Python.
 
-    def __init__(self, service: str, root: psutil.Process, started: float) -> None:
-        self.service = service
-        self.root = root
-        self.started = started
-        self.read_at = started
-        #: Each process by its number, with its parent's number and its CPU seconds at the last reading.
-        self.members: dict[int, tuple[psutil.Process, int, float]] = {}
-        self._exited_seconds = 0.0
-        self.add(root)
+    It runs in the project's directory. If the project is installed as a package, ``project`` is the directory of
+    Python's packages: then it runs with the same Python, in a directory that has no package ``workers`` of its own.
+    """
+    if directory == project:
+        return True
+    installed = project.name in ("site-packages", "dist-packages")
+    return installed and executable == Path(sys.executable) and not (directory / "workers").exists()
 
-    def add(self, process: psutil.Process) -> None:
-        """Add the root or a child process; raises psutil.Error if it has exited."""
-        self.members[process.pid] = process, process.ppid(), 0.0
 
-    def cpu_seconds_and_bytes(self) -> tuple[float, int]:
-        """Return the CPU seconds of all processes and the resident bytes of the running ones.
+@dataclass
+class _Service:
+    """A service's first process, and whether it has started since the source was opened."""
 
-        A process that exits passes its CPU time, and that of its children, to
-        the parent that waits for it. If its parent has exited, its time is
-        added here. Raises psutil.NoSuchProcess if the root has exited.
-        """
-        memory = 0
-        for pid, (process, parent, seconds) in list(self.members.items()):
+    service: str
+    pid: int
+    started: float
+    is_new: bool
+    #: The ports that a broker listens on; None if they may not be read.
+    ports: frozenset[int] | None = frozenset()
+
+    def listens_on(self, ports: set[int]) -> bool:
+        """Return whether a broker listens on one of ``ports``. While it starts, its ports are read again."""
+        if self.ports is not None and not ports & self.ports:
             try:
-                with process.oneshot():
-                    times = process.cpu_times()
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        memory += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                if process is self.root:
-                    raise
-                del self.members[pid]
-                if parent not in self.members:
-                    self._exited_seconds += seconds
-            else:
-                waited_for = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-                self.members[pid] = process, parent, times.user + times.system + waited_for
-        return self._exited_seconds + sum(seconds for _, _, seconds in self.members.values()), memory
+                connections = psutil.Process(self.pid).net_connections("tcp")
+                self.ports = frozenset(one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN)
+            except psutil.Error:
+                self.ports = None
+        return self.ports is None or bool(ports & self.ports)
 
 
 class ProcessSource:
-    """Samples of the services among this machine's processes, without those inside containers."""
+    """Samples of this project's services among this machine's processes, without those inside containers.
+
+    A broker is the project's if it listens on the port that a service was given, or if its ports may not be read.
+    """
 
     refresh_s = 0.5
 
-    def __init__(self) -> None:
-        self._begin = time.time()
-        self._create_times: dict[int, float] = {}
-        self._trees: dict[int, _ProcessTree] = {}
+    def __init__(self, project: Path = ROOT) -> None:
+        self._project = project
+        #: The services by the names of their groups of processes.
+        self._services: dict[str, _Service] = {}
+        #: The brokers' ports that the services were given.
+        self._ports: set[int] = set()
         self._problems: list[str] = []
         self._result_folders: set[Path] = set()
-        list(self._find(is_new=False))
+        self._accounts = CpuAccounts(self._group_of)
+        self._began = time.time()
+        self._is_open = False
+        self._accounts.scan()
+        self._is_open = True
 
     def now(self) -> float:
         """Return the time of this machine."""
         return time.time()
 
     def read(self) -> Sequence[CounterSample]:
-        """Find new processes and read the CPU times of all."""
-        samples = list(self._find(is_new=True))
-        for pid, tree in list(self._trees.items()):
-            try:
-                seconds, memory = tree.cpu_seconds_and_bytes()
-            except psutil.Error:
-                age = time.time() - tree.read_at
-                self._problems.append(f"{tree.service} (process {pid}) ended up to {age:.2f} s after its last sample")
-                del self._trees[pid]
+        """Read the CPU times of all processes."""
+        before = self._accounts.time
+        self._accounts.scan()
+        samples = []
+        for group, one in list(self._services.items()):
+            if group in self._accounts.memory_bytes:
+                samples += list(self._samples(group, one))
                 continue
-            tree.read_at = time.time()
-            samples.append(_sample(tree, tree.read_at, seconds, memory))
-        return [*samples, host_sample(self.now())] if samples else []
+            age = self._accounts.time - before
+            self._problems.append(f"{one.service} (process {one.pid}) ended up to {age:.2f} s after its last sample")
+            del self._services[group]
+        if all(sample.service == REST for sample in samples):
+            return []
+        rest = self._accounts.cpu_seconds.get(REST, 0.0)
+        host = self._accounts.host
+        return [*samples, CounterSample(self._accounts.time, REST, "1", REST, host.started, rest), host]
 
     def is_current(self, since: float) -> bool:
         """Return True: ``read`` always reads the current times."""
@@ -113,13 +119,14 @@ class ProcessSource:
     def describe(self) -> Mapping[str, Any]:
         """Return the facts of this machine."""
         return {
-            "platform": "processes",
-            "source": "this machine's processes (psutil): user and system time, children included",
+            "platform": "process",
+            "source": "this machine's processes: user and system time, children included",
             "versions": {"kernel": platform.release(), "python": platform.python_version()},
             "cores": psutil.cpu_count(),
             "memory_bytes": psutil.virtual_memory().total,
             "limits": {},
             "images": {},
+            "unseen": [],
             "problems": list(self._problems),
         }
 
@@ -128,61 +135,48 @@ class ProcessSource:
         return run_results.find_in_folders(self._result_folders, run_id, since)
 
     def close(self) -> None:
-        """Do nothing: no resource is held."""
+        """Close the counters of containers."""
+        self._accounts.close()
 
-    def _find(self, is_new: bool) -> Iterator[CounterSample]:
-        """Find processes that have started since the last call; yields the first samples of new services."""
-        now = time.time()
-        pids = psutil.pids()
-        self._create_times = {pid: self._create_times[pid] for pid in pids if pid in self._create_times}
-        for pid in pids:
-            if self._create_times.get(pid, now) < now - _EXEC_LIMIT_S:
-                continue
-            with contextlib.suppress(psutil.Error, OSError):
-                process = psutil.Process(pid)
-                self._create_times[pid] = process.create_time()
-                parent = process.ppid()
-                for tree in self._trees.values():
-                    if parent in tree.members and pid not in tree.members:
-                        tree.add(process)
-                if any(pid in tree.members for tree in self._trees.values()):
-                    continue
-                service = service_of(process.cmdline())
-                if service is None or _is_in_container(pid):
-                    continue
+    def _group_of(self, pid: int, process: Process, parent_group: str) -> str | None:
+        """Return the group of a service's first process and of its children."""
+        if parent_group in self._services:
+            return parent_group
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
+            found = psutil.Process(pid)
+            service = service_of(found.cmdline())
+            if service is None or container_path(pid) is not None:
+                return None
+            if service != "rabbitmq":
+                directory = Path(found.cwd())
+                if not belongs_to(self._project, directory, Path(found.exe())):
+                    return None
+                variables = found.environ()
+                default = "5671" if variables.get("RABBITMQ_TLS_CA") else "5672"
+                self._ports.add(int(variables.get("RABBITMQ_PORT") or default))
+                if service == "visualisation":
+                    self._result_folders.add(directory / variables.get("OUTPUT", "results"))
+            group = f"{service}-{pid}"
+            if group not in self._services:
                 # The kernel's start times differ from the clock by up to a second. A process that was
                 # absent before has started since, whatever its start time.
-                started = max(self._begin, self._create_times[pid]) if is_new else self._create_times[pid]
-                self._trees[pid] = tree = _ProcessTree(service, process, min(started, now))
-                if service == "visualisation":
-                    with contextlib.suppress(psutil.Error):
-                        self._result_folders.add(Path(process.cwd(), process.environ().get("OUTPUT", "results")))
-                if is_new:
-                    yield _sample(tree, tree.started, 0.0, None)
+                started = min(max(process.started, self._began), time.time()) if self._is_open else process.started
+                self._services[group] = _Service(service, pid, started, self._is_open)
+            return group
+        return None
 
-
-def _sample(tree: _ProcessTree, time_s: float, cpu_seconds: float, memory_bytes: int | None) -> CounterSample:
-    return CounterSample(
-        time=time_s,
-        service=tree.service,
-        replica=str(tree.root.pid),
-        container=f"{tree.service}-{tree.root.pid}",
-        started=tree.started,
-        cpu_seconds=cpu_seconds,
-        state="started" if memory_bytes is None else "running",
-        memory_bytes=memory_bytes,
-    )
-
-
-def _is_in_container(pid: int) -> bool:
-    """Return whether a process is in a PID namespace below ours, which only Linux has."""
-    return len(_namespace_pids(pid)) > len(_namespace_pids("self"))
-
-
-def _namespace_pids(pid: int | str) -> list[str]:
-    """Return the process's number in each PID namespace that it belongs to, as far as this system says."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return line.split()[1:]
-    return []
+    def _samples(self, group: str, one: _Service) -> Iterator[CounterSample]:
+        accounts = self._accounts
+        sample = CounterSample(
+            time=accounts.time,
+            service=one.service if one.service != "rabbitmq" or one.listens_on(self._ports) else REST,
+            replica=str(one.pid),
+            container=group,
+            started=one.started,
+            cpu_seconds=accounts.cpu_seconds[group],
+            memory_bytes=accounts.memory_bytes[group],
+        )
+        if one.is_new:
+            one.is_new = False
+            yield replace(sample, time=one.started, cpu_seconds=0.0, memory_bytes=None, state="started")
+        yield sample

@@ -1,0 +1,330 @@
+"""CPU time of everything that runs on this machine, in groups of processes: services, the container platform, the rest.
+
+The kernel keeps for each process the CPU time of its own threads and that of the
+child processes that it has waited for. Of the sum over all processes, no CPU
+time is lost when a process exits and its parent waits for it, but it moves to
+the parent, which may be in another group. ``CpuAccounts`` follows these moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from monitoring.sources.base import HOST, PLATFORM, REST, CounterSample
+from monitoring.sources.cgroup import Cgroup, cgroup_of
+
+#: Names of a container platform's processes, as far as the kernel keeps them: 15 characters.
+DOCKER_PROCESSES = frozenset(("dockerd", "containerd", "containerd-shim", "docker-proxy", "buildkitd", "runc"))
+KUBERNETES_PROCESSES = DOCKER_PROCESSES | {
+    *("kubelet", "kube-apiserver", "etcd", "kube-scheduler", "kube-controller", "kube-proxy", "coredns", "dnsmasq"),
+    *("cloud-controlle", "pause", "crio", "conmon", "cri-dockerd", "flanneld", "calico-node", "kindnetd"),
+    *("k3s-server", "k3s-agent", "kubelite", "metrics-server", "local-path-prov", "storage-provisi"),
+}
+#: A new process may execute another program (fork, then exec) or enter a container within this many seconds.
+_EXEC_LIMIT_S = 3.0
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_IS_LINUX = sys.platform == "linux"
+
+
+class Process(NamedTuple):
+    """A process: start in seconds since 1970, name, CPU seconds of itself and of waited-for children, resident bytes."""
+
+    started: float
+    parent: int
+    name: str
+    own: float
+    children: float
+    memory_bytes: int
+
+
+def read_processes() -> dict[int, Process]:
+    """Return all processes that may be read, by number."""
+    return dict(_from_proc() if _IS_LINUX else _from_psutil())
+
+
+@cache
+def _boot_time() -> float:
+    return float(psutil.boot_time())
+
+
+def _from_proc() -> Iterator[tuple[int, Process]]:
+    tick, page, boot = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE"), _boot_time()
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
+                before, _, after = file.read().rpartition(b")")
+                value = after.split()  # from the third field of proc_pid_stat(5) on
+                own, children = int(value[11]) + int(value[12]), int(value[13]) + int(value[14])
+                name = before.partition(b"(")[2].decode(errors="replace")
+                started = boot + int(value[19]) / tick
+                yield (
+                    int(entry),
+                    Process(started, int(value[1]), name, own / tick, children / tick, int(value[21]) * page),
+                )
+
+
+def _from_psutil() -> Iterator[tuple[int, Process]]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error), process.oneshot():
+            times = process.cpu_times()
+            yield (
+                process.pid,
+                Process(
+                    process.create_time(),
+                    process.ppid(),
+                    process.name(),
+                    times.user + times.system,
+                    getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0),
+                    process.memory_info().rss,
+                ),
+            )
+
+
+def container_path(pid: int) -> str | None:
+    """Return the cgroup of the container that a process is in; None if it is in none, or in that of this process."""
+    path = _cgroup_path(pid)
+    return path if path and path != _cgroup_path("self") else None
+
+
+def _cgroup_path(pid: int | str) -> str | None:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            path = line.split(":", 2)[2]
+            if _CONTAINER_ID.search(path) or "buildkit" in path:
+                return path
+    return None
+
+
+def is_this_machine(boot_id: str | None) -> bool:
+    """Return whether ``boot_id`` is that of the running kernel."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() == boot_id
+    return False
+
+
+class _Container:
+    """A container's counter, and the part of it that no process was seen to use."""
+
+    def __init__(self, pid: int, path: str) -> None:
+        found = _CONTAINER_ID.findall(path)
+        self.cgroup: Cgroup | None = cgroup_of(pid, found[-1]) if found else None
+        #: The process outside the container that waits for its processes.
+        self.parent = 0
+        self.unseen = 0.0
+        self._counter = 0.0
+
+    def increase(self) -> float | None:
+        """Return the CPU seconds since the last call; None without a counter."""
+        if self.cgroup is None:
+            return None
+        try:
+            counter = self.cgroup.cpu_seconds()
+        except OSError:
+            self.close()
+            return None
+        self._counter, before = counter, self._counter
+        return counter - before
+
+    def close(self) -> None:
+        """Close the counter's file."""
+        if self.cgroup is not None:
+            self.cgroup.close()
+            self.cgroup = None
+
+
+class CpuAccounts:
+    """CPU seconds of each group of processes, those from before the first scan included.
+
+    ``group_of`` names the group of a process from its number, the process and
+    the group of its parent. Without one, a process belongs to its container, or
+    to REST. Containers for which ``is_counted`` is true (their CPU time is known
+    from elsewhere) are left out; all others are in REST.
+    """
+
+    def __init__(
+        self,
+        group_of: Callable[[int, Process, str], str | None],
+        is_counted: Callable[[str], bool] = lambda path: False,
+    ) -> None:
+        self._group_of = group_of
+        self._is_counted = is_counted
+        self._last: dict[int, Process] = {}
+        self._groups: dict[int, str] = {}
+        self._passed: dict[int, float] = {}
+        self._containers: dict[str, _Container] = {}
+        self.time = self.previous_time = time.time()
+        self.host = host_sample(self.time)
+        self.cpu_seconds: dict[str, float] = {}
+        self.memory_bytes: dict[str, int] = {}
+
+    def scan(self) -> None:
+        """Read all processes and add what they have used since the last scan to their groups."""
+        self.previous_time, self.time = self.time, time.time()
+        # One after the other at once: on a busy machine, what is between them would be missing in one of them.
+        now, self.host = read_processes(), host_sample(self.time)
+        new = self._passed_to_parents(now)
+        passed = {pid: self._passed.get(pid, 0.0) + new.get(pid, 0.0) for pid in {*self._passed, *new}}
+        used: defaultdict[str, float] = defaultdict(float)
+        memory: defaultdict[str, int] = defaultdict(int)
+        inherited: dict[int, float] = {}
+        groups: dict[int, str] = {}
+        # In the order of starts a parent comes before its children. The init process comes last.
+        for pid in sorted(now, key=lambda pid: (pid == 1, now[pid].started, pid)):
+            process, before = now[pid], self._last.get(pid)
+            if before is not None and before.started != process.started:
+                before = None
+            groups[pid] = group = self._group(pid, process, groups, self._groups.get(pid) if before else None)
+            from_children = process.children - (before.children if before else 0.0)
+            inherited[pid] = from_children
+            for heir in list(passed) if pid == 1 else [pid]:  # the init process waits for orphans
+                counted = min(passed.get(heir, 0.0), inherited[pid])
+                inherited[pid] -= counted
+                passed[heir] = passed.get(heir, 0.0) - counted
+            used[group] += process.own - (before.own if before else 0.0) + inherited[pid]
+            memory[group] += process.memory_bytes
+        # A parent that was read just before it waited for its child shows it at the next scan.
+        self._passed = {pid: min(passed[pid], seconds) for pid, seconds in new.items()}
+        self._correct_containers(used, inherited, groups)
+        for group, seconds in used.items():
+            if group not in self._containers or not self._is_counted(group):
+                account = REST if group in self._containers else group
+                self.cpu_seconds[account] = self.cpu_seconds.get(account, 0.0) + seconds
+        self._last, self._groups, self.memory_bytes = now, groups, dict(memory)
+
+    def close(self) -> None:
+        """Close the counters of containers."""
+        for container in self._containers.values():
+            container.close()
+
+    def _group(self, pid: int, process: Process, groups: dict[int, str], known: str | None) -> str:
+        if known is not None and process.started < self.time - _EXEC_LIMIT_S:
+            return known
+        parent_group = groups.get(process.parent, REST)
+        group = self._group_of(pid, process, known or REST if parent_group == REST else parent_group)
+        if group is None:
+            group = container_path(pid) or REST
+        if group.startswith("/"):
+            if group not in self._containers:
+                self._containers[group] = _Container(pid, group)
+            container = self._containers[group]
+            if parent_group != group:
+                container.parent = process.parent
+        return group
+
+    def _passed_to_parents(self, now: dict[int, Process]) -> dict[int, float]:
+        """Return the CPU seconds, already counted, of exited processes, by the ancestor that they passed to."""
+
+        def runs(pid: int) -> bool:
+            return pid in now and now[pid].started == self._last[pid].started
+
+        passed: defaultdict[int, float] = defaultdict(float)
+        for pid, process in self._last.items():
+            if not runs(pid):
+                heir = process.parent
+                while heir in self._last and not runs(heir):
+                    heir = self._last[heir].parent
+                passed[heir] += process.own + process.children
+        return passed
+
+    def _correct_containers(self, used: dict[str, float], inherited: dict[int, float], groups: dict[int, str]) -> None:
+        """Replace what the processes of a container used by its counter.
+
+        A process that started and ended between two scans, for example a health
+        probe, is in the counter of its container. The process outside that
+        waited for it has inherited the same CPU time, from which it is taken.
+        """
+        for path, container in list(self._containers.items()):
+            seen, increase = used.get(path, 0.0), container.increase()
+            if increase is None:
+                continue
+            used[path] = increase
+            container.unseen += increase - seen
+            moved = min(max(container.unseen, 0.0), inherited.get(container.parent, 0.0))
+            if moved:
+                container.unseen -= moved
+                inherited[container.parent] -= moved
+                used[groups[container.parent]] -= moved
+
+
+class MachineSource:
+    """Samples of the container platform's processes, of all other processes, and of the whole machine."""
+
+    #: Seconds between two scans at least.
+    interval_s = 1.0
+
+    def __init__(self, names: frozenset[str], is_counted: Callable[[str], bool]) -> None:
+        self._names = names
+        self._accounts = CpuAccounts(self._group_of, is_counted)
+        self._scanned_at = float("-inf")
+        self._returned: set[str] = set()
+
+    def _group_of(self, pid: int, process: Process, parent_group: str) -> str | None:
+        if process.name in self._names:
+            return f"{PLATFORM} {process.name}"
+        path = container_path(pid)
+        if path and "buildkit" in path:
+            return f"{PLATFORM} buildkit"
+        return None if path or not parent_group.startswith(PLATFORM) else parent_group
+
+    def read(self, now: float) -> Iterator[CounterSample]:
+        """Yield samples, unless the last are younger than ``interval_s``; ``now`` is the time by the source's clock."""
+        if time.monotonic() - self._scanned_at < self.interval_s:
+            return
+        is_first = not self._returned
+        self._scanned_at = time.monotonic()
+        accounts = self._accounts
+        accounts.scan()
+        ahead_s = now - time.time()
+        for group in sorted({REST, *accounts.cpu_seconds}):
+            service, _, component = group.partition(" ")
+            sample = CounterSample(
+                time=accounts.time + ahead_s,
+                service=service,
+                replica=component or "1",
+                container=group,
+                started=accounts.host.started,
+                cpu_seconds=accounts.cpu_seconds.get(group, 0.0),
+                memory_bytes=accounts.memory_bytes.get(group, 0),
+            )
+            if group not in self._returned and not is_first:
+                zero_time = accounts.previous_time + ahead_s
+                yield replace(sample, time=zero_time, cpu_seconds=0.0, memory_bytes=None, state="started")
+            self._returned.add(group)
+            yield sample
+        yield replace(accounts.host, time=accounts.time + ahead_s)
+
+    def close(self) -> None:
+        """Close the counters of containers."""
+        self._accounts.close()
+
+
+def host_sample(time_s: float) -> CounterSample:
+    """Return the machine's busy CPU seconds since boot and the memory in use, read now, at ``time_s``.
+
+    Idle, I/O wait and stolen time are not busy time. Guest time is part of user
+    time and is not added again.
+    """
+    times = psutil.cpu_times()
+    memory = psutil.virtual_memory()
+    return CounterSample(
+        time=time_s,
+        service=HOST,
+        replica="1",
+        container=platform.node(),
+        started=_boot_time(),
+        cpu_seconds=sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")),
+        memory_bytes=memory.total - memory.available,
+    )
