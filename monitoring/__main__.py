@@ -7,10 +7,12 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +20,10 @@ from monitoring import arguments, run_results, sources, tables
 from monitoring.recorder import Recorder, RecordingOptions
 from monitoring.recording import Recording, read_recording
 from monitoring.sources.base import MonitorError, Source
+
+if TYPE_CHECKING:
+    from monitoring.comparison.compare import Comparison
+    from monitoring.comparison.costs import Cost
 
 OK, FAILED = 0, 1
 #: The width of tables where that of the terminal is not known.
@@ -28,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Show, record or compare as the flags say; returns the exit code."""
     flags, command = arguments.parse(list(sys.argv[1:] if argv is None else argv))
     try:
-        return _compare(flags) if flags.action == "compare" else _record(flags, command)
+        if flags.action == "compare":
+            return _compare(flags)
+        return _campaign(flags) if flags.action == "campaign" else _record(flags, command)
     except MonitorError as error:
         _say(str(error))
     except KeyboardInterrupt:
@@ -122,24 +130,59 @@ def _print(flags: argparse.Namespace, recording: Recording, display: tables.Curr
 
 
 def _compare(flags: argparse.Namespace) -> int:
+    from monitoring.comparison.compare import compare
+
+    _write(compare([read_recording(path) for path in flags.files]), flags.output)
+    return OK
+
+
+def _write(
+    comparison: Comparison, path: Path, costs: Sequence[Cost] = (), made: Mapping[str, Any] | None = None
+) -> None:
+    """Print a comparison and write it to ``path`` with the suffixes of its files."""
     # Figures are written to files only; matplotlib cannot be imported with a backend that it does not have.
     os.environ["MPLBACKEND"] = "agg"
     from monitoring.comparison import plot, report
-    from monitoring.comparison.compare import compare
 
-    comparison = compare([read_recording(path) for path in flags.files])
     console = _console(None if sys.stdout.isatty() else _WIDTH)
     console.print(report.table(comparison))
+    if costs:
+        console.print(report.cost_table(costs))
     for warning in comparison.warnings:
         console.print(f"not comparable: {warning}", soft_wrap=True)
     try:
-        flags.output.mkdir(parents=True, exist_ok=True)
-        (flags.output / "comparison.md").write_text(report.markdown(comparison), encoding="utf-8")
-        plot.draw(comparison, flags.output / "comparison")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = report.document(comparison, costs, made or {})
+        path.with_suffix(".md").write_text(report.markdown(comparison, costs, made or {}), encoding="utf-8")
+        path.with_suffix(".json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+        plot.draw(comparison, path, costs)
     except OSError as error:
-        raise MonitorError(f"--output {flags.output}: {error.strerror}") from None
-    console.print(f"{flags.output / 'comparison'}.png, .pdf and .md", soft_wrap=True)
-    return OK
+        raise MonitorError(f"--output {path.parent}: {error.strerror}") from None
+    console.print(f"{path}.png, .pdf, .md and .json", soft_wrap=True)
+
+
+def _campaign(flags: argparse.Namespace) -> int:
+    """Record a campaign and compare its recordings; FAILED if a part of it is missing."""
+    from monitoring.campaign.campaign import Campaign, Plan, made_with
+    from monitoring.comparison.compare import compare
+    from monitoring.comparison.costs import costs
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    plan = Plan(tuple(flags.platforms), tuple(flags.events), flags.repeat, flags.idle)
+    campaign = Campaign(plan, flags.output.resolve(), _say)
+    try:
+        campaign.record()
+    except KeyboardInterrupt:
+        _say("interrupted; the same command continues where it stopped")
+        return FAILED
+    repetitions = campaign.repetitions()
+    for failure in campaign.failures:
+        _say(failure)
+    if len(repetitions) < 2:
+        raise MonitorError("a comparison needs recordings of two platforms; correct the above and repeat the command")
+    runs = [one.large for members in repetitions.values() for one in members]
+    _write(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
+    return FAILED if campaign.failures else OK
 
 
 if __name__ == "__main__":

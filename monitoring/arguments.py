@@ -14,18 +14,22 @@ from monitoring.sources import SOURCES
 MIN_SECONDS, MAX_SECONDS = 0.001, 366 * 86_400
 #: The Compose project of compose.yaml and the namespace of kubernetes/.
 PROJECT, NAMESPACE = "atlas-open-data", "atlas"
+CAMPAIGN_PLATFORMS = ("process", "docker", "kubernetes")
 
 _DESCRIPTION = "CPU time and memory of each service, under Docker Compose, on Kubernetes or as plain processes."
 _EXAMPLES = """
 cpu_monitor.py                                    live table, like docker stats
 cpu_monitor.py --once [--json]                    current values, after one interval
 cpu_monitor.py record --output FILE [-- COMMAND]  record; with a command, for as long as it runs
-cpu_monitor.py compare FILE FILE [..]             compare recordings: table, comparison.png, .pdf and .md
+cpu_monitor.py compare FILE FILE [..]             compare recordings: table, comparison.png, .pdf, .md and .json
+cpu_monitor.py campaign --output DIR              record and compare runs on every platform in turn
 """
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
-    """Return the flags, with ``action`` None, ``record`` or ``compare``, and the command after ``--``."""
+    """Return the flags, with ``action`` None, ``record``, ``compare`` or ``campaign``, and the command after ``--``."""
+    if argv[:1] == ["campaign"]:
+        return _campaign_flags(argv[1:]), ()
     if argv[:1] == ["compare"]:
         return _compare_parser().parse_args(argv[1:], argparse.Namespace(action="compare")), ()
     separator = list(argv).index("--") if "--" in argv else len(argv)
@@ -85,9 +89,46 @@ def _compare_parser() -> argparse.ArgumentParser:
         "files", nargs="+", type=Path, metavar="FILE", help="recordings; those with equal labels are repetitions"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="folder for comparison.png, .pdf and .md"
+        "--output",
+        type=_comparison,
+        default=Path("comparison"),
+        metavar="DIR|FILE",
+        help="folder for comparison.png, .pdf, .md and .json, or one of these files (default: the current folder)",
     )
     return parser
+
+
+def _campaign_flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="cpu_monitor.py campaign",
+        allow_abbrev=False,
+        description="Record the idle services and runs of two sizes on each platform in turn, and compare them. "
+        "After an interruption, the same command continues.",
+    )
+    add = parser.add_argument
+    add("--platforms", type=_names, default=CAMPAIGN_PLATFORMS, metavar="A,B,..", help="default: all three")
+    add("--events", type=_count, nargs=2, default=(2_000_000, 20_000_000), metavar="N", help="events of the runs")
+    add("--repeat", type=_count, default=3, metavar="N", help="recordings of each kind (default: 3)")
+    add("--idle", type=_seconds, default=60.0, metavar="S", help="seconds of the idle services, over all repetitions")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the recordings and the comparison")
+    flags = parser.parse_args(argv, argparse.Namespace(action="campaign"))
+    if unknown := set(flags.platforms) - set(CAMPAIGN_PLATFORMS):
+        parser.error(f"--platforms: {', '.join(sorted(unknown))} is none of {', '.join(CAMPAIGN_PLATFORMS)}")
+    if flags.events[0] >= flags.events[1]:
+        parser.error(f"--events {flags.events[0]} {flags.events[1]}: give the smaller number first")
+    return flags
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _comparison(text: str) -> Path:
+    """Return the path of a comparison's files without suffix."""
+    path = Path(text)
+    return path.with_suffix("") if path.suffix in (".png", ".pdf", ".md", ".json") else path / "comparison"
 
 
 def _seconds(text: str) -> float:

@@ -38,6 +38,8 @@ class RecordingOptions:
     wait_s: float = math.inf
     until_run: str | None = None
     command: Sequence[str] = ()
+    #: A function to record in place of a command; returns an exit code.
+    work: Callable[[], int] | None = None
     services: Sequence[str] = ()
     outputs: Sequence[Path] = ()
     label: str | None = None
@@ -46,7 +48,7 @@ class RecordingOptions:
     @property
     def is_recorded(self) -> bool:
         """Whether sums matter: they are written, or the cost of a command is requested."""
-        return bool(self.outputs or self.command)
+        return bool(self.outputs or self.command or self.work)
 
 
 class Recorder:
@@ -74,7 +76,7 @@ class Recorder:
         self._files: list[RecordingFile] = []
         self._problems: list[str] = []
         self._failing_since: float | None = None
-        self._interrupted = False
+        self.interrupted = False
         self._run: Mapping[str, Any] | None = None
         #: Times are by the clock of the source's samples, except for that of the files on this machine.
         self._begin = source.now()
@@ -170,7 +172,7 @@ class Recorder:
             if time.monotonic() > deadline:
                 self._problems.append(f"not every counter was read again within {self.source.refresh_s:g} s")
                 return None
-            if self.abort.wait(_POLL_INTERVAL_S) or (self._interrupted and not self._samples):
+            if self.abort.wait(_POLL_INTERVAL_S) or (self.interrupted and not self._samples):
                 return None
 
     def _read(self) -> None:
@@ -218,7 +220,21 @@ class Recorder:
     @contextlib.contextmanager
     def _command(self) -> Iterator[None]:
         """Run the command in the background and keep its exit code; terminate it if the recording ends first."""
-        command = self.options.command
+        command, work = self.options.command, self.options.work
+        if work is not None:
+
+            def run() -> None:
+                self.exit_code = 1
+                try:
+                    self.exit_code = work()
+                finally:
+                    self.stop.set()
+
+            thread = threading.Thread(target=run, name="work", daemon=True)
+            thread.start()
+            yield
+            thread.join()
+            return
         if not command or self.stop.is_set():
             yield
             return
@@ -250,7 +266,7 @@ class Recorder:
         def interrupted(*_: object) -> None:
             if self.stop.is_set():
                 self.abort.set()
-            self._interrupted = True
+            self.interrupted = True
             self.stop.set()
 
         before = {}

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from monitoring import usage
 from monitoring.comparison.comparability import events_of, warnings
 from monitoring.recording import Recording
-from monitoring.sources.base import MonitorError
+from monitoring.sources.base import MACHINE, MonitorError
 from monitoring.usage import ServiceUsage
 
 TOTAL = "all"
@@ -90,6 +90,11 @@ class Comparison:
     window_s: float
     warnings: Sequence[str]
 
+    @property
+    def in_total(self) -> Sequence[str]:
+        """The services that the row TOTAL is the sum of."""
+        return self.services[: self.services.index(TOTAL)]
+
     def row(self, service: str, label: str) -> ComparisonRow | None:
         """Return the row of a service in a group, or None."""
         return next((row for row in self.rows if (row.service, row.label) == (service, label)), None)
@@ -103,7 +108,8 @@ def compare(recordings: Sequence[Recording]) -> Comparison:
     # Peaks are comparable for equal windows only: use the longest sampling period.
     window_s = max(usage.sampling_period_s(recording) for recording in recordings)
     used = {id(recording): usage.usage_by_service(recording) for recording in recordings}
-    services = [*usage.services_in_total({service for one in used.values() for service in one}), TOTAL]
+    found = {service for one in used.values() for service in one}
+    services = [*usage.services_in_total(found), TOTAL, *(name for name in MACHINE if name in found)]
     rows: list[ComparisonRow] = []
     for service in services:
         first: ComparisonRow | None = None

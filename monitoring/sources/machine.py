@@ -40,7 +40,7 @@ _IS_LINUX = sys.platform == "linux"
 
 
 class Process(NamedTuple):
-    """A process: start in seconds since 1970, name, CPU seconds of itself and of waited-for children, resident bytes."""
+    """A process: start in seconds since 1970, CPU seconds of itself and of waited-for children, resident bytes."""
 
     started: float
     parent: int

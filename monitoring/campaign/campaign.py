@@ -1,0 +1,179 @@
+"""A campaign: its steps in order, each recorded to a file, and what is still missing after an interruption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monitoring import sources
+from monitoring.campaign.platforms import PLATFORMS, ROOT, Platform
+from monitoring.comparison.costs import Repetition
+from monitoring.recorder import Recorder, RecordingOptions
+from monitoring.recording import Recording, read_recording
+from monitoring.sources.base import MonitorError
+
+#: Simulated events of the run that a stack is started with.
+START_EVENTS = 20_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign records. ``idle_s`` are the seconds of the idle stack, summed over repetitions."""
+
+    platforms: Sequence[str]
+    events: tuple[int, int]
+    repeat: int
+    idle_s: float
+
+    def blocks(self) -> list[tuple[int, str]]:
+        """Return repetition and platform in the order of recording: the first platform rotates."""
+        count = len(self.platforms)
+        return [(n + 1, self.platforms[(n + k) % count]) for n in range(self.repeat) for k in range(count)]
+
+
+class Campaign:
+    """Records a plan below ``folder``. Recordings that are there are not repeated."""
+
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.failures: list[str] = []
+        self._say = say
+
+    def path(self, kind: str, number: int, phase: str) -> Path:
+        """Return the file of a recording; ``phase`` is start, idle, small or large."""
+        return self.folder / "recordings" / f"{kind}-{number}-{phase}.csv"
+
+    def record(self) -> None:
+        """Record what is missing. A step that fails is in ``failures``, and the campaign goes on.
+
+        Raises MonitorError if the folder holds a campaign of another plan, and KeyboardInterrupt after stopping all
+        services.
+        """
+        self._keep_plan()
+        available: dict[str, Platform] = {}
+        for kind in self.plan.platforms:
+            candidate: Platform = PLATFORMS[kind](self.folder)
+            if reason := candidate.prepare():
+                self.failures.append(f"{kind} is left out: {reason}")
+            else:
+                available[kind] = candidate
+        up: set[str] = set()
+        warm: set[str] = set()
+        blocks = [(number, kind) for number, kind in self.plan.blocks() if kind in available]
+        try:
+            for index, (number, kind) in enumerate(blocks, 1):
+                missing = [phase for phase in ("idle", "small", "large") if not self.path(kind, number, phase).exists()]
+                if missing:
+                    self._say(f"block {index} of {len(blocks)}: {kind}, repetition {number}: {', '.join(missing)}")
+                    self._block(available[kind], number, missing, up, warm)
+        finally:
+            for one in available.values():
+                one.remove()
+
+    def _block(self, one: Platform, number: int, phases: Sequence[str], up: set[str], warm: set[str]) -> None:
+        """Record the phases of a repetition on one platform; the first block generates the files that are read."""
+        try:
+            if one.kind not in up:
+                self._step(one, number, "start", partial(one.start, self._flags(START_EVENTS)))
+                up.add(one.kind)
+            if one.kind not in warm:
+                for events in self.plan.events:
+                    if one.run(self._flags(events)):
+                        raise MonitorError(f"{one.kind}: a run of {events:,} events failed; see {self.folder / 'logs'}")
+                warm.add(one.kind)
+            for phase in phases:
+                flags = self._flags(self.plan.events[phase == "large"])
+                self._step(one, number, phase, None if phase == "idle" else partial(one.run, flags))
+        except MonitorError as error:
+            self.failures.append(str(error))
+            self._say(str(error))
+            one.stop()
+            up.discard(one.kind)
+        if not one.stays_up and one.kind in up:
+            one.stop()
+            up.discard(one.kind)
+
+    def _flags(self, events: int) -> list[str]:
+        return ["--release", "demo", "--demo-events", str(events)]
+
+    def _step(self, one: Platform, number: int, phase: str, work: Callable[[], int] | None) -> None:
+        """Record ``work``, or the idle stack, to a file.
+
+        Raises MonitorError if it fails, KeyboardInterrupt if it was interrupted.
+        """
+        path = self.path(one.kind, number, phase)
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        options = RecordingOptions(
+            work=work,
+            duration_s=math.inf if work else self.plan.idle_s / self.plan.repeat,
+            outputs=[unfinished],
+            label=one.kind,
+            result_folders=[one.output],
+        )
+        opened = sources.open_source(one.kind, sources.SourceOptions(one.project, one.project, 1.0, True), ())
+        with closing(opened) as source:
+            recorder = Recorder(source, options, lambda _: None)
+            recording = recorder.run()
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        run = recording.header["run"] or {}
+        if recorder.exit_code or recorder.not_written or (phase != "idle" and not run.get("complete")):
+            raise MonitorError(f"{one.kind}, repetition {number}: {phase} failed; see {self.folder / 'logs'}")
+        os.replace(unfinished, path)
+
+    def _keep_plan(self) -> None:
+        """Write the plan to campaign.json; raises MonitorError if another one is there. ``repeat`` may grow."""
+        path = self.folder / "campaign.json"
+        plan = json.loads(json.dumps(asdict(self.plan)))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            before = json.loads(path.read_text()) if path.exists() else plan
+            if before["events"] != plan["events"]:
+                raise MonitorError(
+                    f"--output {self.folder} holds a campaign of {before['events']} events; name another"
+                )
+            path.write_text(json.dumps(plan, indent=1) + "\n")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MonitorError(f"--output {self.folder}: {error}") from None
+
+    def repetitions(self) -> dict[str, list[Repetition]]:
+        """Return the complete repetitions by platform; platforms without one are left out."""
+        found: dict[str, list[Repetition]] = {}
+        for kind in self.plan.platforms:
+            for number in range(1, self.plan.repeat + 1):
+                parts: dict[str, Recording] = {}
+                for phase in ("idle", "small", "large", "start"):
+                    if (path := self.path(kind, number, phase)).exists():
+                        parts[phase] = read_recording(path)
+                if {"idle", "small", "large"} <= parts.keys():
+                    found.setdefault(kind, []).append(Repetition(**parts))
+        return found
+
+
+def made_with(campaign: Campaign) -> Mapping[str, Any]:
+    """Return how the recordings were made: command, commit, machine and time."""
+    plan = campaign.plan
+    commit = subprocess.run(  # noqa: S603  a fixed command
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],  # noqa: S607
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return {
+        "command": f"cpu_monitor.py campaign --platforms {','.join(plan.platforms)} --events {plan.events[0]} "
+        f"{plan.events[1]} --repeat {plan.repeat} --idle {plan.idle_s:g}",
+        "commit": commit.stdout.strip() or None,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
+        "python": sys.version.split()[0],
+        "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
