@@ -132,7 +132,10 @@ def _print(flags: argparse.Namespace, recording: Recording, display: tables.Curr
 def _compare(flags: argparse.Namespace) -> int:
     from monitoring.comparison.compare import compare
 
-    _write(compare([read_recording(path) for path in flags.files]), flags.output)
+    recordings = [read_recording(path) for path in flags.files]
+    if len(recordings) < 2:
+        raise MonitorError("a comparison needs two recordings or more; give for example docker.csv kubernetes.csv")
+    _write(compare(recordings), flags.output)
     return OK
 
 
@@ -178,8 +181,8 @@ def _campaign(flags: argparse.Namespace) -> int:
     repetitions = campaign.repetitions()
     for failure in campaign.failures:
         _say(failure)
-    if len(repetitions) < 2:
-        raise MonitorError("a comparison needs recordings of two platforms; correct the above and repeat the command")
+    if not repetitions:
+        raise MonitorError(f"no repetition is complete; the logs are in {campaign.folder / 'logs'}")
     runs = [one.large for members in repetitions.values() for one in members]
     _write(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
     return FAILED if campaign.failures else OK

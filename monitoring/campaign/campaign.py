@@ -25,6 +25,8 @@ from monitoring.sources.base import MonitorError
 
 #: Simulated events of the run that a stack is started with.
 START_EVENTS = 20_000
+#: What is recorded in each repetition: the idle services, and runs of either size.
+PHASES = ("idle", "small", "large")
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class Campaign:
         services.
         """
         self._keep_plan()
+        blocks = [block for block in self.plan.blocks() if self._missing(*block)]
         available: dict[str, Platform] = {}
-        for kind in self.plan.platforms:
+        for kind in dict.fromkeys(kind for _, kind in blocks):
             candidate: Platform = PLATFORMS[kind](self.folder)
             if reason := candidate.prepare():
                 self.failures.append(f"{kind} is left out: {reason}")
@@ -71,16 +74,18 @@ class Campaign:
                 available[kind] = candidate
         up: set[str] = set()
         warm: set[str] = set()
-        blocks = [(number, kind) for number, kind in self.plan.blocks() if kind in available]
+        blocks = [block for block in blocks if block[1] in available]
         try:
             for index, (number, kind) in enumerate(blocks, 1):
-                missing = [phase for phase in ("idle", "small", "large") if not self.path(kind, number, phase).exists()]
-                if missing:
-                    self._say(f"block {index} of {len(blocks)}: {kind}, repetition {number}: {', '.join(missing)}")
-                    self._block(available[kind], number, missing, up, warm)
+                phases = self._missing(number, kind)
+                self._say(f"block {index} of {len(blocks)}: {kind}, repetition {number}: {', '.join(phases)}")
+                self._block(available[kind], number, phases, up, warm)
         finally:
             for one in available.values():
                 one.remove()
+
+    def _missing(self, number: int, kind: str) -> list[str]:
+        return [phase for phase in PHASES if not self.path(kind, number, phase).exists()]
 
     def _block(self, one: Platform, number: int, phases: Sequence[str], up: set[str], warm: set[str]) -> None:
         """Record the phases of a repetition on one platform; the first block generates the files that are read."""
@@ -154,10 +159,10 @@ class Campaign:
         for kind in self.plan.platforms:
             for number in range(1, self.plan.repeat + 1):
                 parts: dict[str, Recording] = {}
-                for phase in ("idle", "small", "large", "start"):
+                for phase in (*PHASES, "start"):
                     if (path := self.path(kind, number, phase)).exists():
                         parts[phase] = read_recording(path)
-                if {"idle", "small", "large"} <= parts.keys():
+                if set(PHASES) <= parts.keys():
                     found.setdefault(kind, []).append(Repetition(**parts))
         return found
 

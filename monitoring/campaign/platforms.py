@@ -50,7 +50,7 @@ class Platform(ABC):
     #: Whether files that the services have generated are lost with them; they then run until the campaign ends.
     stays_up = False
 
-    def __init__(self, kind: str, project: str, folder: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, project: str, folder: Path, variables: dict[str, str]) -> None:
         self.kind = kind
         self.project = project
         #: Where the results of runs are written.
@@ -224,12 +224,12 @@ class ProcessPlatform(Platform):
     def _server(self) -> str | None:
         return str(_DEBIAN_SERVER) if _DEBIAN_SERVER.exists() else shutil.which("rabbitmq-server")
 
-    def _start(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def _start(self, command: Sequence[str], variables: dict[str, str]) -> None:
         environment = self.environment | variables
         with open(self.log, "ab") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603  fixed commands
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )  # noqa: S603
+            )
         self._processes.append(process)
 
     def _start_broker(self) -> None:

@@ -55,6 +55,10 @@ class Estimate:
             return Estimate(ratio, None)
         return Estimate(ratio, math.hypot(self.error, ratio * other.error) / other.mean)
 
+    def times(self, factor: float) -> Estimate:
+        """Return the estimate in a unit that is ``factor`` times smaller."""
+        return Estimate(self.mean * factor, None if self.error is None else self.error * factor)
+
     def text(self, decimals: int) -> str:
         """Format as mean ± error."""
         mean = f"{self.mean:.{decimals}f}"
@@ -101,9 +105,7 @@ class Comparison:
 
 
 def compare(recordings: Sequence[Recording]) -> Comparison:
-    """Compare recordings; raises MonitorError for fewer than two, or if none holds a service."""
-    if len(recordings) < 2:
-        raise MonitorError("a comparison needs two recordings or more; give for example compose.csv kubernetes.csv")
+    """Compare recordings; raises MonitorError if none holds a service."""
     groups = _group(recordings)
     # Peaks are comparable for equal windows only: use the longest sampling period.
     window_s = max(usage.sampling_period_s(recording) for recording in recordings)

@@ -59,11 +59,12 @@ def draw(comparison: Comparison, path: Path, costs: Sequence[Cost] = ()) -> None
 
         def idle(service: str, label: str) -> tuple[Estimate, Sequence[float]] | None:
             found = [one.idle_cores for one in costs if (one.service, one.label) == (service, label)]
-            return (found[0], ()) if found else None
+            return (found[0].times(1000), ()) if found else None
 
         _bar_row(panels[0], comparison, cpu_time, "CPU seconds per 10⁶ events" if per_event else "CPU seconds")
         if costs:
-            _bar_row(panels[1], comparison, idle, "cores while idle")
+            _bar_row(panels[1], comparison, idle, "idle: 10⁻³ cores")
+        panels[0].legend(frameon=False, loc="outside upper left", ncols=len(labels), fontsize=13)
         _over_time(panels[-1], comparison)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
@@ -74,10 +75,9 @@ def _bar_row(panel: Any, comparison: Comparison, value: _Value, title: str) -> N
     single = [*comparison.in_total, *(name for name in (PLATFORM,) if name in comparison.services)]
     sums = [TOTAL, *(name for name in (HOST,) if name in comparison.services)]
     each, total = panel.subplots(1, 2, width_ratios=(len(single), 1.35 * len(sums)))
-    _bars(each, comparison, single, value)
-    _bars(total, comparison, sums, value)
+    for axes, names in ((each, single), (total, sums)):
+        _bars(axes, comparison, names, value)
     each.set_ylabel(title)
-    each.legend(frameon=False, ncols=len(comparison.groups), loc="upper left")
 
 
 def _bars(axes: Axes, comparison: Comparison, services: Sequence[str], value: _Value) -> None:
@@ -98,8 +98,7 @@ def _bars(axes: Axes, comparison: Comparison, services: Sequence[str], value: _V
             if estimate.error is not None:
                 axes.errorbar(x, estimate.mean, estimate.error, color="#1a1a1a", capsize=4, elinewidth=1.6)
                 axes.plot([x + 0.25 * width] * len(points), points, "o", ms=4, mfc="white", mec="#1a1a1a", mew=0.9)
-            digits = f"{estimate.mean:.3f}" if estimate.mean < 0.1 else f"{estimate.mean:.2f}"
-            axes.annotate(digits, (x, top), (0, 3), textcoords="offset points", ha="center", size=8.5)
+            axes.annotate(f"{estimate.mean:.3g}", (x, top), (0, 3), textcoords="offset points", ha="center", size=8.5)
             highest = max(highest, top)
     axes.set_xticks(range(len(services)), services)
     axes.tick_params(axis="x", length=0)

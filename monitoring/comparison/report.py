@@ -82,8 +82,8 @@ def markdown(comparison: Comparison, costs: Sequence[Cost] = (), made: Mapping[s
             *_markdown_table(_COST_COLUMNS, _cost_cells(costs)),
             "",
             "With the cores c of the idle services, a recording of T seconds and C CPU seconds has C − c·T = a + b·N "
-            "for N events. Two sizes of a run give a (CPU s / run: opening files, plots, the fit) and b (CPU s / 10⁶ ev.). "
-            "A start is what starting the services and a short first run cost above a run.",
+            "for N events. Two sizes of a run give a (CPU s / run: opening files, plots, the fit) and b "
+            "(CPU s / 10⁶ ev.). A start is what starting the services and a short first run cost above a run.",
         ]
     if made:
         lines += ["", "## How it was made", "", *(f"- {name}: {value}" for name, value in made.items())]

@@ -158,7 +158,9 @@ class CpuAccounts:
         self,
         group_of: Callable[[int, Process, str], str | None],
         is_counted: Callable[[str], bool] = lambda path: False,
+        read: Callable[[], dict[int, Process]] = read_processes,
     ) -> None:
+        self._read = read
         self._group_of = group_of
         self._is_counted = is_counted
         self._last: dict[int, Process] = {}
@@ -174,7 +176,7 @@ class CpuAccounts:
         """Read all processes and add what they have used since the last scan to their groups."""
         self.previous_time, self.time = self.time, time.time()
         # One after the other at once: on a busy machine, what is between them would be missing in one of them.
-        now, self.host = read_processes(), host_sample(self.time)
+        now, self.host = self._read(), host_sample(self.time)
         new = self._passed_to_parents(now)
         passed = {pid: self._passed.get(pid, 0.0) + new.get(pid, 0.0) for pid in {*self._passed, *new}}
         used: defaultdict[str, float] = defaultdict(float)

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from monitoring import usage
 from monitoring.recording import RateCalculator, Recording
 from monitoring.sources.base import CounterSample
 from tests.support.paths import ROOT
@@ -38,3 +41,12 @@ def run_monitor(*flags: str, **environment: str) -> subprocess.CompletedProcess[
         timeout=300,
         check=False,
     )
+
+
+def parts_and_host(recorded: Recording) -> tuple[float, float]:
+    """CPU seconds of services, platform and rest together, and of the host, between two readings of the host."""
+    found = usage.usage_by_service(recorded)
+    window = found["host"].lifetimes[0].times[[0, -1]]
+    used = {name: float(np.diff(one.used_at(window))[0]) for name, one in found.items()}
+    host = used.pop("host")
+    return sum(used.values()), host

@@ -17,7 +17,7 @@ from monitoring import usage
 from monitoring.recording import Recording, read_recording
 from monitoring.sources.cgroup import cgroup_of
 from tests.support.cpu_load import CPU_LOAD, IMAGE
-from tests.support.cpu_recordings import SCRIPT
+from tests.support.cpu_recordings import SCRIPT, parts_and_host
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
@@ -183,6 +183,20 @@ def test_the_recorded_cpu_time_agrees_with_the_cgroup_file(project: Project) -> 
     assert reported(container) == pytest.approx(counter, rel=0.01)
     last = [sample for sample in recording.samples if sample.service == "worker"][-1]
     assert last.time >= recording.header["end"]
+
+
+def test_services_platform_and_rest_add_up_to_the_host(project: Project) -> None:
+    containers = [project.create("worker", 20.0, stay_s=600, number=n) for n in (1, 2)]
+    used_up = " && ".join(f"until docker logs {one} | grep -q .; do sleep 0.2; done" for one in containers)
+    recording = project.record(
+        "1", f"docker start {' '.join(containers)} && {used_up} && docker exec {containers[0]} true"
+    )
+    parts = usage.usage_by_service(recording)
+    assert parts["platform"].cpu_seconds > 0.02
+    components = {sample.replica for sample in recording.samples if sample.service == "platform"}
+    assert {"containerd-shim", "dockerd"} <= components
+    together, host = parts_and_host(recording)
+    assert together == pytest.approx(host, rel=0.01)
 
 
 def test_cpu_time_used_before_the_recording_is_not_counted(project: Project) -> None:

@@ -15,7 +15,7 @@ import pytest
 from monitoring import usage
 from monitoring.recording import Recording, read_recording
 from tests.support.cpu_load import CPU_LOAD, IMAGE
-from tests.support.cpu_recordings import SCRIPT
+from tests.support.cpu_recordings import SCRIPT, parts_and_host
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
@@ -145,6 +145,16 @@ def test_the_replicas_of_a_service_are_recorded_separately(namespace: Namespace)
     by_replica = {one.samples[0].replica: one.used[-1] for one in worker(recording).lifetimes}
     assert by_replica == {name: pytest.approx(namespace.reported(name), rel=0.01) for name in ("one", "two")}
     assert worker(recording).replicas == 2
+
+
+def test_services_platform_and_rest_add_up_to_the_host(namespace: Namespace) -> None:
+    recording = namespace.record(namespace.pods(["one", "two"], 30.0), ["one", "two"])
+    if recording.header["unseen"]:
+        pytest.skip("the node is not this machine: its kubelet reports no rest")
+    components = {sample.replica for sample in recording.samples if sample.service == "platform"}
+    assert {"kubelet", "kube-apiserver", "etcd"} <= components
+    together, host = parts_and_host(recording)
+    assert together == pytest.approx(host, rel=0.01)
 
 
 def test_a_restart_loses_no_cpu_time(namespace: Namespace) -> None:

@@ -47,6 +47,8 @@ def test_the_script_runs_in_any_directory(tmp_path: Path) -> None:
         (["--source", "kubernetes"], "no Kubernetes cluster"),
         (["record", "--source", "docker", "--", "true"], "no Docker engine answers"),
         (["--", "true"], "to record a command, write: cpu_monitor.py record -- COMMAND"),
+        (["--project", "nosuch", "--once"], "no Docker engine answers"),
+        (["--namespace", "nosuch", "--once"], "no Kubernetes cluster"),
         (["compare", "one.csv"], "one.csv: cannot be read: No such file or directory"),
     ],
 )
@@ -65,3 +67,20 @@ def test_an_interval_that_cannot_be_waited_for_is_wrong_usage(
         main(["--interval", interval])
     assert ended.value.code == 2
     assert f"'{interval}' is not a number of seconds from 0.001 to 31,622,400" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["record", "--output", "run.txt"], "'run.txt' is neither .csv nor .jsonl; write for example run.csv"),
+        (["record", "--output", "folder"], "'folder' is neither .csv nor .jsonl"),
+        (["--project", "a", "--namespace", "b"], "give one of them, or --source"),
+    ],
+)
+def test_an_output_or_a_place_that_cannot_be_meant_is_wrong_usage(
+    flags: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err

@@ -57,6 +57,30 @@ def test_a_missing_right_is_named_with_the_manifest_that_grants_it(cluster: Stub
     assert "kubernetes/cpu-monitor-role.yaml" in finished.stderr
 
 
+def test_the_platform_of_another_machine_is_what_its_kubelet_reports(
+    cluster: StubApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    cluster.answers[PODS] = pod_list("analysis")
+    status, summary = kubelet_summary(at=10, cpu=4.0, start=0, pod_cpu=4.0)
+    (container,) = summary["pods"][0]["containers"]
+    summary["pods"].append(
+        {
+            "podRef": {"name": "kube-apiserver-n1", "namespace": "kube-system", "uid": "s1"},
+            "containers": [{**container, "name": "kube-apiserver"}],
+        }
+    )
+    summary["node"]["systemContainers"] = [{**container, "name": name} for name in ("kubelet", "pods")]
+    cluster.answers[SUMMARY] = status, summary
+    source = KubeletSource(KubernetesApi("atlas"), min_request_interval_s=0.0)
+    samples = source.read()
+    names = {sample.service: [one.container for one in samples if one.service == sample.service] for sample in samples}
+    assert names["platform"] == ["n1/kubelet", "kube-apiserver-n1/kube-apiserver"]
+    assert names["host"] == ["n1"]
+    unseen = [line.partition(":")[0] for line in source.describe()["unseen"]]
+    assert unseen == ["container runtime", "etcd", "scheduler", "controllers", "kube-proxy", "DNS"]
+
+
 def test_a_missing_namespace_is_reported_in_one_line(cluster: StubApiServer) -> None:
     flags = ["--source", "kubernetes", "--namespace", "nosuch"]
     finished = run_monitor(*flags, KUBECONFIG=str(cluster.kubeconfig))
