@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring import sources
-from monitoring.campaign.platforms import PLATFORMS, ROOT, Platform
+from monitoring.campaign.platforms import ROOT, Platform, open_platform
 from monitoring.comparison.costs import Repetition
 from monitoring.recorder import Recorder, RecordingOptions
 from monitoring.recording import Recording, read_recording
@@ -67,11 +67,10 @@ class Campaign:
         blocks = [block for block in self.plan.blocks() if self._missing(*block)]
         available: dict[str, Platform] = {}
         for kind in dict.fromkeys(kind for _, kind in blocks):
-            candidate: Platform = PLATFORMS[kind](self.folder)
-            if reason := candidate.prepare():
-                self.failures.append(f"{kind} is left out: {reason}")
-            else:
-                available[kind] = candidate
+            try:
+                available[kind] = open_platform(kind, self.folder)
+            except MonitorError as error:
+                self.failures.append(str(error))
         up: set[str] = set()
         warm: set[str] = set()
         blocks = [block for block in blocks if block[1] in available]

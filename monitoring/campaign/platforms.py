@@ -14,8 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from monitoring.sources.base import MonitorError
@@ -32,137 +31,72 @@ _START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 20.0
 
 
-class Platform(ABC):
-    """A way to run the services. Commands run in the project's directory, their output is in a log file.
+class Platform:
+    """A way to run the services, by commands in the project's directory. Their output is in a log file.
 
-    Parameters
-    ----------
-    kind
-        The monitor's source of the services' counters.
-    project
-        The Compose project or the namespace of the services.
-    folder
-        The folder of the campaign.
-    variables
-        Environment variables of all commands.
+    ``kind`` is the monitor's source of the counters, ``project`` the Compose project or the namespace. With
+    ``create_command``, ``remove_command`` is called only if that created something.
     """
 
-    #: Whether files that the services have generated are lost with them; they then run until the campaign ends.
-    stays_up = False
-
-    def __init__(self, kind: str, project: str, folder: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        kind: str,
+        project: str,
+        folder: Path,
+        variables: dict[str, str],
+        check: Sequence[str],
+        start_command: Sequence[str] = (),
+        run_command: Sequence[str],
+        stop_command: Sequence[str] = (),
+        create_command: Sequence[str] = (),
+        remove_command: Sequence[str] = (),
+        stays_up: bool = False,
+    ) -> None:
         self.kind = kind
         self.project = project
         #: Where the results of runs are written.
         self.output = folder / "results" / kind
+        #: Whether files that the services generate are lost with them; they then run until the campaign ends.
+        self.stays_up = stays_up
         self.log = folder / "logs" / f"{kind}.log"
         self.environment = {name: text for name, text in os.environ.items() if name not in _RUN_SETTINGS} | variables
+        self._check = check
+        self._start, self._run, self._stop = start_command, run_command, stop_command
+        self._create, self._remove = create_command, remove_command
         for path in (self.output, self.log.parent):
             path.mkdir(parents=True, exist_ok=True)
 
-    @abstractmethod
-    def prepare(self) -> str | None:
-        """Return what this machine lacks for this platform; None if the services can be started."""
+    def prepare(self) -> None:
+        """Raise MonitorError if the machine lacks this platform."""
+        if shutil.which(self._check[0]) is None or self.call(self._check):
+            raise MonitorError(f"{self.kind} is left out: {' '.join(self._check)} fails")
+        if self._create and self.call(self._create):
+            self._remove = ()
 
-    @abstractmethod
     def start(self, flags: Sequence[str]) -> int:
         """Start the services and run the analysis once; returns the exit code."""
+        return self.call([*self._start, *flags, "--output", str(self.output)])
 
-    @abstractmethod
     def run(self, flags: Sequence[str]) -> int:
         """Run the analysis on the running services; returns the exit code."""
+        return self.call([*self._run, *flags, "--output", str(self.output)])
 
-    @abstractmethod
     def stop(self) -> None:
         """Stop the services; what they have generated may be kept."""
+        self.call(self._stop)
 
-    @abstractmethod
     def remove(self) -> None:
         """Stop the services and remove everything that was made, results and logs aside."""
+        self.stop()
+        if self._remove:
+            self.call(self._remove)
 
-    def call(self, *command: str | Path) -> int:
+    def call(self, command: Sequence[str]) -> int:
         """Run a command to its end; returns the exit code."""
         with open(self.log, "ab") as log:
             finished = subprocess.run(command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, check=False)  # noqa: S603
         return finished.returncode
-
-
-class DockerPlatform(Platform):
-    """The Compose stack of ``docker-run.sh``, as a Compose project of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        variables = {
-            "COMPOSE_PROJECT_NAME": NAME,
-            "COMPOSE_ENV_FILES": str(folder / "compose.env"),
-            "MESSAGE_KEY": secrets.token_hex(32),
-            "PAGE_PORT": str(_free_port()),
-            "MANAGEMENT_PORT": str(_free_port()),
-            "RESULTS_DIR": str(folder / "results" / "docker"),
-            "DATA_DIR": "",
-        }
-        super().__init__("docker", NAME, folder, variables)
-        (folder / "compose.env").touch()
-
-    def prepare(self) -> str | None:
-        """Return what is missing."""
-        if shutil.which("docker") is None or self.call("docker", "info"):
-            return "no Docker engine answers"
-        return None
-
-    def start(self, flags: Sequence[str]) -> int:
-        """Start the services with a first run."""
-        return self.call(ROOT / "docker-run.sh", *flags, "--output", self.output)
-
-    def run(self, flags: Sequence[str]) -> int:
-        """Run the analysis."""
-        # Unlike docker-run.sh, this does not check the images and the services first.
-        submit = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-deps", "-T")
-        return self.call(*submit, "--user", f"{os.getuid()}:{os.getgid()}", "submit", *flags)
-
-    def stop(self) -> None:
-        """Stop the services."""
-        self.call("docker", "compose", "--profile", "submit", "down", "--remove-orphans")
-
-    def remove(self) -> None:
-        """Remove the services and their files."""
-        self.call("docker", "compose", "--profile", "submit", "down", "--remove-orphans", "--volumes")
-
-
-class KubernetesPlatform(Platform):
-    """The pods of ``kubernetes-run.sh``, in a namespace of their own; NAMESPACE names another one."""
-
-    stays_up = True  # the generated files are in a volume of the data-loader's pod
-
-    def __init__(self, folder: Path) -> None:
-        namespace = os.environ.get("NAMESPACE") or NAME
-        super().__init__("kubernetes", namespace, folder, {"NAMESPACE": namespace})
-        self._is_new = False
-
-    def prepare(self) -> str | None:
-        """Return what is missing; creates the namespace, which a recording needs."""
-        if shutil.which("kubectl") is None or self.call("kubectl", "get", "--raw", "/version", "--request-timeout=10s"):
-            return "no Kubernetes cluster answers"
-        if self.call("kubectl", "get", "namespace", self.project):
-            self._is_new = self.call("kubectl", "create", "namespace", self.project) == 0
-        return None
-
-    def start(self, flags: Sequence[str]) -> int:
-        """Start the services with a first run."""
-        return self.run(flags)
-
-    def run(self, flags: Sequence[str]) -> int:
-        """Run the analysis."""
-        return self.call(ROOT / "kubernetes-run.sh", *flags, "--output", self.output)
-
-    def stop(self) -> None:
-        """Stop the services."""
-        self.call(ROOT / "kubernetes-run.sh", "--down")
-
-    def remove(self) -> None:
-        """Remove the services and their files."""
-        self.stop()
-        if self._is_new:
-            self.call("kubectl", "delete", "namespace", self.project, "--wait=false")
 
 
 class ProcessPlatform(Platform):
@@ -183,24 +117,23 @@ class ProcessPlatform(Platform):
             "CACHE": str(self.folder / "cache"),
             "PAGE_PORT": str(_free_port()),
         }
-        super().__init__("process", NAME, folder, variables)
+        self._server = str(_DEBIAN_SERVER) if _DEBIAN_SERVER.exists() else "rabbitmq-server"
+        super().__init__(
+            kind="process",
+            project=NAME,
+            folder=folder,
+            variables=variables,
+            check=("which", self._server),
+            run_command=(sys.executable, "analysis.py", "--broker", f"amqp://127.0.0.1:{self.port}"),
+        )
         self._processes: list[subprocess.Popen[bytes]] = []
-
-    def prepare(self) -> str | None:
-        """Return what is missing."""
-        return None if self._server() else "rabbitmq-server is not installed"
 
     def start(self, flags: Sequence[str]) -> int:
         """Start the services with a first run."""
         self._start_broker()
         for worker in _WORKERS:
-            self._start([sys.executable, "-m", f"workers.{worker}"], {"OUTPUT": str(self.folder / "results")})
+            self._begin([sys.executable, "-m", f"workers.{worker}"], {"OUTPUT": str(self.folder / "results")})
         return self.run(flags)
-
-    def run(self, flags: Sequence[str]) -> int:
-        """Run the analysis."""
-        broker = f"amqp://127.0.0.1:{self.port}"
-        return self.call(sys.executable, "analysis.py", "--broker", broker, *flags, "--output", self.output)
 
     def stop(self) -> None:
         """Stop the services, then the broker."""
@@ -214,17 +147,14 @@ class ProcessPlatform(Platform):
                 process.wait()
         self._processes.clear()
         if epmd := shutil.which("epmd"):
-            self.call(epmd, "-port", str(self._epmd_port), "-kill")
+            self.call([epmd, "-port", str(self._epmd_port), "-kill"])
 
     def remove(self) -> None:
         """Remove the services and their files."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _server(self) -> str | None:
-        return str(_DEBIAN_SERVER) if _DEBIAN_SERVER.exists() else shutil.which("rabbitmq-server")
-
-    def _start(self, command: Sequence[str], variables: dict[str, str]) -> None:
+    def _begin(self, command: Sequence[str], variables: dict[str, str]) -> None:
         environment = self.environment | variables
         with open(self.log, "ab") as log:
             process = subprocess.Popen(  # noqa: S603  fixed commands
@@ -252,7 +182,7 @@ class ProcessPlatform(Platform):
             "RABBITMQ_MNESIA_BASE": str(self.folder / "broker"),
             "RABBITMQ_LOGS": str(self.folder / "broker.log"),
         }
-        self._start([str(self._server())], variables)
+        self._begin([self._server], variables)
         deadline = time.monotonic() + _START_LIMIT_S
         while time.monotonic() < deadline and self._processes[-1].poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -261,11 +191,58 @@ class ProcessPlatform(Platform):
         raise MonitorError(f"RabbitMQ did not start within {_START_LIMIT_S:.0f} s; see {self.log}")
 
 
-PLATFORMS: Mapping[str, type[ProcessPlatform | DockerPlatform | KubernetesPlatform]] = {
-    "process": ProcessPlatform,
-    "docker": DockerPlatform,
-    "kubernetes": KubernetesPlatform,
-}
+def open_platform(kind: str, folder: Path) -> Platform:
+    """Return the platform ``kind`` for a campaign in ``folder``; raises MonitorError if the machine lacks it."""
+    opened = {"process": ProcessPlatform, "docker": _docker, "kubernetes": _kubernetes}[kind](folder)
+    opened.prepare()
+    return opened
+
+
+def _docker(folder: Path) -> Platform:
+    """Return the Compose stack of ``docker-run.sh``, as a Compose project of its own."""
+    (folder / "compose.env").touch()
+    variables = {
+        "COMPOSE_PROJECT_NAME": NAME,
+        "COMPOSE_ENV_FILES": str(folder / "compose.env"),
+        "MESSAGE_KEY": secrets.token_hex(32),
+        "PAGE_PORT": str(_free_port()),
+        "MANAGEMENT_PORT": str(_free_port()),
+        "RESULTS_DIR": str(folder / "results" / "docker"),
+        "DATA_DIR": "",
+    }
+    # Unlike docker-run.sh, this does not check the images and the services before each run.
+    submit = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-deps", "-T")
+    down = ("docker", "compose", "--profile", "submit", "down", "--remove-orphans")
+    return Platform(
+        kind="docker",
+        project=NAME,
+        folder=folder,
+        variables=variables,
+        check=("docker", "info"),
+        start_command=("./docker-run.sh",),
+        run_command=(*submit, "--user", f"{os.getuid()}:{os.getgid()}", "submit"),
+        stop_command=down,
+        remove_command=(*down, "--volumes"),
+    )
+
+
+def _kubernetes(folder: Path) -> Platform:
+    """Return the pods of ``kubernetes-run.sh``, in a namespace of their own; NAMESPACE names another one."""
+    namespace = os.environ.get("NAMESPACE") or NAME
+    run = ("./kubernetes-run.sh",)
+    return Platform(
+        kind="kubernetes",
+        project=namespace,
+        folder=folder,
+        variables={"NAMESPACE": namespace},
+        check=("kubectl", "get", "--raw", "/version", "--request-timeout=10s"),
+        create_command=("kubectl", "create", "namespace", namespace),  # a recording needs it
+        start_command=run,
+        run_command=run,
+        stop_command=(*run, "--down"),
+        remove_command=("kubectl", "delete", "namespace", namespace, "--wait=false"),
+        stays_up=True,  # the generated files are in a volume of the data-loader's pod
+    )
 
 
 def _free_port() -> int:

@@ -62,9 +62,9 @@ def draw(comparison: Comparison, path: Path, costs: Sequence[Cost] = ()) -> None
             return (found[0].times(1000), ()) if found else None
 
         _bar_row(panels[0], comparison, cpu_time, "CPU seconds per 10⁶ events" if per_event else "CPU seconds")
+        panels[0].legend(frameon=False, loc="outside upper left", ncols=len(labels), fontsize=13)
         if costs:
             _bar_row(panels[1], comparison, idle, "idle: 10⁻³ cores")
-        panels[0].legend(frameon=False, loc="outside upper left", ncols=len(labels), fontsize=13)
         _over_time(panels[-1], comparison)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
@@ -92,7 +92,7 @@ def _bars(axes: Axes, comparison: Comparison, services: Sequence[str], value: _V
                 continue
             estimate, points = found
             x = position + (index - (len(labels) - 1) / 2) * width
-            name = f"{label} ({len(comparison.groups[label])})" if position == 0 else None
+            name = f"{label} ({len(comparison.groups[label])})" if service == comparison.services[0] else None
             axes.bar(x, estimate.mean, width * 0.92, color=_GROUP_COLOURS[index % len(_GROUP_COLOURS)], label=name)
             top = max([estimate.mean + (estimate.error or 0.0), *points])
             if estimate.error is not None:

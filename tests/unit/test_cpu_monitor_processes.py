@@ -110,13 +110,17 @@ def test_cpu_time_that_passes_to_the_parent_stays_in_the_group_of_the_child() ->
     assert accounts([before, after])[-1] == {"init": 1.0, "shim": 2.75, "service": 5.0}
 
 
-def test_cpu_time_of_orphans_and_of_late_parents_is_counted_once() -> None:
+def test_cpu_time_of_orphans_and_of_a_parent_read_too_early_or_late_is_counted_once() -> None:
     init, child = process("init", 0, 1.0), process("service", 7, 5.0)
     orphaned = [{1: init, 7: process("shim", 1, 2.0), 8: child}, {1: process("init", 0, 1.0, children=7.0)}]
     assert accounts(orphaned)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
     shim = process("shim", 1, 2.0)
-    late = [{1: init, 7: shim, 8: child}, {1: init, 7: shim}, {1: init, 7: process("shim", 1, 2.0, children=5.0)}]
-    assert accounts(late)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
+    waited = process("shim", 1, 2.0, children=5.0)
+    for late_or_early in (
+        [{1: init, 7: shim, 8: child}, {1: init, 7: shim}, {1: init, 7: waited}],
+        [{1: init, 7: shim, 8: child}, {1: init, 7: waited, 8: child}, {1: init, 7: waited}],
+    ):
+        assert accounts(late_or_early)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
 
 
 @pytest.mark.alone
