@@ -98,7 +98,8 @@ def _bars(axes: Axes, comparison: Comparison, services: Sequence[str], value: _V
             if estimate.error is not None:
                 axes.errorbar(x, estimate.mean, estimate.error, color="#1a1a1a", capsize=4, elinewidth=1.6)
                 axes.plot([x + 0.25 * width] * len(points), points, "o", ms=4, mfc="white", mec="#1a1a1a", mew=0.9)
-            axes.annotate(f"{estimate.mean:.3g}", (x, top), (0, 3), textcoords="offset points", ha="center", size=8.5)
+            digits = f"{estimate.mean:.3g}" if estimate.mean < 1000 else f"{estimate.mean:,.0f}"
+            axes.annotate(digits, (x, top), (0, 3), textcoords="offset points", ha="center", size=8.5)
             highest = max(highest, top)
     axes.set_xticks(range(len(services)), services)
     axes.tick_params(axis="x", length=0)

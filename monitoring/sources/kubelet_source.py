@@ -73,7 +73,7 @@ class KubeletSource:
         samples = list(self._samples())
         if samples and not self._nodes:
             self._find_nodes()
-        if samples and self._machine is not None:
+        if self._machine is not None:
             samples += self._machine.read(time.time())
         return samples
 

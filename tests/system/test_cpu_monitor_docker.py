@@ -186,7 +186,7 @@ def test_the_recorded_cpu_time_agrees_with_the_cgroup_file(project: Project) -> 
 
 
 def test_services_platform_and_rest_add_up_to_the_host(project: Project) -> None:
-    containers = [project.create("worker", 20.0, stay_s=600, number=n) for n in (1, 2)]
+    containers = [project.create("worker", 8.0, stay_s=600, number=n) for n in (1, 2)]
     used_up = " && ".join(f"until docker logs {one} | grep -q .; do sleep 0.2; done" for one in containers)
     recording = project.record(
         "1", f"docker start {' '.join(containers)} && {used_up} && docker exec {containers[0]} true"

@@ -148,7 +148,7 @@ def test_the_replicas_of_a_service_are_recorded_separately(namespace: Namespace)
 
 
 def test_services_platform_and_rest_add_up_to_the_host(namespace: Namespace) -> None:
-    recording = namespace.record(namespace.pods(["one", "two"], 30.0), ["one", "two"])
+    recording = namespace.record(namespace.pods(["one", "two"], 15.0), ["one", "two"])
     if recording.header["unseen"]:
         pytest.skip("the node is not this machine: its kubelet reports no rest")
     components = {sample.replica for sample in recording.samples if sample.service == "platform"}
