@@ -2,9 +2,10 @@
 
     python benchmarks/monitor_cost.py [--seconds 60] [--interval 1] [flags of cpu_monitor.py]
 
-Services must run: under Compose, on Kubernetes or as processes. The CPU time comes from ``wait4``. Of two recordings, one is twice as long as the
-other: their difference is the cost of recording without the start of Python and
-the summary. The exit code is 1 if the cost is 2 % or more.
+Services must run: under Compose, on Kubernetes or as processes. The CPU time
+comes from ``wait4``. Of two recordings, one is twice as long as the other: their
+difference is the cost of recording without the start of Python and the summary.
+The exit code is 1 if the cost is 2 % or more.
 """
 
 from __future__ import annotations
