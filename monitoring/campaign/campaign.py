@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -105,6 +104,7 @@ class Campaign:
             self._say(str(error))
             one.stop()
             up.discard(one.kind)
+            warm.discard(one.kind)
         if not one.stays_up and one.kind in up:
             one.stop()
             up.discard(one.kind)
@@ -178,6 +178,6 @@ def made_with(campaign: Campaign) -> Mapping[str, Any]:
         f"{plan.events[1]} --repeat {plan.repeat} --idle {plan.idle_s:g}",
         "commit": commit.stdout.strip() or None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
-        "python": sys.version.split()[0],
+        "software": f"process: Python {platform.python_version()} and RabbitMQ of this machine; others: of the images",
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

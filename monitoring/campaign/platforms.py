@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from monitoring.sources.base import MonitorError
@@ -31,6 +32,7 @@ _START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 20.0
 
 
+@dataclass
 class Platform:
     """A way to run the services, by commands in the project's directory. Their output is in a log file.
 
@@ -38,59 +40,52 @@ class Platform:
     ``create_command``, ``remove_command`` is called only if that created something.
     """
 
-    def __init__(
-        self,
-        *,
-        kind: str,
-        project: str,
-        folder: Path,
-        variables: dict[str, str],
-        check: Sequence[str],
-        start_command: Sequence[str] = (),
-        run_command: Sequence[str],
-        stop_command: Sequence[str] = (),
-        create_command: Sequence[str] = (),
-        remove_command: Sequence[str] = (),
-        stays_up: bool = False,
-    ) -> None:
-        self.kind = kind
-        self.project = project
+    kind: str
+    project: str
+    folder: Path
+    variables: dict[str, str]
+    check: Sequence[str]
+    run_command: Sequence[str]
+    start_command: Sequence[str] = ()
+    stop_command: Sequence[str] = ()
+    create_command: Sequence[str] = ()
+    remove_command: Sequence[str] = ()
+    #: Whether files that the services generate are lost with them; they then run until the campaign ends.
+    stays_up: bool = False
+
+    def __post_init__(self) -> None:
         #: Where the results of runs are written.
-        self.output = folder / "results" / kind
-        #: Whether files that the services generate are lost with them; they then run until the campaign ends.
-        self.stays_up = stays_up
-        self.log = folder / "logs" / f"{kind}.log"
-        self.environment = {name: text for name, text in os.environ.items() if name not in _RUN_SETTINGS} | variables
-        self._check = check
-        self._start, self._run, self._stop = start_command, run_command, stop_command
-        self._create, self._remove = create_command, remove_command
+        self.output = self.folder / "results" / self.kind
+        self.log = self.folder / "logs" / f"{self.kind}.log"
+        inherited = {name: text for name, text in os.environ.items() if name not in _RUN_SETTINGS}
+        self.environment = inherited | self.variables
         for path in (self.output, self.log.parent):
             path.mkdir(parents=True, exist_ok=True)
 
     def prepare(self) -> None:
         """Raise MonitorError if the machine lacks this platform."""
-        if shutil.which(self._check[0]) is None or self.call(self._check):
-            raise MonitorError(f"{self.kind} is left out: {' '.join(self._check)} fails")
-        if self._create and self.call(self._create):
-            self._remove = ()
+        if shutil.which(self.check[0]) is None or self.call(self.check):
+            raise MonitorError(f"{self.kind} is left out: {' '.join(self.check)} fails")
+        if self.create_command and self.call(self.create_command):
+            self.remove_command = ()
 
     def start(self, flags: Sequence[str]) -> int:
         """Start the services and run the analysis once; returns the exit code."""
-        return self.call([*self._start, *flags, "--output", str(self.output)])
+        return self.call([*self.start_command, *flags, "--output", str(self.output)])
 
     def run(self, flags: Sequence[str]) -> int:
         """Run the analysis on the running services; returns the exit code."""
-        return self.call([*self._run, *flags, "--output", str(self.output)])
+        return self.call([*self.run_command, *flags, "--output", str(self.output)])
 
     def stop(self) -> None:
         """Stop the services; what they have generated may be kept."""
-        self.call(self._stop)
+        self.call(self.stop_command)
 
     def remove(self) -> None:
         """Stop the services and remove everything that was made, results and logs aside."""
         self.stop()
-        if self._remove:
-            self.call(self._remove)
+        if self.remove_command:
+            self.call(self.remove_command)
 
     def call(self, command: Sequence[str]) -> int:
         """Run a command to its end; returns the exit code."""
@@ -103,7 +98,7 @@ class ProcessPlatform(Platform):
     """The services and RabbitMQ as processes of this machine, on ports of their own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "process"
+        self.files = folder / "process"
         self.port, self._epmd_port = _free_port(), _free_port()
         variables = {
             "RABBITMQ_HOST": "127.0.0.1",
@@ -113,8 +108,8 @@ class ProcessPlatform(Platform):
             "RABBITMQ_VHOST": "/",
             "RABBITMQ_TLS_CA": "",
             "MESSAGE_KEY": secrets.token_hex(32),
-            "DATABASE": str(self.folder / "analysis.sqlite"),
-            "CACHE": str(self.folder / "cache"),
+            "DATABASE": str(self.files / "analysis.sqlite"),
+            "CACHE": str(self.files / "cache"),
             "PAGE_PORT": str(_free_port()),
         }
         self._server = str(_DEBIAN_SERVER) if _DEBIAN_SERVER.exists() else "rabbitmq-server"
@@ -132,7 +127,7 @@ class ProcessPlatform(Platform):
         """Start the services with a first run."""
         self._start_broker()
         for worker in _WORKERS:
-            self._begin([sys.executable, "-m", f"workers.{worker}"], {"OUTPUT": str(self.folder / "results")})
+            self._begin([sys.executable, "-m", f"workers.{worker}"], {"OUTPUT": str(self.files / "results")})
         return self.run(flags)
 
     def stop(self) -> None:
@@ -152,7 +147,7 @@ class ProcessPlatform(Platform):
     def remove(self) -> None:
         """Remove the services and their files."""
         self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
 
     def _begin(self, command: Sequence[str], variables: dict[str, str]) -> None:
         environment = self.environment | variables
@@ -164,23 +159,23 @@ class ProcessPlatform(Platform):
 
     def _start_broker(self) -> None:
         """Start RabbitMQ with the configuration of the containers and wait for its port; raises MonitorError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.files.mkdir(parents=True, exist_ok=True)
         lines = (
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndefault_user = {NAME}\ndefault_pass = {NAME}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {_free_port()}\n"
         )
-        configuration = self.folder / "rabbitmq.conf"
+        configuration = self.files / "rabbitmq.conf"
         configuration.write_text(lines + (ROOT / "kubernetes" / "rabbitmq.conf").read_text())
-        (self.folder / "plugins").write_text("[rabbitmq_management].\n")
+        (self.files / "plugins").write_text("[rabbitmq_management].\n")
         variables = {
-            "HOME": str(self.folder),
+            "HOME": str(self.files),
             "RABBITMQ_NODENAME": f"{NAME}-{self.port}@localhost",
             "RABBITMQ_DIST_PORT": str(_free_port()),
             "ERL_EPMD_PORT": str(self._epmd_port),
             "RABBITMQ_CONFIG_FILE": str(configuration),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "broker"),
-            "RABBITMQ_LOGS": str(self.folder / "broker.log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.files / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.files / "broker"),
+            "RABBITMQ_LOGS": str(self.files / "broker.log"),
         }
         self._begin([self._server], variables)
         deadline = time.monotonic() + _START_LIMIT_S

@@ -52,11 +52,12 @@ class KubeletSource:
         self._counters: dict[str, PodCounters] = {}
         self._returned_until: dict[tuple[str, float], float] = {}
         self._listed_at = 0.0
-        #: The processes of this machine, if it is the only node of the pods.
+        #: The processes of this machine, if all nodes are on it.
         self._machine: MachineSource | None = None
         self._nodes: Mapping[str, Mapping[str, Any]] = {}
         self._requested_at = -math.inf
         self._list_pods()
+        self._find_nodes()
 
     def now(self) -> float:
         """Return the cluster's time."""
@@ -71,8 +72,6 @@ class KubeletSource:
         if self.now() - self._listed_at > _LIST_AGE_S:
             self._list_pods()
         samples = list(self._samples())
-        if samples and not self._nodes:
-            self._find_nodes()
         if self._machine is not None:
             samples += self._machine.read(time.time())
         return samples
@@ -93,8 +92,8 @@ class KubeletSource:
 
     def describe(self) -> Mapping[str, Any]:
         """Return versions, nodes, and the image and limits of each service."""
-        self._find_nodes()
-        nodes = self._nodes
+        used = {pod.node for pod in self._known.values()}
+        nodes = {name: status for name, status in self._nodes.items() if name in used or not used}
         info: Mapping[str, Any] = next((status["nodeInfo"] for status in nodes.values()), {})
         pods = self._known.values()
         return {
@@ -142,15 +141,13 @@ class KubeletSource:
         return bool(self._pods)
 
     def _find_nodes(self) -> None:
-        """Read the status of the pods' nodes, and find out whether this machine is the only one."""
-        self._nodes = {}
-        for name in sorted({pod.node for pod in self._known.values()}):
-            with contextlib.suppress(MonitorError):
-                self._nodes[name] = self._api.get(f"/api/v1/nodes/{name}")["status"]
-        if self._machine is None and len(self._nodes) == 1:
-            (status,) = self._nodes.values()
-            if is_this_machine(status.get("nodeInfo", {}).get("bootID")):
-                self._machine = MachineSource(KUBERNETES_PROCESSES, self._is_ours)
+        """Read the status of the nodes, if this is permitted, and find out whether all are on this machine."""
+        with contextlib.suppress(MonitorError):
+            nodes = self._api.get("/api/v1/nodes")["items"]
+            self._nodes = {node["metadata"]["name"]: node["status"] for node in nodes}
+        boots = [status.get("nodeInfo", {}).get("bootID") for status in self._nodes.values()]
+        if self._machine is None and boots and all(map(is_this_machine, boots)):
+            self._machine = MachineSource(KUBERNETES_PROCESSES, self._is_ours)
 
     def _is_ours(self, cgroup: str) -> bool:
         return any(uid in cgroup or uid.replace("-", "_") in cgroup for uid in self._known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ class ProcessSource:
         self._services: dict[str, _Service] = {}
         #: The brokers' ports that the services were given.
         self._ports: set[int] = set()
+        self._broker: str | None = None
         self._problems: list[str] = []
         self._result_folders: set[Path] = set()
         self._accounts = CpuAccounts(self._group_of)
@@ -121,7 +123,7 @@ class ProcessSource:
         return {
             "platform": "process",
             "source": "this machine's processes: user and system time, children included",
-            "versions": {"kernel": platform.release(), "python": platform.python_version()},
+            "versions": {"kernel": platform.release(), "python": platform.python_version(), "rabbitmq": self._broker},
             "cores": psutil.cpu_count(),
             "memory_bytes": psutil.virtual_memory().total,
             "limits": {},
@@ -147,7 +149,10 @@ class ProcessSource:
             service = service_of(found.cmdline())
             if service is None or container_path(pid) is not None:
                 return None
-            if service != "rabbitmq":
+            if service == "rabbitmq":
+                version = re.search(r"rabbitmq_server-([\d.]+)", " ".join(found.cmdline()))
+                self._broker = version[1] if version else None
+            else:
                 directory = Path(found.cwd())
                 if not belongs_to(self._project, directory, Path(found.exe())):
                     return None

@@ -84,7 +84,7 @@ def test_only_services_of_the_project_are_counted_with_their_child_processes(tmp
     # The difference: processes that have started but not yet reported, and clock ticks of 10 ms.
     assert used["analysis"].cpu_seconds == pytest.approx(ours, rel=0.02, abs=0.05)
     assert used["analysis"].replicas == 1
-    (rest,) = [sample for sample in samples if sample.service == REST]
+    (rest,) = [sample for sample in samples if sample.container == REST]
     assert rest.cpu_seconds > theirs
 
 
