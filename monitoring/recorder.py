@@ -227,6 +227,8 @@ class Recorder:
                 self.exit_code = 1
                 try:
                     self.exit_code = work()
+                except MonitorError as error:
+                    self._problems.append(str(error))
                 finally:
                     self.stop.set()
 

@@ -94,7 +94,7 @@ class Campaign:
             if one.kind not in warm:
                 for events in self.plan.events:
                     if one.run(self._flags(events)):
-                        raise MonitorError(f"{one.kind}: a run of {events:,} events failed; see {self.folder / 'logs'}")
+                        raise MonitorError(f"{one.kind}: a run of {events:,} events failed: see {one.log}")
                 warm.add(one.kind)
             for phase in phases:
                 flags = self._flags(self.plan.events[phase == "large"])
@@ -134,7 +134,8 @@ class Campaign:
             raise KeyboardInterrupt
         run = recording.header["run"] or {}
         if recorder.exit_code or recorder.not_written or (phase != "idle" and not run.get("complete")):
-            raise MonitorError(f"{one.kind}, repetition {number}: {phase} failed; see {self.folder / 'logs'}")
+            reasons = "; ".join(recording.header["problems"]) or f"see {one.log}"
+            raise MonitorError(f"{one.kind}, repetition {number}: {phase} failed: {reasons}")
         os.replace(unfinished, path)
 
     def _keep_plan(self) -> None:
