@@ -35,6 +35,8 @@ KUBERNETES_PROCESSES = DOCKER_PROCESSES | {
 }
 #: A new process may execute another program (fork, then exec) or enter a container within this many seconds.
 _EXEC_LIMIT_S = 3.0
+#: The engine or the API server may list a new container this many seconds after its start.
+_LISTED_AFTER_S = 10.0
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _IS_LINUX = sys.platform == "linux"
 
@@ -124,6 +126,9 @@ class _Container:
         #: The process outside the container that waits for its processes.
         self.parent = 0
         self.unseen = 0.0
+        #: CPU seconds that are in no account, as long as the container may yet turn out to be counted elsewhere.
+        self.uncounted = 0.0
+        self.seen_at = time.time()
         self._counter = 0.0
 
     def increase(self) -> float | None:
@@ -204,10 +209,15 @@ class CpuAccounts:
             memory[group] += process.memory_bytes
         self._passed = {pid: min(passed[pid], seconds) for pid, seconds in new.items()}
         self._correct_containers(used, inherited, groups)
+        for path, container in self._containers.items():
+            container.uncounted += used.pop(path, 0.0)
+            if self._is_counted(path):
+                container.uncounted = 0.0
+            elif self.time - container.seen_at > _LISTED_AFTER_S or not self._last:
+                used[REST] += container.uncounted
+                container.uncounted = 0.0
         for group, seconds in used.items():
-            if group not in self._containers or not self._is_counted(group):
-                account = REST if group in self._containers else group
-                self.cpu_seconds[account] = self.cpu_seconds.get(account, 0.0) + seconds
+            self.cpu_seconds[group] = self.cpu_seconds.get(group, 0.0) + seconds
         self._last, self._groups, self._inherited, self.memory_bytes = now, groups, inherited, dict(memory)
 
     def close(self) -> None:
