@@ -4,6 +4,12 @@
 Without --broker the four services run inside this one command. With it the run
 is submitted to that RabbitMQ, where the services wait, and followed here.
 
+    analysis.py runs [--broker amqp://..] [--json]
+    analysis.py follow RUN_ID [--broker amqp://..] [--output DIR]
+    analysis.py cancel RUN_ID [--broker amqp://..]
+
+lists the runs of a broker, follows one of them until its result folder is written, and cancels one.
+
     analysis.py dead-letters [--broker amqp://..] [--run RUN_ID] [--json] [--requeue]
 
 lists the messages that could not be handled, and requeues them once the cause is fixed.
@@ -26,6 +32,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+
+from common import interrupts
+
+if __name__ == "__main__":
+    interrupts.exit_at_once()
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +66,14 @@ __all__ = [
 #: The words of the command, and the module of each: its function ``run`` takes the arguments after the word.
 WORDS = {
     "run": "workers.command.run",
+    "runs": "workers.command.runs",
+    "follow": "workers.command.follow",
+    "cancel": "workers.command.cancel",
     "dead-letters": "workers.command.dead_letters",
     "check": "workers.command.check",
     "compare": "common.comparison.command",
 }
-INCOMPLETE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+INCOMPLETE, WRONG_USAGE = 1, 2
 
 
 def __getattr__(name: str) -> Any:
@@ -92,14 +107,14 @@ def _main(arguments: Sequence[str]) -> int:
         command = importlib.import_module(WORDS[word])
         return int(command.run(rest, console))
     except SettingsError as error:
-        print(f"analysis.py: {error}", file=sys.stderr)
+        print(f"{interrupts.program()}: {error}", file=sys.stderr)
         return WRONG_USAGE
     except PipelineError as error:
-        print(f"analysis.py: {error}", file=sys.stderr)
+        print(f"{interrupts.program()}: {error}", file=sys.stderr)
         return INCOMPLETE
     except KeyboardInterrupt:
-        print("analysis.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        print(f"{interrupts.program()}: interrupted", file=sys.stderr)
+        return interrupts.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""The runs that were cancelled, as a service knows them."""
+"""What a service does with the messages of cancelled runs."""
 
 from __future__ import annotations
 
 from common.messages import Message, RunCancelled, run_of
+
+#: The problem of a run that was cancelled.
+CANCELLED = "the run was cancelled"
 
 #: How many cancelled runs a service remembers.
 MAX_RUNS = 1_000

@@ -509,6 +509,69 @@ class StatusRequest(Message):
 
 
 @dataclass(frozen=True)
+class RunListRequest(Message):
+    """A request for the list of runs; its answer has the same ``request_id``."""
+
+    kind: ClassVar[str] = "run-list-request"
+
+    request_id: Name
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run in the list of runs.
+
+    Parameters
+    ----------
+    run_id
+        Its id.
+    state
+        What the run does: it waits for its plan, is under way, is fitted, or how it has ended. The results of
+        ``deleted`` runs were deleted after enough later ones.
+    digest
+        The digest of its settings; empty for a run that failed before it had any.
+    analysis, release, samples
+        The analysis, the release, and the number of samples; empty and 0 where the analysis service does not have the
+        settings of the run.
+    submitted
+        When it was submitted, in seconds since 1970.
+    seconds
+        How long it has taken; None for a run that ended without a result.
+    signal_strength, signal_strength_error
+        μ and its error; None without a fit.
+    problem
+        Why it failed, or the first problem of its result.
+    """
+
+    run_id: Name
+    state: Literal["waiting", "running", "fitting", "complete", "incomplete", "failed", "cancelled", "deleted"]
+    digest: str
+    analysis: str = ""
+    release: str = ""
+    samples: Count = 0
+    submitted: Timestamp | None = None
+    seconds: float | None = None
+    signal_strength: float | None = None
+    signal_strength_error: float | None = None
+    problem: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended, with or without a result."""
+        return self.state not in ("waiting", "running", "fitting")
+
+
+@dataclass(frozen=True)
+class RunList(Message):
+    """The latest runs, the newest first."""
+
+    kind: ClassVar[str] = "run-list"
+
+    request_id: Name
+    runs: tuple[RunSummary, ...]
+
+
+@dataclass(frozen=True)
 class CancelRequest(Message):
     """A request to cancel a run; ``digest`` is that of the run's settings."""
 
@@ -631,7 +694,7 @@ KINDS: Mapping[str, type[Message]] = {
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
         Events, Selected, RunStarted, Progress, FetchProgress, Result, StatusRequest, RunFailed, ResultFiles,
-        RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus,
+        RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus, RunListRequest, RunList,
     )
 }  # fmt: skip
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -13,15 +14,19 @@ from typing import Any, Protocol
 from common import messages, topology
 from common.analyses import Analyses
 from common.delivery import Delivery
-from common.errors import MessageError
+from common.errors import BrokerError, MessageError
 from common.messages import (
+    CancelRequest,
     FetchProgress,
     Message,
     Progress,
     Result,
     ResultFiles,
     RunFailed,
+    RunList,
+    RunListRequest,
     RunRequest,
+    RunSummary,
     StatusRequest,
 )
 from common.progress import RunProgress
@@ -36,6 +41,8 @@ QUIET_S = 5.0
 FOLLOWER_PREFETCH = 100
 #: How long a command or a Python program waits for a broker that does not answer, in seconds.
 BROKER_CONNECT_TIMEOUT_S = 15.0
+#: How long a command waits for the answer of the analysis service, in seconds.
+ANSWER_TIMEOUT_S = 20.0
 
 
 class Display(Protocol):
@@ -143,6 +150,52 @@ def follow(
             case RunFailed():
                 return Outcome(None, {}, message.problem)
     return Outcome(None, {}, "the run was stopped before its result arrived")
+
+
+def list_runs(transport: Transport) -> Sequence[RunSummary]:
+    """Return the latest runs of a broker, the newest first; raises BrokerError if no analysis service answers."""
+    with closing(transport.open([topology.LISTER])) as session:
+        request = RunListRequest(secrets.token_hex(8))
+        answer = _ask(session, request, lambda one: isinstance(one, RunList) and one.request_id == request.request_id)
+        assert isinstance(answer, RunList)
+        return answer.runs
+
+
+def cancel(transport: Transport, run_id: str, digest: str) -> str:
+    """Cancel a run whose settings have the digest, unless it has ended; returns how it ended, in words.
+
+    Raises BrokerError if no analysis service answers.
+    """
+    with closing(transport.open([topology.follower(run_id)], prefetch=FOLLOWER_PREFETCH)) as session:
+        answer = _ask(session, CancelRequest(run_id, digest), lambda one: _is_end(one, run_id))
+    return answer.problem if isinstance(answer, RunFailed) else "the run had ended before, with a result"
+
+
+def _is_end(message: Message, run_id: str) -> bool:
+    return messages.run_of(message) == run_id and (
+        isinstance(message, RunFailed) or (isinstance(message, Result) and message.final)
+    )
+
+
+def _ask(session: Session, request: Message, is_answer: Callable[[Message], bool]) -> Message:
+    """Publish a request to the analysis service, and return its answer."""
+    if topology.PLANS.name in session.queues_without_consumer():
+        raise BrokerError("no analysis service is connected to the broker, which knows its runs; start the services")
+    session.publish([request])
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while time.monotonic() < deadline:
+        delivery = session.receive(0.2)
+        if delivery is None:
+            continue
+        session.publish_and_acknowledge(delivery)
+        if delivery.kind in (RunList.kind, RunFailed.kind, Result.kind):
+            message = _read(delivery, Analyses())
+            if message is not None and is_answer(message):
+                return message
+    raise BrokerError(
+        f"the analysis service has not answered within {ANSWER_TIMEOUT_S:g} s; it may be busy: try again, or look at "
+        "its log"
+    )
 
 
 def _is_of_another_request(message: Message, settings: RunSettings | None) -> bool:

@@ -62,6 +62,8 @@ RESULTS = Exchange("results", ("run-started", "progress", "fetch-progress", "res
 #: Tells every data-loader and data-processor which runs were cancelled.
 CANCELLATIONS = Exchange("cancellations", ("run-cancelled",))
 RESULT_FILES = Exchange("result-files", ("result-files",))
+#: The answers to requests for the list of runs.
+RUN_LISTS = Exchange("run-lists", ("run-list",))
 #: What services and queues do at the moment. Not ``results``, whose queue at the visualisation holds all that it is
 #: sent: a visualisation that is down for hours would fill it, and publishers would wait.
 STATUS = Exchange("status", ("service-status", "queue-status"))
@@ -71,13 +73,17 @@ CHUNKS = Queue("chunks", "data-loader", ("file-task", "chunk-task"))
 # The two queues with arrays: 16 messages of at most 8 MiB each.
 EVENTS = Queue("events", "data-processor", ("events",), limit=16)
 SELECTED = Queue("selected", "analysis", ("selected",), limit=16)
-PLANS = Queue("plans", "analysis", ("run-plan", "sample-plan", "chunk-failed", "status-request", "cancel-request"))
+PLANS = Queue(
+    "plans",
+    "analysis",
+    ("run-plan", "sample-plan", "chunk-failed", "status-request", "cancel-request", "run-list-request"),
+)
 #: A copy of every dead letter, which lets the analysis service record what is missing from a run. A notice that a
 #: dead letter is requeued takes the same queue, so that it never overtakes the dead letter.
 DEAD_NOTICES = Queue("dead-notices", "analysis", ("dead-letter", "requeued"), has_dead_letter_queue=False)
 VISUALISATION = Queue("results.visualisation", "visualisation", exchanges=(RESULTS.name,), limit=10_000)
 
-EXCHANGES = (RESULTS, RESULT_FILES, CANCELLATIONS, STATUS)
+EXCHANGES = (RESULTS, RESULT_FILES, RUN_LISTS, CANCELLATIONS, STATUS)
 #: The queues that every session declares.
 QUEUES = (RUNS, CHUNKS, EVENTS, SELECTED, PLANS, DEAD_NOTICES, VISUALISATION)
 #: The queues of which each replica of a service has its own, which holds the latest messages.
@@ -96,6 +102,9 @@ REPLICA_QUEUES = tuple(
         (STATUS, "visualisation"),
     )
 )
+
+#: The queue of a command that lists the runs.
+LISTER = Queue("lister", exchanges=(RUN_LISTS.name,), keep=100, exclusive=True, has_dead_letter_queue=False)
 
 #: The exchange or queue that each kind of message is published to.
 ROUTES: Mapping[str, str] = {kind: target.name for target in (*EXCHANGES, *QUEUES) for kind in target.kinds}
@@ -144,5 +153,6 @@ def dead_letter_queue(queue: str) -> Queue:
 
 def routes_to(queue: str) -> tuple[str, ...]:
     """The routes by which a message can have come into a queue: its own name, and the exchanges it is bound to."""
-    bound = {one.name: one.exchanges for one in (*QUEUES, *REPLICA_QUEUES, follower(queue.removeprefix(_FOLLOW)))}
+    follower_queue = follower(queue.removeprefix(_FOLLOW))
+    bound = {one.name: one.exchanges for one in (*QUEUES, *REPLICA_QUEUES, LISTER, follower_queue)}
     return (queue, *bound.get(queue, ()))

@@ -18,6 +18,7 @@ import numpy as np
 
 from common import topology
 from common.analyses import Analysis
+from common.cancellations import CANCELLED
 from common.delivery import Delivery
 from common.errors import DamagedError, DatabaseError, MessageError, SettingsError
 from common.messages import (
@@ -30,6 +31,8 @@ from common.messages import (
     Result,
     RunCancelled,
     RunFailed,
+    RunList,
+    RunListRequest,
     RunPlan,
     RunStarted,
     SamplePlan,
@@ -42,6 +45,7 @@ from common.settings import Settings
 from physics import ANALYSES
 from workers.analysis.histograms import fill
 from workers.analysis.result import result_of, with_fit
+from workers.analysis.run_list import list_runs
 from workers.analysis.statistics.fit_pool import FitOutcome, FitPool
 from workers.analysis.store import PartialSums, Run, Store
 
@@ -108,6 +112,8 @@ class AnalysisService(Service):
 
         A run that is damaged in the database is given up.
         """
+        if isinstance(message, RunListRequest):
+            return [RunList(message.request_id, list_runs(self._store, self._now, self._fits.__contains__))]
         try:
             return self._handle(message)
         except DamagedError as error:
@@ -200,7 +206,7 @@ class AnalysisService(Service):
     def _end(self, run_id: str, outcome: FitOutcome) -> None:
         """Publish and store a run's result with its fit, unless the run has a complete result."""
         run, stored = self._store.run(run_id), self._store.result(run_id)
-        if run is None or (stored is not None and stored["complete"]):
+        if run is None or self._store.is_cancelled(run_id) or (stored is not None and stored["complete"]):
             return
         result = with_fit(outcome.result, outcome.fit, outcome.problem, run, self._now(run))
         # Publish first: after a crash in between, the result is published twice instead of never.
@@ -264,18 +270,18 @@ class AnalysisService(Service):
 
     def _cancel(self, run_id: str) -> Sequence[Message]:
         """Delete a run, and have its tasks and events dropped, unless it has ended; returns how it ended."""
-        if outcome := self._outcome(run_id):
-            return outcome
         if not self._store.is_deleted(run_id):
+            if outcome := self._outcome(run_id):
+                return outcome
             log.info("run %s is cancelled", run_id)
-            self._store.cancel(run_id)
+            self._store.cancel(run_id, CANCELLED)
             self._forget(run_id)
         return self._deleted(run_id)
 
     def _deleted(self, run_id: str, digest: str | None = None) -> Sequence[Message]:
         """Return why a run was deleted; ``digest`` is that of the request that is refused, None for every request."""
         if self._store.is_cancelled(run_id):
-            return [RunCancelled(run_id), RunFailed(run_id, _CANCELLED)]
+            return [RunCancelled(run_id), RunFailed(run_id, CANCELLED)]
         return [RunFailed(run_id, _DELETED, digest)]
 
     def _status_of_all(self) -> Sequence[Message]:
@@ -424,8 +430,6 @@ def _check_cutflow(message: Selected, analysis: Analysis) -> None:
 
 
 _OTHER_SETTINGS = "the run of this id was requested before with other settings; request it under another id"
-
-_CANCELLED = "the run was cancelled"
 
 _DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_KEEP); request it under another id"
 

@@ -93,10 +93,11 @@ class Store:
         row = self.database.row("SELECT 1 FROM requests WHERE run_id = ? AND deleted = ?", run_id, _CANCELLED)
         return row is not None
 
-    def cancel(self, run_id: str) -> None:
-        """Delete what is stored of a run, except that it was cancelled."""
+    def cancel(self, run_id: str, problem: str) -> None:
+        """Delete what is stored of a run, except its settings and that it was cancelled, which is its failure."""
         with self.database.transaction() as db:
-            _delete(db, run_id, _CANCELLED)
+            _delete(db, run_id, _CANCELLED, keep_settings=True)
+            db.execute("INSERT INTO failures VALUES (?, ?)", (run_id, problem))
 
     def begin(self, plan: RunPlan, begun: float | None = None) -> None:
         """Store a run's settings and the samples it consists of; ``begun`` is now, in seconds since 1970."""
@@ -426,9 +427,9 @@ class Store:
         self.database.close()
 
 
-def _delete(db: sqlite3.Connection, run_id: str, why: int) -> None:
-    db.execute("UPDATE requests SET deleted = ? WHERE run_id = ?", (why, run_id))
-    for table in ("runs", "samples", "chunks", "failures", "requeues"):
+def _delete(db: sqlite3.Connection, run_id: str, why: int, *, keep_settings: bool = False) -> None:
+    db.execute("UPDATE requests SET deleted = ? WHERE run_id = ? AND NOT deleted", (why, run_id))
+    for table in ("samples", "chunks", "failures", "requeues", *(() if keep_settings else ("runs",))):
         db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
 
 

@@ -1,0 +1,101 @@
+"""``analysis.py runs``: list the runs of a broker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common import settings
+from common.display import print_table
+from common.interrupts import program
+from common.messages import RunSummary
+from common.rounding import rounded
+from common.settings import BrokerSettings
+from common.submission import BROKER_CONNECT_TIMEOUT_S, list_runs
+from common.transport.rabbitmq import RabbitMQTransport
+
+#: The most characters of a problem that the table shows; --json has all of it.
+SHOWN_PROBLEM = 60
+
+
+def run(arguments: Sequence[str], console: Console) -> int:
+    """Print the runs of a broker; returns the exit code."""
+    parser = broker_parser("runs", "List the runs of a broker: the latest, the newest first.")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    flags = parser.parse_args(arguments)
+    broker = broker_of(flags)
+    runs = [run for run in list_runs(RabbitMQTransport(broker, BROKER_CONNECT_TIMEOUT_S)) if run.state != "deleted"]
+    if flags.json:
+        print(json.dumps([asdict(run) for run in runs], indent=2))
+    elif runs:
+        print_table(runs_table(runs), console)
+    else:
+        console.print(f"no runs on {broker}", soft_wrap=True)
+    return 0
+
+
+def broker_parser(word: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser of a word that needs a broker."""
+    parser = argparse.ArgumentParser(prog=f"{program()} {word}", description=description, allow_abbrev=False)
+    parser.add_argument("--broker", metavar="amqp://..", help="the RabbitMQ (default: RABBITMQ_HOST and the others)")
+    return parser
+
+
+def broker_of(flags: argparse.Namespace) -> BrokerSettings:
+    """Return the broker that the flags and the environment name."""
+    broker = settings.read(os.environ).broker
+    return broker.with_url(flags.broker) if flags.broker else broker
+
+
+def runs_table(runs: Sequence[RunSummary]) -> Table:
+    """Return a table with a row for each run."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("run", "state", "release", "analysis"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("samples", "μ"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("submitted (UTC)", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("problem", no_wrap=True)
+    for one in runs:
+        cells = (
+            one.run_id,
+            one.state,
+            one.release,
+            one.analysis,
+            str(one.samples or ""),
+            _signal_strength(one),
+            "" if one.submitted is None else f"{datetime.fromtimestamp(one.submitted, UTC):%Y-%m-%d %H:%M:%S}",
+            "" if one.seconds is None else _duration(one.seconds),
+            "" if one.state == "cancelled" else _shortened(one.problem or ""),
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _signal_strength(run: RunSummary) -> str:
+    if run.signal_strength is None or run.signal_strength_error is None:
+        return ""
+    return " ± ".join(rounded(run.signal_strength, run.signal_strength_error))
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as ``4.2 s``, ``3:05`` or ``1:02:03``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _shortened(problem: str) -> str:
+    return problem if len(problem) <= SHOWN_PROBLEM else problem[: SHOWN_PROBLEM - 1] + "…"
