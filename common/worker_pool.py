@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +11,8 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import ParamSpec, TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, ParamSpec, TypeVar
 
 from common.errors import WorkerProcessError
 from common.memory import keep_freed_memory
@@ -22,8 +22,18 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Worker processes are spawned: a fork of a process with threads can deadlock, and macOS has no safe one.
-_CONTEXT = multiprocessing.get_context("spawn")
+
+class _Context(SpawnContext):
+    """Spawns processes, and keeps them: a fork of a process with threads can deadlock, and macOS has no safe one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spawned: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        """Return a new process, for the executor to start."""
+        self.spawned.append(SpawnProcess(*args, **kwargs))
+        return self.spawned[-1]
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,15 @@ class _Processes:
     """An executor, and the writing end of a pipe: its worker processes exit when that is closed."""
 
     executor: ProcessPoolExecutor
+    context: _Context
     lifeline: Connection
 
     def end(self, *, wait: bool) -> None:
-        """Have the worker processes exit, whatever they are doing; ``wait`` until they have."""
+        """Kill the worker processes; ``wait`` until they have ended. One that starts takes seconds to see the pipe."""
         self.lifeline.close()
+        for process in self.context.spawned:
+            if process.pid is not None:
+                process.kill()
         self.executor.shutdown(wait=wait)
 
 
@@ -154,11 +168,12 @@ class WorkerPool:
                 self._processes = self._make()
 
     def _make(self) -> _Processes:
-        reading_end, writing_end = _CONTEXT.Pipe(duplex=False)
+        context = _Context()
+        reading_end, writing_end = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
-            1 if self._was_replaced else self._number, _CONTEXT, _initialize, (reading_end, self._prepare)
+            1 if self._was_replaced else self._number, context, _initialize, (reading_end, self._prepare)
         )
-        return _Processes(executor, writing_end)
+        return _Processes(executor, context, writing_end)
 
 
 def available_cores() -> int:

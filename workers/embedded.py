@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 #: A worker process takes about a second to start, so a run that is over by then starts none.
 PROCESSES_AFTER_S = 1.0
 _CHECK_EVERY_S = 0.1
+#: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
+END_S, END_IN_ERROR_S = 5.0, 0.7
 #: A chunk whose worker process exits this often fails.
 CHUNK_ATTEMPTS = 3
 
@@ -87,23 +89,24 @@ class EmbeddedServices:
             for thread in (*self._threads, self._starter):
                 thread.start()
         except BaseException:  # an interrupt from the keyboard
-            self._close()
+            self._close(END_IN_ERROR_S)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._close(END_S if error is None else END_IN_ERROR_S)
 
-    def _close(self) -> None:
+    def _close(self, timeout_s: float) -> None:
         for event in (self._stop, self._processes_wanted, self._processes_ready):
             event.set()
         self.transport.shut_down()
         self._pool.close()
+        deadline = time.monotonic() + timeout_s
         for thread in (self._starter, *self._threads):
             if thread.ident is not None:
-                thread.join(timeout=5)
+                thread.join(max(0.0, deadline - time.monotonic()))
         self._fits.close()
 
     def _add(

@@ -93,7 +93,9 @@ def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> in
             outcome = _submit_and_follow(
                 services.transport, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
             )
-        return INCOMPLETE if interrupted.is_set() else report(outcome, read.output, run_id, console)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+        return report(outcome, read.output, run_id, console)
 
 
 def _submit_and_follow(
