@@ -16,11 +16,12 @@ from types import FrameType
 from common.errors import PipelineError
 
 INTERRUPTED = 130
+PROGRAM = "analysis.py"
 
 
 def program() -> str:
     """Return the name of the command in messages: that of the script which has called it, if it says so."""
-    return os.environ.get("COMMAND_NAME") or "analysis.py"
+    return os.environ.get("COMMAND_NAME") or PROGRAM
 
 
 def exit_at_once() -> None:

@@ -11,8 +11,7 @@ from common.cancellations import CANCELLED
 from common.interrupts import program
 from common.submission import BROKER_CONNECT_TIMEOUT_S, cancel
 from common.transport.rabbitmq import RabbitMQTransport
-from workers.command.follow import find
-from workers.command.runs import broker_of, broker_parser
+from workers.command.runs import broker_parser, find, read_settings
 
 #: The exit codes: the run is cancelled, or it had ended before.
 IS_CANCELLED, HAS_ENDED = 0, 1
@@ -25,7 +24,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     )
     parser.add_argument("run_id", metavar="RUN_ID", help="the run")
     flags = parser.parse_args(arguments)
-    transport = RabbitMQTransport(broker_of(flags), BROKER_CONNECT_TIMEOUT_S)
+    transport = RabbitMQTransport(read_settings(flags).broker, BROKER_CONNECT_TIMEOUT_S)
     summary = find(transport, flags.run_id)
     how = cancel(transport, flags.run_id, summary.digest)
     if how == CANCELLED:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import NoReturn
 
+from common import settings
 from common.errors import PipelineError
-from common.interrupts import INTERRUPTED, Signals, program
+from common.interrupts import INTERRUPTED, PROGRAM, Signals, program
 from common.settings import BrokerSettings
 from common.submission import BROKER_CONNECT_TIMEOUT_S, cancel
 from common.transport.rabbitmq import RabbitMQTransport
@@ -43,6 +45,8 @@ def _wants_to_cancel(run_id: str) -> bool:
 
 
 def _command(broker: BrokerSettings, run_id: str) -> str:
-    """Return the command that follows a run, without the password."""
-    own = program() == "analysis.py"
-    return f"{program()} follow {run_id}" + (f" --broker {broker}" if own else "")
+    """Return the command that follows a run, without the password. A script that calls this one has its own broker."""
+    if program() != PROGRAM:
+        return f"{program()} follow {run_id}"
+    known = settings.read(os.environ).broker.password == broker.password
+    return f"{program()} follow {run_id} --broker {broker}" + ("" if known else ", and RABBITMQ_PASS=the password")

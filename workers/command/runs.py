@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from rich.box import SIMPLE_HEAD
@@ -16,15 +16,20 @@ from rich.text import Text
 
 from common import settings
 from common.display import print_table
+from common.errors import RunError
 from common.interrupts import program
+from common.logs import configure_logging
 from common.messages import RunSummary
 from common.rounding import rounded
-from common.settings import BrokerSettings
+from common.settings import Settings
 from common.submission import BROKER_CONNECT_TIMEOUT_S, list_runs
+from common.transport import Transport
 from common.transport.rabbitmq import RabbitMQTransport
 
 #: The most characters of a problem that the table shows; --json has all of it.
 SHOWN_PROBLEM = 60
+#: How many other runs the error of an unknown run names.
+NAMED = 3
 
 
 def run(arguments: Sequence[str], console: Console) -> int:
@@ -32,7 +37,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     parser = broker_parser("runs", "List the runs of a broker: the latest, the newest first.")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     flags = parser.parse_args(arguments)
-    broker = broker_of(flags)
+    broker = read_settings(flags).broker
     runs = [run for run in list_runs(RabbitMQTransport(broker, BROKER_CONNECT_TIMEOUT_S)) if run.state != "deleted"]
     if flags.json:
         print(json.dumps([asdict(run) for run in runs], indent=2))
@@ -50,10 +55,22 @@ def broker_parser(word: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def broker_of(flags: argparse.Namespace) -> BrokerSettings:
-    """Return the broker that the flags and the environment name."""
-    broker = settings.read(os.environ).broker
-    return broker.with_url(flags.broker) if flags.broker else broker
+def read_settings(flags: argparse.Namespace) -> Settings:
+    """Read the settings with the broker that the flags name, and configure logging."""
+    read = settings.read(os.environ)
+    configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "ERROR")
+    return replace(read, broker=read.broker.with_url(flags.broker)) if flags.broker else read
+
+
+def find(transport: Transport, run_id: str) -> RunSummary:
+    """Return a run of the list of runs; raises RunError if it is not there."""
+    runs = list_runs(transport)
+    for one in runs:
+        if one.run_id == run_id:
+            return one
+    latest = ", ".join(one.run_id for one in runs[:NAMED])
+    known = f"the latest: {latest}; {program()} runs lists them" if latest else "there are none"
+    raise RunError(run_id, f"is not among the runs of this broker: {known}")
 
 
 def runs_table(runs: Sequence[RunSummary]) -> Table:
