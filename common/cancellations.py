@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.messages import Message, RunCancelled, run_of
 
-#: The problem of a run that was cancelled.
+#: Why a cancelled run has failed, in RunFailed.
 CANCELLED = "the run was cancelled"
 
 #: How many cancelled runs a service remembers.

@@ -381,7 +381,7 @@ def test_a_service_killed_during_a_fit_fits_again_after_its_restart(tmp_path: Pa
 
     successor = fitting(Store(path), worker_functions.find_fit)
     (final,) = successor.finals()
-    assert final.result["fit"] == {"signal_strength": 1.5}
+    assert final.result["fit"] == worker_functions.FIT
     successor.analysis.close()
 
     third = fitting(Store(path), worker_functions.fit_without_end)
@@ -437,7 +437,7 @@ def test_a_fit_whose_process_is_killed_is_done_again(tmp_path: Path) -> None:
     (final,) = loop.finals()
 
     assert (tmp_path / "killed").exists()
-    assert final.result["fit"] == {"signal_strength": 1.5}
+    assert final.result["fit"] == worker_functions.FIT
     loop.analysis.close()
 
 
@@ -462,7 +462,10 @@ def test_an_incomplete_run_has_no_fit_and_says_why_until_it_is_complete() -> Non
 
     handle_all(loop.analysis, [late])
     (final,) = loop.finals()
-    assert (final.result["complete"], final.result["fit"]) == (True, {"signal_strength": 1.5})
+    assert (final.result["complete"], final.result["fit"]) == (
+        True,
+        worker_functions.FIT,
+    )
     loop.analysis.close()
 
 

@@ -35,9 +35,12 @@ from common.messages import (
     ResultFiles,
     RunCancelled,
     RunFailed,
+    RunList,
+    RunListRequest,
     RunPlan,
     RunRequest,
     RunStarted,
+    RunSummary,
     SamplePlan,
     Selected,
     ServiceStatus,
@@ -86,6 +89,10 @@ JSON_MESSAGES: list[Message] = [
     StatusRequest(RUN),
     CancelRequest(RUN, SETTINGS.digest),
     RunCancelled(RUN),
+    RunListRequest("1a2b"),
+    RunList(
+        "1a2b", (RunSummary(RUN, "complete", SETTINGS.digest, "hzz4l", "demo", 12, 1e9, 2.5, 1.1, 0.3, "a chunk"),)
+    ),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     ResultFiles(RUN, {"result.json": b"{}", "timeline.json": b"[]" * 1000}),
     ServiceStatus(
@@ -389,7 +396,11 @@ def test_selected_events_out_of_their_range_are_refused(changed: dict[str, Any],
 # --- dead letters ----------------------------------------------------------------------
 
 
-OF_A_RUN = [message for message in JSON_MESSAGES if not isinstance(message, ServiceStatus | QueueStatus)]
+OF_A_RUN = [
+    message
+    for message in JSON_MESSAGES
+    if not isinstance(message, ServiceStatus | QueueStatus | RunListRequest | RunList)
+]
 
 
 @pytest.mark.parametrize("message", [*OF_A_RUN, events_message(1), selected_message()], ids=lambda m: m.kind)

@@ -24,7 +24,7 @@ def test_every_queue_has_a_consumer_and_every_exchange_a_queue() -> None:
     assert topology.consumers_of(["selected", "plans", "events"]) == ["analysis", "data-processor"]
     bound = {
         exchange
-        for queue in (*topology.QUEUES, *topology.REPLICA_QUEUES, topology.follower("run"))
+        for queue in (*topology.QUEUES, *topology.REPLICA_QUEUES, topology.LISTER, topology.follower("run"))
         for exchange in queue.exchanges
     }
     assert bound == {exchange.name for exchange in topology.EXCHANGES}
@@ -34,4 +34,5 @@ def test_a_message_comes_into_a_queue_directly_or_by_the_exchanges_it_is_bound_t
     assert topology.routes_to("plans") == ("plans",)
     assert topology.routes_to("results.visualisation") == ("results.visualisation", "results")
     assert topology.routes_to("cancellations.data-processor") == ("cancellations.data-processor", "cancellations")
+    assert topology.routes_to("lister") == ("lister", "run-lists")
     assert topology.routes_to("follow.run") == ("follow.run", "results", "result-files")
