@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import pika
 import psutil
 import pytest
 
 import analysis
+from common import topology
 from common.settings import BrokerSettings
+from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters
 from tests.support.broker import Broker
 from tests.support.paths import ROOT
@@ -241,23 +246,93 @@ def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers) 
     assert left_behind() <= before
 
 
+def waiting_messages(settings: BrokerSettings) -> int:
+    """Return the number of messages that wait in the queues of the services."""
+    connection = pika.BlockingConnection(parameters(settings))
+    with closing(connection), connection.channel() as channel:
+        return sum(channel.queue_declare(one.name, passive=True).method.message_count for one in topology.QUEUES)
+
+
 @pytest.mark.broker
-def test_a_cancelled_run_ends_at_once_and_the_next_one_is_complete(services: Workers) -> None:
+def test_a_cancelled_run_leaves_the_queues_and_its_neighbour_is_complete(
+    services: Workers, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = left_behind()
     broker = address(services.settings)
-    with analysis.submit(broker, **{**DEMO, "chunk_entries": 10}, plots=False) as run:
+    with (
+        analysis.submit(broker, **{**DEMO, "chunk_entries": 20}, plots=False) as run,
+        analysis.submit(broker, **DEMO, plots=False) as neighbour,
+    ):
         wait_until(lambda: run.progress.events.get("analysis"), "chunks were analysed")
-        run.cancel()
+        assert analysis.main(["cancel", run.run_id, "--broker", broker]) == 0
         with pytest.raises(analysis.RunError, match=f"run {run.run_id} failed: the run was cancelled"):
             run.result(timeout=60)
         assert run.progress.events["analysis"] < run.progress.total_events
         run.cancel()  # changes nothing
-    with analysis.submit(broker, **DEMO, plots=False) as following:
-        result = following.result(timeout=90)
+        result = neighbour.result(timeout=90)
+    wait_until(lambda: not waiting_messages(services.settings), "the queues were empty")
     assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
     assert dead_letters(services.settings) == []
     assert not (services.folder / "service-results" / run.run_id).exists()
     assert left_behind() <= before
+    capsys.readouterr()
+    assert analysis.main(["runs", "--broker", broker, "--json"]) == 0
+    listed = {one["run_id"]: one for one in json.loads(capsys.readouterr().out)}
+    assert listed[run.run_id]["state"] == "cancelled"
+    assert listed[neighbour.run_id]["state"] == "complete"
+    assert listed[neighbour.run_id]["signal_strength"] == result.fit["signal_strength"]
+    assert analysis.main(["cancel", neighbour.run_id, "--broker", broker]) == 1
+    assert "is not cancelled: the run had ended before" in capsys.readouterr().err
+    assert analysis.main(["follow", "nosuch", "--broker", broker]) == 1
+    assert "run nosuch is not among the runs of this broker: the latest: " in capsys.readouterr().err
+
+
+def submitting(broker: str, folder: Path, chunk_entries: int, stdin: int, stderr: int) -> subprocess.Popen[str]:
+    """Start the command, and return it when its run is submitted; its first line names the run."""
+    flags = ["--release", "demo", "--demo-events", "5000", "--no-plots", "--chunk-entries", str(chunk_entries)]
+    return subprocess.Popen(
+        [sys.executable, ROOT / "analysis.py", *flags, "--broker", broker],
+        cwd=folder,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.broker
+def test_an_interrupt_in_a_terminal_asks_whether_to_cancel_the_run(services: Workers, tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    with submitting(address(services.settings), tmp_path, 10, terminal, terminal) as command:
+        assert command.stdout is not None
+        run_id = command.stdout.readline().split()[1]
+        command.send_signal(signal.SIGINT)
+        shown = b""
+        while not shown.endswith(b"[d] "):
+            shown += os.read(ours, 1000)
+        os.write(ours, b"c\n")
+        while b"cancelled" not in shown:
+            shown += os.read(ours, 1000)
+        command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert f"run {run_id}: [d]etach, and it goes on, or [c]ancel it? [d] " in shown.decode()
+    assert f"analysis.py: run {run_id}: the run was cancelled" in shown.decode()
+
+
+@pytest.mark.broker
+def test_without_a_terminal_a_command_detaches_and_its_run_can_be_followed(services: Workers, tmp_path: Path) -> None:
+    broker = address(services.settings)
+    with submitting(broker, tmp_path, 1000, subprocess.DEVNULL, subprocess.PIPE) as command:
+        assert command.stdout is not None
+        run_id = command.stdout.readline().split()[1]
+        command.send_signal(signal.SIGINT)
+        _, error = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert error.startswith(f"analysis.py: run {run_id} goes on; follow it with: analysis.py follow {run_id} --broker ")
+    assert services.settings.password not in error.replace(services.settings.user, "")
+    assert analysis.main(["follow", run_id, "--broker", broker, "--output", str(tmp_path)]) == 0
+    assert analysis.load(tmp_path / run_id).complete
 
 
 @pytest.mark.broker
