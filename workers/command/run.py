@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -94,6 +95,7 @@ def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> in
                 services.transport, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
             )
             if interrupted.is_set():
+                logging.disable()  # the services report what they cannot finish
                 raise KeyboardInterrupt
         return report(outcome, read.output, run_id, console)
 
