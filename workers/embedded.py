@@ -24,6 +24,7 @@ from workers.analysis.statistics.fit_pool import FitPool
 from workers.analysis.store import Store
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
+from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class EmbeddedServices:
         self._number = available_cores() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
         self._fits = FitPool(analyses=settings.analyses)
+        self._drawing = DrawingPool(analyses=settings.analyses)
         self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
@@ -64,7 +66,7 @@ class EmbeddedServices:
         for _ in range(data_processors):
             self._add(DataProcessor(settings))
         self._add(AnalysisService(settings, Store(None), self._fits))
-        self._add(Visualisation(settings, keep=False))
+        self._add(Visualisation(settings, keep=False, pool=self._drawing))
 
     def is_alive(self) -> bool:
         """Return True while all services run; raises the error that ended one.
@@ -102,12 +104,12 @@ class EmbeddedServices:
         for event in (self._stop, self._processes_wanted, self._processes_ready):
             event.set()
         self.transport.shut_down()
-        self._pool.close()
+        for pool in (self._pool, self._fits, self._drawing):
+            pool.close()
         deadline = time.monotonic() + timeout_s
         for thread in (self._starter, *self._threads):
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        self._fits.close()
 
     def _add(
         self, service: Service, queues: Sequence[Queue] | None = None, until: threading.Event | None = None
