@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from common.errors import PipelineError
 
@@ -28,6 +30,13 @@ def exit_at_once() -> None:
     """From now on an interrupt ends the process, with one line on standard error. For a process that holds nothing."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: nohup, a shell's ``&``
         signal.signal(signal.SIGINT, _exit)
+
+
+def end(code: int) -> NoReturn:
+    """Exit; at once if the code is INTERRUPTED, because Python would wait for threads that are at work, for seconds."""
+    if code == INTERRUPTED:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

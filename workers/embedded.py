@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 PROCESSES_AFTER_S = 1.0
 _CHECK_EVERY_S = 0.1
 #: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
-END_S, END_IN_ERROR_S = 5.0, 0.7
+END_S, END_IN_ERROR_S = 5.0, 0.5
 #: A chunk whose worker process exits this often fails.
 CHUNK_ATTEMPTS = 3
 
