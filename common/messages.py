@@ -556,9 +556,9 @@ class RunSummary:
     problem: str | None = None
 
     @property
-    def has_ended(self) -> bool:
-        """Whether the run has ended, with or without a result."""
-        return self.state not in ("waiting", "running", "fitting")
+    def has_no_result(self) -> bool:
+        """Whether the run has ended and its result does not exist, or not any more."""
+        return self.state in ("failed", "cancelled", "deleted")
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _is_end(message: Message, run_id: str) -> bool:
 def _ask(session: Session, request: Message, is_answer: Callable[[Message], bool]) -> Message:
     """Publish a request to the analysis service, and return its answer."""
     if topology.PLANS.name in session.queues_without_consumer():
-        raise BrokerError("no analysis service is connected to the broker, which knows its runs; start the services")
+        raise BrokerError("no analysis service, which has the list of runs, is connected to this broker; start it")
     session.publish([request])
     deadline = time.monotonic() + ANSWER_TIMEOUT_S
     while time.monotonic() < deadline:

@@ -283,6 +283,8 @@ def test_a_cancelled_run_leaves_the_queues_and_its_neighbour_is_complete(
     assert listed[neighbour.run_id]["signal_strength"] == result.fit["signal_strength"]
     assert analysis.main(["cancel", neighbour.run_id, "--broker", broker]) == 1
     assert "is not cancelled: the run had ended before" in capsys.readouterr().err
+    assert analysis.main(["follow", run.run_id, "--broker", broker]) == 1
+    assert "has no result: the run was cancelled" in capsys.readouterr().err
     assert analysis.main(["follow", "nosuch", "--broker", broker]) == 1
     assert "run nosuch is not among the runs of this broker: the latest: " in capsys.readouterr().err
 

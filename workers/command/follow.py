@@ -11,6 +11,7 @@ from rich.console import Console
 
 from common import interrupts, topology
 from common.display import Bars
+from common.errors import RunError
 from common.messages import StatusRequest
 from common.result_folder import check_output
 from common.submission import BROKER_CONNECT_TIMEOUT_S, FOLLOWER_PREFETCH, follow
@@ -31,6 +32,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
     output = Path(flags.output) if flags.output else read.output
     transport = RabbitMQTransport(read.broker, BROKER_CONNECT_TIMEOUT_S)
     summary = find(transport, flags.run_id)
+    if summary.has_no_result:
+        raise RunError(summary.run_id, f"has no result: {summary.problem or 'it was deleted (RESULTS_KEEP)'}")
     with interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted:
         check_output(output)
         with closing(transport.open([topology.follower(flags.run_id)], FOLLOWER_PREFETCH)) as session:
