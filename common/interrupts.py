@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -27,20 +27,24 @@ def program() -> str:
 
 
 def exit_at_once() -> None:
-    """From now on an interrupt ends the process, with one line on standard error. For a process that holds nothing."""
+    """End the process with one line on standard error at an interrupt, until ``noted`` is used.
+
+    Call this only while the process has nothing to release: no worker process and no temporary folder.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored: nohup, a shell's ``&``
         signal.signal(signal.SIGINT, _exit)
 
 
 def end(code: int) -> NoReturn:
-    """Exit; at once if the code is INTERRUPTED, because Python would wait for threads that are at work, for seconds."""
+    """Exit; without waiting for threads that still work if the code is INTERRUPTED."""
     if code == INTERRUPTED:
         os._exit(code)
     sys.exit(code)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"{program()}: interrupted\n".encode())
+    with suppress(OSError):  # standard error may be closed
+        os.write(2, f"{program()}: interrupted\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -45,7 +45,10 @@ class _Processes:
     lifeline: Connection
 
     def end(self, *, wait: bool) -> None:
-        """Kill the worker processes; ``wait`` until they have ended. One that starts takes seconds to see the pipe."""
+        """Kill the worker processes; ``wait`` until they have ended.
+
+        A process that is still starting would take seconds to notice the closed pipe.
+        """
         self.lifeline.close()
         for process in self.context.spawned:
             if process.pid is not None:
