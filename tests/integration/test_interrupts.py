@@ -37,7 +37,7 @@ def drawing(process: psutil.Process, output: IO[str]) -> None:
         pass
 
 
-@pytest.mark.parametrize("moment", [importing, making_the_demo, drawing])
+@pytest.mark.parametrize("moment", [importing, making_the_demo, pytest.param(drawing, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_the_command_with_one_line_and_leaves_nothing(
     tmp_path: Path, moment: Callable[[psutil.Process, IO[str]], None]
 ) -> None:
