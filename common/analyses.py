@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum, isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +22,9 @@ from common.errors import AnalysisError, SettingsError
 from common.names import NAME_IS, is_name
 from common.schema import Column, Schema
 from common.settings import MAX_DEMO_EVENTS, RunSettings
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]

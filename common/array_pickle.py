@@ -23,14 +23,16 @@ import pickletools
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import MessageError
 from common.schema import Schema
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 _RECONSTRUCTION = ("awkward._pickle", "unpickle_array_schema_2")
 
@@ -84,6 +86,8 @@ class Unpickled:
 
     def array(self, schema: Schema) -> ak.Array:
         """Check and build the array; raises MessageError unless it has exactly the fields of ``schema``."""
+        import awkward as ak  # here, because it takes 0.2 s and a program that follows a run gets no arrays
+
         try:
             return ak.Array(_columns(self._parts, schema))
         except MessageError:

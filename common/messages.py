@@ -10,9 +10,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-import awkward as ak
 import msgspec
 
 from common import array_pickle, topology
@@ -21,6 +20,9 @@ from common.errors import MessageError, SettingsError
 from common.names import MAX_NAME, NAME
 from common.schema import Schema
 from common.settings import RunSettings
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 #: RabbitMQ 4 refuses messages above 16 MiB by default.
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +19,9 @@ from common.analyses import Columns, FloatArray, Mask
 from common.errors import DataError
 from common.schema import Schema
 from physics.hzz4l.constants import Z_MASS_GEV
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 Array = npt.NDArray[Any]
 
@@ -181,6 +183,11 @@ def first_four(arrays: ak.Array, branches: Mapping[str, str]) -> tuple[dict[str,
     return {name: np.take(content, indices) for name, (_, content) in jagged.items()}, four
 
 
+def lengths(values: ak.Array) -> npt.NDArray[np.int64]:
+    """Return the length of each list, shape (lists,)."""
+    return np.diff(_offsets_and_content(values)[0])
+
+
 def check_finite(name: str, values: Array) -> None:
     """Raise DataError, which gives ``name``, the value and its entry, unless all values are finite."""
     finite = np.isfinite(values)
@@ -197,7 +204,7 @@ def check_weights(weights: npt.NDArray[np.floating[Any]], arrays: ak.Array, fact
     valid = np.abs(weights) <= _MAX_WEIGHT
     if not valid.all():
         for factor in factors:
-            check_finite(factor, ak.to_numpy(arrays[factor]))
+            check_finite(factor, arrays[factor].to_numpy())
         entry = int(np.argmin(valid))
         raise DataError(
             f"the event weight is {weights[entry]} in entry {entry} of the chunk; "

@@ -8,8 +8,8 @@ outreach group.
 from __future__ import annotations
 
 from functools import reduce
+from typing import TYPE_CHECKING
 
-import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +20,9 @@ from physics.hzz4l import selection
 from physics.hzz4l.constants import IPB_PER_IFB, MEV_PER_GEV
 from physics.hzz4l.model import model
 from physics.hzz4l.objects import FourLeptons, as_declared, check_weights, first_four
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 RECORD_URLS = (
     "https://opendata.cern.ch/eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/",
@@ -233,7 +236,7 @@ def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np
     weight *= np.float32(cross_section_weight(sample, lumi_ifb))
     with np.errstate(over="ignore", invalid="ignore"):
         for name in WEIGHTS:
-            weight *= ak.to_numpy(arrays[name]).astype(weight.dtype, copy=False)
+            weight *= arrays[name].to_numpy().astype(weight.dtype, copy=False)
     check_weights(weight, arrays, WEIGHTS)
     return weight
 

@@ -7,7 +7,8 @@ files carry cross-sections, filter efficiencies, k-factors and sums of weights a
 
 from __future__ import annotations
 
-import awkward as ak
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +19,10 @@ from common.settings import RunSettings
 from physics.hzz4l import selection
 from physics.hzz4l.constants import IPB_PER_IFB
 from physics.hzz4l.model import model
-from physics.hzz4l.objects import FOUR, FourLeptons, as_declared, check_finite, check_weights, first_four
+from physics.hzz4l.objects import FOUR, FourLeptons, as_declared, check_finite, check_weights, first_four, lengths
+
+if TYPE_CHECKING:
+    import awkward as ak
 
 ELECTRON, MUON = 11, 13
 
@@ -241,13 +245,13 @@ def columns(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> Columns:
     kinematics or a weight that are not finite.
     """
     leptons, _ = first_four(arrays, LEPTONS)
-    counts = ak.to_numpy(ak.num(arrays["lep_pt"]))
+    counts = lengths(arrays["lep_pt"])
     if (counts != FOUR).any():
         wrong = int(np.argmax(counts != FOUR))
         raise DataError(f"entry {wrong} of the chunk has {counts[wrong]} leptons; the skim exactly4lep has four")
     for name in ("lep_pt", "lep_eta", "lep_phi", "lep_energy"):
         check_finite(LEPTONS[name], leptons[name])
-    leptons["is_triggered"] = ak.to_numpy(arrays["trigE"]) | ak.to_numpy(arrays["trigM"])
+    leptons["is_triggered"] = arrays["trigE"].to_numpy() | arrays["trigM"].to_numpy()
     leptons["weight"] = weights(arrays, sample, lumi_ifb)
     return as_declared(leptons, EVENTS)
 
@@ -261,7 +265,7 @@ def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np
     """
     if sample.is_data:
         return np.ones(len(arrays))
-    sum_of_weights = ak.to_numpy(arrays["sum_of_weights"]).astype(np.float64)
+    sum_of_weights = arrays["sum_of_weights"].to_numpy().astype(np.float64)
     valid = (sum_of_weights > 0) & (sum_of_weights < np.inf)
     if not valid.all():
         wrong = int(np.argmin(valid))
@@ -272,7 +276,7 @@ def weights(arrays: ak.Array, sample: Sample, lumi_ifb: float) -> npt.NDArray[np
     with np.errstate(over="ignore", invalid="ignore"):
         weight = lumi_ifb * IPB_PER_IFB / sum_of_weights
         for name in WEIGHTS:
-            weight = weight * np.abs(ak.to_numpy(arrays[name]))
+            weight = weight * np.abs(arrays[name].to_numpy())
     check_weights(weight, arrays, WEIGHTS)
     return np.asarray(weight, dtype=np.float64)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import uproot
-
 # TFile's header, big-endian: "root", fVersion, fBEGIN; then fEND, fSeekFree, fNbytesFree, nfree, fNbytesName, fUnits,
 # fCompress, fSeekInfo, fNbytesInfo and the version of TUUID, where the positions have 64 bits from version 1000000 on.
 _MAGIC = b"root"
@@ -112,6 +110,8 @@ def entries_fault(path: Path, tree: str, entries: int | None) -> str | None:
 
 @lru_cache(maxsize=256)
 def _entries_fault(path: Path, version: Version, tree: str, entries: int | None) -> str | None:
+    import uproot  # here, because it takes 0.1 s and a command checks its settings before its first line
+
     try:
         with uproot.open(path) as file:
             found = file[tree].num_entries
