@@ -50,7 +50,9 @@ from common.errors import (
     RunError,
     SettingsError,
     WorkerProcessError,
+    missing_package,
 )
+from common.names import choices
 
 if TYPE_CHECKING:
     from workers.client import IncompleteRunError, Result, SubmittedRun, load, run, submit
@@ -90,30 +92,34 @@ def __dir__() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one analysis with the settings of the flags and the environment; returns the exit code."""
-    from common.display import tolerant_output
+    """Run a word of the command, by default ``run``; returns the exit code."""
+    try:
+        from common.display import tolerant_output
 
-    with tolerant_output():
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        with tolerant_output():
+            return _main(sys.argv[1:] if arguments is None else arguments)
+    except ModuleNotFoundError as error:
+        print(f"{interrupts.program()}: {missing_package(error)}", file=sys.stderr)
+        return INCOMPLETE
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from common.display import output_console
+    from common.display import output_console, print_problem
 
-    console = output_console()
-    word = arguments[0] if arguments and arguments[0] in WORDS else "run"
-    rest = arguments[1:] if arguments[:1] == [word] else arguments
     try:
+        word, *rest = arguments if arguments and not arguments[0].startswith("-") else ("run", *arguments)
+        if word not in WORDS:
+            raise SettingsError(f"{word!r}: there is no such word; {choices(word, WORDS)}")
         command = importlib.import_module(WORDS[word])
-        return int(command.run(rest, console))
+        return int(command.run(rest, output_console()))
     except SettingsError as error:
-        print(f"{interrupts.program()}: {error}", file=sys.stderr)
+        print_problem(str(error))
         return WRONG_USAGE
     except PipelineError as error:
-        print(f"{interrupts.program()}: {error}", file=sys.stderr)
+        print_problem(str(error))
         return INCOMPLETE
     except KeyboardInterrupt:
-        print(f"{interrupts.program()}: interrupted", file=sys.stderr)
+        print_problem("interrupted")
         return interrupts.INTERRUPTED
 
 

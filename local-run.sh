@@ -4,6 +4,7 @@
 #   ./local-run.sh [flags of analysis.py]     for example: ./local-run.sh --release demo
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+export COMMAND_NAME=$0
 
 case ${1:-} in
     --help | -h)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import AnalysisError, SettingsError
-from common.names import NAME_IS, is_name
+from common.names import NAME_IS, choices, is_name, plain_text
 from common.schema import Column, Schema
 from common.settings import MAX_DEMO_EVENTS, RunSettings
 
@@ -41,6 +41,11 @@ class Category:
     label: str
     colour: str
     role: Role
+
+    @property
+    def text(self) -> str:
+        """The label in plain text."""
+        return plain_text(self.label)
 
 
 @dataclass(frozen=True)
@@ -384,7 +389,7 @@ class Analysis:
     def _check_known(self, what: str, kind: str, name: str, known: Sequence[str]) -> None:
         if name not in known:
             raise AnalysisError(
-                f"{self._where}: {what} has the {kind} {name!r}, which does not exist; choose one of {', '.join(known)}"
+                f"{self._where}: {what} has the {kind} {name!r}, which does not exist; {choices(name, known)}"
             )
 
     @property
@@ -424,7 +429,7 @@ class Analysis:
         for sample in self.samples:
             if sample.name == name:
                 return sample
-        raise SettingsError(f"sample {name!r} is not in release {self.release}; it has {', '.join(self.sample_names)}")
+        raise SettingsError(f"sample {name!r} is not in release {self.release}; {choices(name, self.sample_names)}")
 
     def in_order(self, names: Sequence[str]) -> tuple[Sample, ...]:
         """The named samples in the release's order, each once; raises SettingsError for an unknown one."""
@@ -483,8 +488,7 @@ class Analyses(Mapping[str, Analysis]):
         try:
             return self._analyses[release]
         except KeyError:
-            known = ", ".join(self._analyses)
-            raise SettingsError(f"release {release!r} is not known; choose one of {known}") from None
+            raise SettingsError(f"release {release!r} is not known; {choices(release, self)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._analyses)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from monitoring.__main__ import main
+    from common.errors import missing_package
 
+    try:
+        from monitoring.__main__ import main
+    except ModuleNotFoundError as error:
+        sys.exit(f"cpu_monitor.py: {missing_package(error)}")
     sys.exit(main())

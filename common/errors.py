@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 
 class PipelineError(Exception):
     """Base class of the errors that are reported to a user as one line."""
@@ -83,3 +86,10 @@ class WorkerProcessError(PipelineError):
 
 class Unavailable(PipelineError):  # noqa: N818  not an error, but a reason to wait
     """Something outside the service cannot be used for now (a full disk, a locked database), and is tried again."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Return which package is not installed, and the command that installs all of them."""
+    requirements = Path(__file__).resolve().parents[1] / "requirements.txt"
+    command = f"{sys.executable} -m pip install -r {requirements}"
+    return f"the package {error.name!r} is not installed; install all packages with: {command}"

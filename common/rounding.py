@@ -50,6 +50,18 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.1f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
+def duration(seconds: float | None) -> str:
+    """Format a duration: 1.2 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def _text(value: float | None, place: int, *, with_exponent: bool) -> str:
     """Round to a decimal place, which is negative to the left of the decimal point; 0 has no sign."""
     if value is None or not math.isfinite(value):

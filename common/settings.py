@@ -225,15 +225,18 @@ class BrokerSettings:
                 "'#' and %40 for '@'"
             )
         tls = parts.scheme == "amqps" or self.tls_ca is not None
-        return replace(
-            self,
-            tls=tls,
-            host=parts.hostname or self.host,
-            port=port or (AMQPS_PORT if tls else AMQP_PORT),
-            user=user or self.user,
-            password=password or self.password,
-            vhost=vhost or self.vhost,
-        )
+        try:
+            return replace(
+                self,
+                tls=tls,
+                host=parts.hostname or self.host,
+                port=port or (AMQPS_PORT if tls else AMQP_PORT),
+                user=user or self.user,
+                password=password or self.password,
+                vhost=vhost or self.vhost,
+            )
+        except SettingsError as error:
+            raise SettingsError(f"--broker: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,7 @@ VARIABLES = (
     Variable("PT_CUTS", "", "pT cuts in GeV; '': no cuts; the release's own by default", "--pt-cuts", "A,B,.."),
     Variable("DEMO_EVENTS", str(RunSettings.demo_events), "simulated events of the demo release", "--demo-events", "N"),
     Variable("CHUNK_ENTRIES", str(RunSettings.chunk_entries), "entries of one chunk", "--chunk-entries", "N"),
-    Variable("PLOTS", "1", "1: draw the plots; 0: write the tables and histograms only", "--no-plots"),
+    Variable("PLOTS", "1", "0: draw no plots; the numbers and histograms are written", "--no-plots"),
     Variable("OUTPUT", "results", "directory for the results", "--output", "DIR"),
     Variable("RABBITMQ_HOST", BrokerSettings.host, "broker: host"),
     Variable("RABBITMQ_PORT", str(BrokerSettings.port), f"broker: port; {AMQPS_PORT} with TLS"),
@@ -374,6 +377,15 @@ def read(environment: Mapping[str, str], flags: Mapping[str, str | None] | None 
         results_keep=results_keep,
         log_level=text["LOG_LEVEL"].upper(),
     )
+
+
+def as_typed(message: str, flags: Mapping[str, str | None]) -> str:
+    """Return the message of an error with the flags that were typed in place of the variables that they override."""
+    for variable in VARIABLES:
+        if variable.flag is not None and flags.get(variable.name) is not None:
+            message = re.sub(rf"\b{variable.name}=", f"{variable.flag} ", message)
+            message = re.sub(rf"^{variable.name}:", f"{variable.flag}:", message)
+    return message
 
 
 def is_url(data: str) -> bool:

@@ -121,8 +121,7 @@ def follow(
         delivery = session.receive(0.2)
         if delivery is None:
             if time.monotonic() - last_message > QUIET_S:
-                missing = topology.consumers_of(session.queues_without_consumer())
-                display.note(session.blocked() or (f"waiting for {', '.join(missing)}" if missing else "waiting"))
+                _note_what_prevents_progress(session, display)
                 last_message = time.monotonic()
             continue
         session.publish_and_acknowledge(delivery)
@@ -150,6 +149,12 @@ def follow(
             case RunFailed():
                 return Outcome(None, {}, message.problem)
     return Outcome(None, {}, "the run was stopped before its result arrived")
+
+
+def _note_what_prevents_progress(session: Session, display: Display) -> None:
+    missing = topology.consumers_of(session.queues_without_consumer())
+    if note := session.blocked() or (missing and f"waiting for {', '.join(missing)}"):
+        display.note(note)
 
 
 def list_runs(transport: Transport) -> Sequence[RunSummary]:

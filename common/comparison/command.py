@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from common.arguments import Parser
 from common.comparison.compare import Comparison, Difference, compare
 from common.comparison.document import LEVELS
 from common.comparison.explanations import Explanation
 from common.comparison.reading import read
-from common.display import MAX_TABLE_WIDTH
+from common.display import print_table
 from common.rounding import number, rounded
 
 SAME, DIFFERENT = 0, 1
@@ -29,17 +29,16 @@ def run(arguments: Sequence[str], console: Console) -> int:
 
     Raises SettingsError for a path that is not a result, and for results that have nothing in common.
     """
-    parser = argparse.ArgumentParser(
-        prog="analysis.py compare",
+    parser = Parser(
+        "compare",
         description="Compare results with the first one: yields of samples and categories, and histograms bin by bin.",
         epilog="Exit code 0: all numbers are the same, whatever the settings are; 1: some differ; 2: wrong usage.",
-        allow_abbrev=False,
     )
     what = "a result folder, a result.json, a histograms.root, or a .csv with the columns sample (or category), yield, "
     parser.add_argument("first", metavar="A", type=Path, help=what + "yield_error, events")
     parser.add_argument("others", metavar="B", type=Path, nargs="+", help="a result to compare with A")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse(arguments)
     paths = [flags.first, *flags.others]
     labels = [chr(ord("A") + index) if len(paths) <= 26 else f"[{index + 1}]" for index in range(len(paths))]
     first, *others = map(read, paths, labels)
@@ -53,8 +52,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
             console.print(f"{one.label}  {one.path}", soft_wrap=True)
         for part in (part for comparison in comparisons for part in _report(comparison)):
             if isinstance(part, Table):
-                part.width = console.measure(part, options=console.options.update(width=MAX_TABLE_WIDTH)).maximum
-            console.print(part, soft_wrap=True)
+                print_table(part, console)
+            else:
+                console.print(part, soft_wrap=True)
     return SAME if all(comparison.same for comparison in comparisons) else DIFFERENT
 
 

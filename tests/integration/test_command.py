@@ -5,19 +5,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import analysis
+from common import version
+from common.errors import DataError
+from common.settings import RunSettings
+from physics import ANALYSES
 from tests.support.paths import ROOT
 from tests.support.real_data import real_data
 from tests.support.workers import Workers
+from workers.data_loader.inputs import check_network
 
 KEYS = {
     "run_id", "release", "toy", "complete", "problems", "settings", "samples", "categories", "histograms", "window",
@@ -70,10 +77,19 @@ def only_result(folder: Path) -> Path:
 def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> None:
     done = run(tmp_path, "--release", "demo", "--demo-events", "5000", PLOTS="1")
     assert done.returncode == 0, done.stderr
-    assert "Cutflow" in done.stdout
-    assert "Yields" in done.stdout
+    lines = done.stdout.splitlines()
     folder = only_result(tmp_path)
-    assert str(folder.name) in done.stdout
+    assert lines[0] == f"run {folder.name}"
+    assert any(line.startswith(" H→ZZ* (m_H = 125 GeV)") for line in lines)
+    for beginning in (
+        "Cutflow",
+        "115 to 130 GeV: ",
+        "signal strength μ = ",
+        "Higgs boson's mass: m_H = ",
+        "time: files",
+    ):
+        assert any(line.startswith(beginning) for line in lines)
+    assert lines[-1] == f"picture to open: results/{folder.name}/m4l.png"
     files = {path.name for path in folder.iterdir()}
     assert {"result.json", "m4l.png", "m4l.pdf", "histograms.root", "m4l_4e.png", "m4l_4mu.png"} <= files
     result = json.loads((folder / "result.json").read_text())
@@ -84,12 +100,17 @@ def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> 
     assert sum(read.values()) == 5000
 
 
-def test_a_second_demo_reuses_the_files_of_the_first(command: Command, tmp_path: Path) -> None:
+def test_a_second_demo_reuses_the_files_and_quiet_prints_its_folder_alone(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("--release", "demo", "--demo-events", "500") == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")}
     assert len(before) == 12
-    assert command("--release", "demo", "--demo-events", "500") == 0
+    assert len(capsys.readouterr().out.splitlines()) > 20
+    assert command("--release", "demo", "--demo-events", "500", "--quiet", "--processes", "0") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")} == before
+    folders = {f"results/{path.name}" for path in (tmp_path / "results").iterdir()}
+    assert capsys.readouterr().out.splitlines()[-1] in folders
 
 
 @pytest.mark.broker
@@ -125,24 +146,31 @@ def test_a_run_with_missing_files_says_so_in_its_last_line_and_result(tmp_path: 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--lumi", "-1"], ["LUMI=-1", "LUMI=10"]),
-        (["--fraction", "2"], ["FRACTION=2", "FRACTION=0.5"]),
-        (["--pt-cuts", "20,x"], ["PT_CUTS='20,x'", "'x' is not a number of GeV", "PT_CUTS=20,15,10"]),
+        (["--lumi", "-1"], ["--lumi -1: ", "write for example --lumi 10"]),
+        (["--fraction", "2"], ["--fraction 2", "--fraction 0.5"]),
+        (["--pt-cuts", "20,x"], ["--pt-cuts '20,x'", "'x' is not a number of GeV", "--pt-cuts 20,15,10"]),
         (["--samples", "Zee,Zap"], ["'Zap'", "Zmumu"]),
         (["--release", "2031"], ["'2031'", "demo"]),
-        (["--data", "nowhere"], ["nowhere", "no such directory"]),
+        (["--data", "nowhere"], ["--data 'nowhere': no such directory"]),
         (["--data", "."], ["none of the run's files", "Data/data_A.4lep.root"]),
         (["--broker", "http://x"], ["amqp://"]),
-        (["--lumy", "1"], ["--lumy"]),
-        (["--release", "demo", "--output", "/dev/null"], ["OUTPUT='/dev/null'", "not a directory", "--output DIR"]),
-        (["--broker", "amqp://127.0.0.1:1", "--output", "/dev/null"], ["OUTPUT='/dev/null'", "--output DIR"]),
+        (["--lumy", "1"], ["--lumy: there is no such flag; did you mean '--lumi'?", "--samples"]),
+        (["--lumi"], ["--lumi: expected one argument"]),
+        (["rnu"], ["'rnu': there is no such word; did you mean 'run'?", "compare"]),
+        (["compare", "a", "b", "--jsn"], ["--jsn: there is no such flag; did you mean '--json'?"]),
+        (["--release", "demo", "llll"], ["'llll' is not expected here"]),
+        (["--processes", "many"], ["'many' is not a number of processes", "--processes 4"]),
+        (["--broker", "amqp://127.0.0.1:1", "--processes", "2"], ["--processes", "leave --broker out"]),
+        (["--release", "demo", "--output", "/dev/null"], ["--output '/dev/null'", "not a directory"]),
+        (["--broker", "amqp://127.0.0.1:1", "--output", "/dev/null"], ["--output '/dev/null'"]),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_names_the_value(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: list[str]
 ) -> None:
-    assert command(*flags) == 2
-    error = capsys.readouterr().err
+    assert command(*flags, COMMAND_NAME="./a-script.sh") == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("./a-script.sh: ")
     for text in expected:
         assert text in error
     assert list(tmp_path.iterdir()) == []
@@ -152,10 +180,12 @@ def test_a_run_without_plots_has_every_number_and_no_figure(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "results [/bold]"  # a path that is not markup
-    flags = ("--release", "demo", "--demo-events", "5000", "--no-plots", "--output", str(output))
+    flags = ("--release", "demo", "--demo-events", "5000", "--no-plots", "--output", str(output), "--json")
     assert command(*flags, PLOTS="1") == 0
     (folder,) = output.iterdir()
-    assert f"results in {folder}/" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"folder": str(folder)} | json.loads((folder / "result.json").read_text())
+    assert f"results in {folder}/" in err
     assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
     assert json.loads((folder / "result.json").read_text())["settings"]["plots"] is False
 
@@ -251,9 +281,71 @@ def test_a_broker_that_does_not_answer_is_one_line_of_error(tmp_path: Path) -> N
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
-def test_without_a_network_the_error_names_the_address_and_alternatives(tmp_path: Path) -> None:
-    done = run(tmp_path, "--data", "http://127.0.0.1:1/4lep", "--samples", "data_A")
+def test_an_address_that_cannot_be_reached_is_refused_in_two_lines(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--data", "http://me:secret@127.0.0.1:1/4lep") == 1
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert first.startswith(
+        "analysis.py: http://127.0.0.1:1/4lep/ cannot be reached: no connection to 127.0.0.1 port 1"
+    )
+    assert second == "analysis.py: without a network, use --release demo, or --data DIR with files that you have"
+    assert not out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_release_that_cannot_be_fetched_is_refused_in_two_lines(tmp_path: Path) -> None:
+    servers = {"record_urls": ("http://127.0.0.1:1/4lep/",), "other_urls": ("root://localhost:1//4lep/",)}
+    offline = replace(ANALYSES["2020e-13tev"], **servers)
+    run = ANALYSES.resolve(RunSettings(samples=("data_A", "data_B")))
+    refused = "no network: 127.0.0.1, localhost cannot be reached, and 2 files have to be fetched\n.*--data DIR"
+    with pytest.raises(DataError, match=refused):
+        check_network(offline, run, tmp_path)
+
+
+def test_a_dry_run_lists_the_files_and_writes_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--data", str(real_data() / "4lep"), "--samples", "data_A,Zmumu", "--fraction", "0.5", "--dry-run")
+    assert command(*flags, "--chunk-entries", "10", "--json") == 1
+    found = {file["sample"]: file for file in json.loads(capsys.readouterr().out)}
+    size = (real_data() / "4lep" / "Data" / "data_A.4lep.root").stat().st_size
+    assert [found["data_A"][key] for key in ("state", "bytes", "events", "chunks")] == ["local", size, 19, 2]
+    assert found["Zmumu"]["state"] == "missing"
+    assert command("--dry-run") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["llll", "to", "fetch", "179.1", "554,279", "12"] for line in out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_lists_every_flag_of_the_readme_and_the_other_way_round(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--help") == 0
+    flags = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    tables = re.findall(r"^\|.*?`(--[a-z-]+)[ `].*\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert flags - {"--help"} <= set(tables)
+    assert command("--version") == 0
+    assert capsys.readouterr().out.startswith(version.VERSION)
+
+
+def test_a_command_checks_its_settings_before_it_imports_what_reads_arrays(tmp_path: Path) -> None:
+    code = "import analysis, sys; analysis.main(['--data', 'nowhere']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "no such directory" in done.stderr
+    assert not {"awkward", "uproot", "matplotlib", "scipy", "pika"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("script", ["analysis.py", "common/cpu_monitor.py"])
+def test_without_the_packages_one_command_that_installs_them_is_named(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / script)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    for text in ("http://127.0.0.1:1/4lep/Data/data_A.4lep.root", "--data DIR", "--release demo"):
-        assert text in last
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{Path(script).name}: the package ")
+    assert line.endswith(f"install all packages with: {sys.executable} -m pip install -r {ROOT / 'requirements.txt'}")

@@ -165,17 +165,17 @@ def fill(vhost: BrokerSettings, queue: str) -> None:
     pytest.fail(f"the queue {queue} does not fill")
 
 
-def test_the_command_shows_a_table_or_json_and_requeues(
+def test_the_command_lists_dead_letters_as_text_or_json_and_requeues_them(
     vhost: BrokerSettings, dead_letter: Callable[..., None], tmp_path: Path
 ) -> None:
     dead_letter(failed("one", 30), failed("two"))
     broker = ["--broker", f"amqp://{vhost.host}:{vhost.port}/{vhost.vhost}"]
     secret = {"RABBITMQ_USER": vhost.user, "RABBITMQ_PASS": vhost.password, "COLUMNS": "200"}
 
-    table = run(tmp_path, "dead-letters", *broker, **secret)
-    assert table.returncode == 0, table.stderr
+    listing = run(tmp_path, "dead-letters", *broker, **secret)
+    assert listing.returncode == 0, listing.stderr
     for text in ("plans", "one", "two", "Zee", "30:40", "chunk-failed", "reason 0", "2 dead letters"):
-        assert text in table.stdout
+        assert text in listing.stdout
     listed = json.loads(run(tmp_path, "dead-letters", *broker, "--json", "--run", "two", **secret).stdout)
     assert [(dead_letter["run_id"], dead_letter["problem"]) for dead_letter in listed] == [("two", "reason 1")]
     done = run(tmp_path, "dead-letters", *broker, "--requeue", **secret)

@@ -102,7 +102,7 @@ def test_a_run_within_an_event_loop_works_as_in_a_notebook() -> None:
     [
         ({"lumy": 3}, "no setting 'lumy'; did you mean 'lumi'?"),
         ({"lumi_ifb": 3}, "did you mean 'lumi'?"),
-        ({"verbose": 1}, "no setting 'verbose'; choose from "),
+        ({"verbose": 1}, "no setting 'verbose'; choose one of "),
         ({"release": "2031"}, "'2031' is not known; choose one of"),
         ({"release": "demo", "samples": ["Zap"]}, "'Zap'"),
         ({"pt_cuts": ["x"]}, "PT_CUTS='x': 'x' is not a number of GeV"),

@@ -154,6 +154,7 @@ def test_the_bars_of_a_complete_run_are_full_even_if_progress_was_missed() -> No
     with Bars(console, len(result["samples"])) as bars:
         bars.progress(progress)
         bars.result(result)
+        console.print(bars)
     assert result["complete"]
     assert console.export_text().count(f"{events}/{events}") == 3
 
@@ -168,6 +169,6 @@ def test_the_bars_print_the_results() -> None:
         "Cutflow",
         "Yields",
         "115 to 130 GeV: ",
-        "signal strength 1.1 ± ",
+        "signal strength μ = 1.1 ± ",
     ):
         assert text in printed

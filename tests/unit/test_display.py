@@ -12,10 +12,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.display import Bars, fit_line, output_console, tolerant_output, window_lines
+from common.display import (
+    Bars,
+    fit_line,
+    mass_lines,
+    output_console,
+    print_table,
+    tables,
+    tolerant_output,
+    window_lines,
+)
+from common.messages import Stage
+from physics import ANALYSES
 
 RESULT: dict[str, Any] = {
-    "title": "ATLAS Open Data", "complete": True, "settings": {"lumi": 10.0, "fraction": 0.1}, "warnings": [],
+    "title": "ATLAS Open Data", "release": "2020e-13tev", "complete": True, "warnings": [],
+    "settings": {"lumi": 10.0, "fraction": 0.1, "plots": True},
     "samples": {
         "data_A": {
             "events_read": 39, "events_selected": 12, "yield": 12.0, "yield_error": 3.464,
@@ -40,7 +52,7 @@ RESULT: dict[str, Any] = {
         "significance_observed": 0.0, "significance_expected": 1.8112,
     },
     "fit_problem": None,
-    "timing": {"events_per_second": 1000.0},
+    "timing": {"events_per_second": 1000.0, "seconds": 75.0, "fit_seconds": 0.42},
 }  # fmt: skip
 
 
@@ -70,18 +82,19 @@ def test_the_title_says_the_luminosity_of_the_fraction_that_was_read() -> None:
 
 def test_the_window_has_data_and_expectation_and_names_the_notebook_s_figure() -> None:
     assert window_lines(changed()) == [
-        "115 to 130 GeV: 1,234 data events, 36 ± 4 expected (9.44 ± 0.05 signal, 26 ± 4 background)",
+        "115 to 130 GeV: 1,234 observed, 36 ± 4 expected",
+        "expected signal 9.44 ± 0.05, expected background 26 ± 4",
         "the notebook's figure N/√(B + 0.3·B²), N = S + B: 2.34; S/√B: 1.85",
     ]
 
 
 def test_a_window_without_background_has_no_figures() -> None:
     window = RESULT["window"] | {"significance": None, "significance_s_b": None, "n_background": 0.0}
-    assert len(window_lines(changed(window=window))) == 1
+    assert not any("√" in line for line in window_lines(changed(window=window)))
 
 
 def test_the_signal_strength_has_the_digits_that_its_uncertainty_allows() -> None:
-    assert fit_line(changed()).startswith("signal strength -0.75 ± 0.31; significance 0.00 observed")
+    assert fit_line(changed()).startswith("signal strength μ = -0.75 ± 0.31; significance 0.00 observed")
 
 
 def test_a_result_without_a_fit_says_why() -> None:
@@ -107,6 +120,43 @@ def test_a_result_is_printed_whatever_its_rate_is(rate: float | None) -> None:
     assert "data_A 39 31 12 12 3.5" in printed(changed(timing={"events_per_second": rate}))
 
 
+def test_the_last_line_says_how_long_each_part_took() -> None:
+    assert printed(changed())[-1] == "time: files 0.0 s, events 1 min 15 s, fit 0.4 s, plots 0.0 s"
+
+
+def test_categories_and_the_mass_have_the_labels_of_the_analysis() -> None:
+    analysis = ANALYSES["2020e-13tev"]
+    categories = {category.name: RESULT["categories"]["zz"] for category in analysis.categories}
+    _, yields = tables(changed(categories=categories), analysis)
+    assert list(yields.columns[0].cells) == ["Data", "Z, tt̄", "ZZ*", "H→ZZ* (m_H = 125 GeV)"]
+    fit = RESULT["fit"] | {"mass": {"value_gev": 126.4001, "error_gev": 1.5017}}
+    assert mass_lines(changed(fit=fit), analysis) == ["Higgs boson's mass: m_H = 126.4 ± 1.5 GeV"]
+
+
+@pytest.mark.parametrize("width", [44, 60])
+def test_a_terminal_that_is_too_narrow_shows_a_table_in_parts(width: int) -> None:
+    file = io.StringIO()
+    cutflow, _ = tables(changed())
+    print_table(cutflow, Console(file=file, width=width, force_terminal=True, color_system=None))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = [" ".join(line.split()[1:]) for line in lines if "llll" in line]
+    assert " ".join(words) == "554,279 553,000 108,019 14.98 0.05"
+    assert words[-1].endswith("14.98 0.05")
+
+
+@pytest.mark.parametrize("width", [48, 80])
+def test_the_bars_show_every_digit(width: int) -> None:
+    file = io.StringIO()
+    bars = Bars(Console(file=file, width=width), 12)
+    events: dict[Stage, int] = {"data-loader": 200_723, "data-processor": 1_000, "analysis": 0}
+    bars.update(12, 200_723, events)
+    bars.note("waiting for analysis")
+    Console(file=file, width=width).print(bars)
+    for text in ("12/12", "200723/200723", "1000/200723", "waiting for analysis"):
+        assert text in file.getvalue()
+
+
 # The streams of the command
 
 
@@ -120,7 +170,8 @@ def test_a_character_that_the_terminal_cannot_show_is_replaced(
             print("m = 125 ± 1 GeV, 10 fb⁻¹, \udcff")
             bars.result(RESULT)
     text = (tmp_path / "out").read_text(encoding=encoding)
-    assert text.startswith("m = 125 ± 1 GeV, 10 fb⁻¹, ?\n".encode(encoding, "replace").decode(encoding))
+    spelled = {"ascii": "m = 125 +- 1 GeV, 10 fb^-1", "latin-1": "m = 125 ± 1 GeV, 10 fb^-¹"}
+    assert text.startswith(spelled.get(encoding, "m = 125 ± 1 GeV, 10 fb⁻¹") + ", ?\n")
     assert "108,019" in text
 
 
@@ -155,6 +206,6 @@ def test_a_terminal_of_unknown_width_is_written_to(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     console = output_console()
-    console.print("results in out/", soft_wrap=True)
+    console.print("results in [bold]out:bug:/", soft_wrap=True)
     assert console.width == width
-    assert capsys.readouterr().out == "results in out/\n"
+    assert capsys.readouterr().out == "results in [bold]out:bug:/\n"

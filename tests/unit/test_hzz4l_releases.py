@@ -146,7 +146,10 @@ def test_an_unknown_release_or_sample_is_refused_with_the_valid_names() -> None:
         SettingsError, match=r"release '2019' is not known; choose one of 2020e-13tev, 2025e-13tev-beta, d"
     ):
         ANALYSES["2019"]
-    with pytest.raises(SettingsError, match=r"sample 'Zee2' is not in release demo; it has data_A, .*, ZH125_ZZ4lep"):
+    with pytest.raises(
+        SettingsError,
+        match=r"sample 'Zee2' is not in release demo; did you mean 'Zee'\? .* ZH125",
+    ):
         ANALYSES["demo"].sample("Zee2")
     with pytest.raises(SettingsError, match="Zee2"):
         ANALYSES["demo"].in_order(["Zee", "Zee2"])

@@ -184,7 +184,7 @@ MISTAKES_OF_FILES = {
     ),
     "a fitted observable that does not exist": (
         'model=replace(DEMO.model, observable="m5l", scale=None, peak=None)',
-        "own.py:6: .*the model has the observable 'm5l', which does not exist; choose one of m4l",
+        "own.py:6: .*the model has the observable 'm5l', which does not exist; did you mean 'm4l'\\?",
     ),
     "a name that is no name": (
         'processor_steps=(Step("../x", len),)',

@@ -12,7 +12,7 @@ import trustme
 
 from common import settings as settings_module
 from common.errors import SettingsError
-from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings, address_in, without_credentials
+from common.settings import VARIABLES, BrokerSettings, RunSettings, Settings, address_in, as_typed, without_credentials
 from physics import ANALYSES
 from workers.data_loader.sources import check_directory
 
@@ -327,7 +327,7 @@ def test_broker_settings_that_amqp_cannot_hold_are_refused_and_not_shown(name: s
 def test_a_virtual_host_has_at_most_255_bytes() -> None:
     assert read({"RABBITMQ_VHOST": "v" * 255}).broker.vhost == "v" * 255
     for url in (f"amqp://h/{'v' * 256}", f"amqp://h/{'é' * 128}"):
-        with pytest.raises(SettingsError, match=r"^RABBITMQ_VHOST: 256 bytes; .* at most 255"):
+        with pytest.raises(SettingsError, match=r"^--broker: RABBITMQ_VHOST: 256 bytes; .* at most 255"):
             BrokerSettings().with_url(url)
 
 
@@ -416,6 +416,19 @@ def test_a_wrong_setting_in_json_is_refused_with_the_reason(values: dict[Any, An
     with pytest.raises(SettingsError) as refused:
         ANALYSES.resolve(RunSettings.from_json(values))
     assert expected in str(refused.value)
+
+
+def test_an_error_names_the_flag_that_was_typed_and_else_the_variable() -> None:
+    message = "LUMI=-1: a luminosity lies from 0.001; write for example LUMI=10"
+    assert as_typed(message, {"LUMI": "-1"}) == "--lumi -1: a luminosity lies from 0.001; write for example --lumi 10"
+    assert as_typed(message, {"LUMI": None, "DATA": "x"}) == message
+    assert as_typed("DATA: not UTF-8 text", {"DATA": "x"}) == "--data: not UTF-8 text"
+
+
+@pytest.mark.parametrize(("variable", "value", "close"), [("RELEASE", "demoo", "demo"), ("SAMPLES", "Zmumuu", "Zmumu")])
+def test_a_mistyped_release_or_sample_is_refused_with_the_closest_one(variable: str, value: str, close: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{value}'.*; did you mean '{close}'\? Choose one of .*demo|data_A"):
+        read({"RELEASE": "demo", variable: value})
 
 
 def test_the_readme_has_every_variable_with_its_flag_and_default() -> None:

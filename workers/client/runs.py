@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import multiprocessing
 import os
 import sys
@@ -21,6 +20,7 @@ from common import settings
 from common.analyses import Analyses
 from common.errors import RunError, SettingsError, WorkerProcessError
 from common.messages import CancelRequest
+from common.names import choices
 from common.progress import RunProgress
 from common.result_folder import check_output, write_folder_or_temporary
 from common.settings import VARIABLES, Settings
@@ -238,9 +238,7 @@ def _read(options: Mapping[str, Any]) -> Settings:
     known = {variable.name.lower() for variable in VARIABLES if variable.flag is not None} - {"output"}
     for name in options:
         if name not in known:
-            (close,) = difflib.get_close_matches(name, known, 1) or ("",)
-            hint = f"did you mean {close!r}?" if close else f"choose from {', '.join(sorted(known))}"
-            raise SettingsError(f"a run has no setting {name!r}; {hint}")
+            raise SettingsError(f"a run has no setting {name!r}; {choices(name, sorted(known))}")
     flags = {name.upper(): _text(value) for name, value in options.items() if value is not None}
     read = settings.read(os.environ, flags)
     return replace(read, run=_analyses(read).resolve(read.run))

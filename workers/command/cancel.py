@@ -23,7 +23,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
         "cancel", "Cancel a run of a broker: what waits in the queues of the run is dropped, and it has no result."
     )
     parser.add_argument("run_id", metavar="RUN_ID", help="the run")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse(arguments)
     transport = RabbitMQTransport(read_settings(flags).broker, BROKER_CONNECT_TIMEOUT_S)
     summary = find(transport, flags.run_id)
     how = cancel(transport, flags.run_id, summary.digest)

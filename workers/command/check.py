@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from common import settings
+from common.arguments import Parser
+from common.display import print_problem
 from common.errors import AnalysisError
 from workers.check import check
 
@@ -19,17 +19,16 @@ CORRECT, MISTAKEN = 0, 1
 
 def run(arguments: Sequence[str], console: Console) -> int:
     """Check a file, and print its mistakes; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="analysis.py check",
+    parser = Parser(
+        "check",
         description="Check the file of an own analysis: import it, and try its functions on events of the demo.",
-        allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the Python file")
-    file = parser.parse_args(arguments).file
+    file = parser.parse(arguments).file
     try:
         checked = check(file, settings.read(os.environ).cache)
     except AnalysisError as error:
-        print(f"analysis.py: {error}", file=sys.stderr)
+        print_problem(str(error))
         return MISTAKEN
     for one in checked:
         if one.tried_on is None:
@@ -40,7 +39,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
             console.print(f"{one.release}, {tried}: {counts}", soft_wrap=True)
     mistakes = dict.fromkeys(mistake for one in checked for mistake in one.mistakes)  # each once for all releases
     for mistake in mistakes:
-        print(f"analysis.py: {mistake}", file=sys.stderr)
+        print_problem(str(mistake))
     if mistakes:
         return MISTAKEN
     console.print(f"{file}: no mistakes found", soft_wrap=True)

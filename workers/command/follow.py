@@ -27,7 +27,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     parser = broker_parser("follow", "Follow a run of a broker, also one that has ended, and write its result folder.")
     parser.add_argument("run_id", metavar="RUN_ID", help="the run")
     parser.add_argument("--output", metavar="DIR", help="the directory of result folders (OUTPUT)")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse(arguments)
     read = read_settings(flags)
     output = Path(flags.output) if flags.output else read.output
     transport = RabbitMQTransport(read.broker, BROKER_CONNECT_TIMEOUT_S)
@@ -38,8 +38,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
         check_output(output)
         with closing(transport.open([topology.follower(flags.run_id)], FOLLOWER_PREFETCH)) as session:
             session.publish([StatusRequest(flags.run_id)])
-            with Bars(console, summary.samples) as bars:
-                analyses = ANALYSES.in_folder(read.analyses)
+            analyses = ANALYSES.in_folder(read.analyses)
+            with Bars(console, summary.samples, analyses) as bars:
                 outcome = follow(session, flags.run_id, analyses, bars, lambda: not interrupted.is_set())
         if interrupted.is_set():
             leave(read.broker, flags.run_id, summary.digest, interrupted)

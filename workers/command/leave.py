@@ -45,8 +45,8 @@ def _wants_to_cancel(run_id: str) -> bool:
 
 
 def _command(broker: BrokerSettings, run_id: str) -> str:
-    """Return the command that follows a run, without the password. A script that calls this one has its own broker."""
-    if program() != PROGRAM:
+    """Return the command that follows a run, without the password. Other scripts have their own broker."""
+    if not program().endswith((PROGRAM, "local-run.sh")):
         return f"{program()} follow {run_id}"
     known = settings.read(os.environ).broker.password == broker.password
     return f"{program()} follow {run_id} --broker {broker}" + ("" if known else ", and RABBITMQ_PASS=the password")

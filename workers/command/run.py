@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from common import interrupts, settings
-from common.analyses import Analyses
-from common.display import Bars
+from common import interrupts, settings, version
+from common.arguments import Parser
+from common.display import Bars, output_console, print_problem
+from common.errors import SettingsError
 from common.interrupts import program
 from common.logs import configure_logging
 from common.result_folder import check_output, write_folder_or_temporary
 from common.settings import VARIABLES, Settings
-from common.submission import BROKER_CONNECT_TIMEOUT_S, Outcome, follow, new_run_id, open_and_submit
-from common.transport import Transport
-from physics import ANALYSES
-from workers.command.leave import leave
+
+if TYPE_CHECKING:
+    from common.analyses import Analyses
+    from common.submission import Outcome
+    from common.transport import Session
+
+# Functions import what takes long (numpy, pika, the services), so that --help and wrong flags are answered at once.
 
 DESCRIPTION = """\
 Run an analysis of ATLAS Open Data.
@@ -38,20 +43,20 @@ SHOWN_PROBLEMS = 4
 
 def run(arguments: Sequence[str], console: Console) -> int:
     """Run one analysis with the settings of the flags and the environment; returns the exit code."""
-    flags = _parser().parse_args(arguments)
-    read = settings.read(os.environ, vars(flags))
-    read = replace(read, run=_analyses(read).resolve(read.run))
-    configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
-    run_id = new_run_id(read.run.release)
-    return (_distributed if flags.broker else _embedded)(read, flags.broker, run_id, console)
+    flags = _parser().parse(arguments)
+    if flags.version:
+        print(version.text(os.environ))
+        return COMPLETE
+    if flags.json or flags.quiet:
+        console = output_console(stderr=flags.json, quiet=flags.quiet)
+    try:
+        return _run(flags, console)
+    except SettingsError as error:
+        raise SettingsError(_as_typed(str(error), flags)) from None
 
 
-def _analyses(read: Settings) -> Analyses:
-    return ANALYSES.in_folder(read.analyses)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program(), description=DESCRIPTION, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(description=DESCRIPTION)
     for variable in VARIABLES:
         if variable.flag is not None:
             shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
@@ -60,71 +65,146 @@ def _parser() -> argparse.ArgumentParser:
             else:
                 parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=_number_of_processes,
+        help="worker processes of a run without --broker; 0: threads only (default: one for each core)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the files that would be read, and end")
+    parser.add_argument("--quiet", action="store_true", help="print the result folder and problems only")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print result.json and its folder; all else goes to standard error",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and the commit")
     parser.epilog = (
-        "analysis.py runs, follow, cancel --help: the runs of a broker; "
-        "analysis.py dead-letters --help: list and requeue the messages that could not be handled; "
-        "analysis.py check --help: check the file of an own analysis; "
-        "analysis.py compare --help: compare results"
+        f"{program()} runs, follow, cancel --help: the runs of a broker; "
+        f"{program()} dead-letters --help: list and requeue the messages that could not be handled; "
+        f"{program()} check --help: check the file of an own analysis; "
+        f"{program()} compare --help: compare results"
     )
     return parser
 
 
-def _distributed(read: Settings, broker: str, run_id: str, console: Console) -> int:
-    from common.transport.rabbitmq import RabbitMQTransport
-
-    settings = read.broker.with_url(broker)
-    with interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted:
-        transport = RabbitMQTransport(settings, BROKER_CONNECT_TIMEOUT_S, interrupted)
-        check_output(read.output)
-        outcome = _submit_and_follow(transport, read, run_id, console, lambda: not interrupted.is_set())
-        if interrupted.is_set():
-            leave(settings, run_id, read.run.digest, interrupted)
-        return report(outcome, read.output, run_id, console)
+def _number_of_processes(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes; write for example --processes 4")
+    return int(text)
 
 
-def _embedded(read: Settings, broker: None, run_id: str, console: Console) -> int:
-    # Imported before interrupts are noted: until then, one ends the process at once.
+def _as_typed(message: str, flags: argparse.Namespace) -> str:
+    """Return the message of an error with the flags and the data directory as the user has typed them."""
+    if (data := flags.DATA or os.environ.get("DATA")) and not settings.is_url(data):
+        message = message.replace(repr(os.path.realpath(os.path.expanduser(data))), repr(data))
+    return settings.as_typed(message, vars(flags))
+
+
+def _run(flags: argparse.Namespace, console: Console) -> int:
+    read = settings.read(os.environ, vars(flags))
+    analyses = _analyses(read)
+    read = replace(read, run=analyses.resolve(read.run))
+    configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
+    if flags.broker:
+        for flag, given in (("--processes", flags.processes is not None), ("--dry-run", flags.dry_run)):
+            if given:
+                raise SettingsError(f"{flag} is for a run within this command; leave --broker out")
+        return _distributed(read, flags, console)
     from workers.data_loader.sources import check_directory
+
+    check_directory(analyses.of(read.run), read.run)
+    if flags.dry_run:
+        from workers.command.dry_run import show
+
+        return show(analyses.of(read.run), read, console, as_json=flags.json)
+    return _embedded(read, flags, console)
+
+
+def _analyses(read: Settings) -> Analyses:
+    from physics import ANALYSES
+
+    return ANALYSES.in_folder(read.analyses)
+
+
+def _distributed(read: Settings, flags: argparse.Namespace, console: Console) -> int:
+    from common.submission import BROKER_CONNECT_TIMEOUT_S, new_run_id, open_and_submit
+    from common.transport.rabbitmq import RabbitMQTransport
+    from workers.command.leave import leave
+
+    run_id = new_run_id(read.run.release)
+    broker = read.broker.with_url(flags.broker)
+    with interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted:
+        transport = RabbitMQTransport(broker, BROKER_CONNECT_TIMEOUT_S, interrupted)
+        check_output(read.output)
+        with closing(open_and_submit(transport, run_id, read.run)) as session:
+            console.print(f"run {run_id}")
+            outcome = _follow(session, read, run_id, console, lambda: not interrupted.is_set())
+        if interrupted.is_set():
+            leave(broker, run_id, read.run.digest, interrupted)
+        return report(outcome, read.output, run_id, console, as_json=flags.json)
+
+
+def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> int:
+    from common.submission import new_run_id, open_and_submit
+    from workers.data_loader.inputs import check_network
+
+    check_network(_analyses(read).of(read.run), read.run, read.cache)
+    with interrupts.noted(signal.SIGINT):
+        check_output(read.output)
+    run_id = new_run_id(read.run.release)
+    console.print(f"run {run_id}")
+    # Imported before interrupts are noted: until then, one ends the process at once.
     from workers.embedded import EmbeddedServices
 
-    check_directory(_analyses(read).of(read.run), read.run)
     with interrupts.noted(signal.SIGINT) as interrupted:
-        check_output(read.output)
-        with EmbeddedServices(read) as services:
-            outcome = _submit_and_follow(
-                services.transport, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
-            )
+        with EmbeddedServices(read, processes=flags.processes) as services:
+            with closing(open_and_submit(services.transport, run_id, read.run)) as session:
+                outcome = _follow(
+                    session, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
+                )
             if interrupted.is_set():
                 logging.disable()  # the services report what they cannot finish
                 raise KeyboardInterrupt
-        return report(outcome, read.output, run_id, console)
+        return report(outcome, read.output, run_id, console, as_json=flags.json)
 
 
-def _submit_and_follow(
-    transport: Transport, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]
-) -> Outcome:
-    with closing(open_and_submit(transport, run_id, read.run)) as session:
-        console.print(f"run {run_id}")
-        with Bars(console, len(read.run.samples)) as bars:
-            return follow(session, run_id, _analyses(read), bars, is_alive, settings=read.run)
+def _follow(session: Session, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]) -> Outcome:
+    from common.submission import follow
+
+    analyses = _analyses(read)
+    files = "demo files ready" if analyses.of(read.run).toy else "files opened"
+    with Bars(console, len(read.run.samples), analyses, files=files) as bars:
+        return follow(session, run_id, analyses, bars, is_alive, settings=read.run)
 
 
-def report(outcome: Outcome, output: Path, run_id: str, console: Console) -> int:
-    """Write the folder of a run that has ended, and print how it ended; returns the exit code."""
+def report(outcome: Outcome, output: Path, run_id: str, console: Console, *, as_json: bool = False) -> int:
+    """Write the folder of a run that has ended, and print how it ended; returns the exit code.
+
+    Standard output has the document of the result if ``as_json``, and the folder alone if the console is quiet.
+    """
     if outcome.problem is not None:
-        print(f"{program()}: run {run_id} failed: {outcome.problem}", file=sys.stderr)
+        print_problem(f"run {run_id} failed: {outcome.problem}")
         return INCOMPLETE
     folder, not_written = write_folder_or_temporary(outcome.files, output, run_id)
+    document = outcome.result or {}
+    if as_json:
+        print(json.dumps({"folder": str(folder), **document}))
+    elif console.quiet:
+        print(folder)
     console.print(f"results in {folder}/", soft_wrap=True)
-    problems: Sequence[str] = outcome.result["problems"] if outcome.result is not None else ()
+    pictures = [f"{name}.png" for name in document.get("histograms", {}) if f"{name}.png" in outcome.files]
+    if pictures:
+        console.print(f"picture to open: {folder / pictures[0]}", soft_wrap=True)
+    problems: Sequence[str] = document.get("problems", ())
     if not_written:
-        print(f"{program()}: {not_written}; the results are in {folder}/; move them from there", file=sys.stderr)
+        print_problem(f"{not_written}; the results are in {folder}/; move them from there")
     if not problems:
         return INCOMPLETE if not_written else COMPLETE
     for problem in problems[1:SHOWN_PROBLEMS]:
-        print(f"{program()}: {problem}", file=sys.stderr)
+        print_problem(problem)
     if len(problems) > SHOWN_PROBLEMS:
-        print(f"{program()}: and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json", file=sys.stderr)
-    state = "is complete, but" if outcome.result and outcome.result["complete"] else "is not complete:"
-    print(f"{program()}: run {run_id} {state} {problems[0]}", file=sys.stderr)
+        print_problem(f"and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json")
+    state = "is complete, but" if document["complete"] else "is not complete:"
+    print_problem(f"run {run_id} {state} {problems[0]}")
     return INCOMPLETE

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common import settings
+from common.arguments import Parser
 from common.display import print_table
 from common.errors import RunError
 from common.interrupts import program
@@ -36,7 +37,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     """Print the runs of a broker; returns the exit code."""
     parser = broker_parser("runs", "List the runs of a broker: the latest, the newest first.")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
-    flags = parser.parse_args(arguments)
+    flags = parser.parse(arguments)
     broker = read_settings(flags).broker
     runs = [run for run in list_runs(RabbitMQTransport(broker, BROKER_CONNECT_TIMEOUT_S)) if run.state != "deleted"]
     if flags.json:
@@ -48,9 +49,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
     return 0
 
 
-def broker_parser(word: str, description: str) -> argparse.ArgumentParser:
+def broker_parser(word: str, description: str) -> Parser:
     """Return a parser of a word that needs a broker."""
-    parser = argparse.ArgumentParser(prog=f"{program()} {word}", description=description, allow_abbrev=False)
+    parser = Parser(word, description=description)
     parser.add_argument("--broker", metavar="amqp://..", help="the RabbitMQ (default: RABBITMQ_HOST and the others)")
     return parser
 

@@ -199,7 +199,7 @@ def addresses(sample: Sample, analysis: Analysis, settings: RunSettings) -> tupl
 
 
 def _local(sample: Sample, directory: Path, planned: FileIdentity | None) -> SampleFile:
-    path = _in_directory(sample, directory) if planned is None else Path(planned.location)
+    path = in_directory(sample, directory) if planned is None else Path(planned.location)
     if path not in _candidates(sample, directory):
         raise DataError(f"{path}: the run was planned with this file, which is not in {directory}; check DATA (--data)")
     with _readable(path):
@@ -242,7 +242,7 @@ def _candidates(sample: Sample, directory: Path) -> tuple[Path, Path]:
     return directory / sample.file, directory / Path(sample.file).name
 
 
-def _in_directory(sample: Sample, directory: Path) -> Path:
+def in_directory(sample: Sample, directory: Path) -> Path:
     """Return the path of a sample's file; raises DataError if it is not there, or the directory cannot be read."""
     paths = _candidates(sample, directory)
     for path in paths:

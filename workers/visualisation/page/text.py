@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
-from common.rounding import MISSING, number, rounded, rounded_yield
+from common.rounding import MISSING, duration, number, rounded, rounded_yield  # noqa: F401  templates use duration
 from workers.visualisation.archive import File
 from workers.visualisation.page.document import CategoryCounts, Document, SampleCounts, are_numbers, sum_of
 from workers.visualisation.result_files import FIT_FIGURES
@@ -93,18 +93,6 @@ def setting(value: object) -> str:
         case dict():
             return ", ".join(f"{name}: {setting(item)}" for name, item in value.items())
     return str(value)
-
-
-def duration(seconds: float | None) -> str:
-    """Format a duration: 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds is None or not math.isfinite(seconds):
-        return "–"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s" if seconds >= 10 else f"{max(seconds, 0):.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def timestamp(seconds: float) -> Markup:
