@@ -1,40 +1,48 @@
 #!/usr/bin/env bash
 # Build the images of the four services and print their sizes.
 #
-#   [IMAGE_TAG=latest] ./build-images.sh
+#   ./build-images.sh
+#
+# The images are atlas-open-data/SERVICE:TAG, and SERVICE:TAG too. TAG is IMAGE_TAG of the environment or of .env,
+# by default latest.
 set -euo pipefail
-cd "$(dirname "$0")"
-tag=${IMAGE_TAG:-latest}
-services=(data-loader data-processor analysis visualisation)
+
+usage() { sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; }
+fail() { echo "build-images.sh: $1" >&2; exit "${2:-1}"; }
 
 case ${1:-} in
-    --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; exit ;;
+    "") ;;
+    --help | -h) usage; exit ;;
+    *) fail "unknown argument '$1'; see ./build-images.sh --help" 2 ;;
 esac
 
-docker info >/dev/null 2>&1 || {
-    echo "build-images.sh: no Docker engine answers; start Docker, or use ./local-run.sh, which does not need it" >&2
-    exit 1
-}
+cd "$(dirname "$0")"
+docker info >/dev/null 2>&1 || fail "no Docker engine answers; start Docker, or use ./local-run.sh, which does not need it"
+tag=${IMAGE_TAG-$(docker compose config --environment 2>/dev/null | sed -n 's/^IMAGE_TAG=//p')}
+tag=${tag:-latest}
+services=(data-loader data-processor analysis visualisation)
+# Results name the commit that the services were built from.
+commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 builds=()
 for service in "${services[@]}"; do
-    DOCKER_BUILDKIT=1 docker build --tag "$service:$tag" --file "workers/${service//-/_}/Dockerfile" . >"$logs/$service" 2>&1 &
+    DOCKER_BUILDKIT=1 docker build --tag "atlas-open-data/$service:$tag" --tag "$service:$tag" \
+        --build-arg "SOURCE_COMMIT=$commit" --file "workers/${service//-/_}/Dockerfile" . >"$logs/$service" 2>&1 &
     builds+=($!)
 done
-failed=0
-for number in "${!services[@]}"; do
+failed=""
+for number in 0 1 2 3; do
     service=${services[number]}
     wait "${builds[number]}" || {
         tail -n 20 "$logs/$service" >&2
-        echo "build-images.sh: the image $service:$tag could not be built" >&2
-        failed=1
+        failed+=" atlas-open-data/$service:$tag"
     }
 done
-[ "$failed" = 0 ] || exit 1
+[ -z "$failed" ] || fail "these images could not be built:$failed"
 
 for service in "${services[@]}"; do
-    size=$(docker image inspect --format '{{.Size}}' "$service:$tag")
-    printf '%-24s %4d MB\n' "$service:$tag" $((size / 1000000))
+    size=$(docker image inspect --format '{{.Size}}' "atlas-open-data/$service:$tag")
+    printf '%-40s %4d MB\n' "atlas-open-data/$service:$tag" $((size / 1000000))
 done
