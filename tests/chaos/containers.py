@@ -48,13 +48,13 @@ class ServiceContainers:
         """Run docker compose on the project; raises CalledProcessError where it fails."""
         variables = {
             "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_ENV_FILES": os.devnull,  # whatever is in .env
             "IMAGE_TAG": os.environ.get("IMAGE_TAG", "latest"),
             "MANAGEMENT_PORT": str(self.api_port),
             "BROKER_PORT": str(self.broker_port),
             "PAGE_PORT": str(free_port()),
             "OUTPUT_DIR": str(self.folder / "service-results"),
             "ERLANG": ERLANG,
-            # As in SETTINGS, whatever is in .env.
             "RABBITMQ_USER": SETTINGS.user,
             "RABBITMQ_PASS": SETTINGS.password,
             "RABBITMQ_VHOST": SETTINGS.vhost,

@@ -310,7 +310,7 @@ def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list
 
 def test_compose_and_kubernetes_share_the_broker_configuration() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
-    mounts = [volume.split(":")[0] for volume in compose["services"]["rabbitmq"]["volumes"]]
+    mounts = [volume["source"] for volume in compose["services"]["rabbitmq"]["volumes"] if isinstance(volume, dict)]
     assert "./kubernetes/rabbitmq.conf" in mounts
     (generator,) = [
         g for g in read(MANIFESTS / "kustomization.yaml")[0]["configMapGenerator"] if g["name"] == "rabbitmq"
