@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,14 +16,19 @@ import pytest
 import yaml
 
 from common import topology
-from common.settings import VARIABLES
+from common.settings import VARIABLES, RunSettings
+from physics import ANALYSES
+from tests.support.autoscaler import Autoscaler
 from tests.support.paths import ROOT
 
 MANIFESTS = ROOT / "kubernetes"
-RELEASES = kubernetes_validate.utils.all_versions()[-3:]
+#: The oldest release that is supported, one ten releases later, and the newest known one.
+RELEASES = ("1.25", "1.34", kubernetes_validate.utils.latest_version())
 SERVICES = {"data-loader", "data-processor", "analysis", "visualisation"}
 #: APIs that are not part of Kubernetes.
 FOREIGN = ("kustomize.config.k8s.io/", "keda.sh/")
+
+NO_MANIFESTS = ("worker-patch.yaml", "prometheus-adapter.yaml")
 
 Manifest = dict[str, Any]
 
@@ -32,7 +38,7 @@ def read(*paths: Path) -> list[Manifest]:
 
 
 def files() -> list[Path]:
-    return sorted(path for path in MANIFESTS.rglob("*.yaml") if path.name != "worker-patch.yaml")
+    return sorted(path for path in MANIFESTS.rglob("*.yaml") if path.name not in NO_MANIFESTS)
 
 
 def name_of(path: Path) -> str:
@@ -81,15 +87,17 @@ def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
-@pytest.fixture(params=[("submission",), ("submission", "high-availability")], ids=["one broker", "three brokers"])
-def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
+@pytest.fixture(
+    scope="module", params=[("submission",), ("submission", "high-availability")], ids=["one broker", "three brokers"]
+)
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
     """The rendered manifests of the pipeline and a submission."""
-    return build(tmp_path, *request.param)
+    return build(tmp_path_factory.mktemp("rendered"), *request.param)
 
 
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("path", files(), ids=name_of)
-def test_every_manifest_matches_the_schema_of_current_releases(path: Path, release: str) -> None:
+def test_every_manifest_matches_the_schemas_of_kubernetes_1_25_to_1_34(path: Path, release: str) -> None:
     for manifest in read(path):
         if not manifest["apiVersion"].startswith(FOREIGN):
             kubernetes_validate.validate(manifest, release, strict=True)
@@ -289,12 +297,13 @@ def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list
     """As variables of the pod, or in the ConfigMap, where kubernetes-run.sh adds those of its own environment."""
     script = (ROOT / "kubernetes-run.sh").read_text()
     flags, added = (
-        set(re.search(rf"for variable in ({first} [A-Z_ ]+); do", script)[1].split())  # type: ignore[index]
-        for first in ("RELEASE", "RABBITMQ_HOST")
+        set(found[1].split())
+        for pattern in (r"read_flags '(RELEASE [A-Z_ ]+)'", r"set_ones (RABBITMQ_HOST [A-Z_ ]+) >")
+        if (found := re.search(pattern, script)) is not None
     )
-    assert flags | {"PLOTS", "ANALYSIS"} == RUN
-    assert "--no-plots" in script
-    added |= set(re.findall(r'settings\+=\("([A-Z_]+)=/', script)) | settings_of_kubernetes().keys()
+    assert flags | {"PLOTS"} == RUN | {"OUTPUT"}
+    assert added <= set(re.findall(r"[A-Z_]+", re.search("kept='([A-Z_ ]+)'", script)[1]))  # type: ignore[index]
+    added |= settings_of_kubernetes().keys()
     for name, pod in pods(rendered).items():
         service = name.partition("/")[2]
         if service == "rabbitmq":
@@ -305,7 +314,7 @@ def test_kubernetes_gives_each_service_the_variables_that_it_uses(rendered: list
         # Flags give a run its settings; the job's results are fetched from the pod.
         assert own | added >= USED_BY[service] - (RUN | {"OUTPUT"} if service == "submit" else set()), name
         (mounted,) = [mount for mount in container["volumeMounts"] if mount["name"] == "broker-ca"]
-        assert f'"RABBITMQ_TLS_CA={mounted["mountPath"]}/ca.pem"' in script
+        assert f"RABBITMQ_TLS_CA={mounted['mountPath']}/ca.pem" in script
 
 
 def test_compose_and_kubernetes_share_the_broker_configuration() -> None:
@@ -318,20 +327,69 @@ def test_compose_and_kubernetes_share_the_broker_configuration() -> None:
     assert generator["files"] == ["rabbitmq.conf"]
 
 
-def test_autoscaling_targets_loader_and_processor_by_existing_queues() -> None:
-    folder = MANIFESTS / "autoscaling"
-    by_cpu = by_name(read(*(folder / "hpa").glob("*.yaml")), "HorizontalPodAutoscaler")
-    by_queue = by_name(read(*(folder / "keda").glob("*.yaml")), "ScaledObject")
-    assert by_cpu.keys() == by_queue.keys() == {"data-loader", "data-processor"}
-    for name, scaler in by_cpu.items():
-        assert scaler["spec"]["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
-    queues = {queue.name: queue for queue in topology.QUEUES}
-    for name, scaled in by_queue.items():
-        (trigger,) = scaled["spec"]["triggers"]
-        queue = queues[trigger["metadata"]["queueName"]]
+def tasks_of_a_run(release: str) -> int:
+    """The most messages that one data-loader ever leaves in the queue `chunks` during a run with the defaults."""
+    settings = ANALYSES.resolve(RunSettings(release=release))
+    chunks = [-(-(sample.entries or 0) // settings.chunk_entries) for sample in ANALYSES.of(settings).samples]
+    most = waiting = len(chunks)  # a task for each file; it is replaced by the chunks of the file but the first
+    for in_file in chunks:
+        waiting += max(in_file - 1, 0) - 1
+        most = max(most, waiting)
+    return most
+
+
+AUTOSCALERS = read(*(MANIFESTS / "autoscaling" / "hpa").glob("*.yaml"), *(MANIFESTS / "autoscaling" / "keda").glob("*.yaml"))
+AUTOSCALERS = [m for m in AUTOSCALERS if m["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
+
+
+@pytest.mark.parametrize("manifest", AUTOSCALERS, ids=lambda m: f"{m['kind']}/{m['metadata']['name']}")
+def test_an_autoscaler_reaches_its_maximum_and_leaves_its_minimum(manifest: Manifest) -> None:
+    """With the messages that the queue's limit, or a run of the smallest release of real data, permits."""
+    service = manifest["metadata"]["name"]
+    queues = {queue.name: queue for queue in topology.consumed_by(service)}
+    autoscaler = Autoscaler.from_manifest(manifest)
+    assert autoscaler.targets.keys() <= queues.keys()
+    (queue,) = autoscaler.targets.keys() - {topology.RUNS.name}
+    waiting = queues[queue].limit or tasks_of_a_run("2020e-13tev")
+
+    def settled(waiting: int, replicas: int) -> int:
+        autoscaler = Autoscaler.from_manifest(manifest)
+        for now in range(0, 3600, 15):
+            # Each replica has an unacknowledged message besides, unless it is idle.
+            messages = waiting + (replicas if waiting else 0)
+            replicas = autoscaler.replicas(now, replicas, {topology.RUNS.name: 0, queue: messages})
+        return replicas
+
+    lowest = max(autoscaler.minimum, 1)
+    assert settled(waiting, autoscaler.minimum) == autoscaler.maximum
+    assert settled(math.ceil(autoscaler.targets[queue] * lowest * 1.2), lowest) > lowest
+    assert settled(0, autoscaler.maximum) == autoscaler.minimum
+
+
+def test_a_run_request_starts_a_data_loader_that_was_scaled_to_zero() -> None:
+    (loader,) = (m for m in AUTOSCALERS if m["kind"] == "ScaledObject" and m["metadata"]["name"] == "data-loader")
+    autoscaler = Autoscaler.from_manifest(loader)
+    assert autoscaler.minimum == 0
+    assert autoscaler.replicas(0.0, 0, {"runs": 1, "chunks": 0}) == 1
+
+
+def test_keda_counts_unacknowledged_messages_and_hpa_has_the_same_limits() -> None:
+    by_kind = {kind: by_name(AUTOSCALERS, kind) for kind in ("HorizontalPodAutoscaler", "ScaledObject")}
+    for name, scaled in by_kind["ScaledObject"].items():
         assert scaled["spec"]["scaleTargetRef"] == {"name": name}
-        assert queue.limit is None or float(trigger["metadata"]["value"]) < queue.limit
-        assert trigger["authenticationRef"] == {"name": "rabbitmq"}
+        for trigger in scaled["spec"]["triggers"]:
+            given = {key: trigger["metadata"][key] for key in ("protocol", "excludeUnacknowledged", "mode")}
+            assert given == {"protocol": "http", "excludeUnacknowledged": "false", "mode": "QueueLength"}
+            assert trigger["authenticationRef"] == {"name": "rabbitmq"}
+        hpa = by_kind["HorizontalPodAutoscaler"][name]
+        assert hpa["spec"]["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        keda, external = Autoscaler.from_manifest(scaled), Autoscaler.from_manifest(hpa)
+        assert external.targets.items() <= keda.targets.items()
+        assert (external.maximum, external.up_s, external.down_s) == (keda.maximum, keda.up_s, keda.down_s)
+    rules = yaml.safe_load((MANIFESTS / "autoscaling" / "prometheus-adapter.yaml").read_text())["rules"]["external"]
+    for hpa in by_kind["HorizontalPodAutoscaler"].values():
+        (metric,) = hpa["spec"]["metrics"]
+        assert metric["external"]["metric"]["name"] in {rule["name"]["as"] for rule in rules}
 
 
 def test_rendered_manifests_grant_no_cluster_permissions(rendered: list[Manifest]) -> None:
@@ -343,7 +401,7 @@ def test_rendered_manifests_grant_no_cluster_permissions(rendered: list[Manifest
 
 # --- kubernetes-run.sh with a stub of kubectl -----------------------------------
 
-TOOLS = "bash sh dirname sed grep cat od tr mktemp rm date sleep base64 head tail paste mkdir mv tar env"
+TOOLS = "bash sh cp dirname sed grep cat od tr mktemp rm date sleep base64 head tail paste mkdir mv tar env"
 
 
 class Machine:
@@ -352,8 +410,9 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "bin"
         self.project = folder / "project"
-        self.folder.mkdir()
-        self.project.mkdir()
+        self.temporary = folder / "temporary"
+        for made in (self.folder, self.project, self.temporary):
+            made.mkdir()
         shutil.copy(ROOT / "kubernetes-run.sh", self.project)
         (self.project / "kubernetes").symlink_to(MANIFESTS)
         for tool in TOOLS.split():
@@ -373,7 +432,8 @@ class Machine:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [self.project / "kubernetes-run.sh", *arguments],
-            env={"PATH": str(self.folder), **environment},
+            env={"PATH": str(self.folder), "TMPDIR": str(self.temporary), **environment},
+            cwd=self.project,
             capture_output=True,
             text=True,
             check=False,
@@ -385,7 +445,7 @@ class Machine:
 def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     yield made
-    assert not list(made.project.glob(".kubernetes-overlay.*"))
+    assert not list(made.temporary.iterdir())
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -397,15 +457,27 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     [
         (["--data", "4lep"], {}, "the pods cannot read this machine's directories; give an address"),
         (["--data=/home/me/4lep"], {}, "DATA_CLAIM=<PersistentVolumeClaim>"),
-        (["--data", "/data/4lep"], {}, "set DATA_CLAIM to a PersistentVolumeClaim that holds the files"),
         ([], {"DATA": "4lep"}, "the pods cannot read this machine's directories"),
         (["--data", "https:/me:geheim@host/4lep"], {}, "an address has two slashes after the colon"),
         ([], {"DATA": "me:geheim@host/4lep"}, "an address has two slashes after the colon"),
-        (["--broker", "amqp://there"], {}, "this script starts its own broker"),
+        (["--broker", "amqp://there"], {}, "this script uses the broker of the namespace"),
         (["--data"], {}, "--data needs a value"),
+        (["--output", "/proc/1/none"], {}, "--output /proc/1/none: this directory cannot be created"),
         ([], {"AUTOSCALE": "yes"}, "choose hpa or keda"),
+        (["--luminosity", "10"], {}, "there is no flag --luminosity here; see --help"),
+        (["demo"], {}, "'demo' is neither a flag nor one of runs, follow, cancel and dead-letters"),
+        (["--lumi", "10", "demo"], {}, "'demo' is neither a flag nor one of"),
+        (["follow"], {}, "follow needs the id of a run; './kubernetes-run.sh runs' lists them"),
+        (["cancel", "a;b"], {}, "cancel needs the id of a run"),
+        (["follow", "a", "--release", "demo"], {}, "there is no flag --release here"),
+        (["--down", "now"], {}, "--down takes no value"),
+        (["--logs", "web"], {}, "--logs takes one of data-loader data-processor analysis visualisation rabbitmq"),
+        (["--scale"], {}, "--scale takes one SERVICE=N, for example --scale data-processor=4"),
+        (["--scale", "analysis=2"], {}, "--scale analysis=2: analysis has one replica at most"),
+        (["--scale=rabbitmq=3"], {}, "--scale rabbitmq=3: give data-loader=N or data-processor=N"),
+        (["--scale", "data-loader=2x"], {}, "'2x' is not a number of replicas"),
         (["--analysis", "none.py"], {}, "--analysis none.py: no such file, or it cannot be read"),
-        ([], {"ANALYSIS": "none.py"}, "--analysis none.py: no such file, or it cannot be read"),
+        ([], {"ANALYSIS": "none.py"}, "ANALYSIS=none.py: no such file, or it cannot be read"),
     ],
 )
 def test_wrong_usage_is_reported_before_kubectl_is_called(
@@ -441,7 +513,7 @@ def test_a_missing_image_is_reported_with_the_build_command(machine: Machine) ->
     machine.add_stub("kubectl", 'case "$*" in *can-i*) echo yes;; esac')
     machine.add_stub("docker", '[ "$1" = info ] || exit 1')
     done = machine.run(IMAGE_TAG="v7")
-    assert "the image data-loader:v7 is not on this machine; build it with IMAGE_TAG=v7" in last_line(done)
+    assert "the image atlas-open-data/data-loader:v7 is not on this machine; build it with IMAGE_TAG=v7" in last_line(done)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +528,7 @@ def test_local_images_are_loaded_into_kind_and_minikube(machine: Machine, contex
     machine.add_stub("docker", "")
     machine.add_stub(command.split()[0], "")
     machine.run(IMAGE_TAG="v7")
-    images = "data-loader:v7 data-processor:v7 analysis:v7 visualisation:v7"
+    images = " ".join(f"atlas-open-data/{name}:v7" for name in ("data-loader", "data-processor", "analysis", "visualisation"))
     assert f"{command} {images}" in machine.calls()
 
 
@@ -502,7 +574,8 @@ def test_settings_and_certificate_authority_of_the_environment_reach_the_pods(ma
         "kubectl",
         'case "$*" in *can-i*) echo yes;; *"create secret"*) cat >/dev/null;; *--kustomize=*) for argument; do '
         f'case $argument in --kustomize=*) cat "${{argument#*=}}/kustomization.yaml" >"{machine.folder}/overlay"; '
-        f'cat "${{argument#*=}}/ca.pem" >"{machine.folder}/ca";; esac; done; exit 1;; esac',
+        f'cp "${{argument#*=}}/settings.env" "{machine.folder}/settings"; '
+        f'cp "${{argument#*=}}/ca.pem" "{machine.folder}/ca";; esac; done; exit 1;; esac',
     )
     machine.add_stub("docker", "exit 1")
     (machine.project / "own.pem").write_text("certificates")
@@ -510,11 +583,11 @@ def test_settings_and_certificate_authority_of_the_environment_reach_the_pods(ma
     done = machine.run(RABBITMQ_HOST="broker.example", RABBITMQ_TLS_CA=file, LOG_LEVEL="DEBUG", REGISTRY="r.example")
     assert "the cluster rejected the manifests" in last_line(done)
     overlay = yaml.safe_load((machine.folder / "overlay").read_text())
-    settings, authority = overlay["configMapGenerator"]
-    assert set(settings["literals"]) == {
+    generators = {generator["name"]: generator for generator in overlay["configMapGenerator"]}
+    assert generators["broker-ca"]["files"] == ["ca.pem"]
+    assert set((machine.folder / "settings").read_text().split()) == {
         "RABBITMQ_HOST=broker.example", "RABBITMQ_TLS_CA=/broker-ca/ca.pem", "LOG_LEVEL=DEBUG",
     }  # fmt: skip
-    assert authority == {"name": "broker-ca", "files": ["ca.pem"]}
     assert (machine.folder / "ca").read_text() == "certificates"
 
 
