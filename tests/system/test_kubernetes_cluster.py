@@ -1,7 +1,7 @@
 """The pipeline on a real Kubernetes cluster gives the bits of the embedded run, whatever happens to its pods.
 
 The images come from ./build-images.sh (IMAGE_TAG, REGISTRY as for kubernetes-run.sh). The tests use the namespaces
-atlas-test and atlas-test-three, and keep their volumes.
+atlas-test and atlas-test-three, and keep their volumes; they create and delete the namespace atlas-test-limits.
 """
 
 from __future__ import annotations
@@ -9,14 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+import urllib.request
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.support.autoscaler import Autoscaler
 from tests.support.paths import ROOT
 from tests.support.real_data import real_data
 from tests.support.waiting import wait_until
@@ -36,6 +43,7 @@ def cluster_answers() -> bool:
 
 pytestmark = [
     pytest.mark.kubernetes,
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not cluster_answers(), reason="needs a Kubernetes cluster: kubectl reaches none"),
 ]
 
@@ -53,6 +61,7 @@ class Run:
                 env=os.environ | cluster.environment,
                 stdout=log,
                 stderr=log,
+                process_group=0,
             )
 
     def wait_for_progress(self) -> None:
@@ -83,9 +92,14 @@ class Run:
         assert result["complete"]
         return result
 
+    def interrupt(self) -> int:
+        """Press Ctrl-C; returns the exit code."""
+        os.killpg(self._process.pid, signal.SIGINT)
+        return self.code()
+
     def stop(self) -> None:
         if self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
@@ -266,22 +280,224 @@ def test_a_rollout_restart_during_a_run_changes_no_bit(
     wait_until(lambda: not before & set(cluster.pods(*WORKERS)), "the old pods had ended", DEADLINE_S)
 
 
-def test_scaling_the_processor_during_a_run_changes_no_bit(
+@contextmanager
+def queue_counts(cluster: Cluster) -> Iterator[Callable[[], Mapping[str, int]]]:
+    """Yield a function that reads the messages of each queue, waiting and unacknowledged, as KEDA does it."""
+    stored = json.loads(cluster.kubectl("get", "secret/rabbitmq", "--output=json"))["data"]
+    credentials = b":".join(b64decode(stored[f"RABBITMQ_{key}"]) for key in ("USER", "PASS"))
+    command = ["kubectl", "-n", cluster.namespace, "port-forward", "service/rabbitmq", ":management"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forward:
+        assert forward.stdout is not None
+        port = int(forward.stdout.readline().split(" -> ")[0].rpartition(":")[2])
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/queues/%2F",
+            headers={"Authorization": f"Basic {b64encode(credentials).decode()}"},
+        )
+
+        def read() -> Mapping[str, int]:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return {queue["name"]: queue.get("messages", 0) for queue in json.load(answer)}
+
+        yield read
+        forward.terminate()
+
+
+def test_autoscaling_from_zero_and_to_zero_during_a_run_changes_no_bit(
+    cluster: Cluster, start: Callable[..., Run], reference: str, tmp_path: Path
+) -> None:
+    """The autoscalers compute what KEDA computes from the manifests, thirty times as fast, and scale with kubectl."""
+    assert cluster.script("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path)).returncode == 0
+    folder = ROOT / "kubernetes" / "autoscaling" / "keda"
+    loader, processor = scaled = ("data-loader", "data-processor")
+    manifests = {name: yaml.safe_load((folder / f"{name}-scaledobject.yaml").read_text()) for name in scaled}
+    autoscalers = {name: Autoscaler.from_manifest(manifests[name], seconds=1 / 30) for name in scaled}
+    replicas = dict.fromkeys(scaled, 0)
+
+    def scale(name: str, number: int) -> None:
+        if number != replicas[name]:
+            cluster.kubectl("scale", f"deployment/{name}", f"--replicas={number}")
+            replicas[name] = number
+
+    for name in scaled:
+        assert cluster.script("--scale", f"{name}=0").returncode == 0
+    with queue_counts(cluster) as read:
+
+        def drive(*names: str) -> None:
+            messages = read()
+            for name in names:
+                scale(name, autoscalers[name].replicas(time.monotonic(), replicas[name], messages))
+
+        def driven(*names: str, until: Callable[[], bool]) -> Callable[[], bool]:
+            return lambda: drive(*names) is None and until()
+
+        run = start(*LONG)
+        wait_until(driven(loader, until=lambda: read()["events"] >= 16), "the queue was full", DEADLINE_S)
+        assert replicas[loader] > 0
+        wait_until(driven(processor, until=lambda: replicas[processor] > 1), "processors were added", DEADLINE_S)
+        scale(loader, 0)
+        wait_until(driven(processor, until=lambda: replicas[processor] == 0), "the last processor ended", DEADLINE_S)
+        assert run.is_under_way()
+        wait_until(driven(*scaled, until=lambda: not run.is_under_way()), "the run ended", DEADLINE_S)
+        assert numbers(run.result()) == reference
+        wait_until(driven(*scaled, until=lambda: not any(replicas.values())), "all replicas ended", DEADLINE_S)
+    for name in scaled:
+        assert cluster.script("--scale", f"{name}=1").returncode == 0
+
+
+def test_what_it_was_started_with_holds_for_later_calls_and_runs_restart_no_pod(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    flags = ("--release", "demo", "--demo-events", "1000", "--no-plots", "--output", str(tmp_path))
+    assert cluster.script(*flags, LOG_LEVEL="DEBUG", RESULTS_KEEP="7").returncode == 0
+    assert cluster.script("--scale", "data-processor=2").returncode == 0
+    pods = cluster.pods(*WORKERS, "rabbitmq")
+    assert cluster.script(*flags, "--lumi", "5", "--pt-cuts", "30").returncode == 0
+    assert cluster.pods(*WORKERS, "rabbitmq") == pods
+    assert len(cluster.pods("data-processor")) == 2
+    environment = cluster.kubectl("exec", "deployment/analysis", "--", "env").splitlines()
+    assert {"LOG_LEVEL=DEBUG", "RESULTS_KEEP=7"} <= set(environment)
+    assert cluster.script(*flags, LOG_LEVEL="", RESULTS_KEEP="").returncode == 0
+    environment = cluster.kubectl("exec", "deployment/analysis", "--", "env").splitlines()
+    assert not [line for line in environment if line.startswith(("LOG_LEVEL", "RESULTS_KEEP"))]
+
+
+def test_the_address_of_the_data_is_only_in_a_secret_of_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    address = "http://me:geheim@127.0.0.1:9/4lep?token=abc"
+    done = cluster.script("--data", address, "--samples", "data_A", "--output", str(tmp_path))
+    assert done.returncode == 1
+    assert "data_A" in done.stdout
+    shown = cluster.kubectl("get", "jobs,pods,configmaps,deployments", "--output=yaml")
+    shown += done.stdout + done.stderr
+    assert "geheim" not in shown
+    assert "token=abc" not in shown
+    secrets = json.loads(cluster.kubectl("get", "secrets", "--output=json"))["items"]
+    (secret,) = (secret for secret in secrets if "DATA" in (secret.get("data") or {}))
+    assert [owner["kind"] for owner in secret["metadata"]["ownerReferences"]] == ["Job"]
+    assert b64decode(secret["data"]["DATA"]).decode() == address
+    cluster.kubectl("delete", f"job/{secret['metadata']['name']}")
+    wait_until(
+        lambda: secret["metadata"]["name"] not in cluster.kubectl("get", "secrets", "--output=name"),
+        "the Secret was deleted with its Job",
+        60,
+    )
+
+
+def test_an_interrupted_run_continues_and_can_be_followed(
     cluster: Cluster, start: Callable[..., Run], reference: str
 ) -> None:
     run = start(*LONG)
     run.wait_for_progress()
-    cluster.kubectl("scale", "deployment/data-processor", "--replicas=4")
-    cluster.ready("deployment/data-processor")
-    assert run.is_under_way()
-    assert numbers(run.result()) == reference
-    assert len(cluster.pods("data-processor")) == 4
-    cluster.kubectl("scale", "deployment/data-processor", "--replicas=1")
+    assert run.interrupt() == 130
+    (message,) = (line for line in run.log().splitlines() if line.startswith("kubernetes-run.sh: interrupted"))
+    run_id = message.partition("./kubernetes-run.sh follow ")[2].partition("'")[0]
+    assert run_id in cluster.script("runs").stdout
+    followed = start("follow", run_id)
+    assert numbers(followed.result()) == reference
+
+
+def test_a_change_by_hand_is_kept_or_undone_by_the_next_call(cluster: Cluster, tmp_path: Path) -> None:
+    flags = ("--release", "demo", "--demo-events", "1000", "--no-plots", "--output", str(tmp_path))
+    assert cluster.script(*flags).returncode == 0
+    image = cluster.kubectl("get", "deployment/analysis", "--output=jsonpath={..image}")
+    cluster.kubectl("set", "image", "deployment/analysis", "analysis=none.invalid/none:1")
+    cluster.kubectl("annotate", "deployment/analysis", "note=by-hand", "--overwrite")
+    cluster.kubectl("delete", "service/workers", "networkpolicy/page")
+    deployment = json.loads(cluster.kubectl("get", "deployment/data-processor", "--output=json"))
+    applied = {key: deployment[key] for key in ("apiVersion", "kind", "spec")} | {
+        "metadata": {"name": "data-processor", "labels": deployment["metadata"]["labels"]}
+    }
+    by_hand = ("apply", "--server-side", "--force-conflicts", "--field-manager=by-hand", "--filename=-")
+    cluster.kubectl(*by_hand, stdin=json.dumps(applied))
+    done = cluster.script(*flags)
+    assert done.returncode == 0, done.stderr
+    assert cluster.kubectl("get", "deployment/analysis", "--output=jsonpath={..image}") == image
+    assert "by-hand" in cluster.kubectl("get", "deployment/analysis", "--output=jsonpath={.metadata.annotations.note}")
+    cluster.kubectl("get", "service/workers", "networkpolicy/page")
+
+
+@pytest.fixture
+def limited() -> Iterator[Cluster]:
+    """A new namespace without a pipeline."""
+    made = Cluster("atlas-test-limits")
+    subprocess.run(["kubectl", "create", "namespace", made.namespace], check=True, capture_output=True)
+    yield made
+    subprocess.run(["kubectl", "delete", "namespace", made.namespace], check=True, capture_output=True)
+
+
+def quota(**hard: str) -> dict[str, Any]:
+    spec = {"hard": {name.replace("_", "."): value for name, value in hard.items()}}
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "limits"}, "spec": spec}
+
+
+def limit_range(**maximum: str) -> dict[str, Any]:
+    spec = {"limits": [{"type": "Container", "max": maximum}]}
+    return {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "limits"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    ("forbidding", "reason"),
+    [
+        (quota(pods="3"), "exceeded quota: limits"),
+        (quota(pods="5"), "exceeded quota: limits"),  # enough for the services, not for a run
+        (quota(persistentvolumeclaims="1"), "exceeded quota: limits"),
+        (limit_range(cpu="1"), "maximum cpu usage per Container is 1, but limit is 2"),
+    ],
+    ids=["pods", "pods of a run", "volumes", "CPU of a container"],
+)
+def test_a_namespace_that_forbids_the_pods_is_named_and_nothing_is_left(
+    limited: Cluster, forbidding: dict[str, Any], reason: str
+) -> None:
+    limited.kubectl("apply", "--filename=-", stdin=json.dumps(forbidding))
+    done = limited.script("--release", "demo")
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "everything but the volumes and the Secret was deleted again" in done.stderr.splitlines()[-1]
+    everything = "deployments,statefulsets,services,jobs,networkpolicies,pods"
+    assert limited.kubectl("get", everything, "--output=name") == ""
+
+
+def test_a_namespace_with_enough_quota_runs_the_pipeline(limited: Cluster, tmp_path: Path) -> None:
+    enough = quota(pods="6", requests_cpu="1", requests_memory="2Gi", limits_cpu="12", limits_memory="6Gi")
+    limited.kubectl("apply", "--filename=-", stdin=json.dumps(enough))
+    limited.kubectl("apply", "--filename=-", stdin=json.dumps(limit_range(cpu="2", memory="1Gi")))
+    done = limited.script("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_user_of_one_namespace_can_run_there_and_nowhere_else(limited: Cluster, tmp_path: Path) -> None:
+    configuration = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    for user in configuration["users"]:
+        user["user"] |= {"as": "student", "as-groups": ["system:authenticated"]}
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(configuration))
+    flags = ("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path))
+    own = {"KUBECONFIG": str(tmp_path / "kubeconfig")}
+    refused = limited.script(*flags, **own)
+    assert refused.returncode == 1
+    assert "you may not create deployments.apps in the namespace atlas-test-limits" in refused.stderr
+    limited.kubectl("create", "rolebinding", "student", "--clusterrole=admin", "--user=student")
+    done = limited.script(*flags, **own)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cluster_without_a_default_storage_class_is_refused(limited: Cluster) -> None:
+    classes = json.loads(limited.kubectl("get", "storageclasses", "--output=json"))["items"]
+    mark = "storageclass.kubernetes.io/is-default-class"
+    default = [c["metadata"]["name"] for c in classes if c["metadata"].get("annotations", {}).get(mark) == "true"]
+    for name in default:
+        limited.kubectl("annotate", "--overwrite", f"storageclass/{name}", f"{mark}=false")
+    try:
+        done = limited.script("--release", "demo")
+    finally:
+        for name in default:
+            limited.kubectl("annotate", "--overwrite", f"storageclass/{name}", f"{mark}=true")
+    assert done.returncode == 1
+    assert "this cluster has no default StorageClass" in done.stderr.splitlines()[-1]
+    assert limited.kubectl("get", "deployments,persistentvolumeclaims,secrets", "--selector=app.kubernetes.io/part-of") == ""
 
 
 def test_a_missing_autoscaling_api_is_reported(cluster: Cluster) -> None:
-    served = cluster.kubectl("api-versions").split()
-    for way, api in (("hpa", "autoscaling/v2"), ("keda", "keda.sh/v1alpha1")):
+    served = cluster.kubectl("api-versions")
+    for way, api in (("hpa", "external.metrics.k8s.io"), ("keda", "keda.sh/v1alpha1")):
         if api not in served:
             done = cluster.script("--release", "demo", AUTOSCALE=way)
             assert done.returncode == 1
