@@ -6,7 +6,7 @@
 #   ./kubernetes-run.sh follow RUN_ID             follow a run and copy its results
 #   ./kubernetes-run.sh cancel RUN_ID             cancel a run
 #   ./kubernetes-run.sh dead-letters [--requeue]  list the messages that could not be handled
-#   ./kubernetes-run.sh --scale SERVICE=N         set the number of replicas of a service
+#   ./kubernetes-run.sh --scale SERVICE=N ..      set the number of replicas of data-loader or data-processor
 #   ./kubernetes-run.sh --logs [SERVICE]          follow the logs of the services, or of one
 #   ./kubernetes-run.sh --down                    delete the workloads; volumes and credentials are kept
 #
@@ -54,7 +54,7 @@ for argument in "$@"; do
     esac
 done
 
-typed=''
+typed='' quiet=()
 named() { # named VARIABLE: print the flag or the variable that gave a setting, with its value
     if is_one_of "$1" "$typed"; then printf -- '--%s %s' "$(printf %s "$1" | tr A-Z_ a-z-)" "${!1}"; else printf '%s=%s' "$1" "${!1}"; fi
 }
@@ -65,6 +65,8 @@ read_flags() { # read_flags "VARIABLE..." FLAG...: set the variables of the flag
         name=$(printf %s "${1%%=*}" | tr a-z- A-Z_)
         case $1 in
             --no-plots) PLOTS=0; shift; continue ;;
+            --quiet) quiet=(--quiet); shift; continue ;;
+            --json) fail "--json is for analysis.py: the log of a pod has everything in one stream; read result.json in the copied folder" 2 ;;
             --?*) is_one_of "${name#__}" "$known" || fail "there is no flag ${1%%=*} here; see --help" 2 ;;
             *) fail "'$1' is neither a flag nor one of runs, follow, cancel and dead-letters; see --help" 2 ;;
         esac
@@ -90,16 +92,19 @@ case $action in
     --down) [ $# = 1 ] || fail "--down takes no value" 2 ;;
     --logs) [ $# = 1 ] || { [ $# = 2 ] && is_one_of "$2" "${services[*]} rabbitmq"; } || fail "--logs takes one of ${services[*]} rabbitmq" 2 ;;
     --scale | --scale=*)
-        [ "$action" = --scale ] || set -- --scale "${action#*=}" "${@:2}"
-        action=--scale
-        [ $# = 2 ] || fail "--scale takes one SERVICE=N, for example --scale data-processor=4" 2
-        service=${2%%=*} replicas=${2#*=}
-        case $2 in
-            data-loader=[0-9]* | data-processor=[0-9]* | analysis=[01] | visualisation=[01]) ;;
-            analysis=* | visualisation=*) fail "--scale $2: $service has one replica at most, because its volume has one writer" 2 ;;
-            *) fail "--scale $2: give data-loader=N or data-processor=N" 2 ;;
-        esac
-        case $replicas in *[!0-9]*) fail "--scale $2: '$replicas' is not a number of replicas" 2 ;; esac
+        action=--scale scaled=()
+        while [ $# -gt 0 ]; do
+            case $1 in
+                --scale=*) scaled+=("${1#*=}") ;;
+                --scale) [ $# -gt 1 ] || fail "--scale needs a value, for example data-processor=4" 2; scaled+=("$2"); shift ;;
+                *) fail "'$1' is not --scale SERVICE=N" 2 ;;
+            esac
+            shift
+        done
+        for pair in "${scaled[@]}"; do
+            [[ $pair =~ ^(data-loader|data-processor)=[0-9]+$ ]] ||
+                fail "--scale $pair: write data-loader=N or data-processor=N; of the others, a second one would only wait" 2
+        done
         ;;
     *)
         [ "$action" != run ] || shift $(($# > 0))
@@ -174,8 +179,9 @@ case $action in
     --logs) exec kubectl --namespace "$namespace" logs --follow --prefix --max-log-requests=50 --selector="$ours${2:+,app.kubernetes.io/name=$2}" ;;
     --scale)
         [ -z "${AUTOSCALE:-}" ] || fail "AUTOSCALE=$AUTOSCALE sets the number of replicas; 'AUTOSCALE= ./kubernetes-run.sh' ends that"
-        k scale "deployment/$service" --replicas="$replicas"
-        exec kubectl --namespace "$namespace" rollout status "deployment/$service" --timeout="${ROLLOUT_TIMEOUT:-300}s"
+        for pair in "${scaled[@]}"; do k scale "deployment/${pair%=*}" --replicas="${pair#*=}"; done
+        for pair in "${scaled[@]}"; do k rollout status "deployment/${pair%=*}" --timeout="${ROLLOUT_TIMEOUT:-300}s"; done
+        exit
         ;;
     runs | cancel | dead-letters)
         [ "$action" != cancel ] || set -- "$run_id"
@@ -192,7 +198,8 @@ if [ "$action" = run ]; then
         [ "$(k auth can-i create "$what" 2>/dev/null)" = yes ] ||
             fail "you may not create $what in the namespace $namespace; ask the cluster's administrator, or set NAMESPACE to one of yours"
     done
-    if [ -n "${HIGH_AVAILABILITY:-}" ]; then other=deployment/rabbitmq; else other=statefulset/rabbitmq; fi
+    broker=deployment/rabbitmq other=statefulset/rabbitmq
+    [ -z "${HIGH_AVAILABILITY:-}" ] || broker=statefulset/rabbitmq other=deployment/rabbitmq
     ! exists "$other" || fail "the namespace $namespace has another kind of broker ($other); run ./kubernetes-run.sh --down first, or set another NAMESPACE"
     case ${AUTOSCALE:-} in
         hpa) has_api external.metrics.k8s.io/v1beta1 || fail "this cluster has no external.metrics.k8s.io, which AUTOSCALE=hpa needs; install prometheus-adapter as in docs/scaling.md, or scale by hand: ./kubernetes-run.sh --scale data-processor=4" ;;
@@ -214,9 +221,8 @@ if [ "$action" = run ]; then
         case $context in
             kind-*) load=(kind load docker-image --name "${context#kind-}") ;;
             minikube) load=(minikube image load) ;;
-            *) load=() ;;
         esac
-        if [ ${#load[@]} -gt 0 ]; then
+        if [ -n "${load+set}" ]; then
             command -v "${load[0]}" >/dev/null || fail "${load[0]} is needed to load the images into the cluster $context, and is not installed"
             echo "loading the images into $context"
             "${load[@]}" "${images[@]}" || fail "the images could not be loaded into $context"
@@ -262,6 +268,7 @@ overlay=$(mktemp -d "${TMPDIR:-/tmp}/kubernetes-run.XXXXXX")
 trap 'rm -rf "$overlay"' EXIT
 cp -R kubernetes "$overlay"
 [ "$action" = run ] || flags=(follow "$run_id")
+flags+=(${quiet[@]+"${quiet[@]}"})
 set_ones() { # set_ones VARIABLE...: print those that are set
     local variable
     for variable in "$@"; do [ -z "${!variable:-}" ] || printf '%s=%s\n' "$variable" "${!variable}"; done
@@ -322,55 +329,37 @@ apply() { # apply SELECTOR
 
 # --- apply and wait ---------------------------------------------------------------
 
-show_pods() { # show_pods SELECTOR: print events and last log lines of the pods that are not ready
-    local pod
+give_up() { # give_up SELECTOR PROBLEM: show events and the last log lines, and exit
     {
         k get pods --selector="$1"
-        for pod in $(k get pods --selector="$1" --output='jsonpath={range .items[?(@.status.phase!="Succeeded")]}{.metadata.name}{" "}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' | sed -n 's/ False$//p'); do
-            echo "--- $pod: events"
-            k get events --field-selector="involvedObject.name=$pod" --sort-by=.lastTimestamp --output='custom-columns=TYPE:.type,REASON:.reason,MESSAGE:.message' | tail -n 8
-            echo "--- $pod: last log lines"
-            k logs "$pod" --all-containers --tail=15 || true
-        done
-        [ -n "$(k get pods --selector="$1" --output=name)" ] ||
-            k get events --field-selector=type=Warning --sort-by=.lastTimestamp | tail -n 8
+        k get events --field-selector=type=Warning --sort-by=.lastTimestamp --output='custom-columns=POD:.involvedObject.name,REASON:.reason,MESSAGE:.message' | tail -n 12
+        k logs --selector="$1" --all-containers --prefix --tail=15 || true
     } >&2 2>&1
-}
-give_up() { # give_up SELECTOR PROBLEM: show the pods and exit
-    show_pods "$1"
     case $2 in *Image*) fail "$2: the cluster has no such image; build it with ./build-images.sh, or set REGISTRY to where it can be pulled" ;; esac
     fail "$2; events and last log lines are above"
 }
-seen=0
-check_pods() { # check_pods SELECTOR WORKLOAD: exit if the pods of a workload cannot start, or not in time
-    local stuck rejected=''
-    stuck=$(k get pods --selector="$1" --output='jsonpath={range .items[*]}{.metadata.deletionTimestamp}{"|"}{.metadata.name}{range .status.containerStatuses[*]}{" "}{.state.waiting.reason}{end}{"\n"}{end}' |
-        grep -E '^\|.* (ImagePullBackOff|ErrImageNeverPull|InvalidImageName|CreateContainerConfigError|CreateContainerError|CrashLoopBackOff)' | tr -s '| ' ' ' | head -n 1 || true)
-    [ -n "$stuck" ] || rejected=$(
-        k get deployments --selector="$ours" --output='jsonpath={range .items[*]}{.status.conditions[?(@.type=="ReplicaFailure")].message}{"\n"}{end}'
-        k get events --field-selector="reason=FailedCreate,involvedObject.name=$job" --output='jsonpath={range .items[*]}{.message}{"\n"}{end}'
-    )
-    rejected=$(printf %s "$rejected" | sed -n '/./{p;q;}')
-    if [ -n "$stuck$rejected" ]; then seen=$((seen + 1)); else seen=0; fi
-    [ "$seen" -lt 5 ] || [ -z "$stuck" ] || give_up "$1" "$2 does not start:$stuck"
-    [ "$seen" -lt 5 ] || refuse "the namespace $namespace does not permit the pods: $rejected"
-    [ "$SECONDS" -lt "$deadline" ] || give_up "$1" "$2 was not ready within ${ROLLOUT_TIMEOUT:-300} s"
-    sleep 1
-}
-wait_for() { # wait_for WORKLOAD
-    local shown='' status name=${1#*/}
-    while :; do
-        status=$(k rollout status "$1" --watch=false 2>&1) || true
-        case $status in
-            *"successfully rolled out"* | *"roll out complete"* | *"rolling update complete"*) echo "$name is ready"; return ;;
-            *"progress deadline"*) give_up "app.kubernetes.io/name=$name" "$name did not become ready" ;;
-        esac
-        [ "$status" = "$shown" ] || echo "$name: ${status%%$'\n'*}"
-        shown=$status
-        check_pods "app.kubernetes.io/name=$name" "$name"
+wait_for() { # wait_for SELECTOR NAME COMMAND...: wait until a command succeeds, or exit because pods cannot start
+    local selector=$1 name=$2 seen=0 stuck rejected
+    shift 2
+    until "$@"; do
+        stuck=$(k get pods --selector="$selector" --output='jsonpath={range .items[*]}{.metadata.deletionTimestamp}{"|"}{.metadata.name}{range .status.containerStatuses[*]}{" "}{.state.waiting.reason}{end}{"\n"}{end}' |
+            grep -E '^\|.* (ImagePullBackOff|ErrImageNeverPull|InvalidImageName|CreateContainerConfigError|CreateContainerError|CrashLoopBackOff)' | tr -s '| ' ' ' | head -n 1 || true)
+        rejected=$(
+            k get deployments --selector="$ours" --output='jsonpath={range .items[*]}{.status.conditions[?(@.type=="ReplicaFailure")].message}{"\n"}{end}'
+            k get events --field-selector="reason=FailedCreate,involvedObject.name=$job" --output='jsonpath={range .items[*]}{.message}{"\n"}{end}'
+        )
+        rejected=$(printf %s "$rejected" | sed -n '/./{p;q;}')
+        if [ -n "$stuck$rejected" ]; then seen=$((seen + 1)); else seen=0; fi
+        [ "$seen" -lt 5 ] || [ -z "$stuck" ] || give_up "$selector" "$name does not start:$stuck"
+        [ "$seen" -lt 5 ] || refuse "the namespace $namespace does not permit the pods: $rejected"
+        [ "$SECONDS" -lt "$deadline" ] || give_up "$selector" "$name was not ready within ${ROLLOUT_TIMEOUT:-300} s"
+        sleep 1
     done
 }
+# shellcheck disable=SC2329  # an argument of wait_for
+is_rolled_out() { [[ $(k rollout status "$1" --watch=false 2>&1) =~ successfully\ rolled\ out|roll\ out\ complete|rolling\ update\ complete ]]; }
 
+deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
 if [ "$action" = run ]; then
     if [ -n "$analysis_file" ]; then # the ConfigMap keeps the files of other analyses
         exists configmap/analyses || { k create configmap analyses && k label configmap analyses "$ours"; }
@@ -390,21 +379,19 @@ if [ "$action" = run ]; then
     fi
     if [ -n "${AUTOSCALE:-}" ]; then k apply --filename="kubernetes/autoscaling/$AUTOSCALE"; fi
     if [ -n "${AUTOSCALE:-}${HIGH_AVAILABILITY:-}" ]; then
-        if has_api policy/v1; then k apply --filename=kubernetes/autoscaling/disruption
-        else echo "this cluster has no policy/v1; PodDisruptionBudgets are not applied"; fi
+        ! has_api policy/v1 || k apply --filename=kubernetes/autoscaling/disruption
     fi
 
-    deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
-    if [ -n "${HIGH_AVAILABILITY:-}" ]; then broker=statefulset/rabbitmq; else broker=deployment/rabbitmq; fi
-    for workload in "$broker" "${services[@]/#/deployment/}"; do wait_for "$workload"; done
+    for workload in "$broker" "${services[@]/#/deployment/}"; do
+        wait_for "app.kubernetes.io/name=${workload#*/}" "${workload#*/}" is_rolled_out "$workload"
+        echo "${workload#*/} is ready"
+    done
 
     # A changed annotation makes the kubelet update the volumes of a pod at once, and not after a minute or two.
     if [ -n "$analysis_file" ]; then
-        deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
         for pod in $(k get pods --selector="$ours,app.kubernetes.io/component=worker" --output=name); do
             k annotate --overwrite "$pod" "atlas-open-data/analyses=$job" >/dev/null || continue
-            until [ "$(k exec "$pod" -- cat "/analyses/$ANALYSIS.py" 2>/dev/null)" = "$(cat "$analysis_file")" ]; do
-                exists "$pod" || break
+            until [ "$(k exec "$pod" -- cat "/analyses/$ANALYSIS.py" 2>/dev/null)" = "$(cat "$analysis_file")" ] || ! exists "$pod"; do
                 [ "$SECONDS" -lt "$deadline" ] || fail "$pod has not got the file of the analysis within ${ROLLOUT_TIMEOUT:-300} s; run again"
                 sleep 1
             done
@@ -433,8 +420,10 @@ if [ -n "${DATA:-}" ]; then # the Secret with the address is deleted with the Jo
         \"uid\": \"$(k get "job/$job" --output='jsonpath={.metadata.uid}')\"}]}}" >/dev/null
 fi
 pod_of_job() { k get pods --selector="job-name=$job" --output="jsonpath={.items[0]$1}" 2>/dev/null || true; }
-deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300})) seen=0
-until phase=$(pod_of_job .status.phase) && [ "${phase:-Pending}" != Pending ]; do check_pods "job-name=$job" "the submission"; done
+# shellcheck disable=SC2329  # an argument of wait_for
+has_started() { [[ $(pod_of_job .status.phase) =~ Running|Succeeded|Failed ]]; }
+deadline=$((SECONDS + ${ROLLOUT_TIMEOUT:-300}))
+wait_for "job-name=$job" "the submission" has_started
 k logs --follow "job/$job" || true
 until code=$(pod_of_job '.status.containerStatuses[0].state.terminated.exitCode') && [ -n "$code" ]; do
     if pods=$(k get pods --selector="job-name=$job" --output=name) && [ -z "$pods" ]; then

@@ -492,7 +492,10 @@ def test_a_cluster_without_a_default_storage_class_is_refused(limited: Cluster) 
             limited.kubectl("annotate", "--overwrite", f"storageclass/{name}", f"{mark}=true")
     assert done.returncode == 1
     assert "this cluster has no default StorageClass" in done.stderr.splitlines()[-1]
-    assert limited.kubectl("get", "deployments,persistentvolumeclaims,secrets", "--selector=app.kubernetes.io/part-of") == ""
+    assert (
+        limited.kubectl("get", "deployments,persistentvolumeclaims,secrets", "--selector=app.kubernetes.io/part-of")
+        == ""
+    )
 
 
 def test_a_missing_autoscaling_api_is_reported(cluster: Cluster) -> None:
