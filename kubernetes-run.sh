@@ -413,7 +413,7 @@ detach() {
     [ -n "$run_id" ] || fail "interrupted; './kubernetes-run.sh runs' says whether the run was submitted" 130
     fail "interrupted; the run continues in the cluster: './kubernetes-run.sh follow $run_id' follows it, './kubernetes-run.sh cancel $run_id' cancels it" 130
 }
-trap detach INT
+trap detach INT HUP TERM
 apply "app.kubernetes.io/component=submission"
 if [ -n "${DATA:-}" ]; then # the Secret with the address is deleted with the Job
     k patch secret "$job" --type=merge --patch="{\"metadata\": {\"ownerReferences\": [{\"apiVersion\": \"batch/v1\", \"kind\": \"Job\", \"name\": \"$job\",

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import kubernetes_validate
 import pytest
@@ -627,3 +628,74 @@ def test_the_file_of_an_analysis_is_added_to_the_config_map(machine: Machine) ->
     assert "create configmap analyses\n" in calls  # it did not exist
     assert f"create configmap analyses --from-file=own.py={machine.project}/own.py --dry-run=client" in calls
     assert "patch configmap analyses --type=merge --patch-file=" in calls
+
+
+def test_help_is_printed_wherever_it_stands_and_nothing_else_happens(machine: Machine) -> None:
+    for arguments in (["--help"], ["runs", "--help"], ["--release", "demo", "-h"]):
+        done = machine.run(*arguments)
+        assert done.returncode == 0
+        assert done.stdout.startswith("Run an analysis on a Kubernetes cluster")
+    assert machine.calls() == []
+
+
+def test_words_about_runs_are_answered_in_the_pod_of_the_analysis(machine: Machine) -> None:
+    machine.add_stub("kubectl", 'case "$*" in *"get deployment/analysis"*) echo it;; *exec*) exit 7;; esac')
+    for arguments in (["runs", "--json"], ["cancel", "20260131-demo-1f3a"], ["dead-letters", "--requeue"]):
+        assert machine.run(*arguments).returncode == 7
+        call = machine.calls()[-1]
+        assert call.startswith(
+            "kubectl --namespace atlas exec deployment/analysis -- env COMMAND_NAME=./kubernetes-run"
+        )
+        assert call.endswith(f" sh {' '.join(arguments)}")
+
+
+def test_replicas_are_scaled_without_applying_anything(machine: Machine) -> None:
+    machine.add_stub("kubectl", 'case "$*" in *"get deployment/analysis"*) echo it;; esac')
+    assert machine.run("--scale", "data-loader=0", "--scale=data-processor=12").returncode == 0
+    changes = [call.removeprefix("kubectl --namespace atlas ") for call in machine.calls() if " get " not in call]
+    assert changes[:2] == [
+        "scale deployment/data-loader --replicas=0",
+        "scale deployment/data-processor --replicas=12",
+    ]
+    assert not [call for call in changes if "apply" in call]
+
+
+def test_a_word_needs_a_pipeline_that_runs(machine: Machine) -> None:
+    machine.add_stub("kubectl", "")
+    assert "the pipeline does not run in the namespace atlas; start it" in last_line(machine.run("runs"))
+
+
+def test_settings_of_an_earlier_call_hold_unless_they_are_set(machine: Machine) -> None:
+    earlier = "REGISTRY=r.example\\nLOG_LEVEL=DEBUG\\nRESULTS_KEEP=7"
+    machine.add_stub(
+        "kubectl",
+        f'case "$*" in *can-i*) echo yes;; *"get configmap kubernetes-run"*) printf "{earlier}";; '
+        '*"create secret"*) cat >/dev/null;; *--kustomize=*) for argument; do case $argument in --kustomize=*) '
+        f'cp "${{argument#*=}}/environment" "{machine.folder}/environment";; esac; done; exit 1;; esac',
+    )
+    machine.run(LOG_LEVEL="", RESULTS_KEEP="3")
+    kept = (machine.folder / "environment").read_text().split()
+    assert kept == ["IMAGE_TAG=latest", "REGISTRY=r.example", "RESULTS_KEEP=3"]
+
+
+def test_keda_gets_the_address_of_the_management_interface(machine: Machine) -> None:
+    stored = {"USER": "atlas", "PASS": "p@ss/w%rd", "VHOST": "a/b"}
+    answers = "".join(f'*data.RABBITMQ_{key}}}) printf %s "{value}" | base64;; ' for key, value in stored.items())
+    machine.add_stub(
+        "kubectl",
+        f'case "$*" in *can-i*) echo yes;; api-versions) echo keda.sh/v1alpha1;; {answers}'
+        '*data.MESSAGE_KEY*) printf key | base64;; *"get secret rabbitmq --ignore-not-found"*) echo it;; '
+        f'*"apply --filename=-") cat >"{machine.folder}/secret"; exit 1;; esac',
+    )
+    machine.run(REGISTRY="r.example", AUTOSCALE="keda", NAMESPACE="physics")
+    secret = yaml.safe_load((machine.folder / "secret").read_text())
+    host = urlsplit(secret["stringData"]["host"])
+    assert (host.scheme, host.hostname, host.port) == ("http", "rabbitmq.physics.svc", 15672)
+    assert unquote(host.username or "") == stored["USER"]
+    assert unquote(host.password or "") == stored["PASS"]
+    assert host.path.count("/") == 1
+    assert unquote(host.path.removeprefix("/")) == stored["VHOST"]
+    (reference,) = read(MANIFESTS / "autoscaling" / "keda" / "trigger-authentication.yaml")[0]["spec"][
+        "secretTargetRef"
+    ]
+    assert reference == {"parameter": "host", "name": secret["metadata"]["name"], "key": "host"}
