@@ -163,7 +163,7 @@ done <<<"$(k get configmap kubernetes-run --ignore-not-found --output='jsonpath=
 IMAGE_TAG=${IMAGE_TAG:-latest}
 
 down() {
-    local kinds=deployment,statefulset,job,service,configmap,networkpolicy,serviceaccount,role,rolebinding,horizontalpodautoscaler,poddisruptionbudget left
+    local kinds=deployment,statefulset,job,service,configmap,secret,networkpolicy,serviceaccount,role,rolebinding,horizontalpodautoscaler,poddisruptionbudget left
     if has_api keda.sh/v1alpha1; then kinds+=,scaledobject,triggerauthentication; fi
     k delete "$kinds" --selector="$ours" --ignore-not-found || fail "kubectl delete failed; see above"
     k wait --for=delete pod --selector="$ours" --timeout=180s >/dev/null || fail "some pods did not terminate within 180 s; see 'kubectl -n $namespace get pods'"
@@ -185,7 +185,8 @@ case $action in
         ;;
     runs | cancel | dead-letters)
         [ "$action" != cancel ] || set -- "$run_id"
-        columns=$([ ! -t 1 ] || tput cols 2>/dev/null || true)
+        columns=''
+        [ ! -t 1 ] || columns=$(tput cols 2>/dev/null || true)
         # shellcheck disable=SC2016  # the variables are those of the pod
         exec kubectl --namespace "$namespace" exec deployment/analysis -- env COMMAND_NAME=./kubernetes-run.sh COLUMNS="$columns" \
             sh -c 'exec python analysis.py "$@" --broker "amqp://${RABBITMQ_HOST:-rabbitmq}${RABBITMQ_PORT:+:$RABBITMQ_PORT}"' sh "$action" "$@"
