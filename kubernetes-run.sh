@@ -154,6 +154,8 @@ command -v kubectl >/dev/null || fail "kubectl is not installed; install it, or 
 kubectl get --raw /version --request-timeout=10s >/dev/null 2>&1 ||
     fail "no Kubernetes cluster answers; start one or select one with 'kubectl config use-context', or use ./docker-run.sh"
 
+# shellcheck disable=SC2086  # a list of words
+[ "$action" = run ] || unset $kept
 before=''
 while IFS= read -r line; do
     name=${line%%=*}
@@ -278,20 +280,20 @@ set_ones() { # set_ones VARIABLE...: print those that are set
 set_ones $kept >"$overlay/environment"
 set_ones RABBITMQ_HOST RABBITMQ_PORT RABBITMQ_TLS_CA RESULTS_KEEP LOG_LEVEL >"$overlay/settings.env"
 set_ones DATA >"$overlay/data.env"
-options="options: {disableNameSuffixHash: true, labels: {${ours/=/: }}}"
+options="options: {disableNameSuffixHash: true, labels: {${ours/=/: }"
 {
     printf '%s\n' "apiVersion: kustomize.config.k8s.io/v1beta1" "kind: Kustomization" "namespace: $namespace" \
         "resources: [kubernetes]" "components:" "  - kubernetes/submission"
     [ -z "${HIGH_AVAILABILITY:-}" ] || echo "  - kubernetes/high-availability"
     echo "configMapGenerator:"
     echo "  - {name: settings, namespace: atlas, behavior: merge, envs: [settings.env]}"
-    echo "  - {name: kubernetes-run, files: [environment], $options}"
+    echo "  - {name: kubernetes-run, files: [environment], $options}}}"
     if [ -n "${authority:-}" ]; then
         cat "$authority" >"$overlay/ca.pem"
-        echo "  - {name: broker-ca, files: [ca.pem], $options}"
+        echo "  - {name: broker-ca, files: [ca.pem], $options}}}"
     fi
     # An address may hold a password.
-    [ -z "${DATA:-}" ] || printf '%s\n' "secretGenerator:" "  - {name: $job, envs: [data.env], ${options/\}\}/, app.kubernetes.io/component: submission\}\}}}"
+    [ -z "${DATA:-}" ] || printf '%s\n' "secretGenerator:" "  - {name: $job, envs: [data.env], $options, app.kubernetes.io/component: submission}}}"
     echo "images:"
     for service in "${services[@]}"; do
         echo "  - {name: atlas-open-data/$service, newName: $(json "${REGISTRY:+${REGISTRY%/}/}atlas-open-data/$service"), newTag: $(json "$IMAGE_TAG")}"
