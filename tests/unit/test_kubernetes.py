@@ -232,6 +232,13 @@ def test_only_services_reach_the_broker_and_only_the_page_is_public(rendered: li
     assert from_outside == {("visualisation", 8080)}
 
 
+def test_every_pod_may_connect_to_others_in_a_namespace_that_denies_it(rendered: list[Manifest]) -> None:
+    outgoing = by_name(rendered, "NetworkPolicy")["outgoing"]["spec"]
+    assert outgoing["policyTypes"] == ["Egress"]
+    assert outgoing["egress"] == [{}]
+    assert all(matches(outgoing["podSelector"], pod["metadata"]["labels"]) for pod in pods(rendered).values())
+
+
 RUN = {"ANALYSIS", "RELEASE", "DATA", "SAMPLES", "LUMI", "FRACTION", "PT_CUTS", "DEMO_EVENTS", "CHUNK_ENTRIES", "PLOTS"}
 BROKER = {f"RABBITMQ_{name}" for name in ("HOST", "PORT", "USER", "PASS", "VHOST", "TLS_CA")} | {"MESSAGE_KEY"}
 EVERY_SERVICE = BROKER | {"LOG_LEVEL", "METRICS_PORT", "ANALYSES_DIR"}
