@@ -19,7 +19,8 @@
 #   RABBITMQ_VHOST                 default: /; kept in the same Secret
 #   ROLLOUT_TIMEOUT                seconds to wait for the pods, default 300
 #
-# These are kept in the ConfigMap kubernetes-run until --down, and hold for later calls that do not set them:
+# These are kept in the ConfigMap kubernetes-run once the pods are ready, until --down, and hold for later calls
+# that do not set them:
 #
 #   IMAGE_TAG                      default: latest
 #   REGISTRY                       prefix of the image names, for a cluster that pulls them
@@ -287,7 +288,7 @@ options="options: {disableNameSuffixHash: true, labels: {${ours/=/: }"
     [ -z "${HIGH_AVAILABILITY:-}" ] || echo "  - kubernetes/high-availability"
     echo "configMapGenerator:"
     echo "  - {name: settings, namespace: atlas, behavior: merge, envs: [settings.env]}"
-    echo "  - {name: kubernetes-run, files: [environment], $options}}}"
+    echo "  - {name: kubernetes-run, files: [environment], $options, app.kubernetes.io/component: kept}}}"
     if [ -n "${authority:-}" ]; then
         cat "$authority" >"$overlay/ca.pem"
         echo "  - {name: broker-ca, files: [ca.pem], $options}}}"
@@ -335,7 +336,7 @@ apply() { # apply SELECTOR
 give_up() { # give_up SELECTOR PROBLEM: show events and the last log lines, and exit
     {
         k get pods --selector="$1"
-        k get events --field-selector=type=Warning --sort-by=.lastTimestamp --output='custom-columns=POD:.involvedObject.name,REASON:.reason,MESSAGE:.message' | tail -n 12
+        k get events --field-selector=type=Warning --sort-by=.lastTimestamp --output='custom-columns=POD:.involvedObject.name,REASON:.reason,MESSAGE:.message' | tail -n 20
         k logs --selector="$1" --all-containers --prefix --tail=15 || true
     } >&2 2>&1
     case $2 in *Image*) fail "$2: the cluster has no such image; build it with ./build-images.sh, or set REGISTRY to where it can be pulled" ;; esac
@@ -370,7 +371,7 @@ if [ "$action" = run ]; then
         k patch configmap analyses --type=merge --patch-file="$overlay/analyses.json" ||
             fail "the file of the analysis could not be put into the ConfigMap analyses; see above"
     fi
-    apply "app.kubernetes.io/component!=submission"
+    apply "app.kubernetes.io/component notin (submission, kept)"
 
     [ -z "$before" ] || [ "$before" = "${AUTOSCALE:-}" ] || k delete --filename="kubernetes/autoscaling/$before" --ignore-not-found
     if [ "${AUTOSCALE:-}" = keda ]; then
@@ -389,6 +390,7 @@ if [ "$action" = run ]; then
         wait_for "app.kubernetes.io/name=${workload#*/}" "${workload#*/}" is_rolled_out "$workload"
         echo "${workload#*/} is ready"
     done
+    apply "app.kubernetes.io/component=kept"
 
     # A changed annotation makes the kubelet update the volumes of a pod at once, and not after a minute or two.
     if [ -n "$analysis_file" ]; then

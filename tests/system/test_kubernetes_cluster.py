@@ -511,7 +511,7 @@ def test_a_failed_rollout_is_explained_and_the_next_one_repairs_it(cluster: Clus
     failed = cluster.script("--release", "demo", REGISTRY="registry.invalid", ROLLOUT_TIMEOUT="120")
     assert failed.returncode == 1
     assert "the cluster has no such image" in failed.stderr.splitlines()[-1]
-    assert "registry.invalid/data-loader" in failed.stderr
+    assert "registry.invalid/atlas-open-data/data-loader" in failed.stderr
     repaired = cluster.script("--release", "demo", "--demo-events", "1000", "--output", str(tmp_path))
     assert repaired.returncode == 0, repaired.stderr
 
