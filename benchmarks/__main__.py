@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.comparison import Implementation, Round, by_service, check, markdown, table, write
-from benchmarks.stack import FULL_SIZE, BenchmarkError, Stack, entries_of, near_broker, toy_release, warm_stack
+from benchmarks.stack import FULL_SIZE, WARM_UP, BenchmarkError, Stack, entries_of, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
@@ -113,7 +113,7 @@ def main() -> int:
                 measure(number, implementation, run, rounds)
             for implementation in (notebook, embedded):
                 measure(number, implementation, run_2025, rounds_2025)
-        small = median(distributed.services.run(RunSettings(release="demo")).seconds for _ in range(arguments.rounds))
+        small = median(distributed.services.run(WARM_UP).seconds for _ in range(arguments.rounds))
         sent = distributed.bytes_of(run)
     events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())
     events_2025 = entries_of(FULL_SIZE, cache, run_2025.release)
@@ -130,7 +130,7 @@ def main() -> int:
             f"The toy release in the shape of that of 2025, {events_2025:,} events in files with the "
             "branches that are read, in the same rounds:",
             markdown(table(rounds_2025, events_2025)),
-            f"Through the broker: {sent / events:.0f} bytes an event. The demo release of default size: "
+            f"Through the broker: {sent / events:.0f} bytes an event. A demo of {WARM_UP.demo_events:,} events: "
             f"{small:.2f} s from its submission to its final result.",
             *(f"Left out: {one.name}, for {one.missing} is not installed." for one in everyone if one.missing),
         ],

@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.comparison import markdown, write
 from benchmarks.resource_usage import cpu_seconds
-from benchmarks.stack import empty_stack, toy_release, wait_for_consumers
+from benchmarks.stack import WARM_UP, empty_stack, toy_release, wait_for_consumers
 from common.settings import BrokerSettings, RunSettings
 from tests.support.paths import ROOT
 
@@ -76,7 +76,7 @@ def measure(stage: str, replicas: int, cores: float, events: int, cache: Path) -
                 services.workers.start(other.replace("-", "_"), OTHERS)
         limits = [held.enter_context(limited(stage, services.vhost, cores, cache)) for _ in range(replicas)]
         wait_for_consumers(services.vhost)
-        services.run(RunSettings(release="demo"))
+        services.run(WARM_UP)
         before = sum(map(cpu_seconds, limits))
         measured = services.run(RunSettings(release="demo", demo_events=events))
         others = {name: cpu for name, cpu in measured.cpu_seconds.items() if cpu}
@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "replicas.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    for events in (arguments.events, RunSettings(release="demo").demo_events):
+    for events in (arguments.events, WARM_UP.demo_events):
         toy_release(events, cache)
     paragraphs = [
         "# How a stage scales with its replicas",

@@ -37,6 +37,8 @@ STATISTICS_S = 6.0
 DEMO = ANALYSES["demo"]
 #: Number of simulated events in the 4lep files of the 2020 release.
 FULL_SIZE = sum((sample.entries or 0) for sample in DEMO.samples if not sample.is_data)
+#: A run before the measured ones.
+WARM_UP = RunSettings(release="demo", demo_events=200_000)
 
 
 class BenchmarkError(Exception):
@@ -155,7 +157,7 @@ def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_proc
     try:
         workers.start_all(data_loaders, data_processors)
         warm = Stack(broker, vhost, workers)
-        warm.run(RunSettings(release="demo"))
+        warm.run(WARM_UP)
         yield warm
     finally:
         workers.stop()

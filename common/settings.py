@@ -63,7 +63,7 @@ class RunSettings:
     lumi_ifb: float | None = None
     fraction: float = 1.0
     pt_cuts_gev: tuple[float, ...] | None = None
-    demo_events: int = 200_000
+    demo_events: int = 1_000_000
     chunk_entries: int = 50_000
     plots: bool = True
     analysis: str = "hzz4l"

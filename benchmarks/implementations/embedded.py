@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.implementations import Found
 from benchmarks.resource_usage import cpu_seconds
-from benchmarks.stack import final_result, wait_for_result_files
+from benchmarks.stack import WARM_UP, final_result, wait_for_result_files
 from common import settings, topology
 from common.settings import RunSettings
 from common.submission import new_run_id, submit
@@ -33,7 +33,7 @@ def main() -> int:
     process = psutil.Process()
     with EmbeddedServices(settings.read({"CACHE": str(cache)})) as services:
         services.prepare()
-        with submitted(services, RunSettings(release="demo")) as (session, run_id):
+        with submitted(services, WARM_UP) as (session, run_id):
             final_result(session, run_id)
             wait_for_result_files(session)
         before, started = cpu_seconds(process), time.perf_counter()

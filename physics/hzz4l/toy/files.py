@@ -23,11 +23,11 @@ from physics.hzz4l.toy import layout_2020, layout_2025
 from physics.hzz4l.toy.events import concatenated, rows_of
 from physics.hzz4l.toy.layout import Columns, Layout
 
-# Chosen from thirty seeds: with it the few Z and tt̄ events of the default size and the
-# number of data events are all close to their expectations.
-DEMO_SEED: int = 20200143
+# Chosen once, as a typical draw: with it and the default number of events, the signal strength of each toy release is
+# within half a standard deviation of 1, and no bin of its mass further than 2.5 from its expectation.
+DEMO_SEED: int = 20200193
 # Part of the path, so that files of an older version in a cache are not used; increase it with every change.
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 
 # Number of entries generated and written at a time, one basket of each branch; it limits the memory.
 BLOCK_ENTRIES = 40_000
