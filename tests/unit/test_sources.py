@@ -222,6 +222,38 @@ def test_a_checksum_is_computed_once_until_the_file_changes(data: Path) -> None:
     assert root_file.checksum_of(path) == f"{zlib.adler32(bytes(len(content))):08x}"
 
 
+def test_the_checksum_of_a_large_file_is_kept_beside_it_until_the_file_changes(tmp_path: Path) -> None:
+    path, long_ago_ns = tmp_path / "data" / "large.root", 10**18
+    path.parent.mkdir()
+    path.write_bytes(bytes(17 * 2**20))
+    os.utime(path, ns=(long_ago_ns, long_ago_ns))
+    # Each cache directory is another process: a process remembers the checksum for the directory it was asked with.
+    first = root_file.checksum_of(path, tmp_path / "1")
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(long_ago_ns, long_ago_ns))
+    assert [one.name for one in path.parent.glob(".*")] == [".large.root.adler32"]
+    assert root_file.checksum_of(path, tmp_path / "2") == first
+    os.utime(path)
+    assert root_file.checksum_of(path, tmp_path / "3") == f"{zlib.adler32(path.read_bytes()):08x}" != first
+
+
+@pytest.mark.parametrize(("mode", "place"), [(0o755, "data/.large.root.adler32"), (0o555, "cache/checksums/*.adler32")])
+def test_a_checksum_is_kept_in_the_cache_where_the_folder_is_read_only(tmp_path: Path, mode: int, place: str) -> None:
+    path = tmp_path / "data" / "large.root"
+    path.parent.mkdir()
+    path.write_bytes(bytes(17 * 2**20))
+    os.utime(path, ns=(10**18, 10**18))
+    path.parent.chmod(mode)
+    try:
+        found = root_file.checksum_of(path, tmp_path / "cache")
+    finally:
+        path.parent.chmod(0o755)
+    kept = [one.relative_to(tmp_path) for one in tmp_path.rglob("*.adler32")]
+    assert [one.match(place) for one in kept] == [True]
+    assert (tmp_path / kept[0]).read_text().split()[-1] == found == f"{zlib.adler32(path.read_bytes()):08x}"
+
+
 # --- the addresses of a release ---
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import stat
 import struct
+import tempfile
+import time
 import uuid
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 # TFile's header, big-endian: "root", fVersion, fBEGIN; then fEND, fSeekFree, fNbytesFree, nfree, fNbytesName, fUnits,
 # fCompress, fSeekInfo, fNbytesInfo and the version of TUUID, where the positions have 64 bits from version 1000000 on.
@@ -25,8 +32,19 @@ _SMALL_FREE, _LARGE_FREE = struct.Struct(">hii"), struct.Struct(">hqq")
 _LARGE_FREE_VERSION = 1000
 _READ_BYTES = 1 << 20
 
-#: Device, inode, size and time of modification of a file.
-Version = tuple[int, int, int, int]
+#: From which size on the checksum of a file is kept: to read a smaller one takes a few milliseconds.
+_KEPT_FROM_BYTES = 16 * 2**20
+#: The coarsest resolution of modification times.
+_SETTLED_NS = 2_000_000_000
+
+
+class Version(NamedTuple):
+    """Numbers that change if a file is replaced or modified; the time of modification is in nanoseconds since 1970."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
@@ -136,24 +154,73 @@ def uuid_of(path: Path) -> str:
     return found.uuid if found else ""
 
 
-def checksum_of(path: Path) -> str:
+def checksum_of(path: Path, cache: Path | None = None) -> str:
     """Return the Adler-32 of a file as 8 hexadecimal digits; raises OSError if the file cannot be read.
 
-    A process reads a file for this once, and again after the file was replaced or modified.
+    That of a large file is kept in a hidden file beside it, or in the directory ``cache`` if the file's own directory
+    is read-only, so that the file is read for this once, and again after it was replaced or modified.
     """
-    return _checksum(path, version_of(path))
+    return _checksum(path, version_of(path), cache)
 
 
 def version_of(path: Path) -> Version:
     """Return numbers that change if this process finds the file at a path replaced or modified."""
     status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return Version(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _checksum(path: Path, version: Version) -> str:
+def _checksum(path: Path, version: Version, cache: Path | None) -> str:
+    places = _places(path, version, cache)
+    for place in places:
+        if (kept := _kept(place, version)) is not None:
+            return kept
     value = 1
     with path.open("rb", buffering=0) as file:
         while block := file.read(_READ_BYTES):
             value = zlib.adler32(block, value)
-    return f"{value:08x}"
+    checksum = f"{value:08x}"
+    # A file that was written just now may change again without another time of modification.
+    if time.time_ns() - version.modified_ns > _SETTLED_NS and version_of(path) == version:
+        for place in places:
+            with suppress(OSError):
+                _keep(place, version, checksum)
+                break
+    return checksum
+
+
+def _places(path: Path, version: Version, cache: Path | None) -> list[Path]:
+    """Return where the checksum of a file may be kept: nowhere for a small or a partial file."""
+    if version.size < _KEPT_FROM_BYTES or path.suffix == ".part":
+        return []
+    is_read_only = not stat.S_IMODE(path.parent.stat().st_mode) & 0o222  # which would not stop root
+    beside = [] if is_read_only else [path.with_name(f".{path.name}.adler32")]
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+    return beside if cache is None else [*beside, cache / "checksums" / f"{name}.adler32"]
+
+
+def _kept(place: Path, version: Version) -> str | None:
+    """Return the checksum that is kept in a file, None if there is none for this version."""
+    try:
+        *kept, checksum = place.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    is_valid = kept == _stated(version) and re.fullmatch("[0-9a-f]{8}", checksum)
+    return checksum if is_valid else None
+
+
+def _keep(place: Path, version: Version, checksum: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".", delete=False) as file:
+        file.write(" ".join([*_stated(version), checksum]) + "\n")
+    try:
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, place)
+    except OSError:
+        os.unlink(file.name)
+        raise
+
+
+def _stated(version: Version) -> list[str]:
+    """Return what identifies the version of a file, without its device: other containers see another one."""
+    return [f"{version.size}", f"{version.modified_ns}", f"{version.inode}"]

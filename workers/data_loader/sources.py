@@ -46,10 +46,13 @@ class SampleFile:
     compared: tuple[str, ...]
     is_confirmed: bool = True
 
-    def identity(self) -> FileIdentity:
-        """Return what identifies the file; raises DataError if it cannot be read."""
+    def identity(self, cache: Path | None = None) -> FileIdentity:
+        """Return what identifies the file; raises DataError if it cannot be read.
+
+        Its checksum is kept in ``cache`` if its directory is read-only.
+        """
         with _readable(self.path):
-            size, adler32 = self.path.stat().st_size, root_file.checksum_of(self.path)
+            size, adler32 = self.path.stat().st_size, root_file.checksum_of(self.path, cache)
             return FileIdentity(self.location, size, adler32, root_file.uuid_of(self.path), self.is_confirmed)
 
     def differences(self, planned: FileIdentity) -> list[str]:
