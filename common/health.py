@@ -1,4 +1,4 @@
-"""Health checks and metrics of a service over HTTP.
+"""What a service does at the moment: its metrics, and health checks over HTTP.
 
 ``/healthz`` answers 200 while the service's loop runs, ``/readyz`` while it is
 also connected to the broker, and ``/metrics`` in Prometheus' text format. No
@@ -23,8 +23,9 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from common import messages
+from common.delivery import Delivery
 from common.listeners import connection_limit
-from common.messages import Message, Progress
+from common.messages import Message, Progress, State
 from common.settings import LOCAL_HOST
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,19 @@ STUCK_IN_A_MESSAGE_S = 1800.0
 
 
 class ServiceMetrics:
-    """The metrics of one service, and the state of its loop."""
+    """The metrics of one service, and the state of its loop.
+
+    ``message`` is the message that it handles, None while it has none or has not decoded it. ``is_publishing`` is set
+    while it publishes the outcome. ``events`` and ``received_bytes`` are those of ``ServiceStatus``.
+    """
 
     def __init__(self, service: str, connected: Callable[[], bool] = lambda: False) -> None:
         self.connected = connected
         self.queue_depths: Callable[[], Mapping[str, int]] = dict
+        self.message: Message | None = None
+        self.is_publishing = False
+        self.events = 0
+        self.received_bytes: dict[str, int] = {}
         self._last_heartbeat: float | None = None
         self._busy = False
         self.registry = CollectorRegistry()
@@ -67,27 +76,36 @@ class ServiceMetrics:
         self._last_heartbeat = time.monotonic()
 
     @contextmanager
-    def handling(self, queue: str, kind: str) -> Iterator[None]:
-        """Note, as a context manager, that a message of this kind from ``queue`` is being handled."""
+    def handling(self, delivery: Delivery) -> Iterator[None]:
+        """Note, as a context manager, that a delivery is being handled."""
+        queue, kind = delivery.queue, delivery.kind
+        self.received_bytes[queue] = self.received_bytes.get(queue, 0) + len(delivery.body)
         self._busy = True
         self.heartbeat()
         try:
             with self._seconds.labels(queue, kind if kind in messages.KINDS else "unknown").time():
                 yield
         finally:
-            self._busy = False
+            self._busy = self.is_publishing = False
+            self.message = None
             self.heartbeat()
 
     def handled(self, queue: str, outcome: Sequence[Message]) -> None:
         """Count a message that was handled, and the events in its outcome."""
         self._handled.labels(queue).inc()
-        self._events.inc(
-            sum(m.chunk.stop - m.chunk.start for m in outcome if isinstance(m, Progress) and m.stage != "plan")
-        )
+        events = sum(m.chunk.stop - m.chunk.start for m in outcome if isinstance(m, Progress) and m.stage != "plan")
+        self.events += events
+        self._events.inc(events)
 
     def failed(self, queue: str) -> None:
         """Count a message that was dead-lettered."""
         self._failed.labels(queue).inc()
+
+    def state(self) -> State:
+        """Return what the loop does at the moment."""
+        if self.is_publishing:
+            return "waiting"
+        return "busy" if self._busy else "idle"
 
     def problem(self) -> str | None:
         """Return why the loop seems stuck; None while it runs, or waits for its first connection."""

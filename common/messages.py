@@ -43,7 +43,7 @@ Step = Literal["planned", "waited", "read", "selected", "published", "added"]
 #: connected, or until the outcome of a message is accepted: the queue of that may be full.
 State = Literal["idle", "busy", "waiting", "stopping"]
 
-#: The file of a result folder that ``ResultFiles`` compresses: 20 MB for a run of 25,000 chunks.
+#: The file of a result folder that ``ResultFiles`` compresses: 27 MB for a run of 25,000 chunks.
 TIMELINE = "timeline.json"
 #: The most bytes of it that are decompressed.
 MAX_TIMELINE_BYTES = 48 * 1024 * 1024
@@ -293,6 +293,12 @@ class _ArrayHeader:
     chunk: Chunk
     settings: RunSettings
     cutflow: dict[str, Count]
+    #: A ``_History`` as JSON: each value of a pickle takes a microsecond to check.
+    history: bytes = b"{}"
+
+
+@dataclass(frozen=True)
+class _History:
     spans: tuple[Span, ...] = ()
     software: dict[str, Software] = field(default_factory=dict)
 
@@ -323,8 +329,9 @@ class ArrayMessage(Message):
 
     def encode(self) -> bytes:
         """Pickle the header and the events; raises MessageError where they are too large for a message."""
-        header = _ArrayHeader(self.chunk, self.settings, self.cutflow, self.spans, dict(self.software))
-        body = array_pickle.dumps(msgspec.to_builtins(header), self.events)
+        history = msgspec.json.encode(_History(self.spans, dict(self.software)))
+        header = _ArrayHeader(self.chunk, self.settings, self.cutflow, history)
+        body = array_pickle.dumps(asdict(header), self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
     @classmethod
@@ -333,10 +340,11 @@ class ArrayMessage(Message):
         unpickled = array_pickle.loads(body)
         try:
             header = msgspec.convert(unpickled.header, _ArrayHeader)
+            history = msgspec.json.decode(header.history, type=_History)
             settings = analyses.resolve(header.settings)
             analysis = analyses.of(settings)
             analysis.sample(header.chunk.sample)
-        except (msgspec.ValidationError, SettingsError) as error:
+        except (msgspec.MsgspecError, SettingsError, UnicodeDecodeError, RecursionError) as error:
             raise MessageError(f"{cls.kind}: {error}") from None
         if not header.cutflow.keys() <= set(analysis.steps):
             raise MessageError(f"{cls.kind}: the cutflow of {header.chunk} has steps that {analysis.release} has not")
@@ -344,7 +352,7 @@ class ArrayMessage(Message):
             events = unpickled.array(cls.schema(analysis))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
-        return cls(header.chunk, settings, header.cutflow, events, header.spans, header.software)
+        return cls(header.chunk, settings, header.cutflow, events, history.spans, history.software)
 
 
 @dataclass(frozen=True)
@@ -434,7 +442,7 @@ class ServiceStatus(Message):
     service
         The name of the service.
     replica
-        The name of the replica: its host name in a container, otherwise with the process id.
+        The name of the replica: its host name and process id, or in a container the host name alone.
     host, pid
         The host name and the process id. The services of an embedded run share one process.
     state
@@ -616,9 +624,15 @@ class ResultFiles(Message):
     files: dict[Name, bytes]
 
     def encode(self) -> bytes:
-        """Return the body, in which the timeline is compressed; raises MessageError where it is too large."""
+        """Return the body, in which the timeline is compressed, or left out if the message is too large with it.
+
+        Raises MessageError where it is too large without.
+        """
         files = {name: zlib.compress(one) if name == TIMELINE else one for name, one in self.files.items()}
-        return _of_legal_size(msgspec.json.encode(replace(self, files=files)), self.kind)
+        body = msgspec.json.encode(replace(self, files=files))
+        if len(body) > MAX_MESSAGE_BYTES and files.pop(TIMELINE, None) is not None:
+            body = msgspec.json.encode(replace(self, files=files))
+        return _of_legal_size(body, self.kind)
 
     @classmethod
     def decode(cls, body: bytes, analyses: Analyses) -> Self:

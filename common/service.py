@@ -10,14 +10,17 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 from common import messages, topology
 from common.analyses import Analyses
-from common.delivery import Delivery
+from common.delivery import Delivery, Receipt
 from common.errors import BrokerError, DatabaseError, MessageError, SettingsError, Unavailable
 from common.health import ServiceMetrics
-from common.messages import Message
+from common.messages import Message, Span, Step
+from common.replica import Replica, this_process
+from common.status import StatusReporter
 from common.topology import Queue
 from common.transport import Session
 
@@ -37,6 +40,8 @@ class Service(ABC):
     name: ClassVar[str]
     #: True where only one process may run the service on a broker: a second one waits.
     is_single: ClassVar[bool] = False
+    #: True for the service that publishes the states of the queues.
+    reports_queues: ClassVar[bool] = False
     #: The analyses that messages are checked against; each service has its own.
     analyses: Analyses = Analyses()
 
@@ -54,6 +59,14 @@ class Service(ABC):
 
     #: Notes that the handling of a message makes progress, so that the service counts as alive; set by the loop.
     heartbeat: Callable[[], None] = staticmethod(lambda: None)
+
+    #: When the message that is being handled was published and received; set by the loop.
+    receipt: Receipt = Receipt()
+
+    @cached_property
+    def replica(self) -> Replica:
+        """The name of this replica of the service, and what software it is."""
+        return this_process()
 
     @property
     def consumes(self) -> Sequence[Queue]:
@@ -79,6 +92,23 @@ class Service(ABC):
         By default nothing: the message is dead-lettered.
         """
         return []
+
+    def spans(self, step: Step, before: Sequence[Span] = ()) -> tuple[Span, ...]:
+        """Return what happened to the chunk of the message that is being handled.
+
+        That is what happened ``before``, as the message says, then its publishing, its wait in the queue, and ``step``
+        of this service until now. If the last one before is of this replica, ``step`` follows it.
+        """
+        me, receipt = (self.name, self.replica.name), self.receipt
+        if before and (before[-1].service, before[-1].replica) == me:
+            return (*before, Span(step, *me, before[-1].end, receipt.now(), receipt.redeliveries))
+        found = [*before]
+        if receipt.published is not None:
+            if before:
+                last = before[-1]
+                found.append(Span("published", last.service, last.replica, last.end, receipt.published))
+            found.append(Span("waited", *me, receipt.published, receipt.received, receipt.redeliveries))
+        return (*found, Span(step, *me, receipt.received, receipt.now(), receipt.redeliveries))
 
     def poll(self) -> None:  # noqa: B027  optional
         """Do work that no message causes. Called between messages, at least twice a second, and after ``wake``.
@@ -109,14 +139,16 @@ def serve(
     metrics = metrics or ServiceMetrics(service.name)
     service.stop, service.heartbeat = interrupt or stop, metrics.heartbeat
     metrics.connected, metrics.queue_depths = session.is_connected, session.queue_depths
+    status = StatusReporter(service.name, service.replica, session, metrics, stop, queues=service.reports_queues)
     try:
-        while not stop.is_set():
-            metrics.heartbeat()
-            _poll(service, stop)
-            delivery = session.receive(_RECEIVE_TIMEOUT_S)
-            if delivery is not None:
-                with metrics.handling(delivery.queue, delivery.kind):
-                    _handle(service, session, delivery, stop, metrics)
+        with status:
+            while not stop.is_set():
+                metrics.heartbeat()
+                _poll(service, stop)
+                delivery = session.receive(_RECEIVE_TIMEOUT_S)
+                if delivery is not None:
+                    with metrics.handling(delivery):
+                        _handle(service, session, delivery, stop, metrics)
     finally:
         session.close()
         service.close()
@@ -136,12 +168,15 @@ def _handle(
     if delivery.rejection_reason is not None:
         return _dead_letter(service, session, delivery, delivery.rejection_reason, metrics)
     refused = delivery.refused_outcome
+    service.receipt = Receipt(delivery.published, delivery.redeliveries)
     while True:
+        metrics.is_publishing = False
         try:
-            message = service.decode(delivery)
+            metrics.message = message = service.decode(delivery)
             outcome = service.handle(message) if refused is None else service.outcome_refused(message, refused)
             if refused is not None and not outcome:
                 return _dead_letter(service, session, delivery, refused, metrics)
+            metrics.is_publishing = True
             session.publish_and_acknowledge(delivery, outcome)
         except Unavailable as error:
             log.warning("%s waits: %s", service.name, error)

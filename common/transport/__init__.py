@@ -17,8 +17,8 @@ from common.topology import Queue
 class Session(Protocol):
     """One service's connection: it consumes queues and publishes messages.
 
-    Used from one thread, except for ``wake`` and ``queue_depths``. A delivery
-    that is not acknowledged when the session ends is redelivered to the next
+    Used from one thread, except for ``wake``, ``queue_depths``, ``publish_or_drop`` and
+    ``waits_for_confirm``. A delivery that is not acknowledged when the session ends is redelivered to the next
     consumer of its queue.
     """
 
@@ -51,6 +51,18 @@ class Session(Protocol):
         """Publish a message that may be lost with the connection, and return at once."""
         ...
 
+    def publish_or_drop(self, message: Message) -> None:
+        """Publish a message that may be lost, and return at once.
+
+        It is dropped while the last one of its kind is not confirmed, so that none collect if the broker does not
+        accept messages.
+        """
+        ...
+
+    def waits_for_confirm(self) -> bool:
+        """Return whether the outcome of a delivery is not confirmed yet: a queue may be full."""
+        ...
+
     def connections(self) -> int:
         """Return how many times the session has connected, the first time included.
 
@@ -70,8 +82,11 @@ class Session(Protocol):
         """Return the names of the services' queues that have no consumer at the moment."""
         ...
 
-    def queue_depths(self) -> Mapping[str, int]:
-        """Return the number of waiting messages by queue, where known: of its queues and their dead-letter queues."""
+    def queue_depths(self, queues: Sequence[Queue] | None = None) -> Mapping[str, int]:
+        """Return the number of waiting messages by queue, where known: of ``queues`` and their dead-letter queues.
+
+        By default of the queues that the session consumes.
+        """
         ...
 
     def close(self) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Condition, Event
 from typing import Any
 
 from common import topology
-from common.delivery import Delivery, dead_letter_headers
+from common.delivery import Delivery, dead_letter_headers, published_now
 from common.messages import Message
 from common.topology import Queue
 
@@ -73,7 +73,7 @@ class EmbeddedTransport:
                 waiting = self._stored[queue.name]
                 while queue.limit is not None and len(waiting) >= queue.limit and not self._closed:
                     self._changed.wait()
-                waiting.append(stored)
+                waiting.append(replace(stored, headers={**stored.headers, **published_now()}))
                 while queue.keep is not None and len(waiting) > queue.keep:
                     waiting.popleft()
             self._changed.notify_all()
@@ -161,6 +161,14 @@ class EmbeddedSession:
         """Put a message into its queues."""
         self.publish([message])
 
+    def publish_or_drop(self, message: Message) -> None:
+        """Put a message into its queues, which drop the oldest."""
+        self.publish([message])
+
+    def waits_for_confirm(self) -> bool:
+        """Return False: ``publish_and_acknowledge`` returns when the queues have had room."""
+        return False
+
     def connections(self) -> int:
         """Return 1: the connection is never lost."""
         return 1
@@ -176,10 +184,11 @@ class EmbeddedSession:
         """Return the names of the services' queues that no session consumes at the moment."""
         return self._transport.queues_without_consumer()
 
-    def queue_depths(self) -> Mapping[str, int]:
-        """Return the number of waiting messages of the session's queues and of their dead-letter queues."""
-        dead = [topology.dead_letter_queue(queue.name) for queue in self._queues if queue.has_dead_letter_queue]
-        return {queue.name: self._transport.depth(queue.name) for queue in (*self._queues, *dead)}
+    def queue_depths(self, queues: Sequence[Queue] | None = None) -> Mapping[str, int]:
+        """Return the number of waiting messages of queues and of their dead-letter queues."""
+        queues = self._queues if queues is None else queues
+        dead = [topology.dead_letter_queue(queue.name) for queue in queues if queue.has_dead_letter_queue]
+        return {queue.name: self._transport.depth(queue.name) for queue in (*queues, *dead)}
 
     def close(self) -> None:
         """End the session; messages that were not acknowledged go back to the heads of their queues."""

@@ -14,6 +14,7 @@ import pika.channel
 import pika.spec
 
 from common import topology
+from common.delivery import published_now
 from common.messages import Message
 from common.signature import Signer
 from common.topology import Queue
@@ -131,8 +132,9 @@ class Publisher:
         message = sent.message
         self._sequence += 1
         self._unconfirmed[self._sequence] = sent
+        headers = {**message.headers, **published_now()}
         properties = pika.BasicProperties(
-            type=message.kind, delivery_mode=2, headers=dict(message.headers), message_id=str(self._sequence)
+            type=message.kind, delivery_mode=2, headers=headers, message_id=str(self._sequence)
         )
         self._channel.basic_publish(
             message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory

@@ -110,7 +110,7 @@ class _Batch:
 
 
 class RabbitMQSession:
-    """One service's session, used from its thread only, except for ``wake`` and ``queue_depths``."""
+    """One service's session, used from its thread only, except for the methods that ``Session`` names."""
 
     def __init__(
         self,
@@ -132,6 +132,8 @@ class RabbitMQSession:
         self._outbox: deque[_Batch] = deque()
         self._changed = threading.Condition()
         self._unfinished: dict[_Batch, None] = {}
+        #: By kind: the last message that ``publish_or_drop`` published.
+        self._droppable: dict[str, _Batch] = {}
         # Set by the connection's thread only:
         self._channel: pika.channel.Channel | None = None
         self._publisher: Publisher | None = None
@@ -226,6 +228,17 @@ class RabbitMQSession:
         """Publish a message that may be lost with the connection, and return at once."""
         self._submit(_Batch(self._sign([message]), connection=self._connection.number))
 
+    def publish_or_drop(self, message: Message) -> None:
+        """Publish a message that may be lost, or drop it while the last one of its kind is not confirmed."""
+        last, number = self._droppable.get(message.kind), self._connection.number
+        if self.is_connected() and (last is None or last.confirmed.is_set() or last.connection != number):
+            self._droppable[message.kind] = batch = _Batch(self._sign([message]), connection=number)
+            self._submit(batch)
+
+    def waits_for_confirm(self) -> bool:
+        """Return whether the outcome of a delivery is not confirmed yet."""
+        return not self._are_outcomes_confirmed()
+
     def connections(self) -> int:
         """Return how many times the session has connected."""
         return self._connection.established_count
@@ -248,13 +261,15 @@ class RabbitMQSession:
         states = self._queue_states([one.name for one in topology.QUEUES])
         return [name for name, state in states.items() if not state.consumer_count]
 
-    def queue_depths(self) -> Mapping[str, int]:
-        """Return the number of waiting messages by queue: of the session's queues and their dead-letter queues.
+    def queue_depths(self, queues: Sequence[Queue] | None = None) -> Mapping[str, int]:
+        """Return the number of waiting messages by queue: of ``queues`` and their dead-letter queues.
 
-        May be called from any thread. A queue for which the broker does not answer is left out.
+        By default of the session's. May be called from any thread. A queue for which the broker does not answer is
+        left out.
         """
-        dead = [topology.dead_letter_queue(one.name) for one in self._queues if one.has_dead_letter_queue]
-        states = self._queue_states([one.name for one in (*self._queues, *dead) if not one.exclusive])
+        queues = self._queues if queues is None else queues
+        dead = [topology.dead_letter_queue(one.name) for one in queues if one.has_dead_letter_queue]
+        states = self._queue_states([one.name for one in (*queues, *dead) if not one.exclusive])
         return {name: state.message_count for name, state in states.items()}
 
     def close(self) -> None:
@@ -282,9 +297,11 @@ class RabbitMQSession:
     def _wait_for_confirms(self, deadline: float) -> bool:
         """Wait until no delivery waits for its acknowledgement; False after the deadline."""
         with self._changed:
-            return self._changed.wait_for(
-                lambda: all(batch.delivery is None for batch in self._unfinished), deadline - time.monotonic()
-            )
+            return self._changed.wait_for(self._are_outcomes_confirmed, deadline - time.monotonic())
+
+    def _are_outcomes_confirmed(self) -> bool:
+        with self._changed:
+            return all(batch.delivery is None for batch in self._unfinished)
 
     def _is_current(self, token: _Token) -> bool:
         return token[0] == self._connection.number

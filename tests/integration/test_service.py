@@ -183,7 +183,7 @@ def test_a_loop_that_is_stuck_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> N
     with listen(metrics, port):
         status, text = get(port, "/healthz")
         assert (status, "stuck" in text) == (503, True)
-        with metrics.handling("plans", "run-plan"):
+        with metrics.handling(Delivery("plans", "run-plan", b"", {}, redelivered=False, token=None)):
             assert get(port, "/healthz")[0] == 200
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import pytest
 
 from common import messages, topology
 from common.errors import BrokerError, Unavailable
-from common.messages import Chunk, ChunkFailed, Message, RunFailed
+from common.messages import Chunk, ChunkFailed, Message, Progress, QueueStatus, RunFailed, ServiceStatus
 from common.service import Service, serve
 from common.settings import BrokerSettings
 from common.topology import Queue
@@ -21,6 +21,8 @@ from common.transport.rabbitmq import RabbitMQTransport
 from physics import ANALYSES
 from tests.chaos.proxy import Proxy
 from tests.support.waiting import wait_until
+
+T = TypeVar("T", bound=Message)
 
 
 @pytest.fixture(params=["embedded", pytest.param("rabbitmq", marks=pytest.mark.broker)])
@@ -66,6 +68,61 @@ def test_a_service_publishes_in_its_poll_after_something_was_unavailable(transpo
         loop.join(20)
         listener.close()
     assert not loop.is_alive()
+
+
+class Working(Service):
+    """Handles a message until it may continue."""
+
+    name: ClassVar[str] = "data-loader"
+    consumes: ClassVar[Sequence[Queue]] = (topology.PLANS,)
+    reports_queues: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.may_continue = threading.Event()
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        self.may_continue.wait(20)
+        return [Progress("data-loader", Chunk("run", "Zee", 0, 10))]
+
+
+def test_a_service_reports_what_it_does_and_how_many_messages_wait(transport: Transport) -> None:
+    listener = transport.open(topology.consumed_by("visualisation"))
+    service, stop = Working(), threading.Event()
+    sender = transport.open([])
+    loop = threading.Thread(target=serve, args=(service, transport.open(service.consumes), stop))
+
+    def reported(kind: type[T], state: str = "") -> T:
+        def find() -> T | None:
+            delivery = listener.receive(0.5)
+            if delivery is None:
+                return None
+            listener.publish_and_acknowledge(delivery)
+            message = messages.decode(delivery.kind, delivery.body, ANALYSES)
+            return message if isinstance(message, kind) and getattr(message, "state", "") == state else None
+
+        return wait_until(find, f"{kind.kind} {state}", 20)
+
+    loop.start()
+    try:
+        idle = reported(ServiceStatus, "idle")
+        sender.publish([ChunkFailed(Chunk("run", "Zee", number, number + 1), "") for number in range(3)])
+        busy = reported(ServiceStatus, "busy")
+        wait_until(lambda: reported(QueueStatus).queues["plans"].messages == 2, "two messages wait", 20)
+        service.may_continue.set()
+        wait_until(lambda: reported(ServiceStatus, "idle").events == 30, "three messages are handled", 20)
+    finally:
+        stop.set()
+        loop.join(20)
+    last = reported(ServiceStatus, "stopping")
+    for opened in (listener, sender):
+        opened.close()
+    assert (busy.service, busy.run, busy.work) == ("data-loader", "run", "Zee[0:1]")
+    assert (idle.run, idle.work, idle.events, idle.received_bytes) == ("", "", 0, {})
+    assert last.replica == idle.replica
+    assert idle.since < idle.at < last.at
+    assert 0 < idle.cpu_seconds <= last.cpu_seconds
+    assert last.rss_bytes > 2**20
+    assert last.received_bytes["plans"] > 100
 
 
 @pytest.mark.broker

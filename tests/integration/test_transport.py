@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pika.channel import Channel
 from common import messages, topology
 from common.delivery import Delivery
 from common.errors import BrokerError
-from common.messages import Chunk, ChunkFailed, Message, Progress, RunFailed
+from common.messages import Chunk, ChunkFailed, Message, Progress, QueueState, QueueStatus, RunFailed
 from common.settings import BrokerSettings
 from common.topology import Queue
 from common.transport import Session, Transport
@@ -86,10 +87,32 @@ def test_a_delivery_has_its_queue_its_kind_and_the_headers_of_its_chunk(
     open_session: Callable[..., Session],
 ) -> None:
     session = open_session(topology.PLANS)
+    before = time.time()
     session.publish([failed(7)])
     delivery = take(session)
     assert (delivery.queue, delivery.kind, delivery.redelivered) == ("plans", "chunk-failed", False)
-    assert dict(delivery.headers) == {"run_id": "run", "sample": "Zee", "start": 7, "stop": 8}
+    of_the_chunk = {"run_id": "run", "sample": "Zee", "start": 7, "stop": 8}
+    assert dict(delivery.headers) == of_the_chunk | {"published_us": delivery.headers["published_us"]}
+    assert delivery.published is not None
+    assert before - 1e-5 < delivery.published <= time.time()
+    assert delivery.redeliveries == 0
+
+
+def test_a_status_message_reaches_the_visualisation_and_is_dropped_where_there_is_none(
+    open_session: Callable[..., Session],
+) -> None:
+    sender = open_session()
+    sent = [QueueStatus({"events": QueueState(number, 16, 0)}, 1.0) for number in range(3)]
+    sender.publish_or_drop(sent[0])
+    sender.publish([failed(1)])  # confirmed after the status
+    receiver = open_session(*topology.consumed_by("visualisation"))
+    for message in sent[1:]:
+        sender.publish_or_drop(message)
+        delivery = take(receiver)
+        assert (delivery.queue, read(delivery)) == ("status.visualisation", message)
+        receiver.publish_and_acknowledge(delivery)
+        sender.publish([failed(2)])
+    assert not sender.waits_for_confirm()
 
 
 def test_unacknowledged_deliveries_are_redelivered_to_the_next_consumer(open_session: Callable[..., Session]) -> None:
@@ -101,6 +124,7 @@ def test_unacknowledged_deliveries_are_redelivered_to_the_next_consumer(open_ses
     deliveries = [take(second), take(second)]
     assert [read(delivery) for delivery in deliveries] == [failed(1), failed(2)]
     assert deliveries[0].redelivered
+    assert deliveries[0].redeliveries == 1
 
 
 def test_a_delivery_is_acknowledged_after_its_outcome_is_published(open_session: Callable[..., Session]) -> None:

@@ -312,6 +312,10 @@ def test_a_timeline_larger_than_a_message_is_sent_compressed_and_a_bomb_is_refus
     files = {"result.json": b"{}", "timeline.json": b'{"ph":"X"},' * 1_000_000}
     body = ResultFiles(RUN, files).encode()
     assert decode("result-files", body) == ResultFiles(RUN, files)
+    plots = {"m4l.png": bytes(6_290_000)}
+    assert decode("result-files", ResultFiles(RUN, files | plots).encode()) == ResultFiles(
+        RUN, {"result.json": b"{}", **plots}
+    )
     for content, expected in (
         (zlib.compress(bytes(MAX_TIMELINE_BYTES + 1)), "more than"),
         (zlib.compress(b"[]")[:-1], "incomplete"),
