@@ -48,7 +48,7 @@ def cpu_seconds(read: Settings, run: RunSettings, chunk: Chunk) -> float:
     task = ChunkTask(chunk, run).encode()
     analysis = ANALYSES.of(run)
     started = time.process_time()
-    for outcome in process_chunk(read, ChunkTask.kind, task):
+    for outcome in process_chunk(read, task):
         if outcome.kind == Selected.kind:
             selected = messages.decode(Selected.kind, outcome.encode(), ANALYSES)
             assert isinstance(selected, Selected)

@@ -49,7 +49,13 @@ def this_process(*, embedded: bool = False) -> Replica:
         with suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
     system = f"{kind}, {platform.system()} {platform.machine()}"
-    return Replica(name, host, os.getpid(), _STARTED, Software(version.VERSION, version.commit(os.environ) or "unknown", system, packages))
+    return Replica(
+        name,
+        host,
+        os.getpid(),
+        _STARTED,
+        Software(version.VERSION, version.commit(os.environ) or "unknown", system, packages),
+    )
 
 
 def usage() -> tuple[float, int]:

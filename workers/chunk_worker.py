@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common import messages
-from common.messages import Events, Message
+from common.delivery import Receipt
+from common.messages import ChunkTask, Events, Message, Span
+from common.replica import this_process
 from common.settings import Settings
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
@@ -36,18 +37,29 @@ def prepare() -> None:
     """Do nothing; a worker process that calls this has imported what it needs for chunks."""
 
 
-def process_chunk(settings: Settings, kind: str, task: bytes) -> Sequence[EncodedMessage]:
+def process_chunk(
+    settings: Settings,
+    task: bytes,
+    before: Sequence[Span] = (),
+    *,
+    published: float | None = None,
+    redeliveries: int = 0,
+) -> Sequence[EncodedMessage]:
     """Do an encoded chunk task as data-loader and data-processor do it; returns what they would publish.
 
-    Raises MessageError where the task is not one or an outcome is too large.
+    ``before`` is what happened to the chunk before, ``published`` when the task was published (seconds since 1970), and
+    ``redeliveries`` how often it was delivered before. Raises MessageError where the task is not one or an outcome
+    is too large.
     """
-    processor = DataProcessor(settings)
-    outcome: list[EncodedMessage] = []
     # The other cores have worker processes of their own, so that this one decompresses without more threads.
-    loader = DataLoader(settings, decompression_threads=0)
-    for message in loader.handle(messages.decode(kind, task, loader.analyses)):
+    loader, processor = DataLoader(settings, decompression_threads=0), DataProcessor(settings)
+    loader.replica = processor.replica = this_process(embedded=True)
+    loader.receipt = Receipt(published, redeliveries)
+    outcome: list[EncodedMessage] = []
+    for message in loader.read(ChunkTask.decode(task, loader.analyses), before):
         processed: Sequence[Message] = [message]
         if isinstance(message, Events):
+            processor.receipt = Receipt()
             try:
                 processed = processor.handle(message)
             except Exception:

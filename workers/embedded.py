@@ -6,13 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 
 from common import topology
 from common.errors import WorkerProcessError
 from common.memory import keep_freed_memory
-from common.messages import ChunkFailed, ChunkTask, Message
+from common.messages import ChunkFailed, ChunkTask, Message, Span
+from common.replica import this_process
 from common.service import Service, serve
 from common.settings import Settings
 from common.topology import Queue
@@ -115,6 +117,9 @@ class EmbeddedServices:
         self, service: Service, queues: Sequence[Queue] | None = None, until: threading.Event | None = None
     ) -> threading.Thread:
         """Add a thread in which a service consumes its queues, or some of them, until an event is set."""
+        number = sum(thread.name == service.name for thread in self._threads) + 1
+        process = this_process(embedded=True)
+        service.replica = replace(process, name=f"{process.name}.{number}")
 
         def run() -> None:
             try:
@@ -160,10 +165,19 @@ class _PooledDataLoader(DataLoader):
         super().__init__(settings)
         self._settings, self._pool = settings, pool
 
-    def read(self, task: ChunkTask) -> Sequence[Message]:
+    def read(self, task: ChunkTask, before: Sequence[Span] = ()) -> Sequence[Message]:
         """Have a worker process read the chunk and select its events."""
+        published = None if before else self.receipt.published
         try:
-            outcome = self._pool.call(chunk_worker.process_chunk, self._settings, task.kind, task.encode())
+            outcome = self._pool.call(
+                chunk_worker.process_chunk,
+                self._settings,
+                task.encode(),
+                before,
+                published=published,
+                redeliveries=self.receipt.redeliveries,
+            )
         except WorkerProcessError as error:
-            return [ChunkFailed(task.chunk, f"the chunk could not be processed: {error}", task.digest)]
+            problem = f"the chunk could not be processed: {error}"
+            return [ChunkFailed(task.chunk, problem, task.digest, self.spans("read", before))]
         return cast("Sequence[Message]", outcome)

@@ -6,8 +6,10 @@ import io
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import uproot
 
@@ -98,3 +100,22 @@ def _folder(output: Path, run_id: str, outcome: Outcome, reference: str) -> Iter
             yield f"{name} is not complete"
     if numbers_of(json.loads(files["result.json"])) != reference:
         yield "the folder's numbers are not those of the reference run"
+    yield from _timeline(json.loads(files["timeline.json"]), json.loads(files["result.json"]))
+
+
+def _timeline(trace: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
+    """Each chunk was read, selected and added once, and the chunks are all entries of each sample."""
+    entries: Counter[tuple[str, str]] = Counter()
+    chunks: Counter[tuple[str, str, str]] = Counter()
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X" and event["name"] in ("read", "selected", "added"):
+            sample, chunk = event["args"]["sample"], event["args"]["chunk"]
+            chunks[event["name"], sample, chunk] += 1
+            start, stop = map(int, chunk.split(":"))
+            entries[event["name"], sample] += stop - start
+    if repeated := [name for name, number in chunks.items() if number > 1]:
+        yield f"the timeline has chunks more than once: {repeated}"
+    for name in ("read", "selected", "added"):
+        for sample, document in result["samples"].items():
+            if entries[name, sample] != document["events_read"]:
+                yield f"{name}: the timeline has {entries[name, sample]} entries of {sample}"

@@ -186,7 +186,12 @@ def test_a_run_without_plots_has_every_number_and_no_figure(
     out, err = capsys.readouterr()
     assert json.loads(out) == {"folder": str(folder)} | json.loads((folder / "result.json").read_text())
     assert f"results in {folder}/" in err
-    assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "result.json",
+        "histograms.root",
+        "timeline.json",
+        "workspace.json",
+    }
     assert json.loads((folder / "result.json").read_text())["settings"]["plots"] is False
 
 
@@ -229,7 +234,12 @@ def test_a_run_whose_figures_cannot_be_drawn_has_every_other_file_and_exit_code_
     result = json.loads((folder / "result.json").read_text())
     assert result["complete"] is True
     assert result["problems"] == [last.partition(", but ")[2]]
-    assert {path.name for path in folder.iterdir()} == {"result.json", "histograms.root", "workspace.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "result.json",
+        "histograms.root",
+        "timeline.json",
+        "workspace.json",
+    }
 
 
 def test_a_run_with_closed_standard_streams_writes_its_result(tmp_path: Path) -> None:

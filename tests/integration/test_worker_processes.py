@@ -285,9 +285,9 @@ def test_events_that_cannot_be_processed_are_left_to_the_data_processor(
 
     read = settings.read({"CACHE": str(cache)})
     task = ChunkTask(Chunk("run", "llll", 0, 100), ANALYSES.resolve(DEMO))
-    outcome = [message.kind for message in chunk_worker.process_chunk(read, task.kind, task.encode())]
+    outcome = [message.kind for message in chunk_worker.process_chunk(read, task.encode())]
     monkeypatch.setattr(DataProcessor, "handle", fail)
-    left = [message.kind for message in chunk_worker.process_chunk(read, task.kind, task.encode())]
+    left = [message.kind for message in chunk_worker.process_chunk(read, task.encode())]
 
     assert outcome == ["selected", "progress", "progress"]
     assert left == ["events", "progress"]

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import messages
 from common.errors import MessageError
 from common.messages import ChunkTask
 from common.settings import Settings
@@ -50,13 +49,14 @@ def die_once(mark: Path) -> str:
     return "done"
 
 
-def exit_on_entry_300(settings: Settings, kind: str, task: bytes) -> Sequence[chunk_worker.EncodedMessage]:
+def exit_on_entry_300(
+    settings: Settings, task: bytes, *args: Any, **kwargs: Any
+) -> Sequence[chunk_worker.EncodedMessage]:
     """Process a chunk; the one with entry 300 of llll ends the process."""
-    message = messages.decode(kind, task, ANALYSES)
-    assert isinstance(message, ChunkTask)
+    message = ChunkTask.decode(task, ANALYSES)
     if message.chunk.sample == "llll" and message.chunk.start <= 300 < message.chunk.stop:
         exit_at_once()
-    return chunk_worker.process_chunk(settings, kind, task)
+    return chunk_worker.process_chunk(settings, task, *args, **kwargs)
 
 
 # --- in place of a fit --------------------------------------------------------

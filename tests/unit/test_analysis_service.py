@@ -117,6 +117,11 @@ def results(messages: Sequence[Message]) -> list[Result]:
     return [message for message in messages if isinstance(message, Result)]
 
 
+def without_waits(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without the times that are measured."""
+    return {**result, "timing": {**result["timing"], "waits": None}}
+
+
 def handle_all(analysis: AnalysisService, messages: Sequence[Message]) -> list[Message]:
     return [answer for message in messages for answer in analysis.handle(message)]
 
@@ -167,6 +172,7 @@ def test_the_last_message_in_any_order_gives_the_final_result(clock: Clock) -> N
         assert results(handle_all(analysis, messages[:-1])) == []
         result = final_of(analysis, messages[-1:])
         assert (result["complete"], result["problems"]) == (True, [])
+        assert result["timing"].pop("waits").keys() == {"added"}
         found.add(json.dumps(result, allow_nan=False))
         analysis.close()
     assert len(found) == 1
@@ -175,15 +181,15 @@ def test_the_last_message_in_any_order_gives_the_final_result(clock: Clock) -> N
 def test_every_chunk_is_reported_as_done(analysis: AnalysisService) -> None:
     answers = handle_all(analysis, RUN)
 
-    assert [message for message in answers if isinstance(message, Progress)] == [
-        Progress("analysis", chunk) for chunk in CHUNKS
-    ]
+    reported = [message for message in answers if isinstance(message, Progress)]
+    assert [(message.stage, message.chunk) for message in reported] == [("analysis", chunk) for chunk in CHUNKS]
+    assert [[span.step for span in message.spans] for message in reported] == [["added"]] * len(CHUNKS)
 
 
 def test_messages_repeated_third_publish_the_result_once(analysis: AnalysisService, clock: Clock) -> None:
-    final = Result("run", final=True, result=final_of(analysis, RUN))
+    final = final_of(analysis, RUN)
     clock.now += 3600
-    published: list[Message] = []
+    published: list[Result] = []
     analysis.publish = published.extend
     other_bounds = of_chunk(Chunk("run", "Zee", 10, 70))
     other_plan = SamplePlan("run", "Zee", 80, (0, 10, 70, 80), digest=DIGEST)
@@ -191,14 +197,14 @@ def test_messages_repeated_third_publish_the_result_once(analysis: AnalysisServi
     late: list[Message] = [ChunkFailed(ZEE, "late", DIGEST), ChunkFailed(other_bounds.chunk, "late", DIGEST)]
     for message in [*RUN[1:], other_bounds, other_plan, *late]:
         assert results(analysis.handle(message)) == [], message
-        assert published == [final], message
+        assert [(one.final, one.result) for one in published] == [(True, final)], message
     for _ in range(2):  # a repeated plan is answered each time
-        assert results(analysis.handle(RUN_PLAN)) == [final]
+        assert results(analysis.handle(RUN_PLAN)) == published
 
 
 def test_an_unpublished_result_is_published_with_the_next_message(analysis: AnalysisService) -> None:
     final = final_of(analysis, RUN)
-    published: list[Message] = []
+    published: list[Result] = []
 
     def refuse(messages: Sequence[Message]) -> None:
         raise BrokerError("it has not confirmed")
@@ -208,7 +214,7 @@ def test_an_unpublished_result_is_published_with_the_next_message(analysis: Anal
         analysis.handle(RUN[-1])
     analysis.publish = published.extend
     analysis.handle(RUN[-1])
-    assert published == [Result("run", final=True, result=final)]
+    assert [(one.final, one.result) for one in published] == [(True, final)]
 
 
 def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock: Clock) -> None:
@@ -221,7 +227,7 @@ def test_a_restarted_service_continues_where_it_was_killed(tmp_path: Path, clock
 
     successor = AnalysisService(settings)
 
-    assert final_of(successor, RUN[5:]) == expected
+    assert without_waits(final_of(successor, RUN[5:])) == without_waits(expected)
     for analysis in (uninterrupted, successor):
         analysis.close()
 
@@ -619,7 +625,8 @@ def test_a_status_request_is_answered_with_progress_or_result(analysis: Analysis
     handle_all(analysis, [RUN_PLAN, PLANS[1], of_chunk(ZEE)])
     assert analysis.handle(StatusRequest("run")) == [everything["Zee"], Progress("analysis", ZEE)]
     result = final_of(analysis, RUN)
-    assert analysis.handle(StatusRequest("run")) == [Result("run", final=True, result=result)]
+    (answer,) = results(analysis.handle(StatusRequest("run")))
+    assert (answer.final, answer.result) == (True, result)
 
 
 def test_a_status_request_without_a_run_id_is_answered_for_every_run_under_way(analysis: AnalysisService) -> None:
@@ -945,7 +952,7 @@ def test_of_a_damaged_database_every_run_is_right_or_given_up(
         else:
             finals = {message.run_id: message.result for message in results(published) if message.final}
             failed = {message.run_id: message.problem for message in published if isinstance(message, RunFailed)}
-            assert all(finals[run_id] == expected[run_id] for run_id in finals)
+            assert all(without_waits(finals[run_id]) == without_waits(expected[run_id]) for run_id in finals)
             assert all("it is damaged in the database" in failed[run_id] for run_id in failed)
             assert all(f"run {run_id}: " in caplog.text for run_id in failed)
             assert finals.keys() | failed.keys() == set(ENDS), page
@@ -989,11 +996,11 @@ def test_a_dead_letter_after_a_complete_run_leaves_its_result(analysis: Analysis
     final = final_of(analysis, RUN)
     tasks = [FileTask("run", "Zee", RUN_PLAN.settings), ChunkTask(ZEE, RUN_PLAN.settings), RUN[-1]]
 
-    published: list[Message] = []
+    published: list[Result] = []
     analysis.publish = published.extend
     for task in tasks:
         assert notify(analysis, dead_letter(task.route, task)) == []
-        assert published == [Result("run", final=True, result=final)]
+        assert [(one.final, one.result) for one in published] == [(True, final)]
 
 
 def test_a_result_that_cannot_be_drawn_fails_its_run(analysis: AnalysisService) -> None:

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DamagedError, DatabaseError, SettingsError, Unavailable
-from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan
+from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan, Span
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.paths import ROOT
@@ -43,6 +43,10 @@ def partial(chunk: Chunk) -> PartialSums:
     cutflow = dict.fromkeys(ANALYSIS.steps, len(events))
     weights = np.empty(0, np.float32) if chunk.sample == "data_A" else np.asarray(events.weight)
     return PartialSums(cutflow, fill(events, ANALYSIS, ANALYSIS.sample(chunk.sample).category), weights)
+
+
+def spans(chunk: Chunk) -> tuple[Span, ...]:
+    return (Span("read", "data-loader", "replica-1", 1.0 + chunk.start, 2.0 + chunk.start),)
 
 
 Step = Callable[[Store], object]
@@ -66,7 +70,7 @@ def steps(run_id: str) -> list[Step]:
         return lambda store: store.plan(sample_plan(run_id, sample))
 
     def add(chunk: Chunk) -> Step:
-        return lambda store: store.add(chunk, partial(chunk))
+        return lambda store: store.add(chunk, partial(chunk), spans(chunk))
 
     return [begin, *map(plan, SAMPLES), *map(add, chunks(run_id))]
 
@@ -130,8 +134,9 @@ def test_a_second_delivery_of_a_chunk_changes_nothing(store: Store) -> None:
     chunk = Chunk("run", "Zee", 30, 60)
     other = partial(Chunk("run", "Zee", 31, 61))
 
-    assert store.add(chunk, other) is False
+    assert store.add(chunk, other, spans(chunk) * 2) is False
     assert final(store) == EXPECTED
+    assert dict(store.spans("run")) == {planned: spans(planned) for planned in chunks("run")}
 
 
 def test_a_second_plan_with_other_bounds_counts_no_event_twice(store: Store) -> None:
@@ -139,7 +144,7 @@ def test_a_second_plan_with_other_bounds_counts_no_event_twice(store: Store) -> 
         step(store)
     store.plan(SamplePlan("run", "Zee", 120, (0, 60, 120)))
     for chunk in SamplePlan("run", "Zee", 120, (0, 60, 120)).chunks:
-        store.add(chunk, partial(chunk))
+        store.add(chunk, partial(chunk), spans(chunk))
 
     assert store.is_settled("run")
     assert final(store) == EXPECTED
@@ -157,19 +162,20 @@ def without(chunk: Chunk, store: Store) -> None:
         store.plan(sample_plan("run", sample))
     for other in chunks("run"):
         if other != chunk:
-            store.add(other, partial(other))
+            store.add(other, partial(other), spans(other))
 
 
 def test_a_failed_chunk_settles_its_run_and_success_removes_the_problem(store: Store) -> None:
     without(ZEE, store)
-    store.fail(ZEE, "the file is broken")
+    store.fail(ZEE, "the file is broken", spans(ZEE))
 
     assert store.is_settled("run")
     assert store.problems("run") == ["Zee[30:60]: the file is broken"]
+    assert dict(store.spans("run"))[ZEE] == spans(ZEE)
     assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 90
     assert json.loads(final(store))["complete"] is False
 
-    assert store.add(ZEE, partial(ZEE)) is True
+    assert store.add(ZEE, partial(ZEE), spans(ZEE)) is True
     assert store.problems("run") == []
     assert final(store) == EXPECTED
 
@@ -215,7 +221,7 @@ def planned(store: Store) -> None:
 
 def two_chunks(store: Store) -> None:
     for chunk in sample_plan("run", "Zee").chunks[:2]:
-        store.add(chunk, partial(chunk))
+        store.add(chunk, partial(chunk), spans(chunk))
 
 
 @pytest.mark.parametrize("order", [*permutations([lost, planned, two_chunks])])
@@ -226,7 +232,7 @@ def test_a_lost_sample_settles_its_run_and_late_chunks_still_count(store: Store,
             store.plan(sample_plan("run", sample))
     for chunk in chunks("run"):
         if chunk.sample != "Zee":
-            store.add(chunk, partial(chunk))
+            store.add(chunk, partial(chunk), spans(chunk))
     for step in order:
         step(store)
 
@@ -235,7 +241,7 @@ def test_a_lost_sample_settles_its_run_and_late_chunks_still_count(store: Store,
     assert json.loads(final(store))["samples"]["Zee"]["events_read"] == 60
 
     for chunk in sample_plan("run", "Zee").chunks:
-        store.add(chunk, partial(chunk))
+        store.add(chunk, partial(chunk), spans(chunk))
     assert final(store) == EXPECTED
 
 
@@ -258,7 +264,7 @@ def test_a_complete_run_keeps_its_result_and_no_partial_histograms(store: Store)
 
     assert store.result("run") == result
     assert store.database.row("SELECT count(*) FROM chunks WHERE sums IS NOT NULL OR weights IS NOT NULL") == (0,)
-    assert store.add(ZEE, partial(ZEE)) is False
+    assert store.add(ZEE, partial(ZEE), spans(ZEE)) is False
     assert store.result("run") == result
 
 
@@ -267,7 +273,7 @@ def test_an_incomplete_result_keeps_what_a_late_chunk_needs(store: Store) -> Non
     store.fail(ZEE, "lost")
     store.finish("run", json.loads(final(store)))
 
-    store.add(ZEE, partial(ZEE))
+    store.add(ZEE, partial(ZEE), spans(ZEE))
 
     assert final(store) == EXPECTED
 
@@ -294,7 +300,7 @@ def test_a_run_is_unfinished_until_its_complete_result_is_stored(store: Store) -
     store.finish("run", json.loads(final(store)))
     assert store.unfinished() == ["run", "earlier"]
 
-    store.add(ZEE, partial(ZEE))
+    store.add(ZEE, partial(ZEE), spans(ZEE))
     store.finish("run", json.loads(final(store)))
     assert store.unfinished() == ["earlier"]
 
@@ -447,7 +453,7 @@ def test_nothing_is_added_to_a_database_file_that_is_gone(tmp_path: Path, replac
         if replaced:
             path.touch()
 
-        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE))):
+        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE), spans(ZEE))):
             with pytest.raises(DatabaseError, match=r"analysis\.sqlite': the file was deleted or replaced"):
                 use()
 
@@ -458,10 +464,10 @@ def test_nothing_is_added_to_a_database_file_that_was_shortened(tmp_path: Path, 
     with closing(Store(path)) as store:
         store.begin(RunPlan("run", 1000.0, SETTINGS))
         list(store.database.rows("PRAGMA wal_checkpoint"))
-        store.add(ZEE, partial(ZEE))
+        store.add(ZEE, partial(ZEE), spans(ZEE))
         os.truncate(path, size)
 
-        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE))):
+        for use in (store.check_file, lambda: store.add(ZEE, partial(ZEE), spans(ZEE))):
             with pytest.raises(DatabaseError, match=rf"another program shortened the file from \d+ to {size} bytes"):
                 use()
 
@@ -493,7 +499,7 @@ def test_a_full_disk_is_tried_again_and_nothing_is_lost(tmp_path: Path) -> None:
             collections.deque((store.add(chunk, partial(ZEE)) for chunk in others), maxlen=0)
 
         list(store.database.rows("PRAGMA max_page_count = 1000000"))
-        store.add(ZEE, partial(ZEE))
+        store.add(ZEE, partial(ZEE), spans(ZEE))
 
         assert final(store) == EXPECTED
 
@@ -505,10 +511,10 @@ def test_a_limit_of_the_file_size_is_waited_for_like_a_full_disk(tmp_path: Path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 1024, hard))
         try:
             with pytest.raises(Unavailable, match="disk I/O error"):
-                store.add(ZEE, partial(ZEE))
+                store.add(ZEE, partial(ZEE), spans(ZEE))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        store.add(ZEE, partial(ZEE))
+        store.add(ZEE, partial(ZEE), spans(ZEE))
 
         assert final(store) == EXPECTED
 

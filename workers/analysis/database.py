@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from common.errors import DamagedError, DatabaseError, SettingsError, Unavailable
 
-_VERSION = 7
+_VERSION = 8
 #: The first version with ``INSERT ... ON CONFLICT (...) DO UPDATE``.
 OLDEST_SQLITE = (3, 24, 0)
 
@@ -20,7 +20,8 @@ OLDEST_SQLITE = (3, 24, 0)
 #: run was deleted. ``runs.sequence`` is the order in which the plans arrived, ``begun`` when (seconds since 1970).
 #: ``samples.chunks`` is the number of planned chunks, ``file`` what identifies the sample's file, and ``lost`` says why
 #: the chunks of a sample may never be sent. A chunk with a ``cutflow`` has been added; ``checksum`` is that of what it
-#: adds.
+#: adds, and ``spans`` is what happened to it. ``runs.timeline`` is the compressed timeline.json of a finished run, and
+#: ``software`` what the services are that worked on a run.
 _SCHEMA = """
 CREATE TABLE requests (
     run_id TEXT PRIMARY KEY,
@@ -34,6 +35,7 @@ CREATE TABLE runs (
     begun REAL NOT NULL,
     settings TEXT NOT NULL,
     result TEXT,
+    timeline BLOB,
     complete INTEGER NOT NULL
 );
 CREATE TABLE samples (
@@ -54,7 +56,13 @@ CREATE TABLE chunks (
     dtype TEXT,
     checksum INTEGER,
     problem TEXT,
+    spans BLOB,
     PRIMARY KEY (run_id, sample, start, stop)
+);
+CREATE TABLE software (
+    run_id TEXT, service TEXT,
+    description BLOB,
+    PRIMARY KEY (run_id, service, description)
 );
 CREATE TABLE failures (
     run_id TEXT PRIMARY KEY,

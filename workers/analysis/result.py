@@ -15,8 +15,10 @@ from common.messages import FileIdentity
 from common.settings import RunSettings
 from physics import ANALYSES
 from workers.analysis.histograms import PublishedSum, empty, split
+from workers.analysis.provenance import provenance, version_warnings
 from workers.analysis.statistics.workspace import NoFit, workspace_of
 from workers.analysis.store import PartialSums, Run, Store
+from workers.analysis.timeline import Timeline
 
 #: The relative uncertainty of the background in the HZZAnalysis notebook.
 BACKGROUND_UNCERTAINTY = 0.3
@@ -29,8 +31,8 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
 
     Times are in seconds since 1970, by the clock of this service except for the time of the
     submission; the duration is that since the plan arrived. If the run is not over (``final`` is False), yields
-    are plain sums, the problems are those so far, and variations and the finely binned
-    observable are left out.
+    are plain sums, the problems are those so far, and variations, the finely binned
+    observable and what the chunks waited for are left out.
 
     The document has no ``fit`` yet. Its ``workspace`` is the model and data to fit, or None
     if there can be no fit; then ``fit_problem`` says why.
@@ -42,7 +44,8 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         documents[sample.name], sums[sample.name] = _sample(
             analysis, sample, store.partials(run.run_id, sample.name), final=final
         )
-    files = store.files(run.run_id)
+    files, software = store.files(run.run_id), store.software(run.run_id)
+    timeline = Timeline.of(run.run_id, store.spans(run.run_id) if final else ())
     problems = store.problems(run.run_id)
     by_category = {
         category.name: [sample.name for sample in samples if sample.category == category.name]
@@ -71,6 +74,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "problems": problems,
         "warnings": [
             *_unconfirmed_files(run.settings, files),
+            *version_warnings(software),
             *_warnings(analysis, run.settings, documents, histograms, whole=not problems),
         ]
         if final
@@ -97,14 +101,9 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             "finished": _iso(finished),
             "seconds": seconds,
             "events_per_second": events / seconds if seconds > 0 else None,
+            "waits": timeline.waits(),
         },
-        "provenance": {
-            "analysis_sha256": run.settings.analysis_sha256,
-            "inputs": {
-                sample: {"location": file.location, "bytes": file.bytes, "adler32": file.adler32}
-                for sample, file in files.items()
-            },
-        },
+        "provenance": provenance(software, timeline.replicas(), files, run.settings.analysis_sha256),
     }
     try:
         if not result["complete"]:

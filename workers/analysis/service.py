@@ -48,6 +48,7 @@ from workers.analysis.result import result_of, with_fit
 from workers.analysis.run_list import list_runs
 from workers.analysis.statistics.fit_pool import FitOutcome, FitPool
 from workers.analysis.store import PartialSums, Run, Store
+from workers.analysis.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ class AnalysisService(Service):
                 self._store.plan(message)
                 return self._state(message.run_id)
             case ChunkFailed():
-                failed = self._store.fail(message.chunk, message.problem)
+                spans = self.spans("added", message.spans)
+                failed = self._store.fail(message.chunk, message.problem, spans)
                 return self._state(message.chunk.run_id, changed=failed)
             case Selected():
                 return self._add(message)
@@ -209,9 +211,10 @@ class AnalysisService(Service):
         if run is None or self._store.is_cancelled(run_id) or (stored is not None and stored["complete"]):
             return
         result = with_fit(outcome.result, outcome.fit, outcome.problem, run, self._now(run))
+        timeline = self._timeline(run_id)
         # Publish first: after a crash in between, the result is published twice instead of never.
-        self._publish([self._final(run_id, result)])
-        self._store.finish(run_id, result)
+        self._publish([self._final(run_id, result, timeline)])
+        self._store.finish(run_id, result, timeline)
         self._forget(run_id)
 
     def _check_file(self) -> None:
@@ -307,8 +310,11 @@ class AnalysisService(Service):
         sample = analysis.sample(message.chunk.sample)
         weights = np.empty(0, analysis.events["weight"].dtype) if sample.is_data else ak.to_numpy(message.events.weight)
         sums = PartialSums(message.cutflow, fill(message.events, analysis, sample.category), weights)
-        changed = self._store.add(message.chunk, sums)
-        return [Progress("analysis", message.chunk), *self._state(message.chunk.run_id, changed=changed)]
+        spans = self.spans("added", message.spans)
+        software = {**message.software, self.name: self.replica.software}
+        changed = self._store.add(message.chunk, sums, spans, software)
+        progress = Progress("analysis", message.chunk, spans if changed else ())
+        return [progress, *self._state(message.chunk.run_id, changed=changed)]
 
     def _on_dead_letter(self, notice: DeadLetterNotice) -> Sequence[Message]:
         """Mark what a dead-lettered message carried as lost.
@@ -376,9 +382,17 @@ class AnalysisService(Service):
         begun = self._begun.get(run.run_id)
         return max(time.time(), run.begun) if begun is None else run.begun + time.monotonic() - begun
 
-    def _final(self, run_id: str, result: dict[str, Any]) -> Result | RunFailed:
-        """The message with a final result; where it is too large for a message, the run fails."""
-        final = Result(run_id, final=True, result=result)
+    def _timeline(self, run_id: str) -> bytes:
+        """The compressed timeline of a run whose chunks are stored; empty if it is too large."""
+        timeline = Timeline.of(run_id, self._store.spans(run_id)).compressed()
+        if not timeline:
+            log.warning("run %s: it has too many chunks for a timeline; CHUNK_ENTRIES makes chunks larger", run_id)
+        return timeline
+
+    def _final(self, run_id: str, result: dict[str, Any], timeline: bytes | None = None) -> Result | RunFailed:
+        """The message with a final result; if it is too large, the run fails. By default with the stored timeline."""
+        timeline = self._store.timeline(run_id) if timeline is None else timeline
+        final = Result(run_id, final=True, result=result, timeline=timeline)
         try:
             final.encode()  # raises where it is too large
         except MessageError as error:
@@ -413,7 +427,7 @@ class AnalysisService(Service):
                 return self._final(run.run_id, stored)
             result = result_of(run, self._store, self._now(run), final=True)
             if result["workspace"] is None:
-                self._store.finish(run.run_id, result)
+                self._store.finish(run.run_id, result, self._timeline(run.run_id))
         if result["workspace"] is None:
             self._forget(run.run_id)
             return self._final(run.run_id, result)

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import DamagedError, SettingsError
-from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan
+from common.messages import Chunk, FileIdentity, RunPlan, SamplePlan, Software, Span
 from common.settings import RunSettings
 from workers.analysis.database import Database
 
@@ -28,6 +29,8 @@ from workers.analysis.database import Database
 MAX_PROBLEMS, MAX_PROBLEM = 100, 1_000
 #: Why a run is deleted: it had ended before enough later ones, or it was cancelled.
 _ENDED, _CANCELLED = 1, 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,17 @@ class Store:
                 [{**asdict(chunk), "lost": lost} for chunk in plan.chunks],
             )
 
-    def add(self, chunk: Chunk, partial: PartialSums) -> bool:
-        """Store what a chunk adds, in place of an earlier failure of it.
+    def add(
+        self,
+        chunk: Chunk,
+        partial: PartialSums,
+        spans: Sequence[Span] = (),
+        software: Mapping[str, Software] | None = None,
+    ) -> bool:
+        """Store what a chunk adds and what happened to it, in place of an earlier failure of it.
 
-        Returns False if the chunk was stored before or its run is complete.
+        ``software`` is what the services are that worked on it, by their names. Returns False if the chunk was stored
+        before or its run is complete.
         """
         cutflow, dtype = json.dumps(partial.cutflow), partial.weights.dtype.str
         sums, weights = partial.sums.astype("<f8").tobytes(), partial.weights.tobytes()
@@ -162,31 +172,36 @@ class Store:
             "weights": weights,
             "dtype": dtype,
             "checksum": _checksum(cutflow, sums, weights, dtype),
+            "spans": msgspec.json.encode(spans),
         }
         with self.database.transaction() as db:
             changed = db.execute(
                 "INSERT INTO chunks "
-                "SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, :dtype, :checksum, NULL "
+                "SELECT :run_id, :sample, :start, :stop, 0, :cutflow, :sums, :weights, :dtype, :checksum, NULL, :spans "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
                 "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET cutflow = :cutflow, sums = :sums, "
-                "weights = :weights, dtype = :dtype, checksum = :checksum, problem = NULL WHERE cutflow IS NULL",
+                "weights = :weights, dtype = :dtype, checksum = :checksum, problem = NULL, spans = :spans "
+                "WHERE cutflow IS NULL",
                 row,
             ).rowcount
+            if changed and software:
+                described = [(chunk.run_id, name, msgspec.json.encode(one)) for name, one in software.items()]
+                db.executemany("INSERT OR IGNORE INTO software VALUES (?, ?, ?)", described)
         return changed > 0
 
-    def fail(self, chunk: Chunk, problem: str) -> bool:
+    def fail(self, chunk: Chunk, problem: str, spans: Sequence[Span] = ()) -> bool:
         """Store why a chunk failed, unless it has been added or has failed before, or its run is complete.
 
-        Returns whether it was stored.
+        ``spans`` is what happened to it. Returns whether it was stored.
         """
         with self.database.transaction() as db:
             stored = db.execute(
-                "INSERT INTO chunks (run_id, sample, start, stop, planned, problem) "
-                "SELECT :run_id, :sample, :start, :stop, 0, :problem "
+                "INSERT INTO chunks (run_id, sample, start, stop, planned, problem, spans) "
+                "SELECT :run_id, :sample, :start, :stop, 0, :problem, :spans "
                 "WHERE NOT EXISTS (SELECT 1 FROM runs WHERE run_id = :run_id AND complete) "
-                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem "
+                "ON CONFLICT (run_id, sample, start, stop) DO UPDATE SET problem = :problem, spans = :spans "
                 "WHERE cutflow IS NULL AND problem IS NULL",
-                {**asdict(chunk), "problem": problem},
+                {**asdict(chunk), "problem": problem, "spans": msgspec.json.encode(spans)},
             )
             return stored.rowcount > 0
 
@@ -287,15 +302,15 @@ class Store:
         """Return the ids and problems of the latest 50 failed runs, the oldest first."""
         return list(self.database.rows("SELECT run_id, problem FROM failures ORDER BY rowid DESC LIMIT 50"))[::-1]
 
-    def finish(self, run_id: str, result: dict[str, Any]) -> None:
-        """Store a run's final result, unless it has a complete one.
+    def finish(self, run_id: str, result: dict[str, Any], timeline: bytes = b"") -> None:
+        """Store a run's final result and its compressed timeline, unless it has a complete one.
 
         The chunks of a complete run are deleted.
         """
         with self.database.transaction() as db:
             is_stored = db.execute(
-                "UPDATE runs SET result = ?, complete = ? WHERE run_id = ? AND NOT complete",
-                (json.dumps(result), bool(result["complete"]), run_id),
+                "UPDATE runs SET result = ?, timeline = ?, complete = ? WHERE run_id = ? AND NOT complete",
+                (json.dumps(result), timeline, bool(result["complete"]), run_id),
             ).rowcount
             if is_stored and result["complete"]:
                 db.execute("DELETE FROM chunks WHERE run_id = ?", (run_id,))
@@ -343,6 +358,30 @@ class Store:
             run_id,
         )
         return [Chunk(run_id, *row) for row in rows]
+
+    def timeline(self, run_id: str) -> bytes:
+        """The compressed timeline of a run; empty if it has not ended."""
+        row = self.database.row("SELECT timeline FROM runs WHERE run_id = ?", run_id)
+        return (row and row[0]) or b""
+
+    def spans(self, run_id: str) -> Iterator[tuple[Chunk, tuple[Span, ...]]]:
+        """What happened to each planned chunk of a run, in the order of samples and entries."""
+        rows = self.database.rows(
+            "SELECT sample, start, stop, spans FROM chunks WHERE run_id = ? AND planned AND spans IS NOT NULL "
+            "ORDER BY sample, start",
+            run_id,
+        )
+        decoder = msgspec.json.Decoder(tuple[Span, ...])
+        for sample, start, stop, spans in rows:
+            yield Chunk(run_id, sample, start, stop), _decoded(decoder, spans)
+
+    def software(self, run_id: str) -> list[tuple[str, Software]]:
+        """What the services are that worked on a run, by their names; a service may be there more than once."""
+        rows = self.database.rows(
+            "SELECT service, description FROM software WHERE run_id = ? ORDER BY service, description", run_id
+        )
+        decoder = msgspec.json.Decoder(Software)
+        return [(service, _decoded(decoder, description)) for service, description in rows]
 
     def is_settled(self, run_id: str) -> bool:
         """Whether every sample of a run is planned or lost, and every planned chunk added or failed."""
@@ -429,7 +468,7 @@ class Store:
 
 def _delete(db: sqlite3.Connection, run_id: str, why: int, *, keep_settings: bool = False) -> None:
     db.execute("UPDATE requests SET deleted = ? WHERE run_id = ? AND NOT deleted", (why, run_id))
-    for table in ("samples", "chunks", "failures", "requeues", *(() if keep_settings else ("runs",))):
+    for table in ("samples", "chunks", "failures", "requeues", "software", *(() if keep_settings else ("runs",))):
         db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))  # noqa: S608  a constant
 
 
@@ -446,6 +485,13 @@ def _json(text: str, what: str) -> Any:
         return json.loads(text)
     except (TypeError, ValueError) as error:
         raise DamagedError(f"the {what} of the run cannot be read from the database: {error}") from None
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
+    try:
+        return decoder.decode(content)
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise DamagedError(f"what happened to the run cannot be read from the database: {error}") from None
 
 
 def _replaced(planned: FileIdentity, found: FileIdentity | None) -> str | None:

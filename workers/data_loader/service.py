@@ -23,6 +23,7 @@ from common.messages import (
     RunRequest,
     RunStarted,
     SamplePlan,
+    Span,
 )
 from common.service import Service
 from common.settings import Settings
@@ -80,7 +81,7 @@ class DataLoader(Service):
         try:
             control = FetchControl(self._fetch_progress(task), self.heartbeat, self.stop)
             file = locate(sample, analysis, task.settings, self._fetcher, control)
-            identity = file.identity()
+            identity = file.identity(self._fetcher.cache)
             bounds = reading.chunk_bounds(file.path, analysis, sample, task.settings)
             file.check(identity)
         except DataError as error:
@@ -89,7 +90,8 @@ class DataLoader(Service):
         whole_file = Chunk(task.run_id, task.sample, 0, bounds[-1])
         tasks = [ChunkTask(chunk, task.settings, identity) for chunk in plan.chunks]
         # Read the first chunk now, so that the other services have work while the next files are planned.
-        first_chunk = [message for first in tasks[:1] for message in self.read(first)]
+        planned = self.spans("planned")
+        first_chunk = [message for first in tasks[:1] for message in self.read(first, planned)]
         return [plan, Progress("plan", whole_file), *tasks[1:], *first_chunk]
 
     def _fetch_progress(self, task: FileTask) -> Callable[[int, int | None], None]:
@@ -104,10 +106,11 @@ class DataLoader(Service):
 
         return publish_progress
 
-    def read(self, task: ChunkTask) -> Sequence[Message]:
+    def read(self, task: ChunkTask, before: Sequence[Span] = ()) -> Sequence[Message]:
         """Read a chunk and apply the loader's steps; returns its events, or why it failed.
 
         It fails if the file is not the one that the run was planned with, or a function of the analysis fails.
+        ``before`` is what happened to the chunk before.
         """
         chunk = task.chunk
         analysis = self.analyses.of(task.settings)
@@ -124,8 +127,9 @@ class DataLoader(Service):
                 file.check(task.file)  # again: it may have been replaced since
             events, cutflow = reading.select(arrays, analysis, sample, task.settings)
         except (DataError, AnalysisError) as error:
-            return [ChunkFailed(chunk, str(error), task.digest)]
+            return [ChunkFailed(chunk, str(error), task.digest, self.spans("read", before))]
+        software = {self.name: self.replica.software}
         return [
-            Events(chunk, task.settings, cutflow, events),
+            Events(chunk, task.settings, cutflow, events, self.spans("read", before), software),
             Progress("data-loader", chunk),
         ]

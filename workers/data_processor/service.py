@@ -38,9 +38,13 @@ class DataProcessor(Service):
         try:
             selected, cutflow = select(message.events, self.analyses.of(message.settings), message.settings)
         except AnalysisError as error:
-            return [ChunkFailed(message.chunk, str(error), message.digest)]
+            return [ChunkFailed(message.chunk, str(error), message.digest, self.spans("selected", message.spans))]
+        cutflow = {**message.cutflow, **cutflow}
+        software = {**message.software, self.name: self.replica.software}
         return [
-            Selected(message.chunk, message.settings, {**message.cutflow, **cutflow}, selected),
+            Selected(
+                message.chunk, message.settings, cutflow, selected, self.spans("selected", message.spans), software
+            ),
             Progress("data-processor", message.chunk),
         ]
 

@@ -12,6 +12,7 @@ import hist
 import numpy as np
 import uproot
 
+from common.messages import TIMELINE, decompress
 from workers.visualisation.plots.histograms import TOY_TITLE, is_toy, read_histogram, result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
@@ -21,11 +22,12 @@ log = logging.getLogger(__name__)
 FIT_FIGURES = tuple(f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits"))
 
 
-def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, bytes]:
+def result_files(result: Mapping[str, Any], pool: DrawingPool, timeline: bytes = b"") -> dict[str, bytes]:
     """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
 
     A run without plots has no figures. The files are result.json, every histogram and every figure of the fit as
-    png and pdf, histograms.root, and workspace.json if the result has one. Figures that cannot be drawn are named in
+    png and pdf, histograms.root, timeline.json from the compressed ``timeline`` unless it is empty, and workspace.json
+    if the result has one. Figures that cannot be drawn are named in
     the problems of result.json; the run is as complete as before, because every event is in its numbers. The same
     result gives the same bytes, except for histograms.root: ROOT's format contains
     the time of writing and a unique id. Raises MessageError if a histogram is not
@@ -38,6 +40,8 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool) -> dict[str, byte
             log.error("run %s: %s", result["run_id"], problem)
         result = {**result, "problems": [*result["problems"], *problems]}
     files = {"result.json": _json(result), **figures, "histograms.root": root_file(result)}
+    if timeline:
+        files[TIMELINE] = decompress(timeline)
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files

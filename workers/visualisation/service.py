@@ -49,6 +49,7 @@ class Visualisation(Service):
 
     name: ClassVar[str] = "visualisation"
     is_single: ClassVar[bool] = True
+    reports_queues: ClassVar[bool] = True
 
     def __init__(self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None) -> None:
         self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
@@ -108,7 +109,7 @@ class Visualisation(Service):
         files = self._existing_files(message)
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
-            files = result_files(message.result, self._pool)
+            files = result_files(message.result, self._pool, message.timeline)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:
             self._write(message.run_id, folder.result, files, self._output)
