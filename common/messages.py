@@ -448,7 +448,7 @@ class ServiceStatus(Message):
     state
         What it does. The last message of a replica that is stopped says ``stopping``; one that is killed sends none.
     run, work
-        The run and the chunk or sample that it handles, for example ``data_A[0:50000]``; empty if there is none.
+        The run and the chunk or sample that it handles, for example ``NAME[0:50000]``; empty if there is none.
     events
         The number of events (file entries) that it has handled.
     received_bytes
@@ -713,6 +713,12 @@ KINDS: Mapping[str, type[Message]] = {
         RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus, RunListRequest, RunList,
     )
 }  # fmt: skip
+
+# msgspec 0.22 derives how to decode a class when the class is first decoded. Two threads that do this at the same time
+# can crash the process, so it is done while this module is imported.
+for _decoded in (*KINDS.values(), DeadLetterNotice, RunSettings, _RawRequest, _ArrayHeader, _History):
+    if not issubclass(_decoded, ArrayMessage):
+        msgspec.json.Decoder(_decoded)
 
 
 def run_of(message: Message) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import zlib
 from dataclasses import asdict, replace
 from typing import Any
@@ -51,6 +53,7 @@ from common.messages import (
 from common.names import is_name
 from common.settings import MAX_CHUNK_ENTRIES, RunSettings
 from physics import ANALYSES
+from tests.support.paths import ROOT
 
 RUN = "20260131-235959-demo-1f3a"
 CHUNK = Chunk(RUN, "Zee", 100, 200)
@@ -209,6 +212,19 @@ def test_an_empty_an_oversized_and_a_foreign_body_are_refused(kind: str) -> None
         decode(kind, b"")
     with pytest.raises(MessageError, match=f"{kind}: 8388609 bytes are more than the 8388608"):
         decode(kind, bytes(MIB_8 + 1))
+
+
+def test_how_messages_are_decoded_is_derived_before_threads_decode_any() -> None:
+    """Where two threads derive it at the same time, msgspec can crash the process."""
+    program = (
+        "from common import messages\n"
+        "del messages.Chunk, messages.Name  # the annotations cannot be evaluated any more\n"
+        "messages.decode('status-request', b'{\"run_id\": \"r\"}', {})\n"
+        'messages.decode(\'progress\', b\'{"stage": "plan", "chunk": \'\n'
+        '    b\'{"run_id": "r", "sample": "s", "start": 0, "stop": 1}}\', {})\n'
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_kind_is_refused_by_its_name() -> None:

@@ -125,6 +125,7 @@ class Document(msgspec.Struct):
         return lumi * fraction if isinstance(lumi, int | float) and isinstance(fraction, int | float) else None
 
 
+_DECODER = msgspec.json.Decoder(Document)
 UNREADABLE = Document(problems=["its result.json cannot be read"])
 
 
@@ -157,7 +158,7 @@ class Documents:
     def __init__(self, archive: Archive, analyses: Analyses) -> None:
         def read(run_id: str, _written_ns: int) -> Document:
             try:
-                document = msgspec.json.decode(archive.read(run_id, RESULT) or b"", type=Document)
+                document = _DECODER.decode(archive.read(run_id, RESULT) or b"")
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return UNREADABLE
             with suppress(SettingsError):
