@@ -49,21 +49,15 @@ use_venv "$here" tests '1.3 GB, about two minutes' -e '.[lint,test]'
 cd "$here"
 case $which in
     fast)
-        # Not the tests of the CPU monitor, fits, downloads, the page, broken files, worker processes and the release
-        # of 2025, which take most of the time.
-        exec python -m pytest -n auto --maxprocesses 4 --stage parallel -m 'not broker and not browser' tests/unit \
-            --ignore-glob 'tests/unit/test_cpu_monitor*' --ignore-glob 'tests/unit/test_fit*' \
-            --ignore-glob 'tests/unit/test_fetch*' --ignore tests/unit/test_analysis_service.py \
-            --ignore-glob 'tests/unit/test_*_2025.py' --ignore tests/unit/test_page.py \
-            --ignore tests/unit/test_broken_files.py --ignore tests/unit/test_drawing_pool.py "$@"
+        exec python -m pytest -n auto --maxprocesses 4 --dist loadfile --fast "$@"
         ;;
     all) set -- --all-tests "$@" ;;
 esac
 
-# Each process gets a few tests at a time, so that the long ones, which come first, are divided among all. Tests that
-# must not run at the same time as others come last. Pytest's exit code 5: no test was selected.
+# The tests of a file run in one process, which starts the services and runs that they share once. Tests that must not
+# run at the same time as others come last. Pytest's exit code 5: no test was selected.
 code=0 alone=0
-python -m pytest -n 4 --maxschedchunk 4 --stage parallel "$@" || code=$?
+python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --stage parallel "$@" || code=$?
 python -m pytest --stage alone "$@" || alone=$?
 if [ "$code" = 0 ] || [ "$code" = 5 ]; then
     [ "$alone" = 5 ] || code=$alone

@@ -23,17 +23,47 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")
 #: Markers of tests that run only if -m names the marker.
 ONLY_BY_NAME = ("long",)
+#: The files of tests/unit that --fast leaves out: they draw, fit, make files of events, start processes or servers,
+#: or check manifests.
+NOT_FAST = (
+    "test_analysis_service.py",
+    "test_broken_files.py",
+    "test_comparison_explanations.py",
+    "test_cpu_monitor*.py",
+    "test_demo*.py",
+    "test_drawing_pool.py",
+    "test_fetch*.py",
+    "test_fit*.py",
+    "test_kubernetes*.py",
+    "test_listeners.py",
+    "test_page*.py",
+    "test_plots.py",
+    "test_python_result.py",
+    "test_rates.py",
+    "test_release_2025.py",
+    "test_result_folder.py",
+    "test_virtual_environment.py",
+)
 #: Markers of tests that must not run at the same time as other tests.
 ALONE = ("alone", "compose", "docker", "kubernetes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-tests", action="store_true", help=f"also run the tests marked {', '.join(NOT_BY_DEFAULT)}")
+    parser.addoption("--fast", action="store_true", help="run only unit tests that need no service and little time")
     parser.addoption(
         "--stage",
         choices=["parallel", "alone"],
         help=f"run only the tests that may run beside others, or only those marked {', '.join(ALONE)}",
     )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what --fast does not run, so that it is not imported either."""
+    if not config.getoption("--fast"):
+        return None
+    is_slower = collection_path.name in {"integration", "system"} or any(map(collection_path.match, NOT_FAST))
+    return True if is_slower else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,6 +84,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if is_wanted(item)]
     # Long tests come first, so that no process ends with one of them.
     items.sort(key=lambda item: [item.get_closest_marker(marker) is None for marker in ("slow", "browser")])
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A cache for all runs, also of other processes of pytest-xdist, so that each demo is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +119,8 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 
 @pytest.fixture
-def workers(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
+def workers(vhost: BrokerSettings, tmp_path: Path, cache: Path) -> Iterator[Workers]:
     """Start services on this test's virtual host; they are stopped after the test."""
-    running = Workers(vhost, tmp_path)
+    running = Workers(vhost, tmp_path, cache)
     yield running
     running.stop()

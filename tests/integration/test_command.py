@@ -52,7 +52,7 @@ Command = Callable[..., int]
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Call the command within this process, in an empty folder, without plots by default; returns the exit code."""
 
     def call(*flags: str, **variables: str) -> int:
@@ -64,7 +64,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
             return int(ended.code or 0)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CACHE", str(cache))
     monkeypatch.setenv("PLOTS", "0")
     return call
 
@@ -74,8 +74,8 @@ def only_result(folder: Path) -> Path:
     return run_folder
 
 
-def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> None:
-    done = run(tmp_path, "--release", "demo", "--demo-events", "5000", PLOTS="1")
+def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path, cache: Path) -> None:
+    done = run(tmp_path, "--release", "demo", "--demo-events", "5000", PLOTS="1", CACHE=str(cache))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     folder = only_result(tmp_path)
@@ -103,11 +103,16 @@ def test_the_demo_prints_tables_and_writes_every_result_file(tmp_path: Path) -> 
 def test_a_second_demo_reuses_the_files_and_quiet_prints_its_folder_alone(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("--release", "demo", "--demo-events", "500") == 0
+    assert command("--release", "demo", "--demo-events", "500", CACHE=str(tmp_path / "cache")) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")}
     assert len(before) == 12
     assert len(capsys.readouterr().out.splitlines()) > 20
-    assert command("--release", "demo", "--demo-events", "500", "--quiet", "--processes", "0") == 0
+    assert (
+        command(
+            "--release", "demo", "--demo-events", "500", "--quiet", "--processes", "0", CACHE=str(tmp_path / "cache")
+        )
+        == 0
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.root")} == before
     folders = {f"results/{path.name}" for path in (tmp_path / "results").iterdir()}
     assert capsys.readouterr().out.splitlines()[-1] in folders
@@ -223,7 +228,7 @@ def test_a_run_whose_figures_cannot_be_drawn_has_every_other_file_and_exit_code_
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "mplhep.py").write_text("raise ImportError('libfreetype is missing')")
     monkeypatch.syspath_prepend(tmp_path / "path")
-    assert command("--release", "demo", "--demo-events", "3000", PLOTS="1") == 1
+    assert command("--release", "demo", "--demo-events", "5000", PLOTS="1") == 1
     out, err = capfd.readouterr()
     assert out.count("Cutflow") == 1
     assert "Traceback" not in err
@@ -242,13 +247,13 @@ def test_a_run_whose_figures_cannot_be_drawn_has_every_other_file_and_exit_code_
     }
 
 
-def test_a_run_with_closed_standard_streams_writes_its_result(tmp_path: Path) -> None:
+def test_a_run_with_closed_standard_streams_writes_its_result(tmp_path: Path, cache: Path) -> None:
     """Python leaves the docstrings out, too (-OO), and the width of the terminal is not known (COLUMNS=0)."""
     command = [sys.executable, "-OO", str(ROOT / "analysis.py"), "--release", "demo", "--demo-events", "500"]
     done = subprocess.run(
         ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command, "--no-plots"],
         cwd=tmp_path,
-        env={"PATH": os.environ["PATH"], "CACHE": str(tmp_path / "cache"), "COLUMNS": "0"},
+        env={"PATH": os.environ["PATH"], "CACHE": str(cache), "COLUMNS": "0"},
         timeout=120,
         check=False,
     )

@@ -18,10 +18,10 @@ NOTEBOOKS = ROOT / "notebooks"
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let a kernel import analysis, and run small demos."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CACHE", str(cache))
     monkeypatch.setenv("DEMO_EVENTS", "20000")
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))

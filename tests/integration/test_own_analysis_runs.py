@@ -27,16 +27,9 @@ EXAMPLES = ROOT / "examples"
 DEMO = RunSettings(release="demo", demo_events=5_000, chunk_entries=1_000, plots=False)
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache shared by all runs, so that the demo release is made once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def folder(workers: Workers, cache: Path) -> Path:
-    """The folder where the services of this test read own analyses; they find the demo in the common cache."""
-    (workers.folder / "cache").symlink_to(cache)
+def folder(workers: Workers) -> Path:
+    """The folder where the services of this test read own analyses."""
     (workers.folder / "analyses").mkdir()
     return workers.folder / "analyses"
 
@@ -47,7 +40,7 @@ def resolved(folder: Path, name: str, run: RunSettings = DEMO) -> RunSettings:
 
 def embedded(folder: Path, name: str, cache: Path, run: RunSettings = DEMO) -> Outcome:
     read = replace(settings.read({"CACHE": str(cache), "ANALYSES_DIR": str(folder)}), run=resolved(folder, name, run))
-    with EmbeddedServices(read) as services:
+    with EmbeddedServices(read, processes=0) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", read.run)
         return follow(session, "run", ANALYSES, QuietDisplay(), services.is_alive)
@@ -160,7 +153,8 @@ def test_a_run_of_an_analysis_that_no_service_has_fails_in_words(
     own = tmp_path / "mine"
     own.mkdir()
     shutil.copy(EXAMPLES / "hzz4l_tight.py", own / "mine.py")
-    workers.start_all()
+    workers.start("data_loader")
+    workers.start("analysis")
     (outcome,) = on_broker(workers, resolved(own, "mine"))
     assert f"data-loader has no analysis 'mine': {folder}/mine.py does not exist" in str(outcome.problem)
 

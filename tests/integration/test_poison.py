@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from tests.unit.test_array_pickle import calls
 
-RUN = RunSettings(release="demo", demo_events=12_000, chunk_entries=1_000, plots=False)
+RUN = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000, plots=False)
 Malform = Callable[[bytes, type[Events] | type[Selected]], bytes]
 
 
@@ -106,9 +106,9 @@ def permissive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def workers(permissive: Broker, tmp_path: Path) -> Iterator[Workers]:
+def workers(permissive: Broker, tmp_path: Path, cache: Path) -> Iterator[Workers]:
     vhost = permissive.new_vhost()
-    running = Workers(vhost, tmp_path)
+    running = Workers(vhost, tmp_path, cache)
     yield running
     running.stop()
     permissive.delete_vhost(vhost)

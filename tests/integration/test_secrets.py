@@ -29,13 +29,13 @@ class DebugWorkers(Workers):
 
 
 @pytest.fixture
-def debug_workers(broker: Broker, vhost: BrokerSettings, tmp_path: Path) -> Iterator[DebugWorkers]:
+def debug_workers(broker: Broker, vhost: BrokerSettings, tmp_path: Path, cache: Path) -> Iterator[DebugWorkers]:
     """Services that connect as a user with a random password and sign with a random key."""
     user, password, key = (f"{name}-{secrets.token_hex(16)}" for name in ("user", "password", "key"))
     broker.api("PUT", f"users/{user}", {"password": password, "tags": ""})
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     broker.api("PUT", f"permissions/{vhost.vhost}/{user}", everything)
-    running = DebugWorkers(replace(vhost, user=user, password=password, message_key=key), tmp_path)
+    running = DebugWorkers(replace(vhost, user=user, password=password, message_key=key), tmp_path, cache)
     yield running
     running.stop()
     broker.api("DELETE", f"users/{user}")

@@ -115,8 +115,8 @@ def keyed(vhost: BrokerSettings) -> BrokerSettings:
 
 
 @pytest.fixture
-def keyed_workers(keyed: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
-    running = Workers(keyed, tmp_path)
+def keyed_workers(keyed: BrokerSettings, tmp_path: Path, cache: Path) -> Iterator[Workers]:
+    running = Workers(keyed, tmp_path, cache)
     yield running
     running.stop()
 
@@ -158,7 +158,7 @@ def test_a_signature_survives_dead_lettering_and_requeuing(
 
 @pytest.mark.broker
 def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
-    keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], tmp_path: Path
+    keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], cache: Path
 ) -> None:
     """A publisher without the key sends forged messages, and publishes a signed one several times."""
     forged = [RunPlan("run", 1.0, DEMO), RunRequest("run", 1.0, DEMO), MESSAGE]
@@ -178,7 +178,7 @@ def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
 
     outcome = follow(follower, "signed", ANALYSES, QuietDisplay(), before_deadline())
 
-    assert numbers(outcome) == numbers(run_embedded(DEMO, tmp_path / "cache"))
+    assert numbers(outcome) == numbers(run_embedded(DEMO, cache))
     refused = {(dead_letter.queue, dead_letter.kind): dead_letter.problem for dead_letter in dead_letters(vhost)}
     assert refused.keys() == {("plans", "run-plan"), ("plans", "chunk-failed"), ("runs", "run-request")}
     assert all("its signature is missing or wrong" in problem for problem in refused.values())

@@ -105,9 +105,9 @@ def test_tls_at_a_port_without_tls_is_an_error(secure: BrokerSettings, plain_por
 
 
 def test_the_command_and_the_services_use_tls_as_the_environment_says(
-    secure: BrokerSettings, folder: Path, tmp_path: Path
+    secure: BrokerSettings, folder: Path, tmp_path: Path, cache: Path
 ) -> None:
-    workers = Workers(secure, tmp_path)
+    workers = Workers(secure, tmp_path, cache)
     try:
         workers.start_all()
         secret = {"RABBITMQ_USER": secure.user, "RABBITMQ_PASS": secure.password}

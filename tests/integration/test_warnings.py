@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.runs import run_embedded
@@ -14,13 +12,8 @@ from tests.support.runs import run_embedded
 SIMULATION = tuple(sample.name for sample in ANALYSES["demo"].samples if not sample.is_data)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def result_of(cache: Path, **settings: Any) -> dict[str, Any]:
-    outcome = run_embedded(RunSettings(release="demo", demo_events=2_000, plots=False, **settings), cache)
+    outcome = run_embedded(RunSettings(release="demo", demo_events=5_000, plots=False, **settings), cache)
     assert outcome.problem is None
     assert outcome.result is not None
     assert outcome.result["complete"]

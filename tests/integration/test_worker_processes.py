@@ -175,14 +175,9 @@ def test_an_interrupt_from_the_keyboard_does_not_reach_worker_processes(holder: 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def reference(cache: Path) -> str:
     """The numbers of a run without worker processes."""
-    return numbers(run_embedded(DEMO, cache, processes=0))
+    return numbers(run_embedded(DEMO, cache))
 
 
 def run_in_processes(
@@ -239,7 +234,7 @@ def test_an_unreadable_file_has_the_same_reason_in_a_worker_process(cache: Path,
     (tmp_path / "MC").mkdir()
     (tmp_path / "MC" / "mc_361106.Zee.4lep.root").write_bytes(b"<html>not found</html>" * 100)
     run = RunSettings(data=str(tmp_path), samples=("Zee", "Zmumu"), plots=False)
-    in_processes, in_threads = run_in_processes(run, cache), run_embedded(run, cache, processes=0)
+    in_processes, in_threads = run_in_processes(run, cache), run_embedded(run, cache)
     assert in_processes.result is not None
     assert in_threads.result is not None
     assert in_processes.result["problems"] == in_threads.result["problems"]
@@ -259,22 +254,6 @@ def test_a_chunk_that_ends_its_worker_process_is_named_and_the_others_are_read(
     assert "the chunk could not be processed: its worker process exited 3 times" in problem
     assert outcome.result["complete"] is False
     assert outcome.result["samples"]["Zee"]["events_read"] > 0
-
-
-def test_a_script_without_a_main_guard_ends_with_an_error_that_says_so(cache: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from common.settings import RunSettings\n"
-        "from tests.support.runs import run_embedded\n"
-        f"run_embedded(RunSettings(release='demo', demo_events=40_000, plots=False), Path({str(cache)!r}))\n"
-    )
-    command = [sys.executable, str(script)]
-    ran = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
-    # A warning of multiprocessing may follow, because worker processes are ended while they import the script.
-    *_, last = [line for line in ran.stderr.splitlines() if "WorkerProcessError" in line]
-    assert 'if __name__ == "__main__":' in last
 
 
 def test_events_that_cannot_be_processed_are_left_to_the_data_processor(

@@ -42,8 +42,9 @@ def before_deadline(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
 
 
 def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
+    """Do a run in this process; its chunks are read in threads."""
     read = settings.read({"CACHE": str(cache)})
-    with EmbeddedServices(read, **replicas) as services:
+    with EmbeddedServices(read, processes=0, **replicas) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", run)
         return follow(session, "run", ANALYSES, QuietDisplay(), services.is_alive)

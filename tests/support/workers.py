@@ -13,11 +13,16 @@ from tests.support.paths import ROOT
 
 
 class Workers:
-    """The four services as processes on one virtual host."""
+    """The four services as processes on one virtual host.
 
-    def __init__(self, settings: BrokerSettings, folder: Path) -> None:
+    ``folder`` has their logs, results, database and own analyses; ``cache`` is the folder of the files that they read,
+    by default a new one.
+    """
+
+    def __init__(self, settings: BrokerSettings, folder: Path, cache: Path | None = None) -> None:
         self.settings = settings
         self.folder = folder
+        self._cache = cache or folder / "cache"
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def environment(self) -> dict[str, str]:
@@ -31,7 +36,7 @@ class Workers:
             "MESSAGE_KEY": self.settings.message_key,
             "OUTPUT": str(self.folder / "service-results"),
             "DATABASE": str(self.folder / "analysis.sqlite"),
-            "CACHE": str(self.folder / "cache"),
+            "CACHE": str(self._cache),
             "ANALYSES_DIR": str(self.folder / "analyses"),
         }
 

@@ -41,11 +41,6 @@ def written(folder: Path, changes: str, name: str = "own") -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 # --- mistakes ---
 
 
