@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,23 @@ from tests.support.workers import Workers
 
 pytestmark = pytest.mark.broker
 
-RUN = RunSettings(release="demo", demo_events=50_000, chunk_entries=1_000, plots=False)
+RUN = RunSettings(release="demo", demo_events=20_000, chunk_entries=400, plots=False)
 SINGLE = ("analysis", "visualisation")
 
 
 @pytest.fixture
-def workers(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
-    running = Workers(vhost, tmp_path)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def copies(vhost: BrokerSettings, tmp_path: Path) -> Iterator[Workers]:
+def copies(vhost: BrokerSettings, tmp_path: Path, cache: Path) -> Iterator[Workers]:
     """Other services on the same broker, with a database and an output folder of their own."""
     folder = tmp_path / "copies"
     folder.mkdir()
-    running = Workers(vhost, folder)
+    running = Workers(vhost, folder, cache)
     yield running
     running.stop()
 
 
 @pytest.mark.slow
-def test_copies_started_during_a_run_wait_and_leave_its_numbers(
-    workers: Workers, copies: Workers, tmp_path: Path
-) -> None:
-    reference = numbers(run_embedded(RUN, tmp_path / "cache"))
+def test_copies_started_during_a_run_wait_and_leave_its_numbers(workers: Workers, copies: Workers, cache: Path) -> None:
+    reference = numbers(run_embedded(RUN, cache))
     workers.start_all()
     started: list[str] = []
 
@@ -62,7 +52,7 @@ def test_copies_started_during_a_run_wait_and_leave_its_numbers(
     assert numbers(run_on_broker(workers.settings, RUN)) == reference
 
 
-def test_a_copy_that_waits_ends_when_it_is_told_to(workers: Workers, copies: Workers) -> None:
+def test_a_copy_that_waits_ends_with_sigterm(workers: Workers, copies: Workers) -> None:
     workers.start("analysis")
     wait_until(lambda: "connected" in workers.log("analysis"), "the analysis runs", 30)
     copies.start("analysis")
@@ -79,15 +69,3 @@ def test_a_second_analysis_with_the_same_database_is_refused(workers: Workers) -
 
     assert second.wait(30) == 2
     assert "another analysis service uses this file" in workers.log("analysis")
-
-
-def test_of_two_requests_for_one_run_the_one_with_other_settings_is_refused(workers: Workers) -> None:
-    workers.start_all()
-    assert run_on_broker(workers.settings, RUN, run_id="run").problem is None
-
-    again = run_on_broker(workers.settings, RUN, run_id="run")
-    other = run_on_broker(workers.settings, replace(RUN, pt_cuts_gev=(30.0,)), run_id="run")
-
-    assert again.problem is None
-    assert other.result is None
-    assert "requested before with other settings" in str(other.problem)

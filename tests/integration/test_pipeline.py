@@ -11,7 +11,7 @@ import pytest
 
 from common import messages, settings, topology
 from common.delivery import Delivery
-from common.messages import Chunk, Message, Result, RunRequest, RunStarted, Selected
+from common.messages import Message, Result, RunRequest, RunStarted
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
 from common.transport import Session
@@ -25,16 +25,11 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from workers.embedded import EmbeddedServices
 
+SERVICES = ("data_loader", "data_processor", "analysis", "visualisation")
 DEMO = RunSettings(release="demo", demo_events=20_000, chunk_entries=1_000, plots=False)
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache shared by all runs, so that the demo release is made once."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(cache: Path) -> str:
     """The numbers of a demo run without faults."""
     outcome = run_embedded(DEMO, cache)
@@ -43,19 +38,11 @@ def reference(cache: Path) -> str:
     return numbers(outcome)
 
 
-@pytest.fixture
-def demo_workers(workers: Workers, cache: Path) -> Workers:
-    """Workers that find the demo release in the common cache."""
-    (workers.folder / "cache").symlink_to(cache)
-    return workers
-
-
 @pytest.fixture(scope="module")
 def services(broker: Broker, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """One replica of each service, for all tests that leave it so."""
+    """One replica of each service; every test leaves one running."""
     vhost = broker.new_vhost()
-    running = Workers(vhost, tmp_path_factory.mktemp("services"))
-    (running.folder / "cache").symlink_to(cache)
+    running = Workers(vhost, tmp_path_factory.mktemp("services"), cache)
     running.start_all()
     yield running
     running.stop()
@@ -83,14 +70,24 @@ def test_real_events_give_the_published_counts_and_yields(
 
 
 @pytest.mark.broker
-def test_one_replica_of_each_service_gives_the_bits_of_the_embedded_run(services: Workers, reference: str) -> None:
-    assert numbers(run_on_broker(services.settings, DEMO)) == reference
+def test_a_run_has_the_bits_of_the_embedded_one_and_its_folder_is_stored(services: Workers, reference: str) -> None:
+    outcome = run_on_broker(services.settings, DEMO)
+    assert numbers(outcome) == reference
+    assert outcome.result is not None
+    stored = services.folder / "service-results" / outcome.result["run_id"]
+    assert {path.name: path.read_bytes() for path in stored.iterdir()} == dict(outcome.files)
 
 
 @pytest.mark.broker
-def test_any_number_of_replicas_gives_the_bits_of_the_embedded_run(demo_workers: Workers, reference: str) -> None:
-    demo_workers.start_all(data_loaders=2, data_processors=4)
-    assert numbers(run_on_broker(demo_workers.settings, DEMO)) == reference
+def test_more_replicas_give_the_bits_of_the_embedded_run(services: Workers, reference: str) -> None:
+    services.start("data_loader")
+    services.start("data_processor", 3)
+    for service, number in (("data_loader", 2), ("data_processor", 4)):
+        wait_until(lambda: services.log(service).count("connected to") >= number, f"{service} is connected")  # noqa: B023
+    assert numbers(run_on_broker(services.settings, DEMO)) == reference
+    for service in ("data_loader", "data_processor"):
+        services.kill(service)
+        services.start(service)
 
 
 def test_more_threads_give_the_bits_of_the_embedded_run(cache: Path, reference: str) -> None:
@@ -127,7 +124,7 @@ def test_a_broker_killed_while_a_run_is_submitted_delays_no_run(
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("victim", ["data_loader", "data_processor", "analysis", "visualisation"])
+@pytest.mark.parametrize("victim", SERVICES)
 def test_a_worker_killed_in_the_middle_of_a_run_changes_no_bit(services: Workers, reference: str, victim: str) -> None:
     progress_when_killed = []
 
@@ -157,28 +154,22 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
 
 
 @pytest.mark.broker
-def test_a_worker_stopped_in_the_middle_of_a_run_exits_cleanly(demo_workers: Workers, reference: str) -> None:
-    demo_workers.start_all()
-    services = ("data_loader", "data_processor", "analysis", "visualisation")
-    for service in services:
-        wait_until(lambda: "connected to" in demo_workers.log(service), f"{service} is connected")  # noqa: B023
-    codes: list[dict[str, list[int]]] = []
+def test_workers_stopped_in_the_middle_of_a_run_exit_cleanly_and_change_no_bit(
+    services: Workers, reference: str
+) -> None:
+    stopped: list[str] = []
+    codes: list[int] = []
 
     def restart_all(events: Mapping[str, int]) -> None:
-        if not codes and events.get("analysis", 0) > 2_000:
-            codes.append(demo_workers.stop())
-            demo_workers.start_all()
+        if not stopped and events.get("analysis", 0) > 2_000:
+            processes = [process for service in SERVICES for process in services.running(service)]
+            services.stop()
+            codes.extend(process.returncode for process in processes)
+            stopped.extend(SERVICES)
+            services.start_all()
 
-    assert numbers(run_on_broker(demo_workers.settings, DEMO, QuietDisplay(restart_all))) == reference
-    assert codes == [{service: [0] for service in services}]
-
-
-@pytest.mark.broker
-def test_the_visualisation_stores_the_folder_that_the_follower_receives(services: Workers) -> None:
-    outcome = run_on_broker(services.settings, DEMO)
-    assert outcome.result is not None
-    kept = services.folder / "service-results" / outcome.result["run_id"]
-    assert {path.name: path.read_bytes() for path in kept.iterdir()} == dict(outcome.files)
+    assert numbers(run_on_broker(services.settings, DEMO, QuietDisplay(restart_all))) == reference
+    assert codes == [0, 0, 0, 0]
 
 
 def test_a_missing_file_leaves_a_run_incomplete_with_the_reason(tmp_path: Path) -> None:
@@ -210,9 +201,9 @@ def test_a_broken_file_leaves_its_run_incomplete_and_the_others_complete(tmp_pat
     assert str(broken) in problem
 
 
-def test_the_first_message_about_a_run_is_that_it_started(tmp_path: Path) -> None:
+def test_the_first_message_about_a_run_is_that_it_started(cache: Path) -> None:
     received: list[Message] = []
-    with EmbeddedServices(settings.read({"CACHE": str(tmp_path)})) as services:
+    with EmbeddedServices(settings.read({"CACHE": str(cache)}), processes=0) as services:
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", DEMO)
         while not (received and isinstance(received[-1], Result) and received[-1].final):
@@ -230,77 +221,33 @@ def take(session: Session) -> Delivery:
 
 @pytest.mark.broker
 @pytest.mark.parametrize(("queue", "consumer"), [(topology.EVENTS, "data_processor"), (topology.SELECTED, "analysis")])
-def test_a_dead_lettered_message_leaves_its_run_incomplete_with_the_reason(
-    demo_workers: Workers, queue: topology.Queue, consumer: str
+def test_a_run_with_a_dead_letter_says_why_and_is_complete_once_it_is_requeued(
+    services: Workers, reference: str, queue: topology.Queue, consumer: str
 ) -> None:
-    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
-    follower = transport.open([topology.follower("run")], prefetch=100)
-    submit(follower, "run", DEMO)
-    for service in ("data_loader", "data_processor", "analysis", "visualisation"):
-        if service != consumer:
-            demo_workers.start(service)
+    services.kill(consumer)
+    transport = RabbitMQTransport(services.settings, connect_timeout_s=30)
+    run_id = f"dead-letter-in-{queue.name}"
+    follower = transport.open([topology.follower(run_id)], prefetch=100)
+    submit(follower, run_id, DEMO)
     consumer_of_one = transport.open([queue], prefetch=1)
     consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
     consumer_of_one.close()
-    demo_workers.start(consumer)
-    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
+    services.start(consumer)
+    outcome = follow(follower, run_id, ANALYSES, QuietDisplay(), before_deadline())
     follower.close()
     assert outcome.result is not None
     assert not outcome.result["complete"]
     assert any("made unreadable by a test" in problem for problem in outcome.result["problems"])
 
+    (dead_letter,) = requeue(services.settings, run_id)
+    assert (dead_letter.queue, dead_letter.problem) == (queue.name, "made unreadable by a test")
 
-@pytest.mark.broker
-def test_a_requeued_dead_letter_completes_its_run_with_the_same_bits(demo_workers: Workers, reference: str) -> None:
-    transport = RabbitMQTransport(demo_workers.settings, connect_timeout_s=30)
-    follower = transport.open([topology.follower("run")], prefetch=100)
-    submit(follower, "run", DEMO)
-    for service in ("data_loader", "analysis", "visualisation"):
-        demo_workers.start(service)
-    consumer_of_one = transport.open([topology.EVENTS], prefetch=1)
-    consumer_of_one.dead_letter(take(consumer_of_one), "made unreadable by a test")
-    consumer_of_one.close()
-    demo_workers.start("data_processor")
-    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
-    follower.close()
-    assert outcome.result is not None
-    assert not outcome.result["complete"]
-
-    (dead_letter,) = requeue(demo_workers.settings, "run")
-    assert (dead_letter.queue, dead_letter.kind, dead_letter.problem) == (
-        "events",
-        "events",
-        "made unreadable by a test",
-    )
-
-    written = demo_workers.folder / "service-results" / "run" / "result.json"
+    written = services.folder / "service-results" / run_id / "result.json"
     result = wait_until(
         lambda: (found := json.loads(written.read_text())) and found["complete"] and found, "the run is complete", 60
     )
     assert numbers(Outcome(result, {"result.json": written.read_bytes()})) == reference
-    assert dead_letters(demo_workers.settings) == []
-
-
-@pytest.mark.broker
-def test_an_invalid_message_is_dead_lettered_and_the_worker_continues(services: Workers, reference: str) -> None:
-    class Poison(Selected):
-        kind = "selected"
-        route = topology.EVENTS.name
-
-        def encode(self) -> bytes:
-            return b"cos\nsystem\n(S'touch /tmp/should-not-exist'\ntR."
-
-    transport = RabbitMQTransport(services.settings, connect_timeout_s=30)
-    sender = transport.open([])
-    poison: Message = Poison(Chunk("another-run", "Zee", 0, 1), "demo", {}, None)
-    sender.publish([poison])
-    sender.close()
-    assert numbers(run_on_broker(services.settings, DEMO)) == reference
-    dead_letter_session = transport.open([topology.dead_letter_queue("events")])
-    dead_letter = take(dead_letter_session)
-    assert dead_letter.headers["run_id"] == "another-run"
-    assert "GLOBAL" in dead_letter.headers["problem"]
-    dead_letter_session.close()
+    assert run_id not in {left.run_id for left in dead_letters(services.settings)}
 
 
 @pytest.mark.broker

@@ -32,12 +32,11 @@ DEMO = {"release": "demo", "demo_events": 5_000, "chunk_entries": 1_000}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache for all runs of this file, so that the demo is made once."""
-    folder = tmp_path_factory.mktemp("cache")
+def common_cache(cache: Path) -> Iterator[None]:
+    """Runs use the cache of all tests, also those of other programs."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("CACHE", str(folder))
-        yield folder
+        patched.setenv("CACHE", str(cache))
+        yield
 
 
 def left_behind() -> set[str]:
@@ -66,22 +65,30 @@ def program(folder: Path, text: str, *arguments: str, stdin: str = "") -> subpro
     )
 
 
+@pytest.fixture(scope="module")
+def embedded(common_cache: None) -> analysis.Result:
+    """The result of a run in this process."""
+    return analysis.run(**DEMO)
+
+
 # --- in this process ----------------------------------------------------------------
 
 
-def test_many_runs_in_one_process_leave_no_thread_and_no_process(tmp_path: Path) -> None:
+def test_runs_in_one_process_are_equal_and_leave_no_thread_and_no_process(
+    embedded: analysis.Result, tmp_path: Path
+) -> None:
     before = left_behind()
-    first, second = (analysis.run(**DEMO) for _ in range(2))
-    third = analysis.run(**DEMO, output=tmp_path, plots=False)
+    first = analysis.run(**DEMO)
+    second = analysis.run(**DEMO, output=tmp_path, plots=False)
     assert left_behind() <= before
-    assert numbers_of(first.document) == numbers_of(second.document) == numbers_of(third.document)
-    assert len({first.run_id, second.run_id, third.run_id}) == 3
+    assert numbers_of(first.document) == numbers_of(second.document) == numbers_of(embedded.document)
+    assert len({first.run_id, second.run_id, embedded.run_id}) == 3
     assert first.fit is not None
-    assert [path.name for path in tmp_path.iterdir()] == [third.run_id]
-    assert numbers_of(analysis.load(tmp_path / third.run_id).document) == numbers_of(third.document)
+    assert [path.name for path in tmp_path.iterdir()] == [second.run_id]
+    assert numbers_of(analysis.load(tmp_path / second.run_id).document) == numbers_of(second.document)
 
 
-def test_settings_have_the_values_of_python(cache: Path) -> None:
+def test_settings_have_the_values_of_python() -> None:
     result = analysis.run(**DEMO, samples=["llll", "data_A"], pt_cuts=(25, 15.5), lumi=3, fraction=0.5)
     settings = result.document["settings"]
     assert settings["samples"] == ["data_A", "llll"]
@@ -136,10 +143,11 @@ def test_a_loaded_result_of_an_own_analysis_needs_its_file_for_figures_only(tmp_
     assert figure.startswith("Figure")
 
 
-def test_an_incomplete_run_raises_an_error_that_has_the_result(tmp_path: Path) -> None:
-    made = analysis.run(**DEMO, samples=["data_A", "Zee"])
-    assert made.complete
-    (source,) = Path(os.environ["CACHE"]).rglob("data_A.4lep.root")
+def test_an_incomplete_run_raises_an_error_that_has_the_result(
+    embedded: analysis.Result, cache: Path, tmp_path: Path
+) -> None:
+    assert embedded.complete
+    (source,) = cache.glob(f"demo/*-{DEMO['demo_events']}/Data/data_A.4lep.root")
     data = tmp_path / "data"
     (data / "Data").mkdir(parents=True)
     (data / "Data" / source.name).symlink_to(source)
@@ -191,7 +199,7 @@ def test_an_interrupt_ends_a_run_and_leaves_no_process(tmp_path: Path, processes
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background\n"
         "    try:\n"
-        "        analysis.run(release='demo', demo_events=200_000, chunk_entries=20)\n"
+        "        analysis.run(release='demo', demo_events=20_000, chunk_entries=2)\n"
         "    except KeyboardInterrupt:\n"
         "        left = [child.cmdline() for child in psutil.Process().children(recursive=True)]\n"
         "        print('interrupted', [one for one in left if 'resource_tracker' not in str(one)])\n"
@@ -222,9 +230,8 @@ def address(broker: BrokerSettings, password: str | None = None) -> str:
 @pytest.fixture(scope="module")
 def services(broker: Broker, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """The four services, for the tests that leave them as they are."""
-    vhost, folder = broker.new_vhost(), tmp_path_factory.mktemp("services")
-    (folder / "cache").symlink_to(cache)
-    running = Workers(vhost, folder)
+    vhost = broker.new_vhost()
+    running = Workers(vhost, tmp_path_factory.mktemp("services"), cache)
     running.start_all(data_processors=2)
     yield running
     running.stop()
@@ -232,7 +239,7 @@ def services(broker: Broker, cache: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.broker
-def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers) -> None:
+def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers, embedded: analysis.Result) -> None:
     before = left_behind()
     run = analysis.submit(address(services.settings), **DEMO, plots=False)
     with pytest.raises(TimeoutError, match=f"run {run.run_id} has not ended"):
@@ -241,7 +248,7 @@ def test_a_submitted_run_gives_the_result_of_an_embedded_one(services: Workers) 
     assert run.done()
     assert run.progress.samples == run.progress.samples_opened == 12
     assert run.progress.total_events == run.progress.events["analysis"] > 0
-    assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
+    assert numbers_of(result.document) == numbers_of(embedded.document)
     assert run.result().document == result.document
     assert left_behind() <= before
 
@@ -255,7 +262,7 @@ def waiting_messages(settings: BrokerSettings) -> int:
 
 @pytest.mark.broker
 def test_a_cancelled_run_leaves_the_queues_and_its_neighbour_is_complete(
-    services: Workers, capsys: pytest.CaptureFixture[str]
+    services: Workers, embedded: analysis.Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = left_behind()
     broker = address(services.settings)
@@ -271,7 +278,7 @@ def test_a_cancelled_run_leaves_the_queues_and_its_neighbour_is_complete(
         run.cancel()  # changes nothing
         result = neighbour.result(timeout=90)
     wait_until(lambda: not waiting_messages(services.settings), "the queues were empty")
-    assert numbers_of(result.document) == numbers_of(analysis.run(**DEMO).document)
+    assert numbers_of(result.document) == numbers_of(embedded.document)
     assert dead_letters(services.settings) == []
     assert not (services.folder / "service-results" / run.run_id).exists()
     assert left_behind() <= before

@@ -36,8 +36,8 @@ from common.service import Service, serve
 from common.settings import RunSettings
 from common.transport.embedded import EmbeddedSession, EmbeddedTransport
 from physics import ANALYSES
+from tests.unit.test_analysis_service import NoFits
 from workers.analysis.service import AnalysisService
-from workers.analysis.statistics.fit_pool import FitPool
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
 from workers.visualisation.plots.pool import DrawingPool
@@ -66,12 +66,6 @@ class RecordingTransport(EmbeddedTransport):
     def store(self, route: str, stored: Any) -> None:
         self.recorded.append((route, stored))
         super().store(route, stored)
-
-
-class WithoutProcess(FitPool):
-    """A fit pool that starts no worker process: no run of these tests has data that could be fitted."""
-
-    def start(self) -> None: ...
 
 
 class UntilEmpty:
@@ -130,7 +124,7 @@ class Pipeline:
     def _services(self) -> Iterator[Service]:
         yield DataLoader(self.read)
         yield DataProcessor(self.read)
-        yield AnalysisService(self.read, fits=WithoutProcess())
+        yield AnalysisService(self.read, fits=NoFits())
         yield Visualisation(self.read, pool=self.pool)
 
     def _serve(self, service: Service) -> int:
