@@ -106,9 +106,15 @@ def store() -> Store:
     return Store(None)
 
 
+class NoFits(FitPool):
+    """A pool without a worker process, for runs that have no fit."""
+
+    def start(self) -> None: ...
+
+
 @pytest.fixture
 def analysis(clock: Clock, store: Store) -> Iterator[AnalysisService]:
-    analysis = AnalysisService(read({}), store)
+    analysis = AnalysisService(read({}), store, NoFits())
     yield analysis
     analysis.close()
 
@@ -912,12 +918,6 @@ DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_K
 
 
 ENDS = ("first", "second")
-
-
-class NoFits(FitPool):
-    """A pool without a worker process, for runs that have no fit."""
-
-    def start(self) -> None: ...
 
 
 def pages_of_two_runs(path: Path) -> int:

@@ -41,7 +41,7 @@ def read_histograms(histograms: dict[str, Any], mark: Path) -> dict[str, Any]:
     return histograms
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool() -> Iterator[DrawingPool]:
     made = DrawingPool(1)
     yield made
@@ -78,11 +78,11 @@ def test_figures_that_cannot_be_drawn_are_named_with_the_cause_and_others_are_dr
     ]
 
 
-def test_figures_are_drawn_whatever_the_backend_of_matplotlib_is(
-    pool: DrawingPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_drawn_whatever_the_backend_of_matplotlib_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "no-such-backend")
+    pool = DrawingPool(1)
     files, problems = pool.draw(result(), ["m4l_4e"])
+    pool.close()
     assert files["m4l_4e.png"].startswith(b"\x89PNG")
     assert problems == []
 

@@ -94,7 +94,7 @@ def minuit(likelihood: Likelihood, mu: float | None = None) -> tuple[float, floa
     return float(fit.values[likelihood.poi]), float(fit.fval)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_signal_strength_and_q0_agree_with_minuit_for_random_runs(seed: int) -> None:
     likelihood = Likelihood(random_run(seed)["workspace"])
     best = likelihood.fit(likelihood.data)
