@@ -10,7 +10,7 @@ from typing import Any, cast
 import awkward as ak
 import numpy as np
 
-from common.messages import FileIdentity
+from common.messages import Chunk, FileIdentity, Software, Span
 from common.settings import RunSettings
 from physics import ANALYSES
 from workers.analysis.histograms import fill
@@ -67,3 +67,9 @@ class _Chunks:
 
     def files(self, run_id: str) -> dict[str, FileIdentity]:
         return {}
+
+    def software(self, run_id: str) -> list[tuple[str, Software]]:
+        return []
+
+    def spans(self, run_id: str) -> list[tuple[Chunk, tuple[Span, ...]]]:
+        return []

@@ -108,7 +108,7 @@ def test_the_document_has_every_key_that_other_programs_read(names: tuple[str, .
     assert final or result["warnings"] == []
     assert result["fit"] is None
     assert (result["workspace"] is None) == isinstance(result["fit_problem"], str)
-    assert result["timing"].keys() == {"submitted", "finished", "seconds", "events_per_second"}
+    assert result["timing"].keys() == {"submitted", "finished", "seconds", "events_per_second", "waits"}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
@@ -179,6 +179,7 @@ def test_times_are_utc_and_the_rate_is_events_read_a_second() -> None:
         "finished": "1970-01-01T00:17:00.000Z",
         "seconds": 20.0,
         "events_per_second": 15.0,
+        "waits": {},
     }
 
 
