@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     else:
         for one in (first, *others):
             console.print(f"{one.label}  {one.path}", soft_wrap=True)
-        for part in (part for comparison in comparisons for part in _report(comparison)):
+        for part in (part for comparison in comparisons for part in report(comparison)):
             if isinstance(part, Table):
                 print_table(part, console)
             else:
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     return SAME if all(comparison.same for comparison in comparisons) else DIFFERENT
 
 
-def _report(comparison: Comparison) -> Iterator[str | Table]:
+def report(comparison: Comparison) -> Iterator[str | Table]:
     """Return the lines, and a table for each level that has differences."""
     a, b = comparison.a, comparison.b
     numbers = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
 import threading
 import time
+import zipfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ UNWRITTEN = ".unwritten-"
 _MTIME_RESOLUTION_NS = 2_000_000_000
 #: The finest resolution of modification times on the file systems in use is at least this.
 _STEP_NS = 1_000
+#: The first time that a zip file can hold, 1980.
+_ZIP_EPOCH_S = 315_532_800
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -105,6 +109,18 @@ class Archive:
                 return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
         except OSError:
             return None
+
+    def zipped(self, run_id: str) -> bytes | None:
+        """Return a zip file of a run's folder; None if there is no such run."""
+        if (entry := self.find(run_id)) is None:
+            return None
+        written = time.gmtime(max(entry.written_ns / 1e9, _ZIP_EPOCH_S))[:6]
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in self.files(run_id):
+                if (found := self.read(run_id, file.name)) is not None:
+                    archive.writestr(zipfile.ZipInfo(f"{run_id}/{file.name}", written), found, zipfile.ZIP_DEFLATED)
+        return content.getvalue()
 
     def mark_unwritten(self, run_id: str) -> None:
         """Note on the disk that the folder of a run could not be written, if the disk allows that."""

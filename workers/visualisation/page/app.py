@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from common.analyses import Analyses
+from common.errors import SettingsError
 from workers.visualisation.archive import Archive, Entry
+from workers.visualisation.page import comparison, rows, text
 from workers.visualisation.page import document as documents
-from workers.visualisation.page import text
-from workers.visualisation.page.document import Documents, partial_document
+from workers.visualisation.page.document import Documents, to_document
 from workers.visualisation.page.live import LiveRun, LiveRuns
+from workers.visualisation.page.partial import partial_document, scaled_result
+from workers.visualisation.page.rows import Row
 from workers.visualisation.page.streams import PartialPlots, State, Streams
 from workers.visualisation.plots.pool import DrawingPool
 
@@ -34,6 +38,19 @@ STATIC = {
     "page.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+#: The parts of the page of a run: the last part of their address, and their titles.
+TABS = {
+    "": "Result", "pipeline": "Pipeline", "timeline": "Timeline", "fit": "Fit",
+    "tables": "Tables", "files": "Files", "settings": "Settings",
+}  # fmt: skip
+#: The columns of the list of runs: key, title and class.
+COLUMNS = (
+    ("run", "Run", ""), ("state", "State", ""), ("release", "Release", "wide"), ("samples", "Samples", "n wide"),
+    ("cuts", "pT cuts [GeV]", "n wide"), ("strength", "μ", "n"), ("mass", "Mass", "n middle"),
+    ("events", "Events", "n middle"), ("finished", "Finished", "middle"),
+)  # fmt: skip
+#: The most rows of finished runs that are kept in memory.
+MAX_ROWS = 10_000
 #: Headers of a file that the browser displays: browsers put it into a document with inline styles.
 FILE_HEADERS = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 ERRORS = {
@@ -52,6 +69,9 @@ class Page:
     ) -> None:
         self._live, self._archive = live, archive
         self._documents = Documents(archive, analyses)
+        self._finished_row = lru_cache(maxsize=MAX_ROWS)(
+            lambda entry: rows.row(entry, self._documents.read(entry.run_id, entry.written_ns))
+        )
         self._plots = PartialPlots(pool)
         self._streams = Streams(stopping)
         self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
@@ -67,10 +87,13 @@ class Page:
             routes=[
                 Route("/", self._runs_page),
                 Route("/events", self._runs_events),
+                Route("/compare", self._compare_page),
                 Route("/runs/{run_id}", self._run_page),
                 Route("/runs/{run_id}/events", self._run_events),
                 Route("/runs/{run_id}/partial.png", self._partial_plot),
+                Route("/runs/{run_id}/all.zip", self._zip),
                 Route("/runs/{run_id}/files/{name}", self._file),
+                Route("/runs/{run_id}/{tab}", self._run_page),
                 Route("/static/{name}", self._static_file),
                 Route("/favicon.ico", self._icon),  # requested by browsers that display a file
             ],
@@ -83,56 +106,80 @@ class Page:
         return self._html("runs.html", self._list_context(request))
 
     async def _runs_events(self, request: Request) -> Response:
-        context = self._list_context(request)
+        view = _view(request)
 
         def state() -> State:
             silent = sum(run.state == "silent" for run in self._live.all())
             key = (self._live.version, self._archive.entries()[:1], len(self._archive.entries()), silent)
             return State(key, lambda: self._render("runs_main.html", self._list_context(request)))
 
-        return self._streams.response(f"list {context['query']} {context['page']}", state)
+        return self._streams.response(f"list {view}", state)
 
     def _list_context(self, request: Request) -> dict[str, Any]:
-        query = request.query_params.get("q", "").strip()[:MAX_QUERY]
+        view = _view(request)
         live = self._live.all()
-        ended: list[LiveRun | Entry] = [*(run for run in live if run.has_failed), *self._archive.entries()]
-        if query:
-            ended = [run for run in ended if query.lower() in run.run_id.lower()]
+        ended: Sequence[LiveRun | Entry | Row] = [*(run for run in live if run.has_failed), *self._archive.entries()]
+        if view["q"] or view["sort"]:  # else only the rows shown are read
+            ended = rows.matching([self._row(run) for run in ended], view["q"])
+        if view["sort"]:
+            ended = rows.in_order([self._row(run) for run in ended], view["sort"], descending=view["order"] == "desc")
         pages = max(1, math.ceil(len(ended) / RUNS_PER_PAGE))
-        wanted = request.query_params.get("page", "1")
-        page = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 9 else 1
-        page = min(max(page, 1), pages)
+        page = min(max(view["page"], 1), pages)
+        sorted_by, descending = view["sort"] or "finished", not view["sort"] or view["order"] == "desc"
         return {
             "live": [(run, partial_document(run)) for run in live if not run.has_failed],
-            "rows": [
-                documents.row(run, self._documents.summary(run.run_id, run.written_ns))
-                if isinstance(run, Entry) else documents.failed_row(run)
-                for run in ended[(page - 1) * RUNS_PER_PAGE : page * RUNS_PER_PAGE]
-            ],
-            "query": query,
+            "rows": [self._row(run) for run in ended[(page - 1) * RUNS_PER_PAGE : page * RUNS_PER_PAGE]],
+            "view": view,
             "page": page,
             "pages": pages,
             "ended": len(ended),
+            "columns": COLUMNS,
+            "sorted_by": sorted_by,
+            "sorting": "descending" if descending else "ascending",
+            "sorts": {
+                key: {**view, "page": 1, "sort": key, "order": "asc" if key == sorted_by and descending else "desc"}
+                for key in rows.SORT_KEYS
+            },
         }  # fmt: skip
+
+    def _row(self, run: LiveRun | Entry | Row) -> Row:
+        if isinstance(run, Entry):
+            return self._finished_row(run)
+        return rows.failed_row(run) if isinstance(run, LiveRun) else run
+
+    def _compare_page(self, request: Request) -> Response:
+        run_ids = request.query_params.getlist("run")
+        if len(run_ids) != 2:
+            raise _Refused(400, "Select two runs to compare.")
+        for run_id in run_ids:
+            self._entry(run_id)
+        runs = dict(zip("AB", run_ids, strict=True))
+        try:
+            lines, tables = comparison.in_words(self._archive.output, runs)
+        except SettingsError as error:
+            raise _Refused(400, f"These runs cannot be compared: {error}.") from None
+        return self._html("compare.html", {"runs": runs, "lines": lines, "tables": tables})
 
     # One run
 
     def _run_page(self, request: Request) -> Response:
-        return self._html("run.html", self._run_context(request.path_params["run_id"]))
+        return self._html("run.html", self._run_context(request.path_params["run_id"], _tab(request.path_params)))
 
     async def _run_events(self, request: Request) -> Response:
-        run_id = request.path_params["run_id"]
+        run_id, tab = request.path_params["run_id"], _tab(request.query_params)
         self._run_key(run_id)  # raises a 404 if the run is not known
 
         def state() -> State:
             run = self._live.get(run_id)
-            if run is not None:
+            if run is not None and not tab:
                 self._plots.request(run)
             return State(
-                self._run_key(run_id), lambda: self._render("run_main.html", self._run_context(run_id)), run is None
+                self._run_key(run_id),
+                lambda: self._render("run_main.html", self._run_context(run_id, tab)),
+                run is None,
             )
 
-        return self._streams.response(f"run {run_id}", state)
+        return self._streams.response(f"run {run_id} {tab}", state)
 
     def _run_key(self, run_id: str) -> object:
         """Return a value that changes when the run's page does; raises a 404 if the run is not known."""
@@ -142,20 +189,28 @@ class Page:
             return run.version, run.state, plot and plot.version, int(run.silent_s) // 5
         return self._entry(run_id)
 
-    def _run_context(self, run_id: str) -> dict[str, Any]:
+    def _run_context(self, run_id: str, tab: str) -> dict[str, Any]:
+        context: dict[str, Any] = {"run_id": run_id, "tab": tab, "tabs": TABS}
         run = self._live.get(run_id)
         if run is not None:
             plot = self._plots.plot(run_id)
-            document = partial_document(run)
-            return {"run_id": run_id, "run": run, "document": document, "plot": plot if plot and plot.png else None}
+            scaled = scaled_result(run) or {}
+            return {
+                **context,
+                "run": run,
+                "document": partial_document(run),
+                "scaled": to_document(scaled) if scaled else partial_document(run),
+                "progress": scaled.get("progress"),
+                "plot": plot if plot and plot.png else None,
+            }
         entry = self._entry(run_id)
         document = self._documents.whole(run_id, entry.written_ns)
         files = self._archive.files(run_id)
         return {
-            "run_id": run_id,
+            **context,
             "run": None,
             "document": document,
-            "row": documents.row(entry, document),
+            "row": rows.row(entry, document),
             "files": files,
             "plots": text.plots(files, document),
             "version": entry.written_ns,  # in the plots' addresses, because a run may be repeated with the same id
@@ -191,6 +246,15 @@ class Page:
         headers = FILE_HEADERS if is_displayed else {"content-disposition": f'attachment; filename="{name}"'}
         return _bytes(request, content, text.media_type(name), headers)
 
+    def _zip(self, request: Request) -> Response:
+        run_id = request.path_params["run_id"]
+        content = self._archive.zipped(run_id)
+        if content is None:
+            raise _NotFound("There is no finished run with this id.")
+        return _bytes(
+            request, content, "application/zip", {"content-disposition": f'attachment; filename="{run_id}.zip"'}
+        )
+
     def _static_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in STATIC:
@@ -210,15 +274,39 @@ class Page:
 
     async def _error(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        message = error.detail if isinstance(error, _NotFound) else ERRORS.get(status, "This request is not valid.")
+        message = error.detail if isinstance(error, _Refused) else ERRORS.get(status, "This request is not valid.")
         return self._html("error.html", {"status": status, "message": message}, status)
 
 
-class _NotFound(HTTPException):
-    """A run or file does not exist; ``detail`` is shown to the viewer."""
+class _Refused(HTTPException):
+    """A request that cannot be answered; ``detail`` is shown to the viewer."""
+
+
+class _NotFound(_Refused):
+    """A run or file does not exist."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(404, detail)
+
+
+def _view(request: Request) -> dict[str, Any]:
+    """Return which part of the list is requested: the words of the filter, the key and order of sorting, the page."""
+    given = request.query_params
+    sort, page = given.get("sort", ""), given.get("page", "1")
+    return {
+        "q": given.get("q", "").strip()[:MAX_QUERY],
+        "sort": sort if sort in rows.SORT_KEYS else "",
+        "order": "asc" if given.get("order") == "asc" else "desc",
+        "page": int(page) if page.isascii() and page.isdigit() and len(page) < 9 else 1,
+    }
+
+
+def _tab(given: Mapping[str, str]) -> str:
+    """Return the name of the requested part of a run; raises a 404 for one that does not exist."""
+    tab = given.get("tab", "")
+    if tab not in TABS:
+        raise _NotFound(ERRORS[404])
+    return tab
 
 
 def _bytes(request: Request, content: bytes, media_type: str, headers: Mapping[str, str]) -> Response:

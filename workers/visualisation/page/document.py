@@ -9,8 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeGuard
 
@@ -22,7 +20,7 @@ from common.errors import SettingsError
 from common.rounding import rounded
 from common.settings import RunSettings
 from physics import ANALYSES
-from workers.visualisation.archive import RESULT, Archive, Entry
+from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page.live import LiveRun
 
 
@@ -137,21 +135,6 @@ def to_document(result: Mapping[str, Any]) -> Document:
         return UNREADABLE
 
 
-def partial_document(run: LiveRun) -> Document:
-    """Return the partial result of a run under way; before its first one, a document with the settings only."""
-    document = to_document(run.result or {})
-    if document.release or run.settings is None:
-        return document
-    analysis = ANALYSES.of(run.settings)
-    return msgspec.structs.replace(
-        document,
-        analysis=analysis.name,
-        release=analysis.release,
-        settings=run.settings.to_result(toy=analysis.toy),
-        provenance={"analysis_sha256": run.settings.analysis_sha256},
-    )
-
-
 class Documents:
     """Reads the documents of an archive, and caches them."""
 
@@ -165,45 +148,10 @@ class Documents:
                 analyses.of_result(document.identity)  # loads an own analysis
             return document
 
-        def read_summary(run_id: str, written_ns: int) -> Document:
-            document = read(run_id, written_ns)
-            document.histograms, document.fit = {}, None
-            return document
-
-        #: The document of a run, by its id and the time it was written.
+        #: Reads the document of a run, by its id and the time it was written.
+        self.read = read
+        #: The same, of the documents that were read last.
         self.whole = lru_cache(maxsize=16)(read)
-        #: The same without histograms and fit, for the list of runs.
-        self.summary = lru_cache(maxsize=500)(read_summary)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A finished or failed run in the list.
-
-    ``state`` is complete, incomplete or failed; ``finished_s`` is in seconds since
-    1970, None for a failed run.
-    """
-
-    run_id: str
-    state: str
-    finished_s: float | None
-    document: Document
-    problem: str | None = None
-
-
-def row(entry: Entry, document: Document) -> Row:
-    """Return the row of a finished run."""
-    state = "complete" if document.complete else "incomplete"
-    try:
-        finished_s = datetime.fromisoformat(document.timing.finished).timestamp()
-    except ValueError:
-        finished_s = entry.written_ns / 1e9
-    return Row(entry.run_id, state, finished_s, document, next(iter(document.problems), None))
-
-
-def failed_row(run: LiveRun) -> Row:
-    """Return the row of a failed run."""
-    return Row(run.run_id, "failed", None, partial_document(run), run.problem)
 
 
 def channel_table(document: Document) -> tuple[list[str], dict[str, list[str]]] | None:
@@ -294,17 +242,34 @@ def data_from(document: Document) -> str:
 
 
 def title(run_id: str, run: LiveRun | None, document: Document) -> str:
-    """Return the title of a run's page: TOY, INCOMPLETE or FAILED, the percentage analysed, and the run id."""
+    """Return the title of a run's page: TOY, INCOMPLETE, FAILED or CANCELLED, the percentage analysed, and the run id."""
     labels = ["TOY"] if document.is_toy else []
-    if run is None:
-        labels += [] if document.complete else ["INCOMPLETE"]
-    elif run.state == "failed":
-        labels.append("FAILED")
-    else:
-        labels += ["INCOMPLETE"] if document.problems else []
-    if run is not None and not run.has_failed and run.total_events:
-        labels.append(f"{100 * run.stages[-1].events // run.total_events} %")
+    if run is not None and run.has_failed:
+        labels.append(run.state.upper())
+    elif document.problems if run is not None else not document.complete:
+        labels.append("INCOMPLETE")
+    if run is not None and not run.has_failed and run.percent is not None:
+        labels.append(f"{run.percent} %")
     return " – ".join([*labels, run_id])
+
+
+def parameter_label(name: str, document: Document) -> Markup | None:
+    """Return the label of a parameter of the fit or of a category as HTML; None for any other name.
+
+    A bin's statistical parameter is named by the bin's edges.
+    """
+    analysis = document.known_analysis
+    if analysis is None:
+        return None
+    model, fitted = analysis.model, analysis.fitted
+    scale = () if model.scale is None else (model.scale,)
+    labels = {one.name: one.label for one in (*model.normalisations, *scale, *analysis.categories)}
+    edges = document.histograms.get(fitted.name, {}).get("edges")
+    bin_of = re.fullmatch(r"mc_statistics\[(\d+)\]", name)
+    if bin_of and are_numbers(edges) and int(bin_of[1]) + 1 < len(edges):
+        low, high = edges[int(bin_of[1]) : int(bin_of[1]) + 2]
+        return Markup("{}").format(f"{low:g}–{high:g} {fitted.unit}".rstrip())
+    return _html(labels[name]) if name in labels else None
 
 
 def sum_of(histogram: Mapping[str, Any] | None, category: str) -> tuple[float, float | None] | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from common.cancellations import CANCELLED
 from common.messages import FetchProgress, Message, Progress, Result, RunFailed, RunStarted, Stage, run_of
 from common.progress import RunProgress
 from common.settings import RunSettings
@@ -59,6 +60,13 @@ class LiveRun:
         return sum(self.planned.values())
 
     @property
+    def percent(self) -> int | None:
+        """The percentage of the events that are analysed; None while it is not known, because files are not open."""
+        if not self.total_events or len(self.planned) < self.samples:
+            return None
+        return 100 * self.stages[-1].events // self.total_events
+
+    @property
     def samples(self) -> int:
         """Number of samples of the run; 0 if it is not known yet."""
         if self.settings is not None:
@@ -68,9 +76,9 @@ class LiveRun:
 
     @property
     def state(self) -> str:
-        """One of failed, drawing, silent, fitting and running."""
+        """One of failed, cancelled, drawing, silent, fitting and running."""
         if self.has_failed:
-            return "failed"
+            return "cancelled" if self.problem == CANCELLED else "failed"
         if self.is_drawing:
             return "drawing"
         if self.silent_s > SILENT_S:

@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from common.listeners import connection_limit
 from workers.visualisation.page.document import main_histogram, to_document
 from workers.visualisation.page.live import LiveRun
+from workers.visualisation.page.partial import scaled_result
 from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class PartialPlots:
             histogram = main_histogram(to_document(run.result))
             if histogram is None:
                 return None
-            drawing = self._pool.submit(run.result, histogram, ("png",), DPI)
+            drawing = self._pool.submit(scaled_result(run) or run.result, histogram, ("png",), DPI)
             self._drawings[run.run_id] = drawing
         drawing.add_done_callback(lambda drawing: self._keep(run, drawing, now))
         return drawing

@@ -118,7 +118,7 @@ def fit_numbers(fit: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def fit_name(name: str) -> str:
     """Return the label of a number of the fit."""
-    return FIT_NAMES.get(name, name.replace("mc_statistics[", "MC statistics, bin [").replace("_", " "))
+    return FIT_NAMES.get(name, name.replace("_", " "))
 
 
 def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
@@ -133,7 +133,10 @@ def fit_tables(fit: Mapping[str, Any], title: str = "") -> list[Table]:
         if len(entries) == len(part) and columns:
             texts = {row: _texts(entry) for row, entry in part.items()}
             rows = [(row, [found.get(column, MISSING) for column in columns]) for row, found in texts.items()]
-            tables.append(Table(heading, columns, rows))
+            of_bins = [row for row in rows if row[0].startswith("mc_statistics[")]
+            tables.append(Table(heading, columns, [row for row in rows if row not in of_bins]))
+            if of_bins:
+                tables.append(Table(f"{heading}, MC statistics of each bin", columns, of_bins))
         else:
             plain = [(row, [value]) for row, value in _texts(part).items() if part[row] is not None]
             if plain:
@@ -151,6 +154,7 @@ class PlotFiles:
     alternative: str
     other_formats: tuple[File, ...]
     is_main: bool
+    is_fit: bool
 
 
 def media_type(name: str) -> str:
@@ -213,7 +217,8 @@ def plots(files: Sequence[File], document: Document) -> list[PlotFiles]:
         if image is not None:
             others = tuple(file for file in same if file is not image)
             name = image.name
-            found.append(PlotFiles(name, caption(name, document), alternative(name, document), others, stem == main))
+            described = caption(name, document), alternative(name, document)
+            found.append(PlotFiles(name, *described, others, stem == main, stem.startswith("fit_")))
     return found
 
 

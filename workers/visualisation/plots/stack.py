@@ -41,8 +41,8 @@ TOP = 0.62
 RATIO_LIMIT = 2.0
 #: The most characters of a problem or warning that fit in the width of a figure.
 LINE_LENGTH = 104
-#: The colours of toys and incomplete runs, and of warnings.
-RED, AMBER = "#b00020", "#8a4b00"
+#: The colours of toys and incomplete runs, of warnings, and of runs under way.
+RED, AMBER, BLUE = "#b00020", "#8a4b00", "#0b57a4"
 STYLE: dict[Any, Any] = {
     **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
@@ -305,10 +305,14 @@ def energy_and_luminosity(result: Mapping[str, Any]) -> str:
 def draw_status(figure: Figure, result: Mapping[str, Any], axes: Axes) -> None:
     """Draw the first problem and the first warning of a run as lines at the top, and count the others.
 
-    The figure of an incomplete run has a watermark in its axes, too.
+    The figure of an incomplete run has a watermark in its axes, too. That of a run under way, with ``progress`` as
+    ``scaled_result`` of the page gives it, has a line with its percentage instead, unless a part of the run is lost.
     """
-    lines = []
-    if not result["complete"]:
+    lines, progress = [], result.get("progress")
+    if progress is not None:
+        done = "" if progress["percent"] is None else f", {progress['percent']} %"
+        lines.append((f"IN PROGRESS{done}", [progress["note"]], BLUE))
+    if not result["complete"] and (progress is None or result["problems"]):
         axes.text(0.5, 0.5, "INCOMPLETE", transform=axes.transAxes, **WATERMARK)
         lines.append(("INCOMPLETE", result["problems"] or ["not all chunks are analysed"], RED))
     if result.get("warnings"):

@@ -7,7 +7,19 @@ const RETRY_MS = 3000;
 let source = null;
 let ended = false;
 
-// Changes only the nodes of `old` that differ from `fresh`, so that focus and scroll position are kept.
+// Writes the local time beside each time, which the server writes in UTC.
+function addLocalTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const when = new Date(time.dateTime);
+    if (!when.getTimezoneOffset()) continue;
+    const isSameDay = when.getDate() === when.getUTCDate();
+    const day = isSameDay ? {} : { month: "short", day: "numeric" };
+    time.append(` (${when.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit", hour12: false })} local)`);
+  }
+}
+
+// Changes only the nodes of `old` that differ from `fresh`, so that focus, ticks and scroll position are kept.
+// An element with an id keeps its node also where others were inserted before it.
 function morph(old, fresh) {
   if (old.nodeType === Node.TEXT_NODE) {
     if (old.data !== fresh.data) old.data = fresh.data;
@@ -16,19 +28,25 @@ function morph(old, fresh) {
   if (old.nodeType !== Node.ELEMENT_NODE) return;
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  while (old.childNodes.length > fresh.childNodes.length) old.lastChild.remove();
   const children = [...fresh.childNodes];
+  const ofId = new Map([...old.children].filter((one) => one.id).map((one) => [one.id, one]));
   children.forEach((child, index) => {
     const existing = old.childNodes[index];
-    if (!existing) old.append(child);
-    else if (existing.nodeName !== child.nodeName) existing.replaceWith(child);
-    else morph(existing, child);
+    const same = child.id ? ofId.get(child.id) : existing;
+    if (!same || same.nodeName !== child.nodeName || same.id !== child.id) {
+      old.insertBefore(child, existing ?? null);
+      return;
+    }
+    if (same !== existing) old.insertBefore(same, existing);
+    morph(same, child);
   });
+  while (old.childNodes.length > children.length) old.lastChild.remove();
 }
 
 function show(html) {
   const fresh = new DOMParser().parseFromString(html, "text/html").querySelector("main");
   if (!fresh) return;
+  addLocalTimes(fresh);
   morph(document.querySelector("main"), fresh);
   if (fresh.dataset.title) document.title = fresh.dataset.title;
 }
@@ -44,7 +62,7 @@ function close() {
 }
 
 function connect() {
-  if (source || ended || document.hidden) return;
+  if (!events || source || ended || document.hidden) return;
   const opened = new EventSource(events);
   source = opened;
   opened.onopen = () => showConnection("connected", "live");
@@ -68,4 +86,5 @@ function connect() {
 document.addEventListener("visibilitychange", () => (document.hidden ? close() : connect()));
 addEventListener("pagehide", close);
 addEventListener("pageshow", connect);
+addLocalTimes(document);
 connect();
