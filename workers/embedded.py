@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from common import topology
-from common.errors import WorkerProcessError
+from common.errors import SettingsError, WorkerProcessError
 from common.memory import keep_freed_memory
 from common.messages import ChunkFailed, ChunkTask, Message, Span
 from common.replica import this_process
@@ -46,11 +46,18 @@ class EmbeddedServices:
     If chunks have been waiting for a second, ``processes`` worker processes (by
     default as many as there are cores this process may use) are started, which read
     and select chunks from then on. The analysis keeps its database in memory, and
-    the result folder is written by the command that follows the run.
+    the result folder is written by the command that follows the run. With ``with_page`` the web page is served on
+    PAGE_PORT or, without one, on any free port; raises SettingsError if the port cannot be used.
     """
 
     def __init__(
-        self, settings: Settings, *, data_loaders: int = 1, data_processors: int = 1, processes: int | None = None
+        self,
+        settings: Settings,
+        *,
+        data_loaders: int = 1,
+        data_processors: int = 1,
+        processes: int | None = None,
+        with_page: bool = False,
     ) -> None:
         self.transport = EmbeddedTransport()
         self._settings = settings
@@ -68,7 +75,15 @@ class EmbeddedServices:
         for _ in range(data_processors):
             self._add(DataProcessor(settings))
         self._add(AnalysisService(settings, Store(None), self._fits))
-        self._add(Visualisation(settings, keep=False, pool=self._drawing))
+        try:
+            visualisation = Visualisation(
+                settings, keep=False, pool=self._drawing, page_port=settings.page_port if with_page else None
+            )
+        except OSError as error:
+            raise SettingsError(str(error)) from None
+        #: The address of the page; None without one.
+        self.page_url = f"http://{settings.page_host}:{visualisation.page_port}/" if with_page else None
+        self._add(visualisation)
 
     def is_alive(self) -> bool:
         """Return True while all services run; raises the error that ended one.

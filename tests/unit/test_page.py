@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
 import re
 import socket
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +22,21 @@ import pytest
 import requests
 
 from common import settings
+from common.cancellations import CANCELLED
 from common.errors import SettingsError, Unavailable
 from common.messages import (
     Chunk,
     FetchProgress,
     Message,
     Progress,
+    QueueState,
+    QueueStatus,
     Result,
     ResultFiles,
     RunFailed,
     RunStarted,
+    ServiceStatus,
+    Span,
     StatusRequest,
 )
 from common.settings import RunSettings
@@ -124,6 +133,41 @@ def under_way(run_id: str, done: int = 3) -> list[Message]:
     return messages
 
 
+def status(replica: str, at: float, service: str = "data-processor", **changes: Any) -> ServiceStatus:
+    """Return the status of a replica that has handled 1000 events with 0.5 s of CPU time in each second since 0."""
+    made = ServiceStatus(
+        service, replica, "host", zlib.crc32(replica.encode()), "busy", RUN, "llll[0:500]", int(1000 * at),
+        {"events": int(2_000_000 * at)}, at / 2, 100_000_000, 0.0, at, "0.2.0",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def status_messages() -> list[Message]:
+    """Return what a pipeline with two processors sends in two seconds."""
+    queues = {"events": QueueState(12, 16, 0), "selected": QueueState(0, 16, 3), "plans": QueueState(0, None, 0)}
+    return [
+        *(status(name, at) for at in (100.0, 101.0) for name in ("one", "two")),
+        *(status("loader", at, "data-loader", state="waiting") for at in (100.0, 101.0)),
+        QueueStatus(queues, 101.0),
+    ]
+
+
+def spans(start: float, redeliveries: int = 0) -> tuple[Span, ...]:
+    """Return what happened to a chunk: read in 0.5 s, selected in 0.25 s, added in 0.25 s."""
+    return (
+        Span("read", "data-loader", "loader", start, start + 0.5),
+        Span("waited", "data-processor", "one", start + 0.5, start + 0.75, redeliveries),
+        Span("selected", "data-processor", "one", start + 0.75, start + 1.0, redeliveries),
+        Span("added", "analysis", "analysis", start + 1.0, start + 1.25),
+    )
+
+
+def parts(site: Site, run_id: str) -> str:
+    """Return the HTML of all parts of a run's page."""
+    tabs = ("", "/pipeline", "/timeline", "/fit", "/tables", "/files", "/settings")
+    return "".join(site.text(f"/runs/{run_id}{tab}") for tab in tabs)
+
+
 def without_tags(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
@@ -154,9 +198,9 @@ def test_a_page_without_runs_says_so(site: Site) -> None:
 def test_a_run_under_way_is_shown_with_the_events_and_chunks_of_each_stage(site: Site) -> None:
     site.handle(*under_way(RUN), Progress("data-loader", Chunk(RUN, "Zee", 3000, 4000)))
     text = without_tags(site.text(f"/runs/{RUN}"))
-    assert "loaded data-loader 4,000 4 " in text
-    assert "selected data-processor 3,000 3 " in text
-    assert "analysed analysis 3,000 3 " in text
+    assert "loaded 4,000 4 " in text
+    assert "selected 3,000 3 " in text
+    assert "analysed 3,000 3 " in text
     assert "3,000 of 10,000 events" in without_tags(site.text("/"))
 
 
@@ -170,9 +214,32 @@ def test_a_run_whose_events_are_all_analysed_is_shown_as_fitting(site: Site) -> 
     assert "all analysed, fitting" in site.text("/")
 
 
+def test_the_pipeline_shows_replicas_and_queues(site: Site) -> None:
+    assert "not yet sent their state" in site.text("/pipeline")
+    site.handle(*status_messages(), *under_way(RUN))
+    for path in ("/pipeline", f"/runs/{RUN}", f"/runs/{RUN}/pipeline"):
+        text = without_tags(site.text(path))
+        assert "queue events: 12 messages; data-processor: 2 busy. queue selected: 0 messages" in text
+        assert "2 of 2 busy 2,000 events/s 1.0 cores, 200 MB" in text
+        assert "limit 16 4.0 MB/s" in text
+        assert "✕ 3 dead" in text
+    assert "data-processor one busy llll[0:500] 1,000 0.50 100 MB" in without_tags(site.text("/pipeline"))
+
+
+def test_the_timeline_of_a_run_under_way_shows_what_each_replica_did(site: Site) -> None:
+    first, again = Chunk(RUN, "Zee", 0, 1000), Chunk(RUN, "Zee", 1000, 2000)
+    site.handle(*under_way(RUN, done=0), Progress("analysis", first, spans(1000.0)))
+    site.handle(Progress("analysis", again, spans(1001.0, redeliveries=1)))
+    text = without_tags(site.text(f"/runs/{RUN}/timeline"))
+    assert "data-loader loader 2 44 %" in text
+    assert "data-processor one, 1 again 2 22 %" in text
+    assert "data-loader: read 1.0 s 500 ms 500 ms 2" in text
+    assert "waited in the queue of the data-processor 0.5 s 250 ms" in text
+
+
 def test_a_chunk_that_is_reported_twice_counts_once(site: Site) -> None:
     site.handle(*under_way(RUN), *under_way(RUN))
-    assert "analysed analysis 3,000 3 " in without_tags(site.text(f"/runs/{RUN}"))
+    assert "analysed 3,000 3 " in without_tags(site.text(f"/runs/{RUN}"))
 
 
 def test_a_file_is_shown_as_fetching_until_it_is_opened(site: Site) -> None:
@@ -263,7 +330,7 @@ def test_a_partial_result_that_is_not_valid_does_not_break_the_page(site: Site) 
 
 def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> None:
     site.handle(Result(RUN, True, document(run_id=RUN, channels=True)))
-    html = site.text(f"/runs/{RUN}")
+    html = parts(site, RUN)
     names = {path.name for path in (site.output / RUN).iterdir()}
     assert {"m4l.png", "m4l_4mu.pdf", "histograms.root", "result.json"} <= names
     for name in names:
@@ -283,15 +350,23 @@ def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> N
     pictures = re.findall(r"<img[^>]*>", html)
     assert len(pictures) == 4  # one of each plot, not one of each format
     assert all(re.search(r'alt="Four-lepton mass[^"]*from 80 to 250 GeV', picture) for picture in pictures)
+    archive = zipfile.ZipFile(io.BytesIO(site.get(f"/runs/{RUN}/all.zip").content))
+    assert {name: archive.read(f"{RUN}/{name}") for name in names} == {
+        path.name: path.read_bytes() for path in (site.output / RUN).iterdir()
+    }
     row = without_tags(site.text("/"))
-    assert f"{RUN} complete 2020e-13tev 10 " in row
+    assert f"{RUN} complete" in row
+    assert re.search(r"2020e-13tev, 10 fb⁻¹ \d+ 20, 15, 10 – – ", row)
 
 
 def test_plots_and_numbers_of_a_fit_are_shown_with_captions(site: Site) -> None:
     fit = {
         "signal_strength": 1.25,
         "significance_observed": 3.5,
-        "parameters": {"luminosity": {"value": 1.01, "error": 0.017}},
+        "parameters": {
+            "luminosity": {"value": 1.01, "error": 0.017},
+            "mc_statistics[2]": {"value": 1.1, "error": 0.2},
+        },
         "yields": {"postfit": {"zz": {"yield": 250.5}}},
         "correlations": {"names": ["mu"], "matrix": [[1.0]]},
         "mass": {"value_gev": 124.96, "error_gev": 1.54, "interval_gev": [123.4, 126.5], "problem": None},
@@ -299,12 +374,14 @@ def test_plots_and_numbers_of_a_fit_are_shown_with_captions(site: Site) -> None:
     folder = finished(site.output, RUN, 1.7e9, document(fit=fit))
     for name in ("fit_postfit.png", "fit_pulls.png", "fit_correlations.png", "fit_likelihood.png", "something_new.png"):
         (folder / name).write_bytes(b"\x89PNG")
-    text = without_tags(site.text(f"/runs/{RUN}"))
+    text = without_tags(parts(site, RUN))
     for part in (
         "Four-lepton mass after the fit", "Pulls of the nuisance parameters", "Correlations of the fit",
         "Likelihood scan of the signal strength μ", "something new", "Signal strength μ 1.25",
-        "Significance, observed [σ] 3.5", "luminosity 1.010 0.017", "Yields, postfit Name yield zz 250.5",
-        "Significance 3.5 σ", "s mass 125.0 ± 1.5 GeV", "Mass Name value value gev 125.0 error gev 1.5",
+        "Significance, observed [σ] 3.5", "Luminosity 1.010 0.017", "Yields, postfit Name yield ZZ* 250.5",
+        "Significance 3.5 σ", "s mass 125.0 ± 1.5 GeV",
+        "MC statistics of each bin Name value error 90–95 GeV 1.10 0.20",
+        "Mass Name value value gev 125.0 error gev 1.5",
     ):  # fmt: skip
         assert part in text
 
@@ -327,7 +404,7 @@ def test_warnings_are_counted_in_the_list_and_shown_above_the_numbers(site: Site
     finished(site.output, "quiet", 1.6e9)
     text = without_tags(site.text("/"))
     assert "warned complete 25 warnings" in text
-    assert "quiet complete 2020e" in text
+    assert "quiet complete 2020-09-13" in text
     html = site.text("/runs/warned")
     assert "<strong>WARNING</strong>" in html
     assert "scaled to &lt;139&gt; fb⁻¹" in html
@@ -344,7 +421,8 @@ def test_the_window_shows_data_signal_background_and_both_figures(site: Site) ->
     }  # fmt: skip
     finished(site.output, RUN, 1.7e9, document(window=window))
     text = without_tags(site.text(f"/runs/{RUN}"))
-    assert "Expected in 115 to 130 GeV 36 ± 4 9.44 ± 0.05 signal, 26 ± 4 background 25 data events observed" in text
+    assert "Data events in 115 to 130 GeV 25" in text
+    assert "Expected in 115 to 130 GeV 36 ± 4 9.44 ± 0.05 signal, 26 ± 4 background" in text
     assert "The notebook’s figure 2.34 N/√(B + 0.3·B²), N = S + B S/√B = 1.85" in text
 
 
@@ -359,7 +437,7 @@ def test_an_older_result_without_the_newer_numbers_is_shown(site: Site) -> None:
 def test_a_result_of_a_release_that_is_not_known_is_shown(site: Site) -> None:
     content = document(channels=True) | {"release": "2030e"}
     (finished(site.output, RUN, 1.7e9, content) / "m4l.png").write_bytes(b"\x89PNG")
-    text = without_tags(site.text(f"/runs/{RUN}"))
+    text = without_tags(parts(site, RUN))
     assert "zz 321 7.12 0.25" in text
     assert "Release 2030e" in text
     assert "Expected from simulation" not in text  # which categories are data is not known
@@ -367,13 +445,50 @@ def test_a_result_of_a_release_that_is_not_known_is_shown(site: Site) -> None:
 
 def test_the_run_page_names_the_analysis(site: Site) -> None:
     finished(site.output, RUN, 1.7e9)
-    assert "Analysis H→ZZ*→4ℓ Release 2020e-13tev" in without_tags(site.text(f"/runs/{RUN}"))
+    assert "Analysis H→ZZ*→4ℓ Release 2020e-13tev" in without_tags(site.text(f"/runs/{RUN}/settings"))
 
 
 def test_a_failed_run_is_listed_with_the_reason(site: Site) -> None:
     site.handle(RunFailed("lost", "LUMI=-5: a luminosity is a positive number"))
     assert "lost FAILED LUMI=-5: a luminosity is a positive number" in without_tags(site.text("/"))
     assert "<title>FAILED – lost</title>" in site.text("/runs/lost")
+
+
+def test_a_cancelled_run_is_shown_as_cancelled(site: Site) -> None:
+    site.handle(*under_way(RUN), RunFailed(RUN, CANCELLED))
+    assert f"{RUN} CANCELLED" in without_tags(site.text("/"))
+    assert f"<title>CANCELLED – {RUN}</title>" in site.text(f"/runs/{RUN}")
+
+
+def ids(html: str) -> list[str]:
+    """Return the ids of the runs in the order of the list."""
+    return re.findall(r'<tr id="row-([^"]+)"', html)
+
+
+def test_the_list_of_runs_is_sorted_and_filtered(site: Site) -> None:
+    for number, (run_id, strength) in enumerate([("first", 1.5), ("second", 0.5), ("third", None)]):
+        fit = {"signal_strength": strength, "signal_strength_error": 0.25} if strength else None
+        finished(site.output, run_id, 1.6e9 + number, document(fit=fit, complete=run_id != "second"))
+    assert ids(site.text("/")) == ["third", "second", "first"]
+    assert ids(site.text("/?sort=strength&order=asc")) == ["second", "first", "third"]
+    assert ids(site.text("/?sort=strength&order=desc")) == ["first", "second", "third"]
+    assert ids(site.text("/?q=INCOMPLETE+2020e")) == ["second"]
+    html = site.text("/?sort=strength&order=asc")
+    assert 'aria-sort="ascending"><a href="/?q=&amp;sort=strength&amp;order=desc' in html
+    assert "1.50 ± 0.25" in html
+
+
+def test_two_runs_are_compared_in_words_and_tables(site: Site) -> None:
+    finished(site.output, "first", 1.7e9)
+    other = document()
+    other["samples"]["llll"]["events_selected"] = 11
+    finished(site.output, "second", 1.7e9, other)
+    text = without_tags(site.text("/compare?run=first&run=second"))
+    assert "A and B differ in 1 number" in text
+    assert "llll events_selected 12 – 11 – -1 -8.33 % –" in text
+    assert "A and B: the same bits" in without_tags(site.text("/compare?run=first&run=first"))
+    for path, status in (("/compare", 400), ("/compare?run=first", 400), ("/compare?run=first&run=../x", 404)):
+        assert site.get(path).status_code == status
 
 
 def test_a_restarted_service_requests_the_runs_under_way_once(site: Site) -> None:
@@ -390,9 +505,9 @@ def test_a_restarted_service_shows_the_progress_that_the_analysis_reports(site: 
     site.handle(Progress("data-loader", Chunk(RUN, "Zee", 7000, 8000)))
     text = without_tags(site.text(f"/runs/{RUN}"))
     assert "TOY" in text
-    assert "loaded data-loader 6,000 6 " in text
-    assert "selected data-processor 5,000 5 " in text
-    assert "analysed analysis 5,000 5 " in text
+    assert "loaded 6,000 6 " in text
+    assert "selected 5,000 5 " in text
+    assert "analysed 5,000 5 " in text
     partial = document(0.0, complete=False)
     partial["samples"]["Zee"]["events_read"] = 6000
     site.handle(Result(RUN, False, partial))
@@ -448,7 +563,7 @@ def test_a_toy_run_is_marked_before_its_first_event(site: Site) -> None:
     assert f"{RUN} TOY running" in text
     assert "These are not ATLAS data" in text
     assert "0 of 2 files" in text
-    assert "Release demo" in text
+    assert "Release demo" in without_tags(site.text(f"/runs/{RUN}/settings"))
     assert f"{RUN} TOY running" in without_tags(site.text("/"))
     assert f"<title>TOY – {RUN}</title>" in site.text(f"/runs/{RUN}")
     site.handle(Result(RUN, False, {"samples": 5}))
@@ -643,6 +758,9 @@ def test_results_keep_does_not_delete_runs_under_way(tmp_path: Path) -> None:
         "/runs/.writing-1",
         "/static/..%2fapp.py",
         "/runs/none/events",
+        "/runs/none/all.zip",
+        "/runs/linked/all.zip",
+        "/runs/run/nothing",
         "/runs/none/partial.png",
     ],
 )
@@ -685,7 +803,10 @@ def test_the_page_is_read_only(site: Site) -> None:
 def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(site: Site) -> None:
     site.handle(*under_way("live"), RunFailed("lost", "why"))
     (finished(site.output, RUN, 1.7e9, document(fit={"a": 1})) / "m4l.png").write_bytes(b"\x89PNG")
-    for path in ("/", "/runs/live", "/runs/lost", f"/runs/{RUN}", "/nowhere"):
+    site.handle(*status_messages())
+    tabs = ("", "/pipeline", "/timeline", "/fit", "/tables", "/files", "/settings")
+    of_runs = [f"/runs/{run_id}{tab}" for run_id in ("live", RUN) for tab in tabs]
+    for path in ("/", "/pipeline", *of_runs, "/runs/lost", f"/compare?run={RUN}&run={RUN}", "/nowhere"):
         html = site.get(path).text
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script>", html)
         assert not re.findall(r'(?:src|href)="(?!/|#)[^"]*"', html)

@@ -44,14 +44,18 @@ MAX_UNWRITTEN = 100
 class Visualisation(Service):
     """Makes the result files of every final result.
 
-    Without ``keep``, it publishes the files but does not write them, and serves no page.
+    Without ``keep``, it publishes the files but does not write them: whoever receives them does. It serves the page on
+    PAGE_PORT, if that is set; ``page_port`` overrides it, and 0 is any free port. Without ``keep``, it serves the page
+    only with ``page_port``.
     """
 
     name: ClassVar[str] = "visualisation"
     is_single: ClassVar[bool] = True
     reports_queues: ClassVar[bool] = True
 
-    def __init__(self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, keep: bool = True, pool: DrawingPool | None = None, page_port: int | None = None
+    ) -> None:
         self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
         self._output: Path | None = settings.output if keep else None
         self._archive = Archive(settings.output)
@@ -63,11 +67,18 @@ class Visualisation(Service):
         #: The results and files of the runs whose folder could not be written, the next to be tried first.
         self._unwritten: OrderedDict[str, tuple[Mapping[str, Any], dict[str, bytes]]] = OrderedDict()
         self._next_write = 0.0
-        if keep and settings.page_port:
+        if page_port is None and keep and settings.page_port:
+            page_port = settings.page_port
+        if page_port is not None:
             self._live = LiveRuns(lambda run_id: self._archive.find(run_id) is not None)
             self._page = PageServer(
-                settings.page_host, settings.page_port, self._live, self._archive, self._pool, analyses=self.analyses
+                settings.page_host, page_port, self._live, self._archive, self._pool, analyses=self.analyses
             )
+
+    @property
+    def page_port(self) -> int | None:
+        """The port of the page; None if it serves none."""
+        return None if self._page is None else self._page.port
 
     def close(self) -> None:
         """Stop the page, and the pool unless it was passed by the caller."""
@@ -79,6 +90,9 @@ class Visualisation(Service):
     def poll(self) -> None:
         """Request the status of runs, once after the start; then write a folder that could not be written before."""
         if self._output is None:
+            for run in self._live.all() if self._live is not None else ():
+                if run.is_drawing and self._archive.find(run.run_id) is not None and self._live is not None:
+                    self._live.finish(run.run_id)
             return
         if not self._has_requested_status:
             # The analysis publishes the results again that the previous process could not write.
@@ -92,9 +106,8 @@ class Visualisation(Service):
 
         A folder that cannot be written is tried again in ``poll``. Raises Unavailable while MAX_UNWRITTEN runs wait.
         """
-        if isinstance(message, ServiceStatus | QueueStatus):
-            return []
-        if not isinstance(message, RunStarted | Result | Progress | FetchProgress | RunFailed):
+        shown = RunStarted | Result | Progress | FetchProgress | RunFailed | ServiceStatus | QueueStatus
+        if not isinstance(message, shown):
             raise MessageError(f"the visualisation does not handle {message.kind} messages")
         if self._live is not None:
             self._live.update(message)

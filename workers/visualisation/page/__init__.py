@@ -54,6 +54,7 @@ SECURITY_HEADERS = {
 class PageServer:
     """Serves the page on ``port`` of the address ``host`` in a thread. Raises OSError if they cannot be used.
 
+    Port 0 is any free one; ``port`` has its number then.
     On an address of this machine alone (127.0.0.1), a request must name this machine as its host. On others, the
     name by which viewers reach it is not known, and any is answered.
     """
@@ -76,6 +77,7 @@ class PageServer:
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
             listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+            self.port = listener.getsockname()[1]
         except OSError as error:
             raise OSError(
                 f"PAGE_HOST={host}, PAGE_PORT={port}: {error.strerror}; choose another port or address"

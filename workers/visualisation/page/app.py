@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from starlette.routing import Route
 
 from common.analyses import Analyses
 from common.errors import SettingsError
+from common.messages import TIMELINE
 from workers.visualisation.archive import Archive, Entry
 from workers.visualisation.page import comparison, rows, text
 from workers.visualisation.page import document as documents
@@ -28,6 +30,8 @@ from workers.visualisation.page.live import LiveRun, LiveRuns
 from workers.visualisation.page.partial import partial_document, scaled_result
 from workers.visualisation.page.rows import Row
 from workers.visualisation.page.streams import PartialPlots, State, Streams
+from workers.visualisation.page.timeline import Timeline, TimelineParts
+from workers.visualisation.page.usage import usage_of
 from workers.visualisation.plots.pool import DrawingPool
 
 HERE = Path(__file__).parent
@@ -67,11 +71,12 @@ class Page:
     def __init__(
         self, live: LiveRuns, archive: Archive, pool: DrawingPool, stopping: threading.Event, analyses: Analyses
     ) -> None:
-        self._live, self._archive = live, archive
+        self._live, self._archive, self._pipeline = live, archive, live.pipeline
         self._documents = Documents(archive, analyses)
         self._finished_row = lru_cache(maxsize=MAX_ROWS)(
             lambda entry: rows.row(entry, self._documents.read(entry.run_id, entry.written_ns))
         )
+        self._timeline = lru_cache(maxsize=16)(self._read_timeline)
         self._plots = PartialPlots(pool)
         self._streams = Streams(stopping)
         self._static = {name: (HERE / "static" / name).read_bytes() for name in STATIC}
@@ -88,6 +93,8 @@ class Page:
                 Route("/", self._runs_page),
                 Route("/events", self._runs_events),
                 Route("/compare", self._compare_page),
+                Route("/pipeline", self._pipeline_page),
+                Route("/pipeline/events", self._pipeline_events),
                 Route("/runs/{run_id}", self._run_page),
                 Route("/runs/{run_id}/events", self._run_events),
                 Route("/runs/{run_id}/partial.png", self._partial_plot),
@@ -99,6 +106,14 @@ class Page:
             ],
             exception_handlers={HTTPException: self._error, Exception: self._error},
         )
+
+    def _read_timeline(self, run_id: str, _written_ns: int) -> TimelineParts | None:
+        """Return the timeline of a finished run; None if it has none, or one that cannot be read."""
+        content = self._archive.read(run_id, TIMELINE)
+        try:
+            return Timeline.of_file(content or b"").parts()
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
 
     # The list of runs
 
@@ -160,6 +175,20 @@ class Page:
             raise _Refused(400, f"These runs cannot be compared: {error}.") from None
         return self._html("compare.html", {"runs": runs, "lines": lines, "tables": tables})
 
+    # The pipeline
+
+    def _pipeline_page(self, request: Request) -> Response:
+        return self._html("pipeline.html", {"pipeline": self._pipeline.state()})
+
+    async def _pipeline_events(self, request: Request) -> Response:
+        def state() -> State:
+            return State(
+                self._pipeline.version,
+                lambda: self._render("pipeline_main.html", {"pipeline": self._pipeline.state()}),
+            )
+
+        return self._streams.response("pipeline", state)
+
     # One run
 
     def _run_page(self, request: Request) -> Response:
@@ -186,11 +215,11 @@ class Page:
         run = self._live.get(run_id)
         if run is not None:
             plot = self._plots.plot(run_id)
-            return run.version, run.state, plot and plot.version, int(run.silent_s) // 5
+            return run.version, run.state, plot and plot.version, int(run.silent_s) // 5, self._pipeline.version
         return self._entry(run_id)
 
     def _run_context(self, run_id: str, tab: str) -> dict[str, Any]:
-        context: dict[str, Any] = {"run_id": run_id, "tab": tab, "tabs": TABS}
+        context: dict[str, Any] = {"run_id": run_id, "tab": tab, "tabs": TABS, "pipeline": self._pipeline.state()}
         run = self._live.get(run_id)
         if run is not None:
             plot = self._plots.plot(run_id)
@@ -202,10 +231,12 @@ class Page:
                 "scaled": to_document(scaled) if scaled else partial_document(run),
                 "progress": scaled.get("progress"),
                 "plot": plot if plot and plot.png else None,
+                **self._timeline_context(self._live.timeline(run_id) if tab == "timeline" else None),
             }
         entry = self._entry(run_id)
         document = self._documents.whole(run_id, entry.written_ns)
         files = self._archive.files(run_id)
+        timeline = self._timeline(run_id, entry.written_ns) if tab in ("timeline", "pipeline") else None
         return {
             **context,
             "run": None,
@@ -213,8 +244,13 @@ class Page:
             "row": rows.row(entry, document),
             "files": files,
             "plots": text.plots(files, document),
+            **self._timeline_context(timeline),
             "version": entry.written_ns,  # in the plots' addresses, because a run may be repeated with the same id
         }
+
+    def _timeline_context(self, timeline: TimelineParts | None) -> dict[str, Any]:
+        usage = {} if timeline is None else usage_of(self._pipeline.samples(*timeline.limits), timeline.limits)
+        return {"timeline": timeline, "usage": usage}
 
     def _entry(self, run_id: str) -> Entry:
         """Return a finished run; raises a 404 if it is not known."""

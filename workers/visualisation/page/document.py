@@ -214,7 +214,7 @@ def _html(tex: str) -> Markup:
         tex = tex.replace(command, character)
     text = str(escape(re.sub(r"\\bar\{(.)\}", "\\1\N{COMBINING MACRON}", tex)))
     text = re.sub(r"\^\{(.*?)\}", r"\1", text)
-    return Markup(re.sub(r"_(\w)", r"<sub>\1</sub>", text))  # noqa: S704  escaped two lines above
+    return Markup(re.sub(r"_(?:(\w)|\{(.*?)\})", r"<sub>\1\2</sub>", text))  # noqa: S704  escaped two lines above
 
 
 def peak(document: Document) -> tuple[str, float, float | None, str] | None:
@@ -242,7 +242,7 @@ def data_from(document: Document) -> str:
 
 
 def title(run_id: str, run: LiveRun | None, document: Document) -> str:
-    """Return the title of a run's page: TOY, INCOMPLETE, FAILED or CANCELLED, the percentage analysed, and the run id."""
+    """Return the title of a run's page: TOY, INCOMPLETE, FAILED or CANCELLED, the percentage analysed, the run id."""
     labels = ["TOY"] if document.is_toy else []
     if run is not None and run.has_failed:
         labels.append(run.state.upper())

@@ -10,9 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.cancellations import CANCELLED
-from common.messages import FetchProgress, Message, Progress, Result, RunFailed, RunStarted, Stage, run_of
+from common.messages import (
+    FetchProgress,
+    Message,
+    Progress,
+    QueueStatus,
+    Result,
+    RunFailed,
+    RunStarted,
+    ServiceStatus,
+    Stage,
+    run_of,
+)
 from common.progress import RunProgress
 from common.settings import RunSettings
+from workers.visualisation.page.pipeline import Pipeline
+from workers.visualisation.page.timeline import Timeline, TimelineParts
 
 MAX_RUNS = 100
 #: Number of ids of finished runs that are kept, to ignore messages that arrive after the end of a run.
@@ -95,6 +108,7 @@ class LiveRuns:
 
     def __init__(self, is_finished: Callable[[str], bool]) -> None:
         self.version = 0
+        self.pipeline = Pipeline()
         self._lock = threading.Lock()
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         self._finished: OrderedDict[str, None] = OrderedDict()
@@ -102,6 +116,8 @@ class LiveRuns:
 
     def update(self, message: Message) -> None:
         """Apply a message to its run; messages of finished runs are ignored."""
+        if isinstance(message, ServiceStatus | QueueStatus | Progress):
+            self.pipeline.update(message)
         run_id = run_of(message)
         with self._lock:
             if run_id is None or run_id in self._finished:
@@ -138,6 +154,12 @@ class LiveRuns:
             run = self._runs.get(run_id)
             return None if run is None else run.snapshot()
 
+    def timeline(self, run_id: str) -> TimelineParts | None:
+        """Return what the page shows of a run's timeline so far; None if it is unknown or has no chunk yet."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            return None if run is None else run.timeline.parts()
+
     def all(self) -> list[LiveRun]:
         """Return the state of every run, the newest first."""
         with self._lock:
@@ -158,6 +180,7 @@ class _Run:
         self.first_message_s = self.last_message_s = time.monotonic()
         self.settings: RunSettings | None = None
         self.progress = RunProgress()
+        self.timeline = Timeline()
         self.fetching: dict[str, FetchProgress] = {}
         self.has_failed, self.is_drawing = False, False
         self.problem: str | None = None
@@ -168,8 +191,9 @@ class _Run:
         match message:
             case RunStarted(settings=settings):
                 self.settings = self.settings or settings
-            case Progress(chunk=chunk):
+            case Progress(chunk=chunk, spans=spans):
                 self.progress.update(message)
+                self.timeline.add(spans)
                 self.fetching.pop(chunk.sample, None)
             case FetchProgress(sample=sample) if sample in self.fetching or len(self.fetching) < MAX_FETCHES:
                 if sample not in self.progress.planned:

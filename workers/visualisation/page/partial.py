@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from msgspec.structs import replace
 
-from common.analyses import Analysis
+from common.analyses import Analysis, Role
 from common.errors import SettingsError
 from physics import ANALYSES
 from workers.visualisation.page.document import Document, to_document
@@ -106,13 +107,15 @@ def _window(window: Mapping[str, Any], histogram: Mapping[str, Any], analysis: A
     """Return the window with the expected events of a scaled histogram, and without significances."""
     edges = histogram["edges"]
     inside = [
-        index
-        for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
-        if window["low"] <= low and high <= window["high"]
+        index for index, (low, high) in enumerate(pairwise(edges)) if window["low"] <= low and high <= window["high"]
     ]
     found: dict[str, Any] = {**window, "significance": None, "significance_s_b": None}
-    roles = {"n_signal": ("signal",), "n_background": ("background",)}
-    for name, wanted in {**roles, "n_signal_plus_background": ("signal", "background")}.items():
+    roles: dict[str, tuple[Role, ...]] = {
+        "n_signal": ("signal",),
+        "n_background": ("background",),
+        "n_signal_plus_background": ("signal", "background"),
+    }
+    for name, wanted in roles.items():
         parts = [histogram[one] for role in wanted for one in analysis.with_role(role) if one in histogram]
         found[name] = math.fsum(part["values"][index] for part in parts for index in inside)
         found[f"{name}_error"] = math.sqrt(math.fsum(part["variances"][index] for part in parts for index in inside))

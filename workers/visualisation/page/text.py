@@ -17,6 +17,15 @@ from workers.visualisation.page.document import CategoryCounts, Document, Sample
 from workers.visualisation.result_files import FIT_FIGURES
 
 STAGE_NAMES = {"data-loader": "loaded", "data-processor": "selected", "analysis": "analysed"}
+#: What happens to a chunk.
+STEP_NAMES = {
+    "planned": "opened the file",
+    "read": "read",
+    "selected": "selected",
+    "added": "added to the result",
+    "published": "waited until the next queue had room",
+    "waited": "waited",
+}
 SETTING_NAMES = {
     "lumi": "Luminosity [fb⁻¹]",
     "fraction": "Fraction of each file",
@@ -95,14 +104,27 @@ def setting(value: object) -> str:
     return str(value)
 
 
-def timestamp(seconds: float) -> Markup:
-    """Format seconds since 1970 as a <time> element, in UTC."""
-    when = datetime.fromtimestamp(seconds, UTC)
-    return Markup('<time datetime="{}">{}</time>').format(f"{when:%Y-%m-%dT%H:%M:%SZ}", f"{when:%Y-%m-%d %H:%M} UTC")
+def short(seconds: float) -> str:
+    """Format a duration that may be below a second: 12 ms, 1.2 s."""
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
 
 
-def size(number_of_bytes: int) -> str:
-    """Format the size of a file: 12.3 MB."""
+def step(name: str, service: str) -> str:
+    """Describe a step of the chunks in a service."""
+    if name == "waited":
+        return f"waited in the queue of the {service}"
+    return f"{service}: {STEP_NAMES.get(name, name)}"
+
+
+def timestamp(since_1970_s: float, *, seconds: bool = False) -> Markup:
+    """Format seconds since 1970 as a <time> element in UTC: date and minutes, or with ``seconds`` the time alone."""
+    when = datetime.fromtimestamp(since_1970_s, UTC)
+    shown = f"{when:%H:%M:%S} UTC" if seconds else f"{when:%Y-%m-%d %H:%M} UTC"
+    return Markup('<time datetime="{}">{}</time>').format(f"{when:%Y-%m-%dT%H:%M:%SZ}", shown)
+
+
+def size(number_of_bytes: float) -> str:
+    """Format a number of bytes: 12.3 MB."""
     value = float(number_of_bytes)
     for unit in ("B", "kB", "MB"):
         if value < 1000:

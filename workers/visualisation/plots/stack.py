@@ -322,4 +322,5 @@ def draw_status(figure: Figure, result: Mapping[str, Any], axes: Axes) -> None:
         if len(first + more) > LINE_LENGTH:
             first = first[: LINE_LENGTH - len(more) - 1] + "…"
         y = 1 - (0.14 + 0.16 * row) / figure.get_figheight()
-        figure.text(0.02, y, f"{kind}: {first}{more}", color=colour, **STATUS)
+        size = 11 if colour == BLUE else STATUS["size"]
+        figure.text(0.02, y, f"{kind}: {first}{more}", color=colour, **STATUS | {"size": size})

@@ -14,7 +14,10 @@ function addLocalTimes(root) {
     if (!when.getTimezoneOffset()) continue;
     const isSameDay = when.getDate() === when.getUTCDate();
     const day = isSameDay ? {} : { month: "short", day: "numeric" };
-    time.append(` (${when.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit", hour12: false })} local)`);
+    const local = document.createElement("small");
+    const clock = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+    local.textContent = ` ${when.toLocaleString([], { ...day, ...clock })} local`;
+    time.append(local);
   }
 }
 
