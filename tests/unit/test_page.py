@@ -62,7 +62,7 @@ def document(share: float = 1.0, *, channels: bool = False, **changes: Any) -> d
     analysis = ANALYSES[made["release"]]
     made["samples"] = {
         sample.name: {
-            "category": sample.category, "events_read": int(sample.entries * share), "events_selected": 12,
+            "category": sample.category, "events_read": int((sample.entries or 0) * share), "events_selected": 12,
             "yield": 3.25, "yield_error": 0.5, "cutflow": dict.fromkeys(analysis.steps, 12),
         }
         for sample in analysis.samples

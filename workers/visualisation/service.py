@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from common.errors import MessageError, Unavailable
 from common.messages import (
+    TIMELINE,
     FetchProgress,
     Message,
     Progress,
@@ -30,6 +31,7 @@ from physics import ANALYSES
 from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
+from workers.visualisation.page.usage import with_usage
 from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.result_files import result_files
 
@@ -123,6 +125,8 @@ class Visualisation(Service):
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
             files = result_files(message.result, self._pool, message.timeline)
+            if self._live is not None and TIMELINE in files and (samples := self._live.samples(message.run_id)):
+                files[TIMELINE] = with_usage(files[TIMELINE], samples)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:
             self._write(message.run_id, folder.result, files, self._output)

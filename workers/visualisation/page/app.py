@@ -249,8 +249,10 @@ class Page:
         }
 
     def _timeline_context(self, timeline: TimelineParts | None) -> dict[str, Any]:
-        usage = {} if timeline is None else usage_of(self._pipeline.samples(*timeline.limits), timeline.limits)
-        return {"timeline": timeline, "usage": usage}
+        if timeline is None:
+            return {"timeline": None, "usage": {}}
+        samples = timeline.samples or self._pipeline.samples(*timeline.limits)
+        return {"timeline": timeline, "usage": usage_of(samples, timeline.limits)}
 
     def _entry(self, run_id: str) -> Entry:
         """Return a finished run; raises a 404 if it is not known."""

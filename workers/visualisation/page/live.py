@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from common.progress import RunProgress
 from common.settings import RunSettings
 from workers.visualisation.page.pipeline import Pipeline
 from workers.visualisation.page.timeline import Timeline, TimelineParts
+from workers.visualisation.page.usage import Sample
 
 MAX_RUNS = 100
 #: Number of ids of finished runs that are kept, to ignore messages that arrive after the end of a run.
@@ -159,6 +160,11 @@ class LiveRuns:
         with self._lock:
             run = self._runs.get(run_id)
             return None if run is None else run.timeline.parts()
+
+    def samples(self, run_id: str) -> Mapping[str, Sequence[Sample]]:
+        """Return the CPU and memory of the services during a run; empty if it is unknown or has no chunk yet."""
+        timeline = self.timeline(run_id)
+        return {} if timeline is None else self.pipeline.samples(*timeline.limits)
 
     def all(self) -> list[LiveRun]:
         """Return the state of every run, the newest first."""

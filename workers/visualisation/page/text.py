@@ -104,6 +104,15 @@ def setting(value: object) -> str:
     return str(value)
 
 
+def provenance(given: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return what made a result, by heading: the software, then every mapping of it, such as the input files."""
+    parts = {"Software": {name: setting(value) for name, value in given.items() if not isinstance(value, dict)}}
+    for name, part in given.items():
+        if isinstance(part, dict):
+            parts[name.replace("_", " ").capitalize()] = {key: setting(value) for key, value in part.items()}
+    return {heading: pairs for heading, pairs in parts.items() if pairs}
+
+
 def short(seconds: float) -> str:
     """Format a duration that may be below a second: 12 ms, 1.2 s."""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)

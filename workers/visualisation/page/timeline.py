@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.messages import Span, Step
+from workers.visualisation.page.usage import CORES, Sample
 
 #: The steps, in the order of the legend. Waits of several chunks overlap; they are drawn as a strip of their own.
 WORK = ("planned", "read", "selected", "added", "published")
@@ -64,11 +65,15 @@ class Wait:
 
 @dataclass(frozen=True)
 class TimelineParts:
-    """What the page shows of a timeline; ``limits`` are its start and end in seconds since 1970."""
+    """What the page shows of a timeline; ``limits`` are its start and end in seconds since 1970.
+
+    ``samples`` has the CPU and memory of the services if the timeline is that of a file.
+    """
 
     rows: Sequence[Row]
     waits: Sequence[Wait]
     limits: tuple[float, float]
+    samples: Mapping[str, Sequence[Sample]]
 
 
 class Timeline:
@@ -79,6 +84,8 @@ class Timeline:
         self._times: dict[tuple[str, str, str], array[float]] = {}
         #: The starts of work on chunks that had been delivered before, by service and replica.
         self._redelivered: dict[tuple[str, str], array[float]] = {}
+        #: The CPU and memory of the services, as ``with_usage`` wrote it into the file.
+        self.samples: dict[str, list[Sample]] = {}
 
     @classmethod
     def of_file(cls, content: bytes) -> Timeline:
@@ -92,9 +99,14 @@ class Timeline:
             if event.ph == "X":
                 service = str(names.get(("process_name", event.pid, 0), event.pid))
                 replica = str(names.get(("thread_name", event.pid, event.tid), event.tid))
+                end = event.ts + event.dur
+                start = end - event.args["in_queue_us"] if "in_queue_us" in event.args else event.ts
                 redeliveries = event.args.get("redeliveries", 0)
                 step = cast("Step", event.name)
-                timeline.add([Span(step, service, replica, event.ts / 1e6, (event.ts + event.dur) / 1e6, redeliveries)])
+                timeline.add([Span(step, service, replica, start / 1e6, end / 1e6, redeliveries)])
+            elif event.ph == "C" and event.name.endswith(CORES):
+                sample = event.ts / 1e6, event.args.get("cores", 0.0), event.args.get("bytes", 0)
+                timeline.samples.setdefault(event.name.removesuffix(CORES), []).append(sample)
         return timeline
 
     def add(self, spans: Iterable[Span]) -> None:
@@ -107,7 +119,7 @@ class Timeline:
 
     def parts(self) -> TimelineParts | None:
         """Return what the page shows; None without a span."""
-        return TimelineParts(self.rows(), self.waits(), self.limits()) if self._times else None
+        return TimelineParts(self.rows(), self.waits(), self.limits(), self.samples) if self._times else None
 
     def limits(self) -> tuple[float, float]:
         """Return the first start and the last end, in seconds since 1970; raises ValueError without a span."""

@@ -1,10 +1,14 @@
-"""CPU and memory of the services over the time of a run, as paths of an SVG of 1000 by 30."""
+"""CPU and memory of the services over the time of a run: in timeline.json, and as paths of an SVG of 1000 by 30."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+#: The names of the counters in timeline.json are a service's name and this.
+CORES = ", cores"
 WIDTH, HEIGHT = 1000, 30
 #: The most points of a path.
 MAX_POINTS = 300
@@ -21,6 +25,18 @@ class Usage:
     memory: str
     most_cores: float
     most_bytes: int
+
+
+def with_usage(timeline: bytes, samples: Mapping[str, Sequence[Sample]]) -> bytes:
+    """Return the content of a timeline.json with the samples added as counters, of which Perfetto draws a curve."""
+    trace = msgspec.json.decode(timeline, type=dict[str, msgspec.Raw])
+    events = msgspec.json.decode(trace["traceEvents"], type=list[msgspec.Raw])
+    for name, found in samples.items():
+        for at, cores, memory in found[:: max(1, len(found) // MAX_POINTS)]:
+            args = {"cores": round(cores, 3), "bytes": memory}
+            counter = {"ph": "C", "pid": 0, "name": f"{name}{CORES}", "ts": round(1e6 * at), "args": args}
+            events.append(msgspec.Raw(msgspec.json.encode(counter)))
+    return msgspec.json.encode({**trace, "traceEvents": events})
 
 
 def usage_of(samples: Mapping[str, Sequence[Sample]], limits: tuple[float, float]) -> dict[str, Usage]:
