@@ -41,7 +41,7 @@ def before_deadline(deadline_s: float = DEADLINE_S) -> Callable[[], bool]:
     return lambda: time.monotonic() < deadline
 
 
-def run_embedded(run: RunSettings, cache: Path, **replicas: int) -> Outcome:
+def run_embedded(run: RunSettings, cache: Path, **replicas: Any) -> Outcome:
     """Do a run in this process; its chunks are read in threads."""
     read = settings.read({"CACHE": str(cache)})
     with EmbeddedServices(read, processes=0, **replicas) as services:

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from common import settings, topology
-from common.messages import Chunk, Progress, Result, RunFailed
+from common.messages import Chunk, Progress, QueueStatus, Result, RunFailed
 from common.settings import RunSettings
 from common.submission import follow, new_run_id, submit
 from common.transport.rabbitmq import RabbitMQTransport
@@ -20,7 +20,17 @@ from physics import ANALYSES
 from tests.support.runs import QuietDisplay
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
-from tests.unit.test_page import RUN, Site, document, finished, quiet_port, under_way
+from tests.unit.test_page import (
+    RUN,
+    Site,
+    document,
+    finished,
+    quiet_port,
+    spans,
+    status,
+    status_messages,
+    under_way,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -114,6 +124,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
     assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()
     tab.click(f"text={run_id}")
     assert tab.locator(".banner.toy").is_visible()
+    wait_until(lambda: tab.locator(".side-by-side .mark").count() == 4, "the picture had a mark for each replica", 90)
     events = wait_until(lambda: analysed(tab), "the bar moved", 90)
     picture = wait_until(lambda: partial_plot(tab), "a plot was there", 90)
     wait_until(lambda: analysed(tab) > events, "the bar moved on", 90)
@@ -131,6 +142,10 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
         image.scroll_into_view_if_needed()
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
         assert "toy, not ATLAS data" in (image.get_attribute("alt") or "")
+    assert tab.locator(".mark").count() == 0
+    tab.click("nav >> text=Timeline")
+    assert tab.locator(".timeline tbody tr").count() >= 3
+    tab.click("nav >> text=Files")
     files = {link.rpartition("/")[2] for link in links(tab) if "/files/" in link}
     assert files == set(outcome.files)
     followed = links(tab)
@@ -140,7 +155,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
         if "/files/" in link:
             assert answer.content == outcome.files[link.rpartition("/")[2]]
     for link in followed:
-        if not link.endswith(".root"):  # which a browser downloads
+        if not link.endswith((".root", ".zip")):  # which a browser downloads
             opened = tab.goto(link)
             assert opened is not None
             assert opened.ok, link
@@ -155,7 +170,7 @@ def test_every_link_can_be_followed_with_the_keyboard_alone(tab: Page, site: Sit
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
     reached: set[Any] = set()
-    for _ in range(15):
+    for _ in range(25):
         tab.keyboard.press("Tab")
         reached.add(tab.evaluate("document.activeElement.href || document.activeElement.tagName"))
     assert links(tab) <= reached
@@ -172,6 +187,55 @@ def test_an_update_keeps_the_focus_and_the_typed_text(tab: Page, site: Site) -> 
     assert tab.input_value("#q") == "2026"
     tab.keyboard.press("Enter")
     tab.wait_for_url("**/?q=2026")
+
+
+def test_a_selected_run_stays_selected_when_others_are_listed(tab: Page, site: Site) -> None:
+    for number, run_id in enumerate(("first", "second")):
+        finished(site.output, run_id, 1.6e9 + number)
+    tab.goto(site.url)
+    tab.check("[value=first]")
+    finished(site.output, "third", 1.7e9)
+    tab.wait_for_selector("[value=third]")
+    assert tab.is_checked("[value=first]")
+    tab.check("[value=second]")
+    tab.click("text=Compare two selected runs")
+    tab.wait_for_selector("text=A and B: the same bits")
+
+
+def test_times_are_shown_in_utc_and_in_the_local_time(browser: Browser, site: Site) -> None:
+    finished(site.output, RUN, 1.7e9)
+    context = browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
+    tab = context.new_page()
+    tab.goto(site.url)
+    assert "2023-11-14 22:13 UTC" in tab.inner_text("td time")
+    assert "15 Nov, 07:13 local" in tab.inner_text("td time")
+    context.close()
+
+
+def marks(tab: Page, state: str) -> int:
+    """Return the number of replicas that the picture shows in a state."""
+    return tab.locator(f".side-by-side .mark.{state}").count()
+
+
+def test_a_killed_replica_is_seen_to_go_and_another_one_to_come(
+    tab: Page, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.visualisation.page.pipeline.GONE_AFTER_S", 0.2)
+    site.handle(*status_messages())
+    tab.goto(site.url + "/pipeline")
+    assert (marks(tab, "busy"), marks(tab, "waiting"), marks(tab, "gone")) == (2, 1, 0)
+
+    def one_lives() -> bool:
+        site.handle(status("one", time.time()), status("loader", time.time(), "data-loader"))
+        site.handle(QueueStatus({}, time.time()))
+        return marks(tab, "gone") == 1
+
+    wait_until(one_lives, "the picture showed that a replica is gone")
+    assert tab.locator("#happened + ul >> text=two (data-processor) is gone").is_visible()
+    started = time.time()
+    site.handle(*(status(name, started, since=started - 1) for name in ("one", "three", "four", "five")))
+    wait_until(lambda: marks(tab, "busy") == 5, "the picture showed four processors and the loader")
+    assert tab.locator("text=three (data-processor) has started").is_visible()
 
 
 def test_a_page_reconnects_to_a_restarted_service(tab: Page, site: Site) -> None:
@@ -194,7 +258,9 @@ def test_pages_fit_the_window_and_have_enough_contrast(browser: Browser, site: S
     finished(site.output, RUN, 1.7e9, document(complete=False, problems=["/a/very/long/path" * 20]))
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     tab = context.new_page()
-    for path in ("/", "/runs/live", "/runs/lost", f"/runs/{RUN}"):
+    site.handle(*status_messages(), Progress("analysis", Chunk("live", "Zee", 3000, 4000), spans(1e9)))
+    parts = [f"/runs/live{part}" for part in ("", "/pipeline", "/timeline", "/tables", "/settings")]
+    for path in ("/", "/pipeline", *parts, "/runs/lost", f"/runs/{RUN}", f"/runs/{RUN}/files"):
         tab.goto(site.url + path)
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
         for colours in tab.evaluate(CONTRASTS):
