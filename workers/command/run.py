@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ is submitted to that RabbitMQ, where the services wait, and followed here."""
 COMPLETE, INCOMPLETE = 0, 1
 #: How many problems are printed; result.json has all of them.
 SHOWN_PROBLEMS = 4
+#: How long Ctrl-C may take to end the page, in seconds.
+_CHECK_EVERY_S = 0.2
 
 
 def run(arguments: Sequence[str], console: Console) -> int:
@@ -71,6 +74,7 @@ def _parser() -> Parser:
         type=_number_of_processes,
         help="worker processes of a run without --broker; 0: threads only (default: one for each core)",
     )
+    parser.add_argument("--page", action="store_true", help="serve the web page, also after the run, until Ctrl-C")
     parser.add_argument("--dry-run", action="store_true", help="list the files that would be read, and end")
     parser.add_argument("--quiet", action="store_true", help="print the result folder and problems only")
     parser.add_argument(
@@ -107,6 +111,8 @@ def _run(flags: argparse.Namespace, console: Console) -> int:
     read = replace(read, run=analyses.resolve(read.run))
     configure_logging(read.log_level if "LOG_LEVEL" in os.environ else "WARNING")
     if flags.broker:
+        if flags.page:
+            raise SettingsError("--page: the visualisation service of the broker serves the page; leave --broker out")
         for flag, given in (("--processes", flags.processes is not None), ("--dry-run", flags.dry_run)):
             if given:
                 raise SettingsError(f"{flag} is for a run within this command; leave --broker out")
@@ -158,7 +164,9 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     from workers.embedded import EmbeddedServices
 
     with interrupts.noted(signal.SIGINT) as interrupted:
-        with EmbeddedServices(read, processes=flags.processes) as services:
+        with EmbeddedServices(read, processes=flags.processes, with_page=flags.page) as services:
+            if flags.page:
+                console.print(f"page {services.page_url}", soft_wrap=True)
             with closing(open_and_submit(services.transport, run_id, read.run)) as session:
                 outcome = _follow(
                     session, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
@@ -166,6 +174,13 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
             if interrupted.is_set():
                 logging.disable()  # the services report what they cannot finish
                 raise KeyboardInterrupt
+            if flags.page:
+                code = report(outcome, read.output, run_id, console, as_json=flags.json)
+                console.print(f"the page is at {services.page_url} until Ctrl-C", soft_wrap=True)
+                with suppress(KeyboardInterrupt), interrupts.noted(signal.SIGINT, signal.SIGTERM) as ended:
+                    while not ended.is_set():
+                        time.sleep(_CHECK_EVERY_S)
+                return code
         return report(outcome, read.output, run_id, console, as_json=flags.json)
 
 
