@@ -76,10 +76,12 @@ def scaled_result(run: LiveRun) -> Mapping[str, Any] | None:
         return run.result
     unread = sum(not read[name] for name in simulated)
     words = []
-    if simulated:
-        words.append(f"simulation is scaled to the {100 * of_data:.0f} % of the data that are read"
-                     if of_data else "simulation is scaled to the whole run")  # fmt: skip
-        words += [f"{unread} simulated sample{'' if unread == 1 else 's'} not read yet"] if unread else []
+    if simulated and of_data in (0.0, 1.0):
+        words.append(f"{'all data are read; ' if of_data else ''}simulation is scaled to the whole run")
+    elif simulated:
+        words.append(f"simulation is scaled to the {100 * of_data:.0f} % of the data that are read")
+    if unread:
+        words.append(f"{unread} simulated sample{'' if unread == 1 else 's'} not read yet")
     return {
         **run.result,
         "histograms": histograms,

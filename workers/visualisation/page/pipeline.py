@@ -142,7 +142,7 @@ class Pipeline:
                 return
             self._latest_s = time.monotonic()
             if isinstance(message, QueueStatus):
-                self._queues = message.queues
+                self._queues = {**self._queues, **message.queues}  # one for which the broker did not answer is left out
                 self._check_replicas(self._latest_s)
                 self._sample(message.at)
                 return

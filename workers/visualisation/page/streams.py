@@ -23,7 +23,7 @@ from workers.visualisation.plots.pool import DrawingPool
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.5
+TICK_S = 1.0
 HEARTBEAT_TICKS = 20
 #: Half of the connections that the page may have, so that the others can reload.
 MAX_VIEWERS = 500
@@ -46,13 +46,27 @@ class State:
     is_last: bool = False
 
 
+@dataclass(frozen=True)
+class _Rendered:
+    """A rendered state, as the event that is sent to the viewers."""
+
+    key: object
+    event: bytes
+    is_last: bool
+
+
 class Streams:
-    """The streams of a server; they end when ``stopping`` is set."""
+    """The streams of a server; they end when ``stopping`` is set. Used from the thread of its event loop only.
+
+    The state of a page is looked up and rendered once in TICK_S, whatever the number of its viewers.
+    """
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
         self._viewers = 0
-        self._rendered: dict[str, tuple[object, str]] = {}
+        #: For each page, when its state was last looked up (by the clock of the event loop), and that state.
+        self._pages: dict[str, tuple[float, asyncio.Task[_Rendered]]] = {}
+        self._rendered: dict[str, _Rendered] = {}
 
     def response(self, page: str, state: Callable[[], State]) -> Response:
         """Return the stream of a page; raises an HTTPException (503) if there are too many viewers."""
@@ -61,40 +75,46 @@ class Streams:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(self._stream(page, state), media_type="text/event-stream", headers=headers)
 
-    async def _stream(self, page: str, state: Callable[[], State]) -> AsyncIterator[str]:
+    async def _stream(self, page: str, state: Callable[[], State]) -> AsyncIterator[bytes]:
         self._viewers += 1
         try:
             sent_key, unchanged_ticks = None, 0
             while not self._stopping.is_set():
                 try:
-                    now, text = await run_in_threadpool(self._changed, page, state, sent_key)
+                    now = await asyncio.shield(self._lookup(page, state))
                 except HTTPException:  # the run is no longer known
                     break
-                sent_key = now.key
-                if text is not None:
-                    unchanged_ticks = 0
-                    yield "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
+                if now.key != sent_key:
+                    sent_key, unchanged_ticks = now.key, 0
+                    yield now.event
                 elif (unchanged_ticks := unchanged_ticks + 1) % HEARTBEAT_TICKS == 0:
-                    yield ": heartbeat\n\n"
+                    yield b": heartbeat\n\n"
                 if now.is_last:
-                    yield "event: end\ndata: end\n\n"
+                    yield b"event: end\ndata: end\n\n"
                     break
                 await asyncio.sleep(TICK_S)
         finally:
             self._viewers -= 1
 
-    def _changed(self, page: str, state: Callable[[], State], sent_key: object) -> tuple[State, str | None]:
-        """Return the state of a page, and its main part if it has changed; all viewers share one rendering."""
-        now = state()
-        if now.key == sent_key:
-            return now, None
-        rendered = self._rendered.get(page)
-        if rendered is None or rendered[0] != now.key:
-            rendered = (now.key, now.render())
-            if len(self._rendered) > MAX_VIEWERS:
+    def _lookup(self, page: str, state: Callable[[], State]) -> asyncio.Task[_Rendered]:
+        """Return the task that looks up the state of a page, or that of the last TICK_S."""
+        now_s = asyncio.get_running_loop().time()
+        if page not in self._pages or now_s - self._pages[page][0] >= TICK_S:
+            if len(self._pages) > MAX_VIEWERS:
+                self._pages.clear()
                 self._rendered.clear()
-            self._rendered[page] = rendered
-        return now, rendered[1]
+            task = asyncio.create_task(self._render(page, state))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # it may have no viewer left
+            self._pages[page] = now_s, task
+        return self._pages[page][1]
+
+    async def _render(self, page: str, state: Callable[[], State]) -> _Rendered:
+        now, last = await run_in_threadpool(state), self._rendered.get(page)
+        if last is None or last.key != now.key or last.is_last != now.is_last:
+            text = await run_in_threadpool(now.render)
+            event = "".join(f"data: {line}\n" for line in text.splitlines()) + "\n"
+            last = self._rendered[page] = _Rendered(now.key, event.encode(), now.is_last)
+        return last
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,11 @@ def provenance(given: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {heading: pairs for heading, pairs in parts.items() if pairs}
 
 
+def cores(number_of_cores: float) -> str:
+    """Format CPU time per time: 0.25 or 3.1."""
+    return f"{number_of_cores:.2f}" if number_of_cores < 1 else f"{number_of_cores:.1f}"
+
+
 def short(seconds: float) -> str:
     """Format a duration that may be below a second: 12 ms, 1.2 s."""
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else duration(seconds)
