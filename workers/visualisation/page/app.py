@@ -231,6 +231,7 @@ class Page:
                 "scaled": to_document(scaled) if scaled else partial_document(run),
                 "progress": scaled.get("progress"),
                 "plot": plot if plot and plot.png else None,
+                "plots": [],
                 **self._timeline_context(self._live.timeline(run_id) if tab == "timeline" else None),
             }
         entry = self._entry(run_id)

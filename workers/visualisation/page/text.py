@@ -34,6 +34,7 @@ SETTING_NAMES = {
     "samples": "Samples",
     "chunk_entries": "Entries per chunk",
     "demo_events": "Demo events",
+    "plots": "Plots",
     "release": "Release",
 }
 FIT_NAMES = {
