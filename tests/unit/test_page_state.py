@@ -47,11 +47,11 @@ def test_a_killed_replica_is_shown_as_gone_and_its_successor_as_started(set_cloc
     for second in range(100, 103):
         set_clock(second)
         send(pipeline, second, "one", "two")
-    for second in range(103, 110):
+    for second in range(103, 111):
         set_clock(second)
         send(pipeline, second, "one")
     assert states(pipeline) == {"one": "busy", "two": "gone"}
-    send(pipeline, 110.0, "three", since=109.0)
+    send(pipeline, 111.0, "three", since=109.0)
     happened = [text for _, text in pipeline.state().happenings]
     assert happened == [
         "three (data-processor) has started",
@@ -72,6 +72,18 @@ def test_a_replica_is_not_gone_if_its_clock_is_wrong_or_all_messages_are_late(
         pipeline.update(status("skewed", second + skew_s))
         send(pipeline, second, "one")
         assert states(pipeline) == {"one": "busy", "skewed": "busy"}
+
+
+def test_a_replica_that_was_silent_is_back_when_it_sends_again(set_clock: Callable[[float], None]) -> None:
+    pipeline = Pipeline()
+    set_clock(100)
+    send(pipeline, 100.0, "one", "two")
+    for second in range(101, 110):
+        set_clock(second)
+        send(pipeline, second, "one")
+    send(pipeline, 110.0, "two")
+    assert states(pipeline) == {"one": "busy", "two": "busy"}
+    assert pipeline.state().happenings[0] == (110.0, "two (data-processor) is back")
 
 
 def test_a_stopped_replica_is_gone_at_once(set_clock: Callable[[float], None]) -> None:

@@ -19,7 +19,7 @@ FLOW = (
     ("visualisation", topology.VISUALISATION.name),
 )
 #: A replica is gone if it sends nothing for so long, while others do; it is shown for another GONE_SHOWN_S.
-GONE_AFTER_S = 4.0
+GONE_AFTER_S = 6.0
 GONE_SHOWN_S = 60.0
 #: Rates are those of the last so many messages of a replica, one a second.
 RATE_MESSAGES = 6
@@ -151,8 +151,11 @@ class Pipeline:
             if replica is None or replica.is_gone:
                 if len(self._replicas) >= MAX_REPLICAS:
                     return
+                returned = replica is not None and replica.latest.since == message.since
                 replica = self._replicas[key] = _Replica()
-                if message.at - message.since < STARTED_WITHIN_S:
+                if returned and message.state != "stopping":
+                    self._happenings.appendleft((message.at, f"{message.replica} ({message.service}) is back"))
+                elif message.at - message.since < STARTED_WITHIN_S:
                     self._happenings.appendleft((message.at, f"{message.replica} ({message.service}) has started"))
             replica.add(message, self._latest_s)
             if message.state == "stopping":
