@@ -229,6 +229,16 @@ def test_an_incomplete_run_without_a_problem_says_that_chunks_are_not_analysed()
     assert "INCOMPLETE: not all chunks are analysed" in texts(histogram_figure(result(complete=False)))
 
 
+def test_a_run_under_way_says_how_far_it_is_and_is_not_called_incomplete() -> None:
+    progress = {"percent": 43, "note": "simulation is scaled to the whole run"}
+    figure = histogram_figure(result(complete=False, progress=progress))
+    assert "IN PROGRESS, 43 %: simulation is scaled to the whole run" in texts(figure)
+    assert watermarks(figure) == []
+    figure = histogram_figure(result(complete=False, problems=[PROBLEM], progress=progress))
+    assert f"INCOMPLETE: {PROBLEM}" in texts(figure)
+    assert watermarks(figure) == ["INCOMPLETE"]
+
+
 def warning_line(figure: Figure) -> Any:
     (line,) = [text for text in figure.texts if text.get_text().startswith("WARNING: ")]
     return line
