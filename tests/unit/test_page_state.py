@@ -47,11 +47,11 @@ def test_a_killed_replica_is_shown_as_gone_and_its_successor_as_started(set_cloc
     for second in range(100, 103):
         set_clock(second)
         send(pipeline, second, "one", "two")
-    for second in range(103, 111):
+    for second in range(103, 115):
         set_clock(second)
         send(pipeline, second, "one")
     assert states(pipeline) == {"one": "busy", "two": "gone"}
-    send(pipeline, 111.0, "three", since=109.0)
+    send(pipeline, 115.0, "three", since=113.0)
     happened = [text for _, text in pipeline.state().happenings]
     assert happened == [
         "three (data-processor) has started",
@@ -78,12 +78,12 @@ def test_a_replica_that_was_silent_is_back_when_it_sends_again(set_clock: Callab
     pipeline = Pipeline()
     set_clock(100)
     send(pipeline, 100.0, "one", "two")
-    for second in range(101, 110):
+    for second in range(101, 114):
         set_clock(second)
         send(pipeline, second, "one")
-    send(pipeline, 110.0, "two")
+    send(pipeline, 114.0, "two")
     assert states(pipeline) == {"one": "busy", "two": "busy"}
-    assert pipeline.state().happenings[0] == (110.0, "two (data-processor) is back")
+    assert pipeline.state().happenings[0] == (114.0, "two (data-processor) is back")
 
 
 def test_a_stopped_replica_is_gone_at_once(set_clock: Callable[[float], None]) -> None:

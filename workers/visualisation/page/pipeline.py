@@ -19,7 +19,7 @@ FLOW = (
     ("visualisation", topology.VISUALISATION.name),
 )
 #: A replica is gone if it sends nothing for so long, while others do; it is shown for another GONE_SHOWN_S.
-GONE_AFTER_S = 6.0
+GONE_AFTER_S = 10.0
 GONE_SHOWN_S = 60.0
 #: Rates are those of the last so many messages of a replica, one a second.
 RATE_MESSAGES = 6
