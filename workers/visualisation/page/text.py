@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
-from common.rounding import MISSING, duration, number, rounded, rounded_yield  # noqa: F401  templates use duration
+from common.rounding import MISSING, duration, number, rounded, rounded_yield
 from workers.visualisation.archive import File
 from workers.visualisation.page.document import CategoryCounts, Document, SampleCounts, are_numbers, sum_of
 from workers.visualisation.result_files import FIT_FIGURES
