@@ -57,7 +57,8 @@ class Delivery:
     def redeliveries(self) -> int:
         """How often it was delivered before, as far as the broker counts that, and at least once if it was."""
         count = self.headers.get("x-delivery-count")
-        return max(int(self.redelivered), count if isinstance(count, int) else 0)
+        # pika gives numbers of 64 bits as a class of its own, which cannot be encoded.
+        return max(int(self.redelivered), int(count) if isinstance(count, int) else 0)
 
 
 @dataclass(frozen=True)

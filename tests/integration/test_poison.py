@@ -160,7 +160,15 @@ def replace(workers: Workers, taken: Delivery, body: bytes) -> None:
         channel = connection.channel()
         channel.confirm_delivery()
         properties = pika.BasicProperties(type=taken.kind, headers=dict(taken.headers), delivery_mode=2)
-        channel.basic_publish("", taken.queue, body, properties)
+
+        def is_published() -> bool:
+            try:
+                channel.basic_publish("", taken.queue, body, properties)
+            except pika.exceptions.NackError:  # the queue is full
+                return False
+            return True
+
+        wait_until(is_published, "the queue had room")
 
 
 @pytest.mark.broker

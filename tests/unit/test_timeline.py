@@ -6,6 +6,9 @@ import json
 from collections import Counter
 from itertools import pairwise
 
+import msgspec
+
+from common.delivery import Delivery
 from common.messages import Chunk, Result, Software, Span, decompress
 from workers.analysis.provenance import provenance, version_warnings
 from workers.analysis.timeline import Timeline
@@ -104,3 +107,13 @@ def test_packages_are_stated_once_and_by_service_where_they_differ() -> None:
     (warning,) = version_warnings(other)
     assert "numpy 2.4.0, 2.3.1 (data-loader), 2.4.0 (analysis)" in warning
     assert "commit" not in warning
+
+
+def test_a_number_of_64_bits_in_the_broker_s_headers_can_be_encoded() -> None:
+    """Pika gives such numbers, like the count of deliveries, as a class of its own."""
+
+    class Long(int):
+        pass
+
+    delivery = Delivery("events", "events", b"", {"x-delivery-count": Long(3)}, redelivered=True, token=1)
+    assert msgspec.json.encode(delivery.redeliveries) == b"3"
