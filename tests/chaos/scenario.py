@@ -18,7 +18,7 @@ from tests.chaos.invariants import violations
 from tests.support.runs import numbers, run_embedded
 
 #: 13 samples in about 300 chunks: long enough for eight faults.
-DEMO = RunSettings(release="demo", demo_events=120_000, chunk_entries=400)
+DEMO = RunSettings(release="demo", demo_events=80_000, chunk_entries=400)
 
 _ORDER: tuple[Phase, ...] = ("chunks", "fit", "drawing")
 

@@ -42,7 +42,7 @@ OPTIONS = (
 )  # fmt: skip
 DEADLINE_MS = 90_000
 #: A run of more than three hundred chunks, long enough to see its progress.
-DEMO = RunSettings(release="demo", demo_events=150_000, chunk_entries=500)
+DEMO = RunSettings(release="demo", demo_events=60_000, chunk_entries=500)
 
 pytestmark = pytest.mark.browser
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.compose
 
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
 #: Long enough for faults during the run: 205 chunks.
-DEMO = RunSettings(release="demo", demo_events=200_000, chunk_entries=1_000, plots=False)
+DEMO = RunSettings(release="demo", demo_events=100_000, chunk_entries=500, plots=False)
 FLAGS = ("--release", "demo", "--demo-events", "200000", "--chunk-entries", "1000")
 
 
@@ -236,7 +236,7 @@ def test_ports_are_bound_to_localhost_only(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--lumi", "-1"], "LUMI=-1"),
+        (["--lumi", "-1"], "--lumi -1: "),
         (["--data", "nowhere"], "no such directory"),
         (["--broker", "amqp://elsewhere"], "--broker is for analysis.py"),
     ],
