@@ -30,7 +30,7 @@ pytestmark = pytest.mark.compose
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
 #: Long enough for faults during the run: 205 chunks.
 DEMO = RunSettings(release="demo", demo_events=100_000, chunk_entries=500, plots=False)
-FLAGS = ("--release", "demo", "--demo-events", "200000", "--chunk-entries", "1000")
+FLAGS = ("--release", "demo", "--demo-events", str(DEMO.demo_events), "--chunk-entries", str(DEMO.chunk_entries))
 
 
 class Stack:
