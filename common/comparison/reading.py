@@ -81,6 +81,10 @@ class _Result(msgspec.Struct):
     fit: dict[str, Any] | None = None
 
 
+# As in common/messages.py: the threads of the page must not derive this at the same time.
+msgspec.json.Decoder(_Result)
+
+
 def _read_json(path: Path) -> Document:
     raw = json.loads(path.read_bytes())
     result = msgspec.convert(raw, _Result)

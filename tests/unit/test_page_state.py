@@ -91,6 +91,8 @@ def test_a_stopped_replica_is_gone_at_once(set_clock: Callable[[float], None]) -
     send(pipeline, 100.0, "one", "two")
     send(pipeline, 101.0, "two", state="stopping")
     assert states(pipeline) == {"one": "busy", "two": "gone"}
+    send(pipeline, 102.0, "two", state="stopping")  # until it has handled its last message
+    assert states(pipeline) == {"one": "busy", "two": "gone"}
     assert pipeline.state().happenings[0] == (101.0, "two (data-processor) has stopped")
 
 
@@ -143,7 +145,7 @@ def test_the_page_shows_the_same_timeline_from_the_file_as_from_the_messages() -
     for _, of_chunk in chunks:
         live.add(of_chunk)
     samples = {"analysis": [(1000.0 + n, 0.5, 100 + n) for n in range(4)]}
-    content = with_usage(AnalysisTimeline.of(RUN, chunks).trace(), samples)
+    content = with_usage(AnalysisTimeline(RUN, chunks).trace(), samples)
     read, expected = Timeline.of_file(content).parts(), live.parts()
     assert read is not None
     assert expected is not None

@@ -45,7 +45,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             analysis, sample, store.partials(run.run_id, sample.name), final=final
         )
     files, software = store.files(run.run_id), store.software(run.run_id)
-    timeline = Timeline.of(run.run_id, store.spans(run.run_id) if final else ())
+    timeline = Timeline(run.run_id, list(store.spans(run.run_id)) if final else [])
     problems = store.problems(run.run_id)
     by_category = {
         category.name: [sample.name for sample in samples if sample.category == category.name]

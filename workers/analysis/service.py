@@ -384,7 +384,7 @@ class AnalysisService(Service):
 
     def _timeline(self, run_id: str) -> bytes:
         """The compressed timeline of a run whose chunks are stored; empty if it is too large."""
-        timeline = Timeline.of(run_id, self._store.spans(run_id)).compressed()
+        timeline = Timeline(run_id, list(self._store.spans(run_id))).compressed()
         if not timeline:
             log.warning("run %s: it has too many chunks for a timeline; CHUNK_ENTRIES makes chunks larger", run_id)
         return timeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -26,11 +26,6 @@ class Timeline:
 
     run_id: str
     chunks: list[tuple[Chunk, tuple[Span, ...]]]
-
-    @classmethod
-    def of(cls, run_id: str, chunks: Iterable[tuple[Chunk, tuple[Span, ...]]]) -> Timeline:
-        """The timeline of the chunks in ``chunks``."""
-        return cls(run_id, list(chunks))
 
     def waits(self) -> dict[str, float]:
         """Return the seconds that the chunks spent in each step together, by its description, the longest first."""

@@ -123,6 +123,7 @@ class Document(msgspec.Struct):
         return lumi * fraction if isinstance(lumi, int | float) and isinstance(fraction, int | float) else None
 
 
+# As in common/messages.py: the threads of the page must not derive this at the same time.
 _DECODER = msgspec.json.Decoder(Document)
 UNREADABLE = Document(problems=["its result.json cannot be read"])
 

@@ -149,6 +149,8 @@ class Pipeline:
             key = message.service, message.replica
             replica = self._replicas.get(key)
             if replica is None or replica.is_gone:
+                if replica is not None and message.state == "stopping":
+                    return  # it says so until it has handled its last message
                 if len(self._replicas) >= MAX_REPLICAS:
                     return
                 returned = replica is not None and replica.latest.since == message.since

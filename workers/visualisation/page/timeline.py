@@ -90,7 +90,7 @@ class Timeline:
     @classmethod
     def of_file(cls, content: bytes) -> Timeline:
         """Read a timeline.json (Chrome's trace event format); raises msgspec.MsgspecError for another file."""
-        trace = msgspec.json.decode(content, type=_Trace)
+        trace = _DECODER.decode(content)
         timeline, names = cls(), {}
         for event in trace.traceEvents:
             if event.ph == "M":
@@ -186,6 +186,10 @@ class _Event(msgspec.Struct):
 
 class _Trace(msgspec.Struct):
     traceEvents: list[_Event]  # noqa: N815  the name of the format
+
+
+# As in common/messages.py: the threads of the page must not derive this at the same time.
+_DECODER = msgspec.json.Decoder(_Trace)
 
 
 def _covered(spans: FloatArray, edges: FloatArray) -> FloatArray:
