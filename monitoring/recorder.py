@@ -73,6 +73,7 @@ class Recorder:
         self._show = show
         self._rates = RateCalculator()
         self._samples: list[CounterSample] = []
+        self._machine_before: list[CounterSample] = []
         self._files: list[RecordingFile] = []
         self._problems: list[str] = []
         self._failing_since: float | None = None
@@ -194,8 +195,12 @@ class Recorder:
             if (not self.options.services or sample.service in wanted)
             and (sample.time >= self._not_before or sample.state == "started")
         ]
-        if not self._samples and all(sample.service in MACHINE for sample in samples):
-            return  # other services run here, but none of those that are wanted
+        if not self._samples:
+            if all(sample.service in MACHINE for sample in samples):
+                # None of the wanted services runs yet. Their start lies after this reading of the machine.
+                self._machine_before = samples or self._machine_before
+                return
+            samples = [*self._machine_before, *samples]
         self._samples += samples
         for file in self._files:
             file.add(samples)

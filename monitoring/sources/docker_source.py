@@ -102,12 +102,14 @@ class DockerSource:
                 if sample is not None and sample.time > container.returned_until:
                     container.returned_until = sample.time
                     samples.append(sample)
-        if samples and self._machine is not None:
+        if self._machine is not None:
             samples += self._machine.read(self.now())
         return samples
 
     def is_current(self, since: float) -> bool:
-        """Return whether the engine has read the counters of all running containers at or after ``since``."""
+        """Return whether the counters of all running containers, and the machine's, were read at or after ``since``."""
+        if self._machine is not None and not self._machine.is_current(since):
+            return False
         with self._lock:
             running = [container for container in self._containers.values() if not container.has_ended]
             return all(container.latest is not None and container.latest.time >= since for container in running)

@@ -77,7 +77,9 @@ class KubeletSource:
         return samples
 
     def is_current(self, since: float) -> bool:
-        """Return whether the kubelets have read the counters of all running containers at or after ``since``."""
+        """Return whether the counters of all running containers, and the machine's, were read at or after ``since``."""
+        if self._machine is not None and not self._machine.is_current(since):
+            return False
         if self._listed_at < since or self.now() - self._listed_at > _CURRENT_LIST_AGE_S:
             self._list_pods()
         for pod in self._pods.values():

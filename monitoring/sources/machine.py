@@ -285,6 +285,7 @@ class MachineSource:
         self._names = names
         self._accounts = CpuAccounts(self._group_of, is_counted)
         self._scanned_at = float("-inf")
+        self._time = float("-inf")
         self._returned: set[str] = set()
 
     def _group_of(self, pid: int, process: Process, parent_group: str) -> str | None:
@@ -304,10 +305,11 @@ class MachineSource:
         accounts = self._accounts
         accounts.scan()
         ahead_s = now - time.time()
+        self._time = accounts.time + ahead_s
         for group in sorted({REST, *accounts.cpu_seconds}):
             service, _, component = group.partition(" ")
             sample = CounterSample(
-                time=accounts.time + ahead_s,
+                time=self._time,
                 service=service,
                 replica=component or "1",
                 container=group,
@@ -320,7 +322,11 @@ class MachineSource:
                 yield replace(sample, time=zero_time, cpu_seconds=0.0, memory_bytes=None, state="started")
             self._returned.add(group)
             yield sample
-        yield replace(accounts.host, time=accounts.time + ahead_s)
+        yield replace(accounts.host, time=self._time)
+
+    def is_current(self, since: float) -> bool:
+        """Return whether the last scan was at or after ``since``, by the source's clock."""
+        return self._time >= since
 
     def close(self) -> None:
         """Close the counters of containers."""

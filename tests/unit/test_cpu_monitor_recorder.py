@@ -107,6 +107,21 @@ def test_a_recording_ends_when_the_named_run_has_finished() -> None:
     assert recording.header["run"]["events"] == 5
 
 
+class SourceOfALateService(CountingSource):
+    """A source whose only service starts after the third reading of the host."""
+
+    def read(self) -> Sequence[CounterSample]:
+        service, host = super().read()
+        return [service, host] if host.cpu_seconds >= 3 else [host]
+
+
+def test_the_host_is_recorded_from_before_the_first_service_started() -> None:
+    options = RecordingOptions(interval_s=0.01, duration_s=0.2)
+    recording = Recorder(SourceOfALateService(), options, lambda _: None).run()
+    host = [one.cpu_seconds for one in recording.samples if one.service == "host"]
+    assert host[:2] == [2.0, 3.0]
+
+
 class SourceWithOtherClock(CountingSource):
     """The same source on a machine whose clock differs from this one's."""
 
