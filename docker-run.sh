@@ -194,9 +194,11 @@ if [ "$word" = run ]; then
         copy=analyses/${value##*/}
         # It is replaced at once, so that no service reads half of it.
         cmp -s "$value" "$copy" || { cp "$value" "$copy.part" && chmod 644 "$copy.part" && mv -f "$copy.part" "$copy"; } ||
-            fail "$PWD/$copy cannot be written, where the services read the analysis" ;;
+            fail "$PWD/$copy cannot be written, where the services read the analysis"
+        # The command reads it under the user's own path, which its messages name.
+        export ANALYSIS_FILE=$value ;;
+    *) value=${value##*/} ;;
     esac
-    value=${value##*/} value=${value%.py}
     hand_over ANALYSIS --analysis
 fi
 

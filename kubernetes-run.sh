@@ -126,12 +126,16 @@ if [ "$action" = run ]; then
         *.py)
             analysis_file=$(absolute "$ANALYSIS")
             [ -r "$analysis_file" ] || fail "$(named ANALYSIS): no such file, or it cannot be read" 2
+            [[ $analysis_file != *:* ]] || fail "$(named ANALYSIS): a path with a colon cannot be mounted in a pod; give the file another one" 2
             analysis=${ANALYSIS##*/} ANALYSIS=${analysis%.py}
             ;;
     esac
     for variable in ANALYSIS RELEASE SAMPLES LUMI FRACTION PT_CUTS DEMO_EVENTS CHUNK_ENTRIES; do
         [ -n "${!variable:-}" ] || { [ "$variable" = PT_CUTS ] && [ -n "${PT_CUTS+set}" ]; } || continue
-        flags+=("--$(printf %s "$variable" | tr A-Z_ a-z-)=${!variable}")
+        value=${!variable}
+        # The command reads it under the user's own path, which its messages name.
+        [ "$variable" != ANALYSIS ] || value=${analysis_file:-$value}
+        flags+=("--$(printf %s "$variable" | tr A-Z_ a-z-)=$value")
     done
     [ "${PLOTS:-1}" = 1 ] || flags+=(--no-plots)
     case ${RABBITMQ_HOST:-} in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a pod, this is the pod itself; unset it, or give a name that the pods can reach" 2 ;; esac
@@ -306,6 +310,8 @@ options="options: {disableNameSuffixHash: true, labels: {${ours/=/: }"
     echo "        ]}"
     [ -z "${DATA:-}" ] ||
         echo "      - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: DATA, valueFrom: {secretKeyRef: {name: $job, key: DATA}}}}"
+    [ -z "${analysis_file:-}" ] ||
+        echo "      - {op: add, path: /spec/template/spec/containers/0/volumeMounts/-, value: {name: analyses, mountPath: $(json "$analysis_file"), subPath: $(json "$ANALYSIS.py"), readOnly: true}}"
     if [ -t 1 ]; then
         printf '%s\n' "      - {op: add, path: /spec/template/spec/containers/0/tty, value: true}" \
             "      - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: COLUMNS, value: \"$(tput cols 2>/dev/null || echo 100)\"}}"

@@ -20,6 +20,7 @@ from statistics import median
 
 from common import messages, settings
 from common.messages import Chunk, ChunkTask, Selected
+from common.replica import software
 from common.settings import RunSettings, Settings
 from physics import ANALYSES
 from tests.support.paths import ROOT
@@ -48,7 +49,7 @@ def cpu_seconds(read: Settings, run: RunSettings, chunk: Chunk) -> float:
     task = ChunkTask(chunk, run).encode()
     analysis = ANALYSES.of(run)
     started = time.process_time()
-    for outcome in process_chunk(read, task):
+    for outcome in process_chunk(read, task, software=software()):
         if outcome.kind == Selected.kind:
             selected = messages.decode(Selected.kind, outcome.encode(), ANALYSES)
             assert isinstance(selected, Selected)

@@ -124,7 +124,7 @@ class Axis:
                 "give the number of bins, the lower and the higher edge, for example Axis(30, 0.0, 150.0)"
             )
 
-    @property
+    @cached_property
     def edges(self) -> FloatArray:
         """The edges of the bins, shape (bins + 1,)."""
         return np.linspace(self.low, self.high, self.bins + 1)

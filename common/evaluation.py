@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import awkward as ak
@@ -136,16 +137,19 @@ def _called(what: str, function: Callable[P, T], names: Iterable[str], *args: P.
 
 
 def _line(error: BaseException, function: Callable[..., Any]) -> str:
-    """Return where an exception was raised: the last line in the file of the function."""
+    """Return where an exception was raised: the last line in the file of the function.
+
+    The file has its name only: each service may have it in another directory.
+    """
     code = getattr(inspect.unwrap(function), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if code is not None and frame.filename == code.co_filename] or frames
-    return f"{ours[-1].filename}:{ours[-1].lineno}"
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
 
 
 def _mistake(what: str, function: Callable[..., Any], problem: str) -> AnalysisError:
     code = getattr(inspect.unwrap(function), "__code__", None)
-    where = repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    where = repr(function) if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}"
     return AnalysisError(f"{where}: {what} {problem}")
 
 

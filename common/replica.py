@@ -11,7 +11,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 
 import psutil
@@ -20,8 +20,8 @@ from common import version
 from common.messages import Software
 from common.names import MAX_NAME
 
-#: The packages that read, select, add up and fit.
-PACKAGES = ("awkward", "awkward-cpp", "numpy", "pyhf", "scipy", "uproot")
+#: The packages that read, select, add up, fit and draw.
+PACKAGES = ("awkward", "awkward-cpp", "matplotlib", "mplhep", "numpy", "pyhf", "scipy", "uproot")
 
 _STARTED = time.time()
 
@@ -34,28 +34,27 @@ class Replica:
     host: str
     pid: int
     since: float
-    software: Software
 
 
-@lru_cache(maxsize=2)
-def this_process(*, embedded: bool = False) -> Replica:
-    """Return this process as a replica; ``embedded`` if it is the command, with all services, or a worker of that."""
-    host, kind = socket.gethostname(), "embedded" if embedded else _platform()
+@cache
+def this_process() -> Replica:
+    """Return this process as a replica."""
+    host = socket.gethostname()
     name = host if os.getpid() == 1 else f"{host}-{os.getpid()}"
     # A name as in ``common.names``, with room for a suffix.
     name = ".".join(filter(None, re.sub(r"[^A-Za-z0-9_.-]", "-", name[-MAX_NAME + 8 :]).lstrip("-_").split(".")))
+    return Replica(name, host, os.getpid(), _STARTED)
+
+
+@cache
+def software(*, embedded: bool = False) -> Software:
+    """Return the software of this process; ``embedded`` if it is the command, with all services."""
     packages = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             packages[package] = metadata.version(package)
-    system = f"{kind}, {platform.system()} {platform.machine()}"
-    return Replica(
-        name,
-        host,
-        os.getpid(),
-        _STARTED,
-        Software(version.VERSION, version.commit(os.environ) or "unknown", system, packages),
-    )
+    system = f"{'embedded' if embedded else _platform()}, {platform.system()} {platform.machine()}"
+    return Software(version.VERSION, version.commit(os.environ) or "unknown", system, packages)
 
 
 def usage() -> tuple[float, int]:

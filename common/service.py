@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
-from common import messages, topology
+from common import messages, replica, topology
 from common.analyses import Analyses
 from common.delivery import Delivery, Receipt
 from common.errors import BrokerError, DatabaseError, MessageError, SettingsError, Unavailable
 from common.health import ServiceMetrics
-from common.messages import Message, Span, Step
-from common.replica import Replica, this_process
+from common.messages import Message, Software, Span, Step
+from common.replica import Replica
 from common.status import StatusReporter
 from common.topology import Queue
 from common.transport import Session
@@ -65,8 +65,13 @@ class Service(ABC):
 
     @cached_property
     def replica(self) -> Replica:
-        """The name of this replica of the service, and what software it is."""
-        return this_process()
+        """The name of this replica of the service."""
+        return replica.this_process()
+
+    @cached_property
+    def software(self) -> Software:
+        """The version of this service and of its packages."""
+        return replica.software()
 
     @property
     def consumes(self) -> Sequence[Queue]:

@@ -12,6 +12,7 @@ from common.health import ServiceMetrics
 from common.messages import Chunk, QueueState, QueueStatus, ServiceStatus, State, run_of
 from common.replica import Replica, usage
 from common.transport import Session
+from common.version import VERSION
 
 EVERY_S = 1.0
 
@@ -67,7 +68,7 @@ class StatusReporter:
             rss_bytes=rss_bytes,
             since=replica.since,
             at=time.time(),
-            version=replica.software.version,
+            version=VERSION,
         )
 
     def _state(self) -> State:

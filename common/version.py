@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 #: The version of this source; that of the installed package, too (pyproject.toml).
@@ -18,8 +19,11 @@ def commit(environment: Mapping[str, str]) -> str | None:
     Images have it in the environment variable SOURCE_COMMIT. A clone asks git, which
     appends ``-dirty`` if tracked files were changed.
     """
-    if known := environment.get("SOURCE_COMMIT"):
-        return known
+    return environment.get("SOURCE_COMMIT") or _commit_of_clone()
+
+
+@cache
+def _commit_of_clone() -> str | None:
     if not (_ROOT / ".git").exists():
         return None
     describe = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

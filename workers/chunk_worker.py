@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.delivery import Receipt
-from common.messages import ChunkTask, Events, Message, Span
-from common.replica import this_process
+from common.messages import ChunkTask, Events, Message, Software, Span
 from common.settings import Settings
 from workers.data_loader.service import DataLoader
 from workers.data_processor.service import DataProcessor
@@ -42,18 +41,19 @@ def process_chunk(
     task: bytes,
     before: Sequence[Span] = (),
     *,
+    software: Software,
     published: float | None = None,
     redeliveries: int = 0,
 ) -> Sequence[EncodedMessage]:
     """Do an encoded chunk task as data-loader and data-processor do it; returns what they would publish.
 
-    ``before`` is what happened to the chunk before, ``published`` when the task was published (seconds since 1970), and
-    ``redeliveries`` how often it was delivered before. Raises MessageError where the task is not one or an outcome
-    is too large.
+    ``software`` is that of the command, ``before`` what happened to the chunk before, ``published`` when the task was
+    published (seconds since 1970), and ``redeliveries`` how often it was delivered before. Raises MessageError where
+    the task is not one or an outcome is too large.
     """
     # The other cores have worker processes of their own, so that this one decompresses without more threads.
     loader, processor = DataLoader(settings, decompression_threads=0), DataProcessor(settings)
-    loader.replica = processor.replica = this_process(embedded=True)
+    loader.software = processor.software = software
     loader.receipt = Receipt(published, redeliveries)
     outcome: list[EncodedMessage] = []
     for message in loader.read(ChunkTask.decode(task, loader.analyses), before):

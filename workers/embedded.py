@@ -14,7 +14,7 @@ from common import topology
 from common.errors import SettingsError, WorkerProcessError
 from common.memory import keep_freed_memory
 from common.messages import ChunkFailed, ChunkTask, Message, Span
-from common.replica import this_process
+from common.replica import software, this_process
 from common.service import Service, serve
 from common.settings import Settings
 from common.topology import Queue
@@ -133,8 +133,9 @@ class EmbeddedServices:
     ) -> threading.Thread:
         """Add a thread in which a service consumes its queues, or some of them, until an event is set."""
         number = sum(thread.name == service.name for thread in self._threads) + 1
-        process = this_process(embedded=True)
+        process = this_process()
         service.replica = replace(process, name=f"{process.name}.{number}")
+        service.software = software(embedded=True)
 
         def run() -> None:
             try:
@@ -189,6 +190,7 @@ class _PooledDataLoader(DataLoader):
                 self._settings,
                 task.encode(),
                 before,
+                software=self.software,
                 published=published,
                 redeliveries=self.receipt.redeliveries,
             )

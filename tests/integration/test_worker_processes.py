@@ -16,6 +16,7 @@ import pytest
 from common import settings, topology
 from common.errors import MessageError, WorkerProcessError
 from common.messages import Chunk, ChunkTask, Message
+from common.replica import software
 from common.settings import RunSettings
 from common.submission import Outcome, follow, submit
 from common.worker_pool import WorkerPool
@@ -264,9 +265,9 @@ def test_events_that_cannot_be_processed_are_left_to_the_data_processor(
 
     read = settings.read({"CACHE": str(cache)})
     task = ChunkTask(Chunk("run", "llll", 0, 100), ANALYSES.resolve(DEMO))
-    outcome = [message.kind for message in chunk_worker.process_chunk(read, task.encode())]
+    outcome = [message.kind for message in chunk_worker.process_chunk(read, task.encode(), software=software())]
     monkeypatch.setattr(DataProcessor, "handle", fail)
-    left = [message.kind for message in chunk_worker.process_chunk(read, task.encode())]
+    left = [message.kind for message in chunk_worker.process_chunk(read, task.encode(), software=software())]
 
     assert outcome == ["selected", "progress", "progress"]
     assert left == ["events", "progress"]

@@ -12,6 +12,7 @@ from common.delivery import Delivery
 from common.messages import Chunk, Result, Software, Span, decompress
 from workers.analysis.provenance import provenance, version_warnings
 from workers.analysis.timeline import Timeline
+from workers.visualisation.result_files import with_visualisation
 
 
 def spans(at: float, *, replica: int = 1, redeliveries: int = 0) -> tuple[Span, ...]:
@@ -107,6 +108,20 @@ def test_packages_are_stated_once_and_by_service_where_they_differ() -> None:
     (warning,) = version_warnings(other)
     assert "numpy 2.4.0, 2.3.1 (data-loader), 2.4.0 (analysis)" in warning
     assert "commit" not in warning
+
+
+def test_a_result_names_the_packages_that_only_the_visualisation_has_or_has_otherwise() -> None:
+    result = {"provenance": {"version": "0.2.0", "packages": {"numpy": "2.4.0", "python": "3.13.1", "scipy": "1.16"}}}
+    drawn = with_visualisation(result, software("2.4.0", python="3.13.2", matplotlib="3.10"))
+    assert drawn["provenance"] == {
+        "version": "0.2.0",
+        "packages": {
+            "numpy": "2.4.0",
+            "python": {"other services": "3.13.1", "visualisation": "3.13.2"},
+            "scipy": "1.16",
+            "matplotlib": "3.10",
+        },
+    }
 
 
 def test_a_number_of_64_bits_in_the_broker_s_headers_can_be_encoded() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.messages import FileIdentity, Software
-from common.replica import this_process
+from common.replica import software as this_software
 
 #: What the services are that worked on a run, by their names; a service may be there more than once.
 ServiceSoftware = Sequence[tuple[str, Software]]
@@ -23,7 +23,7 @@ def provenance(
     ``version`` and ``commit`` are those of the analysis service. A package of which the services have different
     versions has these by service, and so has the platform; a service that has several gives them all.
     """
-    own = this_process().software
+    own = this_software()
     packages = sorted({name for _, one in software for name in one.packages})
     return {
         "version": own.version,

@@ -311,7 +311,7 @@ class AnalysisService(Service):
         weights = np.empty(0, analysis.events["weight"].dtype) if sample.is_data else ak.to_numpy(message.events.weight)
         sums = PartialSums(message.cutflow, fill(message.events, analysis, sample.category), weights)
         spans = self.spans("added", message.spans)
-        software = {**message.software, self.name: self.replica.software}
+        software = {**message.software, self.name: self.software}
         changed = self._store.add(message.chunk, sums, spans, software)
         progress = Progress("analysis", message.chunk, spans if changed else ())
         return [progress, *self._state(message.chunk.run_id, changed=changed)]

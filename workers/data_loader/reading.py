@@ -153,8 +153,9 @@ def _branches(analysis: Analysis, sample: Sample) -> list[str]:
 
 
 def _check_types(path: Path, arrays: ak.Array, analysis: Analysis, sample: Sample) -> None:
+    record = arrays.type.content
     for name in _branches(analysis, sample):
-        found, branch = str(arrays[name].type.content), analysis.branches[name]
+        found, branch = str(record.content(name)), analysis.branches[name]
         if not re.fullmatch(branch.types, found):
             raise DataError(f"{path}: branch {name!r} holds {found!r}, not {branch.what} an event")
 

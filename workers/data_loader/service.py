@@ -128,7 +128,7 @@ class DataLoader(Service):
             events, cutflow = reading.select(arrays, analysis, sample, task.settings)
         except (DataError, AnalysisError) as error:
             return [ChunkFailed(chunk, str(error), task.digest, self.spans("read", before))]
-        software = {self.name: self.replica.software}
+        software = {self.name: self.software}
         return [
             Events(chunk, task.settings, cutflow, events, self.spans("read", before), software),
             Progress("data-loader", chunk),

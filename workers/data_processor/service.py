@@ -40,7 +40,7 @@ class DataProcessor(Service):
         except AnalysisError as error:
             return [ChunkFailed(message.chunk, str(error), message.digest, self.spans("selected", message.spans))]
         cutflow = {**message.cutflow, **cutflow}
-        software = {**message.software, self.name: self.replica.software}
+        software = {**message.software, self.name: self.software}
         return [
             Selected(
                 message.chunk, message.settings, cutflow, selected, self.spans("selected", message.spans), software

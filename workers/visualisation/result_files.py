@@ -12,7 +12,7 @@ import hist
 import numpy as np
 import uproot
 
-from common.messages import TIMELINE, decompress
+from common.messages import TIMELINE, Software, decompress
 from workers.visualisation.plots.histograms import TOY_TITLE, is_toy, read_histogram, result_analysis
 from workers.visualisation.plots.pool import DrawingPool
 
@@ -45,6 +45,18 @@ def result_files(result: Mapping[str, Any], pool: DrawingPool, timeline: bytes =
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files
+
+
+def with_visualisation(result: Mapping[str, Any], software: Software) -> dict[str, Any]:
+    """Return a result with the visualisation's packages in ``provenance.packages``, which has those of the others."""
+    provenance = result.get("provenance", {})
+    packages = dict(provenance.get("packages", {}))
+    for name, version in software.packages.items():
+        others = packages.setdefault(name, version)
+        if others != version:
+            by_service = others if isinstance(others, dict) else {"other services": others}
+            packages[name] = {**by_service, "visualisation": version}
+    return {**result, "provenance": {**provenance, "packages": packages}}
 
 
 def fit_figures(result: Mapping[str, Any]) -> list[str]:

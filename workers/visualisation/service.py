@@ -33,7 +33,7 @@ from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.usage import with_usage
 from workers.visualisation.plots.pool import DrawingPool
-from workers.visualisation.result_files import result_files
+from workers.visualisation.result_files import result_files, with_visualisation
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class Visualisation(Service):
         files = self._existing_files(message)
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
-            files = result_files(message.result, self._pool, message.timeline)
+            result = with_visualisation(message.result, self.software)
+            files = result_files(result, self._pool, message.timeline)
             if self._live is not None and TIMELINE in files and (samples := self._live.samples(message.run_id)):
                 files[TIMELINE] = with_usage(files[TIMELINE], samples)
         folder = ResultFiles(message.run_id, files)
