@@ -38,6 +38,8 @@ _EXEC_LIMIT_S = 3.0
 #: The engine or the API server may list a new container this many seconds after its start.
 _LISTED_AFTER_S = 10.0
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+#: The CPU time of all tasks in nanoseconds, if control groups of version 1 are mounted.
+_SCHEDULER_COUNTER = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
 _IS_LINUX = sys.platform == "linux"
 
 
@@ -336,10 +338,16 @@ class MachineSource:
 def host_sample(time_s: float) -> CounterSample:
     """Return the machine's busy CPU seconds since boot and the memory in use, read now, at ``time_s``.
 
-    Idle, I/O wait and stolen time are not busy time. Guest time is part of user
-    time and is not added again.
+    With control groups of version 1, the scheduler's counter is read. That of /proc/stat is what psutil reads: the
+    kernel adds to it at every tick of its clock, and misses tasks that end before the next one (2 % of the CPU time of
+    an idle Kubernetes node). Idle, I/O wait and stolen time are not busy time. Guest time is part of user time and is
+    not added again.
     """
-    times = psutil.cpu_times()
+    try:
+        cpu_seconds = int(_SCHEDULER_COUNTER.read_text()) / 1e9
+    except (OSError, ValueError):
+        times = psutil.cpu_times()
+        cpu_seconds = sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq"))
     memory = psutil.virtual_memory()
     return CounterSample(
         time=time_s,
@@ -347,6 +355,6 @@ def host_sample(time_s: float) -> CounterSample:
         replica="1",
         container=platform.node(),
         started=_boot_time(),
-        cpu_seconds=sum(getattr(times, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq")),
+        cpu_seconds=cpu_seconds,
         memory_bytes=memory.total - memory.available,
     )
