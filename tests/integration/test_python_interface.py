@@ -153,7 +153,7 @@ def test_an_incomplete_run_raises_an_error_that_has_the_result(
     (data / "Data" / source.name).symlink_to(source)
     (data / "Data" / "data_B.4lep.root").write_bytes(b"not a ROOT file")
     with pytest.raises(analysis.IncompleteRunError, match=r"data_B: .*\.result") as error:
-        analysis.run(data=data, samples=["data_A", "data_B"], output=tmp_path / "results")
+        analysis.run(data=data, samples=["data_A", "data_B"], output=tmp_path / "results", plots=False)
     result = error.value.result
     assert not result.complete
     assert result.problems

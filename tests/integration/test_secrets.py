@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,12 +61,14 @@ def test_neither_password_nor_key_is_in_logs_results_or_command_lines(
     wait_until(lambda: "connected to" in debug_workers.log("visualisation"), "the services are connected", 60)
     environment = os.environ | debug_workers.environment() | {"OUTPUT": str(tmp_path / "results"), "RELEASE": "demo"}
     url = f"amqp://{debug_workers.settings.host}:{debug_workers.settings.port}"
-    command = [sys.executable, ROOT / "analysis.py", "--demo-events", "500", "--broker", url]
+    command = [sys.executable, ROOT / "analysis.py", "--demo-events", "500", "--no-plots", "--broker", url]
     with (tmp_path / "analysis.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
         seen = set[str]()
         while process.poll() is None:
             seen |= command_lines(debug_workers.settings.user)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
     assert process.returncode == 0, (tmp_path / "analysis.log").read_text()
     for program in ("workers.data_loader", "workers.analysis", "analysis.py"):
         assert any(program in line for line in seen)
