@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from monitoring import arguments, run_results, sources, tables
+from monitoring.documents import publish
 from monitoring.recorder import Recorder, RecordingOptions
 from monitoring.recording import Recording, read_recording
 from monitoring.sources.base import MonitorError, Source
@@ -53,6 +53,11 @@ def _console(width: int | None = None) -> Console:
     if not console.width:  # COLUMNS=0, with which rich prints nothing
         console.width = _WIDTH
     return console
+
+
+def _wide_console() -> Console:
+    """Return the console of tables that are not cut where the output is no terminal."""
+    return _console(None if sys.stdout.isatty() else _WIDTH)
 
 
 def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
@@ -135,33 +140,21 @@ def _compare(flags: argparse.Namespace) -> int:
     recordings = [read_recording(path) for path in flags.files]
     if len(recordings) < 2:
         raise MonitorError("a comparison needs two recordings or more; give for example docker.csv kubernetes.csv")
-    _write(compare(recordings), flags.output)
+    _publish_comparison(compare(recordings), flags.output)
     return OK
 
 
-def _write(
+def _publish_comparison(
     comparison: Comparison, path: Path, costs: Sequence[Cost] = (), made: Mapping[str, Any] | None = None
 ) -> None:
-    """Print a comparison and write it to ``path`` with the suffixes of its files."""
-    # Figures are written to files only; matplotlib cannot be imported with a backend that it does not have.
-    os.environ["MPLBACKEND"] = "agg"
-    from monitoring.comparison import plot, report
+    from monitoring.comparison.report import document
 
-    console = _console(None if sys.stdout.isatty() else _WIDTH)
-    console.print(report.table(comparison))
-    if costs:
-        console.print(report.cost_table(costs))
-    for warning in comparison.warnings:
-        console.print(f"not comparable: {warning}", soft_wrap=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        document = report.document(comparison, costs, made or {})
-        path.with_suffix(".md").write_text(report.markdown(comparison, costs, made or {}), encoding="utf-8")
-        path.with_suffix(".json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-        plot.draw(comparison, path, costs)
-    except OSError as error:
-        raise MonitorError(f"--output {path.parent}: {error.strerror}") from None
-    console.print(f"{path}.png, .pdf, .md and .json", soft_wrap=True)
+    def draw(path: Path) -> None:
+        from monitoring.comparison.plot import draw
+
+        draw(comparison, path, costs)
+
+    publish(document(comparison, costs, made), path, draw, _wide_console())
 
 
 def _campaign(flags: argparse.Namespace) -> int:
@@ -184,7 +177,7 @@ def _campaign(flags: argparse.Namespace) -> int:
     if not repetitions:
         raise MonitorError(f"no repetition is complete; the logs are in {campaign.folder / 'logs'}")
     runs = [one.large for members in repetitions.values() for one in members]
-    _write(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
+    _publish_comparison(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
     return FAILED if campaign.failures else OK
 
 
