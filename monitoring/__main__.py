@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from monitoring.comparison.compare import Comparison
     from monitoring.comparison.costs import Cost
 
-OK, FAILED = 0, 1
+OK, FAILED, INTERRUPTED = 0, 1, 130
 #: The width of tables where that of the terminal is not known.
 _WIDTH = 120
 
@@ -36,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if flags.action == "compare":
             return _compare(flags)
+        if flags.action == "scan":
+            return _scan(flags)
         return _campaign(flags) if flags.action == "campaign" else _record(flags, command)
     except MonitorError as error:
         _say(str(error))
     except KeyboardInterrupt:
         _say("interrupted")
+        return INTERRUPTED
     return FAILED
 
 
@@ -159,7 +163,7 @@ def _publish_comparison(
 
 def _campaign(flags: argparse.Namespace) -> int:
     """Record a campaign and compare its recordings; FAILED if a part of it is missing."""
-    from monitoring.campaign.campaign import Campaign, Plan, made_with
+    from monitoring.campaign.campaign import Campaign, Plan
     from monitoring.comparison.compare import compare
     from monitoring.comparison.costs import costs
 
@@ -170,15 +174,41 @@ def _campaign(flags: argparse.Namespace) -> int:
         campaign.record()
     except KeyboardInterrupt:
         _say("interrupted; the same command continues where it stopped")
-        return FAILED
+        return INTERRUPTED
     repetitions = campaign.repetitions()
     for failure in campaign.failures:
         _say(failure)
     if not repetitions:
         raise MonitorError(f"no repetition is complete; the logs are in {campaign.folder / 'logs'}")
     runs = [one.large for members in repetitions.values() for one in members]
-    _publish_comparison(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
+    _publish_comparison(compare(runs), campaign.folder / "comparison", costs(repetitions), campaign.made_with())
     return FAILED if campaign.failures else OK
+
+
+def _scan(flags: argparse.Namespace) -> int:
+    """Record runs with different numbers of replicas, and show speed-up, Amdahl's law and the limit."""
+    from monitoring.scaling.scan import Scan, ScanPlan
+    from monitoring.scaling.speedup import points
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    service, numbers = flags.service
+    folder = flags.output or Path(
+        os.environ.get("OUTPUT") or "results", "comparisons", f"scan-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    plan = ScanPlan(flags.platform, service, numbers, flags.events, flags.repeat)
+    scan = Scan(plan, arguments.place(flags.platform), folder.resolve(), _say)
+    scan.record()
+    measured = points(scan.runs())
+
+    from monitoring.scaling.report import document
+
+    def draw(path: Path) -> None:
+        from monitoring.scaling.report import draw
+
+        draw(plan, measured, path)
+
+    publish(document(plan, measured, scan.made_with()), scan.folder / "comparison", draw, _wide_console())
+    return OK
 
 
 if __name__ == "__main__":
