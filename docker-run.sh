@@ -125,7 +125,7 @@ case $word in
     --scan)
         # shellcheck source=venv.sh
         . ./venv.sh
-        use_venv "$PWD" monitor '150 MB, half a minute' -r monitoring/requirements.txt
+        use_venv "$PWD" monitor '220 MB, half a minute' -r monitoring/requirements.txt
         project_folder=$PWD
         cd "$caller"
         COMPOSE_PROJECT_NAME=$project exec python "$project_folder/common/cpu_monitor.py" scan --platform docker "${scan[@]}" ;;

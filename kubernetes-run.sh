@@ -217,7 +217,7 @@ case $action in
         [ -z "${AUTOSCALE:-}" ] || fail "AUTOSCALE=$AUTOSCALE sets the number of replicas; 'AUTOSCALE= ./kubernetes-run.sh' ends that"
         # shellcheck source=venv.sh
         . ./venv.sh
-        use_venv "$PWD" monitor-kubernetes '200 MB, half a minute' -r monitoring/requirements.txt kubernetes
+        use_venv "$PWD" monitor-kubernetes '260 MB, half a minute' -r monitoring/requirements.txt kubernetes
         project_folder=$PWD
         cd "$caller"
         NAMESPACE=$namespace exec python "$project_folder/common/cpu_monitor.py" scan --platform kubernetes "${scan[@]}"

@@ -16,50 +16,48 @@ from monitoring import usage
 from monitoring.comparison.plot import MACHINE_COLOURS, SERVICE_COLOURS, STYLE
 from monitoring.documents import Document, TextTable
 from monitoring.scaling.scan import ScanPlan
-from monitoring.scaling.speedup import STAGES, Amdahl, Point, fit
-from monitoring.sources.base import PIPELINE_SERVICES, PLATFORM, REST
+from monitoring.scaling.speedup import STAGES, Amdahl, Point, ScanRun, fit
+from monitoring.sources.base import HOST, REST
 
+_SECONDS = "s: from the plan of a run to its last event, without the fit and the plots."
+#: The part of a machine that other programs may use before that is noted; the monitor is one of them.
+_OTHERS = 0.25
 _IDEAL, _LAW = "#8f8f98", "#bd1f01"
+
+
+def caption(plan: ScanPlan) -> str:
+    """Return one line on what was recorded."""
+    numbers = ", ".join(map(str, plan.replicas))
+    return f"{plan.platform}, {plan.repeat} × {plan.events:,} events with {numbers} × {plan.service}"
 
 
 def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any]) -> Document:
     """Return the tables of a scan, Amdahl's law and what the limit was. Estimates are {mean, error} in JSON."""
     law = fit(measured)
     queues = [queue for queue, _ in STAGES.values()]
-    speed = [
-        (
-            str(point.replicas),
-            point.seconds.text(2),
-            point.speed_up.text(2),
-            point.efficiency.text(2),
-            f"{plan.events / point.seconds.mean / 1e6:.2f}",
-            *(f"{point.mean('waiting')[queue]:.1f}" for queue in queues),
-            *(f"{point.mean('working')[stage]:.0%}" for stage in STAGES),
-        )
-        for point in measured
-    ]
-    columns = ("replicas", "s", "speed-up", "efficiency", "10⁶ ev./s", *(f"in {queue}" for queue in queues), *STAGES)
-    note = (
-        "s: from the plan of a run to its last event, without fit and plots. In chunks, events, selected: the mean "
-        "number of messages waiting. The services: the fraction of the time in which their replicas worked."
-    )
-    means = {str(point.replicas): point.mean("cores") for point in measured}
-    cores = usage.sort_services({name for mean in means.values() for name in mean})
-    used = [(number, *(f"{mean.get(name, 0.0):.2f}" for name in cores)) for number, mean in means.items()]
-    digests = {run.digest for point in measured for run in point.runs}
-    bits = "are identical to the last bit" if len(digests) == 1 else "DIFFER, which they must not"
+    speed, flow, cores = [], [], []
+    services = usage.sort_services({name for point in measured for name in point.mean("cores")})
+    for point in measured:
+        number, seconds, used = str(point.replicas), point.seconds, point.mean("cores")
+        rate = f"{plan.events / seconds.mean / 1e6:.2f}"
+        speed.append((number, seconds.text(2), rate, point.speed_up.text(2), point.efficiency.text(2)))
+        waiting = [f"{point.mean('waiting')[queue]:.1f}" for queue in queues]
+        flow.append((number, *waiting, *(f"{point.mean('working')[stage]:.0%}" for stage in STAGES)))
+        cores.append((number, *(f"{used.get(name, 0.0):.2f}" for name in services)))
     return Document(
         title=f"Scaling of {plan.service}",
-        caption=f"{plan.platform}, {plan.repeat} × {plan.events:,} events with {', '.join(map(str, plan.replicas))} "
-        f"{plan.service}; mean ± standard error",
+        caption=f"{caption(plan)}; mean ± standard error",
         tables=[
-            TextTable(columns, speed, 1, note=note),
-            TextTable(("replicas", *cores), used, 1, "Mean cores in use, while events were processed"),
+            TextTable(("replicas", "s", "10⁶ events/s", "speed-up", "efficiency"), speed, 1, note=_SECONDS),
+            TextTable(
+                ("replicas", *queues, *STAGES), flow, 1, "Messages waiting, and the time in which replicas worked"
+            ),
+            TextTable(("replicas", *services), cores, 1, "Cores in use"),
         ],
         notes=[
-            *(f"limit with {point.replicas} {plan.service}: {point.limit}" for point in measured),
+            *(f"with {point.replicas} × {plan.service}, the limit is {point.limit}" for point in measured),
             *([_in_words(law)] if law else []),
-            f"the histograms of all {sum(len(point.runs) for point in measured)} runs {bits}",
+            *_checks([run for point in measured for run in point.runs]),
         ],
         made=made,
         recordings=[],
@@ -69,6 +67,15 @@ def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any])
             "amdahl": asdict(law) if law else None,
         },
     )
+
+
+def _checks(runs: Sequence[ScanRun]) -> list[str]:
+    equal = "are identical to the last bit" if len({run.digest for run in runs}) == 1 else "differ, which is an error"
+    found = [f"the histograms of all {len(runs)} runs {equal}"]
+    others, cores = max(run.cores.get(REST, 0.0) for run in runs), runs[0].machine_cores
+    if cores and others > _OTHERS * cores:
+        found.append(f"other programs used up to {others:.2f} of {cores:g} cores; scan again while the machine is idle")
+    return found
 
 
 def _in_words(law: Amdahl) -> str:
@@ -84,8 +91,7 @@ def draw(plan: ScanPlan, measured: Sequence[Point], path: Path) -> None:
     """Write ``path``.png and .pdf: speed-up, efficiency, waiting messages and cores in use by number of replicas."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12.0, 9.0), layout="constrained")
-        caption = document(plan, measured, {}).caption
-        figure.suptitle(caption, x=0.01, ha="left", size=11, color="#55555c")
+        figure.suptitle(caption(plan), x=0.01, ha="left", size=11, color="#55555c")
         (speed_up, efficiency), (queues, cores) = figure.subplots(2, 2)
         _speed(speed_up, efficiency, measured, fit(measured))
         _waiting(queues, measured)
@@ -137,13 +143,13 @@ def _waiting(axes: Axes, measured: Sequence[Point]) -> None:
 
 def _cores(axes: Axes, measured: Sequence[Point]) -> None:
     """Draw the cores in use by service, stacked, and those that the machine has."""
-    colours = dict(zip(PIPELINE_SERVICES, SERVICE_COLOURS, strict=False)) | MACHINE_COLOURS
+    names = usage.sort_services({name for point in measured for name in point.mean("cores")} - {HOST})
+    colours = dict(zip(names, SERVICE_COLOURS * 9, strict=False)) | MACHINE_COLOURS
     base = np.zeros(len(measured))
-    for name in (*PIPELINE_SERVICES, PLATFORM, REST):
+    for name in names:
         heights = np.array([point.mean("cores").get(name, 0.0) for point in measured])
-        if heights.any():
-            axes.bar(range(len(measured)), heights, 0.6, base, color=colours[name], label=name)
-            base += heights
+        axes.bar(range(len(measured)), heights, 0.6, base, color=colours[name], label=name)
+        base += heights
     if machine := measured[0].runs[0].machine_cores:
         axes.axhline(machine, color="#1a1a1a", ls="--", lw=1, label="cores of the machine")
     axes.set_ylabel("cores in use, mean")

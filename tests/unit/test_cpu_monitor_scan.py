@@ -129,7 +129,7 @@ def test_a_complete_scan_is_shown_without_recording_again(tmp_path: Path) -> Non
     flags = ("scan", "data-processor=4,1,2", "--events", "1000000", "--repeat", "2", "--output", str(tmp_path))
     shown = run_monitor(*flags)
     assert shown.returncode == 0, shown.stderr
-    assert "limit with 1 data-processor: data-processor: " in shown.stdout
+    assert "with 1 × data-processor, the limit is data-processor: " in shown.stdout
     assert "Amdahl's law T(n) = T(1)·(σ + (1−σ)/n): σ = 0.0" in shown.stdout
     assert "the histograms of all 6 runs are identical to the last bit" in shown.stdout
     assert "## How it was made" in (tmp_path / "comparison.md").read_text()
