@@ -23,7 +23,7 @@ class TextTable:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     names: int
-    title: str = ""
+    title: str
     note: str = ""
 
 
@@ -41,15 +41,16 @@ class Document:
 
     def print(self, console: Console) -> None:
         """Print the tables and notes."""
-        for index, table in enumerate(self.tables):
-            shown = Table(box=SIMPLE_HEAD, title=table.title or self.caption, title_justify="left", pad_edge=False)
+        console.print(self.caption, soft_wrap=True)
+        for table in self.tables:
+            shown = Table(box=SIMPLE_HEAD, title=table.title, title_justify="left", pad_edge=False)
             for number, name in enumerate(table.columns):
                 shown.add_column(name, justify="left" if number < table.names else "right", no_wrap=True)
             for row in table.rows:
                 if row[0] and table.names > 1 and shown.row_count:
                     shown.add_section()
                 shown.add_row(*row)
-            console.print(shown, end="" if index + 1 == len(self.tables) else "\n")
+            console.print(shown)
         for note in self.notes:
             console.print(note, soft_wrap=True)
 
@@ -59,7 +60,7 @@ class Document:
         for table in self.tables:
             alignment = [":--"] * table.names + ["--:"] * (len(table.columns) - table.names)
             rows = [table.columns, alignment, *table.rows]
-            lines += ["", *([f"## {table.title}", ""] if table.title else [])]
+            lines += ["", f"## {table.title}", ""]
             lines += [f"| {' | '.join(row)} |" for row in rows]
             lines += ["", table.note] if table.note else []
         lines += ["", *(f"- {note}" for note in self.notes)]

@@ -113,8 +113,8 @@ class Campaign:
         """Return how the campaign was made."""
         plan = self.plan
         return made_with(
-            f"campaign --platforms {','.join(plan.platforms)} --events {plan.events[0]} {plan.events[1]} "
-            f"--repeat {plan.repeat} --idle {plan.idle_s:g}",
+            f"cpu_monitor.py campaign --platforms {','.join(plan.platforms)} "
+            f"--events {plan.events[0]} {plan.events[1]} --repeat {plan.repeat} --idle {plan.idle_s:g}",
             f"process: Python {platform.python_version()} and RabbitMQ of this machine; others: of the images",
         )
 
@@ -185,7 +185,7 @@ def made_with(command: str, software: str) -> Mapping[str, Any]:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return {
-        "command": f"cpu_monitor.py {command}",
+        "command": command,
         "commit": commit.stdout.strip() or None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
         "software": software,

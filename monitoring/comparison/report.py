@@ -34,7 +34,7 @@ def document(comparison: Comparison, costs: Sequence[Cost] = (), made: Mapping[s
     """
     first, *others = comparison.groups
     ratio = f"The ratio is of CPU seconds per event, {' or '.join(others)} over {first}."
-    tables = [TextTable(_COLUMNS, _cells(comparison), 2, note=ratio)]
+    tables = [TextTable(_COLUMNS, _cells(comparison), 2, "Services", ratio)]
     if costs:
         title = "Idle services, and the cost of a run above that"
         tables.append(TextTable(_COST_COLUMNS, _cost_cells(costs), 2, title, _COST_NOTE))

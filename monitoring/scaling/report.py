@@ -48,7 +48,7 @@ def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any])
         title=f"Scaling of {plan.service}",
         caption=f"{caption(plan)}; mean ± standard error",
         tables=[
-            TextTable(("replicas", "s", "10⁶ events/s", "speed-up", "efficiency"), speed, 1, note=_SECONDS),
+            TextTable(("replicas", "s", "10⁶ events/s", "speed-up", "efficiency"), speed, 1, "Speed-up", _SECONDS),
             TextTable(
                 ("replicas", *queues, *STAGES), flow, 1, "Messages waiting, and the time in which replicas worked"
             ),

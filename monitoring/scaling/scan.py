@@ -87,8 +87,8 @@ class Scan:
         """Return how the scan was made."""
         plan = self.plan
         numbers = ",".join(map(str, plan.replicas))
-        command = f"scan {plan.service}={numbers} --platform {plan.platform} --events {plan.events}"
-        return made_with(f"{command} --repeat {plan.repeat}", "of the images")
+        command = f"./{plan.platform}-run.sh --scan {plan.service}={numbers} --events {plan.events}"
+        return made_with(f"{command} --repeat {plan.repeat}", "Python and RabbitMQ of the images")
 
     def _path(self, repetition: int, number: int) -> Path:
         return self.folder / "recordings" / f"{self.plan.service}-{number}-{repetition}.csv"

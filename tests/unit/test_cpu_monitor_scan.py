@@ -12,6 +12,7 @@ import pytest
 
 from monitoring.__main__ import main
 from monitoring.recording import Recording, RecordingFile
+from monitoring.scaling import scan
 from monitoring.scaling.scan import ScanPlan
 from monitoring.scaling.speedup import ScanRun, fit, points
 from tests.support.cpu_recordings import T0, recording, run_monitor, sample
@@ -143,6 +144,52 @@ def test_a_complete_scan_is_shown_without_recording_again(tmp_path: Path) -> Non
     assert other.returncode == 1
     line = f"--output {tmp_path} holds recordings with events 1000000; name another"
     assert other.stderr.splitlines() == [f"cpu_monitor.py: {line}"]
+
+
+class Services:
+    """Services of which only the number of replicas is known; runs fail while ``fails`` is True."""
+
+    def __init__(self, replicas: int) -> None:
+        self.number, self.log, self.done, self.fails = replicas, Path("x.log"), list[int](), False
+
+    def start(self, flags: Sequence[str]) -> int:
+        return 0
+
+    run = start
+
+    def replicas(self, service: str) -> int:
+        return self.number
+
+    def scale(self, service: str, replicas: int) -> None:
+        self.number = replicas
+
+    def record(self, _: object, path: Path, work: object) -> None:
+        if self.fails and len(self.done) == 3:
+            raise KeyboardInterrupt
+        self.done.append(self.number)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+
+def test_an_interrupted_scan_leaves_the_replicas_as_before_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, said = Services(3), list[str]()
+    monkeypatch.setattr(scan, "running_services", lambda *_: services)
+    monkeypatch.setattr(scan, "record", services.record)
+    one = scan.Scan(ScanPlan("docker", "data-loader", (1, 2), 1000, 2), "p", tmp_path, said.append)
+    services.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        one.record()
+    assert services.number == 3
+    assert said[-2:] == [
+        f"to continue, repeat the command with --output {tmp_path}",
+        "data-loader has 3 replicas again, as before",
+    ]
+    services.fails = False
+    one.record()
+    assert services.number == 3
+    assert services.done == [1, 2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ class TextTable(msgspec.Struct):
 
     columns: list[str]
     rows: list[list[str]]
-    names: int = 1
-    title: str = ""
+    names: int
+    title: str
     note: str = ""
 
 
