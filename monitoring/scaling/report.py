@@ -16,7 +16,7 @@ from monitoring import usage
 from monitoring.comparison.plot import MACHINE_COLOURS, SERVICE_COLOURS, STYLE
 from monitoring.documents import Document, TextTable
 from monitoring.scaling.scan import ScanPlan
-from monitoring.scaling.speedup import STAGES, Amdahl, Point, ScanRun, fit
+from monitoring.scaling.speedup import STAGES, Amdahl, Point, ScanRun
 from monitoring.sources.base import HOST, REST
 
 _SECONDS = "s: from the plan of a run to its last event, without the fit and the plots."
@@ -33,17 +33,17 @@ def caption(plan: ScanPlan) -> str:
 
 def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any]) -> Document:
     """Return the tables of a scan, Amdahl's law and what the limit was. Estimates are {mean, error} in JSON."""
-    law = fit(measured)
+    law = Amdahl.fit(measured)
     queues = [queue for queue, _ in STAGES.values()]
     speed, flow, cores = [], [], []
-    services = usage.sort_services({name for point in measured for name in point.mean("cores")})
+    services = _services(measured)
     for point in measured:
-        number, seconds, used = str(point.replicas), point.seconds, point.mean("cores")
+        number, seconds, mean = str(point.replicas), point.seconds, point.mean
         rate = f"{plan.events / seconds.mean / 1e6:.2f}"
         speed.append((number, seconds.text(2), rate, point.speed_up.text(2), point.efficiency.text(2)))
-        waiting = [f"{point.mean('waiting')[queue]:.1f}" for queue in queues]
-        flow.append((number, *waiting, *(f"{point.mean('working')[stage]:.0%}" for stage in STAGES)))
-        cores.append((number, *(f"{used.get(name, 0.0):.2f}" for name in services)))
+        waiting = [f"{mean.waiting[queue]:.1f}" for queue in queues]
+        flow.append((number, *waiting, *(f"{mean.working[stage]:.0%}" for stage in STAGES)))
+        cores.append((number, *(f"{mean.cores.get(name, 0.0):.2f}" for name in services)))
     return Document(
         title=f"Scaling of {plan.service}",
         caption=f"{caption(plan)}; mean ± standard error",
@@ -56,7 +56,7 @@ def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any])
         ],
         notes=[
             *(f"with {point.replicas} × {plan.service}, the limit is {point.limit}" for point in measured),
-            *([_in_words(law)] if law else []),
+            _in_words(law, measured),
             *_checks([run for point in measured for run in point.runs]),
         ],
         made=made,
@@ -64,7 +64,7 @@ def document(plan: ScanPlan, measured: Sequence[Point], made: Mapping[str, Any])
         numbers={
             "scan": asdict(plan),
             "points": [asdict(point) for point in measured],
-            "amdahl": asdict(law) if law else None,
+            "amdahl": asdict(law),
         },
     )
 
@@ -78,13 +78,18 @@ def _checks(runs: Sequence[ScanRun]) -> list[str]:
     return found
 
 
-def _in_words(law: Amdahl) -> str:
+def _in_words(law: Amdahl, measured: Sequence[Point]) -> str:
     sigma = law.serial_fraction
     largest = f", so at most {1 / sigma.mean:.1f} times as fast" if sigma.mean > (sigma.error or 0.0) else ""
+    deviation = max(abs(point.seconds.mean / law.seconds(point.replicas) - 1) for point in measured)
     return (
         f"Amdahl's law T(n) = T(1)·(σ + (1−σ)/n): σ = {sigma.text(2)} of the time is not shortened by "
-        f"replicas{largest}; the law describes the mean times within {law.largest_deviation:.0%}"
+        f"replicas{largest}; the law describes the mean times within {deviation:.0%}"
     )
+
+
+def _services(measured: Sequence[Point]) -> list[str]:
+    return usage.sort_services({name for point in measured for name in point.mean.cores})
 
 
 def draw(plan: ScanPlan, measured: Sequence[Point], path: Path) -> None:
@@ -93,7 +98,7 @@ def draw(plan: ScanPlan, measured: Sequence[Point], path: Path) -> None:
         figure = Figure(figsize=(12.0, 9.0), layout="constrained")
         figure.suptitle(caption(plan), x=0.01, ha="left", size=11, color="#55555c")
         (speed_up, efficiency), (queues, cores) = figure.subplots(2, 2)
-        _speed(speed_up, efficiency, measured, fit(measured))
+        _speed(speed_up, efficiency, measured, Amdahl.fit(measured))
         _waiting(queues, measured)
         _cores(cores, measured)
         for axes in (speed_up, efficiency):
@@ -107,16 +112,15 @@ def draw(plan: ScanPlan, measured: Sequence[Point], path: Path) -> None:
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
 
 
-def _speed(speed_up: Axes, efficiency: Axes, measured: Sequence[Point], law: Amdahl | None) -> None:
+def _speed(speed_up: Axes, efficiency: Axes, measured: Sequence[Point], law: Amdahl) -> None:
     """Draw means with standard errors, single runs as points, proportional scaling and the fitted law."""
     first = measured[0]
     n = np.linspace(first.replicas, measured[-1].replicas, 200)
     for axes, power in ((speed_up, 0), (efficiency, 1)):
         axes.plot(n, (n / first.replicas) ** (1 - power), "--", color=_IDEAL, label="proportional")
-        if law is not None:
-            curve = first.seconds.mean / np.array([law.seconds(value) for value in n])
-            label = f"Amdahl's law, σ = {law.serial_fraction.text(2)}"
-            axes.plot(n, curve * (first.replicas / n) ** power, color=_LAW, label=label)
+        curve = first.seconds.mean / np.array([law.seconds(value) for value in n])
+        label = f"Amdahl's law, σ = {law.serial_fraction.text(2)}"
+        axes.plot(n, curve * (first.replicas / n) ** power, color=_LAW, label=label)
         for point in measured:
             mean = point.efficiency if power else point.speed_up
             axes.errorbar(point.replicas, mean.mean, mean.error, fmt="o", color="#1a1a1a", capsize=4, zorder=3)
@@ -132,7 +136,7 @@ def _waiting(axes: Axes, measured: Sequence[Point]) -> None:
     """Draw the mean number of messages in each queue as bars."""
     width = 0.8 / len(STAGES)
     for index, (stage, (queue, _)) in enumerate(STAGES.items()):
-        heights = [point.mean("waiting")[queue] for point in measured]
+        heights = [point.mean.waiting[queue] for point in measured]
         positions = np.arange(len(measured)) + (index - 1) * width
         bars = axes.bar(positions, heights, width * 0.92, color=SERVICE_COLOURS[index], label=f"{queue}, for {stage}")
         axes.bar_label(bars, [f"{height:.1f}" for height in heights], size=8.5, padding=2)
@@ -143,14 +147,14 @@ def _waiting(axes: Axes, measured: Sequence[Point]) -> None:
 
 def _cores(axes: Axes, measured: Sequence[Point]) -> None:
     """Draw the cores in use by service, stacked, and those that the machine has."""
-    names = usage.sort_services({name for point in measured for name in point.mean("cores")} - {HOST})
+    names = [name for name in _services(measured) if name != HOST]
     colours = dict(zip(names, SERVICE_COLOURS * 9, strict=False)) | MACHINE_COLOURS
     base = np.zeros(len(measured))
     for name in names:
-        heights = np.array([point.mean("cores").get(name, 0.0) for point in measured])
+        heights = np.array([point.mean.cores.get(name, 0.0) for point in measured])
         axes.bar(range(len(measured)), heights, 0.6, base, color=colours[name], label=name)
         base += heights
-    if machine := measured[0].runs[0].machine_cores:
+    if machine := measured[0].mean.machine_cores:
         axes.axhline(machine, color="#1a1a1a", ls="--", lw=1, label="cores of the machine")
     axes.set_ylabel("cores in use, mean")
     axes.set_xlim(-0.5, 1.6 * len(measured))

@@ -75,13 +75,13 @@ class Scan:
                     one.scale(service, before)
                 self._say(f"{service} has {before} replica{'s' * (before != 1)} again, as before")
 
-    def runs(self) -> list[ScanRun]:
-        """Return what is recorded."""
-        service = self.plan.service
-        return [
-            ScanRun.of(read_recording(self._path(repetition, number)), service, number)
-            for repetition, number in self.plan.runs()
-        ]
+    def runs(self) -> dict[int, list[ScanRun]]:
+        """Return what is recorded, by number of replicas."""
+        found: dict[int, list[ScanRun]] = {}
+        for repetition, number in self.plan.runs():
+            recording = read_recording(self._path(repetition, number))
+            found.setdefault(number, []).append(ScanRun.of(recording, self.plan.service, number))
+        return found
 
     def made_with(self) -> Mapping[str, Any]:
         """Return how the scan was made."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -37,17 +37,14 @@ _IDLE = 0.5
 
 @dataclass(frozen=True)
 class ScanRun:
-    """A recorded run, while its events were processed.
+    """A recorded run while its events were processed, or the mean of several runs.
 
-    ``waiting`` is the mean number of messages in each queue, ``working`` the fraction of the time in which the
-    replicas of each stage worked, ``cores`` the mean cores in use by service, and ``machine_cores`` what there are.
-    ``digest`` is that of the histograms.
+    ``replicas`` are those of each stage, ``waiting`` is the mean number of messages in each queue, ``working`` the
+    fraction of the time in which the replicas of each stage worked, and ``cores`` the mean cores in use by service.
     """
 
-    replicas: int
     seconds: float
-    events: int
-    stage_replicas: Mapping[str, int]
+    replicas: Mapping[str, int]
     waiting: Mapping[str, float]
     working: Mapping[str, float]
     cores: Mapping[str, float]
@@ -61,14 +58,12 @@ class ScanRun:
         seconds, waits = run.get("seconds"), run.get("waits")
         if not seconds or not waits:
             raise MonitorError(f"{recording.name}: the run has no timing")
-        numbers = {stage: run.get("replicas", {}).get(stage) or 1 for stage in STAGES} | {service: replicas}
+        numbers = {stage: run["replicas"].get(stage) or 1 for stage in STAGES} | {service: replicas}
         window = np.array([run["analysed"] - seconds, run["analysed"]])
         used = usage.usage_by_service(recording)
         return cls(
-            replicas=replicas,
             seconds=seconds,
-            events=run["events"],
-            stage_replicas=numbers,
+            replicas=numbers,
             waiting={queue: waits.get(f"waited in queue {queue}", 0.0) / seconds for queue, _ in STAGES.values()},
             working={
                 stage: sum(waits.get(step, 0.0) for step in steps) / (seconds * numbers[stage])
@@ -79,6 +74,49 @@ class ScanRun:
             digest=run.get("digest"),
         )
 
+    @classmethod
+    def mean(cls, runs: Sequence[ScanRun]) -> ScanRun:
+        """Return the mean of runs with the same numbers of replicas."""
+
+        def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+            return {name: fmean(one.get(name, 0.0) for one in values) for name in values[0]}
+
+        return replace(
+            runs[0],
+            seconds=fmean(run.seconds for run in runs),
+            waiting=means([run.waiting for run in runs]),
+            working=means([run.working for run in runs]),
+            cores=means([run.cores for run in runs]),
+        )
+
+    def limit(self) -> str:
+        """Return what limited the run, in words.
+
+        It is the machine, if its cores are in use. Else it is the last stage in the flow with a message waiting for
+        each replica: the queues before it fill, and those after it are empty. If its replicas have nothing to do
+        although messages wait, it is the broker.
+        """
+        cores, machine = self.cores, self.machine_cores
+        if machine and cores.get(HOST, 0.0) >= _FULL * machine:
+            used = sorted(((cores.get(name, 0.0), name) for name in PIPELINE_SERVICES), reverse=True)[:2]
+            services = " and ".join(f"{name} {value:.2f}" for value, name in used)
+            return f"the machine: {cores[HOST]:.2f} of {machine:g} cores were in use, {services}"
+        for stage, (queue, _) in reversed(STAGES.items()):
+            number, waiting, working = self.replicas[stage], self.waiting[queue], self.working[stage]
+            if waiting < number:
+                continue
+            facts = (
+                f"{waiting:.1f} messages waited in {queue}, and {number} replica{'s' * (number > 1)} worked "
+                f"{working:.0%} of the time with {cores.get(stage, 0.0):.2f} cores"
+            )
+            if working < _IDLE:
+                return f"rabbitmq with {cores.get('rabbitmq', 0.0):.2f} cores: for {stage}, {facts}"
+            return f"{stage}: {facts}"
+        busiest = max(self.working, key=lambda stage: self.working[stage])
+        return (
+            f"no stage: few messages waited; the busiest one, {busiest}, worked {self.working[busiest]:.0%} of the time"
+        )
+
 
 @dataclass(frozen=True)
 class Point:
@@ -86,90 +124,48 @@ class Point:
 
     replicas: int
     runs: Sequence[ScanRun]
+    mean: ScanRun
     seconds: Estimate
     speed_up: Estimate
     efficiency: Estimate
     limit: str
 
-    def mean(self, values: str) -> dict[str, float]:
-        """Return the means of ``waiting``, ``working`` or ``cores`` by name."""
-        return _means([getattr(run, values) for run in self.runs])
+
+def points(runs: Mapping[int, Sequence[ScanRun]]) -> list[Point]:
+    """Return the runs by number of replicas, the smallest first."""
+    first, *_ = numbers = sorted(runs)
+    times = {number: Estimate.of([run.seconds for run in runs[number]]) for number in numbers}
+    found = []
+    for number in numbers:
+        ratio = times[first].over(times[number])
+        speed_up = Estimate(1.0, None) if number == first or ratio is None else ratio
+        mean = ScanRun.mean(runs[number])
+        efficiency = speed_up.times(first / number)
+        found.append(Point(number, runs[number], mean, times[number], speed_up, efficiency, mean.limit()))
+    return found
 
 
 @dataclass(frozen=True)
 class Amdahl:
-    """Amdahl's law as fitted: T(1) in seconds, σ, and the largest relative deviation of a mean time from it.
-
-    The uncertainty of σ is None for two runs.
-    """
+    """Amdahl's law as fitted: T(1) in seconds, and σ; its uncertainty is None for two runs."""
 
     seconds_of_one: float
     serial_fraction: Estimate
-    largest_deviation: float
+
+    @classmethod
+    def fit(cls, measured: Sequence[Point]) -> Amdahl:
+        """Fit the law to the runs with two or more numbers of replicas."""
+        n = np.array([point.replicas for point in measured for _ in point.runs])
+        t = np.array([run.seconds for point in measured for run in point.runs])
+        slope, constant = np.polyfit(1 / n, t, 1, w=1 / t)
+        error = None
+        if len(t) > 2:
+            _, covariance = np.polyfit(1 / n, t, 1, w=1 / t, cov=True)
+            # σ = c/(b + c), so that dσ/db = −c/(b + c)² and dσ/dc = b/(b + c)².
+            gradient = np.array([-constant, slope]) / (slope + constant) ** 2
+            error = math.sqrt(gradient @ covariance @ gradient)
+        return cls(float(slope + constant), Estimate(float(constant / (slope + constant)), error))
 
     def seconds(self, replicas: float) -> float:
         """Return T(n)."""
         return self.seconds_of_one * (self.serial_fraction.mean + (1 - self.serial_fraction.mean) / replicas)
-
-
-def points(runs: Sequence[ScanRun]) -> list[Point]:
-    """Return the runs by number of replicas, the smallest first."""
-    numbers = sorted({run.replicas for run in runs})
-    groups = {number: [run for run in runs if run.replicas == number] for number in numbers}
-    times = {number: Estimate.of([run.seconds for run in members]) for number, members in groups.items()}
-    found = []
-    for number, members in groups.items():
-        ratio = times[numbers[0]].over(times[number])
-        speed_up = Estimate(1.0, None) if number == numbers[0] or ratio is None else ratio
-        efficiency = speed_up.times(numbers[0] / number)
-        found.append(Point(number, members, times[number], speed_up, efficiency, limit(members)))
-    return found
-
-
-def fit(measured: Sequence[Point]) -> Amdahl | None:
-    """Fit Amdahl's law; None for a single number of replicas."""
-    if len(measured) < 2:
-        return None
-    runs = [run for point in measured for run in point.runs]
-    x, y = np.array([1 / run.replicas for run in runs]), np.array([run.seconds for run in runs])
-    (slope, constant), error = np.polyfit(x, y, 1, w=1 / y), None
-    if len(runs) > 2:
-        _, covariance = np.polyfit(x, y, 1, w=1 / y, cov=True)
-        # σ = c/(b + c), so that dσ/db = −c/(b + c)² and dσ/dc = b/(b + c)².
-        gradient = np.array([-constant, slope]) / (slope + constant) ** 2
-        error = math.sqrt(gradient @ covariance @ gradient)
-    law = Amdahl(float(slope + constant), Estimate(float(constant / (slope + constant)), error), 0.0)
-    deviations = [abs(point.seconds.mean / law.seconds(point.replicas) - 1) for point in measured]
-    return Amdahl(law.seconds_of_one, law.serial_fraction, max(deviations))
-
-
-def limit(runs: Sequence[ScanRun]) -> str:
-    """Return what limited runs with the same number of replicas, in words.
-
-    It is the machine, if its cores are in use. Else it is the last stage in the flow with a message waiting for each
-    replica: the queues before it fill, and those after it are empty. If its replicas have nothing to do although
-    messages wait, it is the broker.
-    """
-    waiting, working, cores = (_means([getattr(run, name) for run in runs]) for name in ("waiting", "working", "cores"))
-    machine = runs[0].machine_cores
-    if machine and cores.get(HOST, 0.0) >= _FULL * machine:
-        used = sorted(((cores.get(name, 0.0), name) for name in PIPELINE_SERVICES), reverse=True)[:2]
-        services = " and ".join(f"{name} {value:.2f}" for value, name in used)
-        return f"the machine: {cores[HOST]:.2f} of {machine:g} cores were in use, {services}"
-    for stage, (queue, _) in reversed(STAGES.items()):
-        number = runs[0].stage_replicas[stage]
-        if waiting[queue] < number:
-            continue
-        facts = (
-            f"{waiting[queue]:.1f} messages waited in {queue}, and {number} replica{'s' * (number > 1)} worked "
-            f"{working[stage]:.0%} of the time with {cores.get(stage, 0.0):.2f} cores"
-        )
-        if working[stage] < _IDLE:
-            return f"rabbitmq with {cores.get('rabbitmq', 0.0):.2f} cores: for {stage}, {facts}"
-        return f"{stage}: {facts}"
-    busiest = max(working, key=lambda stage: working[stage])
-    return f"no stage: few messages waited; the busiest one, {busiest}, worked {working[busiest]:.0%} of the time"
-
-
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: fmean(one.get(name, 0.0) for one in values) for name in values[0]}
