@@ -12,8 +12,8 @@ from monitoring.comparison.costs import Cost
 from monitoring.documents import Document, TextTable
 from monitoring.sources.base import HOST, PLATFORM, REST
 
-_COST_COLUMNS = ("service", "", "idle cores", "CPU s / run", "CPU s / 10⁶ ev.", "CPU s / start")
-_COLUMNS = ("service", "", "CPU s", "CPU s / 10⁶ ev.", "mean cores", "peak cores", "memory", "ratio")
+_COST_COLUMNS = ("service", "platform", "idle cores", "CPU s / run", "CPU s / 10⁶ ev.", "CPU s / start")
+_COLUMNS = ("service", "platform", "CPU s", "CPU s / 10⁶ ev.", "mean cores", "peak cores", "memory", "ratio")
 _COST_NOTE = (
     "With the cores c of the idle services, a recording of T seconds and C CPU seconds has C − c·T = a + b·N for N "
     "events. Two sizes of a run give a (CPU s / run: opening files, plots, the fit) and b (CPU s / 10⁶ ev.). A start "
