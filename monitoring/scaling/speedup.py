@@ -21,7 +21,7 @@ import numpy as np
 from monitoring import usage
 from monitoring.comparison.compare import Estimate
 from monitoring.recording import Recording
-from monitoring.sources.base import HOST, PIPELINE_SERVICES, MonitorError
+from monitoring.sources.base import HOST, MonitorError
 
 #: The stages in the order of the flow, the queue that each consumes, and what its replicas do with a chunk.
 STAGES = {
@@ -98,9 +98,9 @@ class ScanRun:
         """
         cores, machine = self.cores, self.machine_cores
         if machine and cores.get(HOST, 0.0) >= _FULL * machine:
-            used = sorted(((cores.get(name, 0.0), name) for name in PIPELINE_SERVICES), reverse=True)[:2]
-            services = " and ".join(f"{name} {value:.2f}" for value, name in used)
-            return f"the machine: {cores[HOST]:.2f} of {machine:g} cores were in use, {services}"
+            used = sorted(((value, name) for name, value in cores.items() if name != HOST), reverse=True)
+            most = " and ".join(f"{name} {value:.2f}" for value, name in used[:2])
+            return f"the machine: {cores[HOST]:.2f} of {machine:g} cores were in use, most by {most}"
         for stage, (queue, _) in reversed(STAGES.items()):
             number, waiting, working = self.replicas[stage], self.waiting[queue], self.working[stage]
             if waiting < number:

@@ -88,7 +88,7 @@ def test_the_first_stage_is_the_limit_if_only_its_tasks_wait() -> None:
 
 def test_the_machine_or_the_broker_is_the_limit_if_cpu_or_replicas_say_so() -> None:
     full = scanned(1, host_cores=1.95)
-    assert full.limit() == "the machine: 1.95 of 2 cores were in use, data-processor 0.90 and rabbitmq 0.20"
+    assert full.limit() == "the machine: 1.95 of 2 cores were in use, most by data-processor 0.90 and rabbitmq 0.20"
     one = scanned(1)
     late = replace(one, working={**one.working, "data-processor": 0.3})
     assert late.limit().startswith("rabbitmq with 0.20 cores: for data-processor, ")
