@@ -129,7 +129,7 @@ def _over_time(panel: Any, comparison: Comparison) -> None:
         colour = _GROUP_COLOURS[index % len(_GROUP_COLOURS)]
         axes.set_title(f"{label}{f', {available} cores' if available else ''}", loc="left", color=colour, weight="bold")
         axes.set_title(f"means of {step:.2g} s", loc="right", size=9, color="#55555c")
-        submitted = (members[0].header.get("run") or {}).get("submitted")
+        submitted = members[0].part("run").get("submitted")
         axes.set_xlabel("seconds since the run was submitted" if submitted else "seconds since the beginning")
         axes.set_xlim(first, last)
     panels[0].set_ylim(bottom=0)
@@ -139,7 +139,7 @@ def _over_time(panel: Any, comparison: Comparison) -> None:
 
 def _zero_time(recording: Recording) -> float:
     """Return the zero of the time axis: the submission of the run, else the beginning of the recording."""
-    submitted = (recording.header.get("run") or {}).get("submitted")
+    submitted = recording.part("run").get("submitted")
     return float(submitted or recording.header.get("begin") or recording.samples[0].time)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from monitoring.comparison.comparability import events_of, header_part
+from monitoring.comparison.comparability import events_of
 from monitoring.comparison.compare import TOTAL, Comparison
 from monitoring.comparison.costs import Cost
 from monitoring.documents import Document, TextTable
@@ -74,8 +74,8 @@ def _recordings(comparison: Comparison) -> list[str]:
     lines = []
     for label, members in comparison.groups.items():
         for recording in members:
-            versions = ", ".join(f"{name} {text}" for name, text in header_part(recording, "versions").items() if text)
-            run = header_part(recording, "run").get("run_id", "unknown run")
+            versions = ", ".join(f"{name} {text}" for name, text in recording.part("versions").items() if text)
+            run = recording.part("run").get("run_id", "unknown run")
             lines.append(f"{recording.name} ({label}): {run}; {recording.header.get('source', '')}; {versions}")
     return lines
 

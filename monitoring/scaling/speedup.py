@@ -54,7 +54,7 @@ class ScanRun:
     @classmethod
     def of(cls, recording: Recording, service: str, replicas: int) -> ScanRun:
         """Read a recording with so many replicas of a service; raises MonitorError if its run has no timing."""
-        run = recording.header.get("run") or {}
+        run = recording.part("run")
         seconds, waits = run.get("seconds"), run.get("waits")
         if not seconds or not waits:
             raise MonitorError(f"{recording.name}: the run has no timing")
