@@ -80,11 +80,15 @@ def _checks(runs: Sequence[ScanRun]) -> list[str]:
 
 def _in_words(law: Amdahl, measured: Sequence[Point]) -> str:
     sigma = law.serial_fraction
-    largest = f", so at most {1 / sigma.mean:.1f} times as fast" if sigma.mean > (sigma.error or 0.0) else ""
+    meaning = ""
+    if sigma.mean > (sigma.error or 0.0):
+        meaning = f", so at most {1 / sigma.mean:.1f} times as fast"
+    elif sigma.mean < -(sigma.error or 0.0):
+        meaning = " (below 0: something else than the replicas changed between the runs)"
     deviation = max(abs(point.seconds.mean / law.seconds(point.replicas) - 1) for point in measured)
     return (
         f"Amdahl's law T(n) = T(1)·(σ + (1−σ)/n): σ = {sigma.text(2)} of the time is not shortened by "
-        f"replicas{largest}; the law describes the mean times within {deviation:.0%}"
+        f"replicas{meaning}; the law describes the mean times within {deviation:.0%}"
     )
 
 
