@@ -7,6 +7,8 @@
 #   ./docker-run.sh cancel RUN_ID              cancel a run
 #   ./docker-run.sh dead-letters [--requeue]   list, or retry, the messages that could not be handled
 #   ./docker-run.sh --scale SERVICE=N ..       set the number of data-loaders or data-processors
+#   ./docker-run.sh --scan SERVICE=N,N,..      run with each number of replicas, and show speed-up and what limits it;
+#                                              --events N, --repeat N, --output DIR: see README.md
 #   ./docker-run.sh --logs [SERVICE]           follow the logs of the services
 #   ./docker-run.sh --down                     stop the stack; its volumes are kept
 #
@@ -32,11 +34,12 @@ trap 'echo; fail interrupted 130' INT
 for argument; do
     case $argument in --help | -h) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/!p;}' "$0"; exit ;; esac
 done
-word=run flags=() scale=() scaled=()
+word=run flags=() scale=() scaled=() scan=()
 case ${1:-} in
     run | runs | cancel | dead-letters | --logs | --down) word=$1; shift ;;
     follow) [ $# -gt 1 ] || wrong_usage "follow needs a RUN_ID"; word=$1 flags=("$2"); shift 2 ;;
     --scale | --scale=*) word=--scale ;;
+    --scan | --scan=*) word=--scan ;;
     check | compare) fail "$1 needs no services; use ./local-run.sh $1" 2 ;;
 esac
 case $word:$* in
@@ -56,6 +59,14 @@ case $word:$* in
                 [[ ${2-} =~ ^(data-loader|data-processor)=[1-9][0-9]*$ ]] ||
                     wrong_usage "--scale ${2-}: write data-loader=N or data-processor=N"
                 scale+=("$1" "$2") scaled+=("${2%=*}") ;;
+            --scan:--scan)
+                [[ ${2-} =~ ^(data-loader|data-processor)=[1-9][0-9]*(,[1-9][0-9]*)+$ ]] ||
+                    wrong_usage "--scan ${2-}: write data-loader=N,N,.. or data-processor=N,N,.., with numbers from 1"
+                scan+=("$2") ;;
+            --scan:--events | --scan:--repeat)
+                [[ ${2-} =~ ^[1-9][0-9]*$ ]] || wrong_usage "$1 ${2-}: write a whole number from 1"
+                scan+=("$1" "$2") ;;
+            --scan:--output) scan+=("$1" "${2-}") ;;
             run:--broker) wrong_usage "--broker is for analysis.py; this script starts its own broker" ;;
             *) wrong_usage "unknown argument '$1'" ;;
         esac
@@ -111,6 +122,13 @@ case $word in
         printf '%s\n' "$others" >"$env_file"
         exit ;;
     --logs) exec docker compose logs --follow "$@" ;;
+    --scan)
+        # shellcheck source=venv.sh
+        . ./venv.sh
+        use_venv "$PWD" monitor '220 MB, half a minute' -r monitoring/requirements.txt
+        project_folder=$PWD
+        cd "$caller"
+        COMPOSE_PROJECT_NAME=$project exec python "$project_folder/common/cpu_monitor.py" scan --platform docker "${scan[@]}" ;;
     run) ;;
     *) [ -n "$container" ] || fail "the stack does not run; start it with ./docker-run.sh" ;;
 esac

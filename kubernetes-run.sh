@@ -7,6 +7,8 @@
 #   ./kubernetes-run.sh cancel RUN_ID             cancel a run
 #   ./kubernetes-run.sh dead-letters [--requeue]  list the messages that could not be handled
 #   ./kubernetes-run.sh --scale SERVICE=N ..      set the number of replicas of data-loader or data-processor
+#   ./kubernetes-run.sh --scan SERVICE=N,N,..     run with each number of replicas, and show speed-up and what limits it;
+#                                                 --events N, --repeat N, --output DIR: see README.md
 #   ./kubernetes-run.sh --logs [SERVICE]          follow the logs of the services, or of one
 #   ./kubernetes-run.sh --down                    delete the workloads; volumes and credentials are kept
 #
@@ -92,6 +94,27 @@ case $action in
         ;;
     --down) [ $# = 1 ] || fail "--down takes no value" 2 ;;
     --logs) [ $# = 1 ] || { [ $# = 2 ] && is_one_of "$2" "${services[*]} rabbitmq"; } || fail "--logs takes one of ${services[*]} rabbitmq" 2 ;;
+    --scan | --scan=*)
+        action=--scan scan=()
+        while [ $# -gt 0 ]; do
+            case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
+            [ $# -gt 1 ] || fail "$1 needs a value" 2
+            case $1 in
+                --scan)
+                    [[ $2 =~ ^(data-loader|data-processor)=[1-9][0-9]*(,[1-9][0-9]*)+$ ]] ||
+                        fail "--scan $2: write data-loader=N,N,.. or data-processor=N,N,.., with numbers from 1" 2
+                    scan+=("$2")
+                    ;;
+                --events | --repeat)
+                    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1 $2: write a whole number from 1" 2
+                    scan+=("$1" "$2")
+                    ;;
+                --output) scan+=("$1" "$2") ;;
+                *) fail "there is no flag $1 with --scan; see --help" 2 ;;
+            esac
+            shift 2
+        done
+        ;;
     --scale | --scale=*)
         action=--scale scaled=()
         while [ $# -gt 0 ]; do
@@ -179,7 +202,7 @@ down() {
 }
 
 if [ "$action" = --down ]; then down; exit; fi
-if [ "$action" != run ]; then
+if [ "$action" != run ] && [ "$action" != --scan ]; then
     exists deployment/analysis || fail "the pipeline does not run in the namespace $namespace; start it with ./kubernetes-run.sh, or set NAMESPACE"
 fi
 case $action in
@@ -189,6 +212,15 @@ case $action in
         for pair in "${scaled[@]}"; do k scale "deployment/${pair%=*}" --replicas="${pair#*=}"; done
         for pair in "${scaled[@]}"; do k rollout status "deployment/${pair%=*}" --timeout="${ROLLOUT_TIMEOUT:-300}s"; done
         exit
+        ;;
+    --scan)
+        [ -z "${AUTOSCALE:-}" ] || fail "AUTOSCALE=$AUTOSCALE sets the number of replicas; 'AUTOSCALE= ./kubernetes-run.sh' ends that"
+        # shellcheck source=venv.sh
+        . ./venv.sh
+        use_venv "$PWD" monitor-kubernetes '260 MB, half a minute' -r monitoring/requirements.txt kubernetes
+        project_folder=$PWD
+        cd "$caller"
+        NAMESPACE=$namespace exec python "$project_folder/common/cpu_monitor.py" scan --platform kubernetes "${scan[@]}"
         ;;
     runs | cancel | dead-letters)
         [ "$action" != cancel ] || set -- "$run_id"

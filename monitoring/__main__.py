@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from monitoring import arguments, run_results, sources, tables
+from monitoring.documents import publish
 from monitoring.recorder import Recorder, RecordingOptions
 from monitoring.recording import Recording, read_recording
 from monitoring.sources.base import MonitorError, Source
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from monitoring.comparison.compare import Comparison
     from monitoring.comparison.costs import Cost
 
-OK, FAILED = 0, 1
+OK, FAILED, INTERRUPTED = 0, 1, 130
 #: The width of tables where that of the terminal is not known.
 _WIDTH = 120
 
@@ -36,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if flags.action == "compare":
             return _compare(flags)
+        if flags.action == "scan":
+            return _scan(flags)
         return _campaign(flags) if flags.action == "campaign" else _record(flags, command)
     except MonitorError as error:
         _say(str(error))
     except KeyboardInterrupt:
         _say("interrupted")
+        return INTERRUPTED
     return FAILED
 
 
@@ -53,6 +57,11 @@ def _console(width: int | None = None) -> Console:
     if not console.width:  # COLUMNS=0, with which rich prints nothing
         console.width = _WIDTH
     return console
+
+
+def _wide_console() -> Console:
+    """Return the console of tables that are not cut where the output is no terminal."""
+    return _console(None if sys.stdout.isatty() else _WIDTH)
 
 
 def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
@@ -135,38 +144,26 @@ def _compare(flags: argparse.Namespace) -> int:
     recordings = [read_recording(path) for path in flags.files]
     if len(recordings) < 2:
         raise MonitorError("a comparison needs two recordings or more; give for example docker.csv kubernetes.csv")
-    _write(compare(recordings), flags.output)
+    _publish_comparison(compare(recordings), flags.output)
     return OK
 
 
-def _write(
+def _publish_comparison(
     comparison: Comparison, path: Path, costs: Sequence[Cost] = (), made: Mapping[str, Any] | None = None
 ) -> None:
-    """Print a comparison and write it to ``path`` with the suffixes of its files."""
-    # Figures are written to files only; matplotlib cannot be imported with a backend that it does not have.
-    os.environ["MPLBACKEND"] = "agg"
-    from monitoring.comparison import plot, report
+    from monitoring.comparison.report import document
 
-    console = _console(None if sys.stdout.isatty() else _WIDTH)
-    console.print(report.table(comparison))
-    if costs:
-        console.print(report.cost_table(costs))
-    for warning in comparison.warnings:
-        console.print(f"not comparable: {warning}", soft_wrap=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        document = report.document(comparison, costs, made or {})
-        path.with_suffix(".md").write_text(report.markdown(comparison, costs, made or {}), encoding="utf-8")
-        path.with_suffix(".json").write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-        plot.draw(comparison, path, costs)
-    except OSError as error:
-        raise MonitorError(f"--output {path.parent}: {error.strerror}") from None
-    console.print(f"{path}.png, .pdf, .md and .json", soft_wrap=True)
+    def draw(path: Path) -> None:
+        from monitoring.comparison.plot import draw
+
+        draw(comparison, path, costs)
+
+    publish(document(comparison, costs, made), path, draw, _wide_console())
 
 
 def _campaign(flags: argparse.Namespace) -> int:
     """Record a campaign and compare its recordings; FAILED if a part of it is missing."""
-    from monitoring.campaign.campaign import Campaign, Plan, made_with
+    from monitoring.campaign.campaign import Campaign, Plan
     from monitoring.comparison.compare import compare
     from monitoring.comparison.costs import costs
 
@@ -177,15 +174,41 @@ def _campaign(flags: argparse.Namespace) -> int:
         campaign.record()
     except KeyboardInterrupt:
         _say("interrupted; the same command continues where it stopped")
-        return FAILED
+        return INTERRUPTED
     repetitions = campaign.repetitions()
     for failure in campaign.failures:
         _say(failure)
     if not repetitions:
         raise MonitorError(f"no repetition is complete; the logs are in {campaign.folder / 'logs'}")
     runs = [one.large for members in repetitions.values() for one in members]
-    _write(compare(runs), campaign.folder / "comparison", costs(repetitions), made_with(campaign))
+    _publish_comparison(compare(runs), campaign.folder / "comparison", costs(repetitions), campaign.made_with())
     return FAILED if campaign.failures else OK
+
+
+def _scan(flags: argparse.Namespace) -> int:
+    """Record runs with different numbers of replicas, and show speed-up, Amdahl's law and the limit."""
+    from monitoring.scaling.scan import Scan, ScanPlan
+    from monitoring.scaling.speedup import points
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    service, numbers = flags.service
+    folder = flags.output or Path(
+        os.environ.get("OUTPUT") or "results", "comparisons", f"scan-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    plan = ScanPlan(flags.platform, service, numbers, flags.events, flags.repeat)
+    scan = Scan(plan, arguments.place(flags.platform), folder.resolve(), _say)
+    scan.record()
+    measured = points(scan.runs())
+
+    from monitoring.scaling.report import document
+
+    def draw(path: Path) -> None:
+        from monitoring.scaling.report import draw
+
+        draw(plan, measured, path)
+
+    publish(document(plan, measured, scan.made_with()), scan.folder / "comparison", draw, _wide_console())
+    return OK
 
 
 if __name__ == "__main__":

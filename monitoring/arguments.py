@@ -15,6 +15,8 @@ MIN_SECONDS, MAX_SECONDS = 0.001, 366 * 86_400
 #: The Compose project of compose.yaml and the namespace of kubernetes/.
 PROJECT, NAMESPACE = "atlas-open-data", "atlas"
 CAMPAIGN_PLATFORMS = ("process", "docker", "kubernetes")
+#: The services that may have several replicas.
+SCALED_SERVICES = ("data-loader", "data-processor")
 
 _DESCRIPTION = "CPU time and memory of each service, under Docker Compose, on Kubernetes or as plain processes."
 _EXAMPLES = """
@@ -23,13 +25,19 @@ cpu_monitor.py --once [--json]                    current values, after one inte
 cpu_monitor.py record --output FILE [-- COMMAND]  record; with a command, for as long as it runs
 cpu_monitor.py compare FILE FILE [..]             compare recordings: table, comparison.png, .pdf, .md and .json
 cpu_monitor.py campaign --output DIR              record and compare runs on every platform in turn
+cpu_monitor.py scan data-processor=1,2,4          record runs with these numbers of replicas: speed-up and its limit
 """
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
-    """Return the flags, with ``action`` None, ``record``, ``compare`` or ``campaign``, and the command after ``--``."""
+    """Return the flags and the command after ``--``.
+
+    ``action`` is None, ``record``, ``compare``, ``campaign`` or ``scan``.
+    """
     if argv[:1] == ["campaign"]:
         return _campaign_flags(argv[1:]), ()
+    if argv[:1] == ["scan"]:
+        return _scan_parser().parse_args(argv[1:], argparse.Namespace(action="scan")), ()
     if argv[:1] == ["compare"]:
         return _compare_parser().parse_args(argv[1:], argparse.Namespace(action="compare")), ()
     separator = list(argv).index("--") if "--" in argv else len(argv)
@@ -39,9 +47,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Sequence[str]]:
         parser.error("--project is for Docker Compose, --namespace for Kubernetes: give one of them, or --source")
     if flags.source == "auto":
         flags.source = "docker" if flags.project else "kubernetes" if flags.namespace else "auto"
-    flags.project = flags.project or os.environ.get("COMPOSE_PROJECT_NAME") or PROJECT
-    flags.namespace = flags.namespace or os.environ.get("NAMESPACE") or NAMESPACE
+    flags.project = flags.project or place("docker")
+    flags.namespace = flags.namespace or place("kubernetes")
     return flags, argv[separator + 1 :]
+
+
+def place(source: str) -> str:
+    """Return the Compose project or the namespace that the environment names, or the default one."""
+    variable, default = ("NAMESPACE", NAMESPACE) if source == "kubernetes" else ("COMPOSE_PROJECT_NAME", PROJECT)
+    return os.environ.get(variable) or default
 
 
 def _record_parser() -> argparse.ArgumentParser:
@@ -117,6 +131,38 @@ def _campaign_flags(argv: Sequence[str]) -> argparse.Namespace:
     if flags.events[0] >= flags.events[1]:
         parser.error(f"--events {flags.events[0]} {flags.events[1]}: give the smaller number first")
     return flags
+
+
+def _scan_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cpu_monitor.py scan",
+        allow_abbrev=False,
+        description="Record the same run with different numbers of replicas of a service. The services are those of "
+        "docker-run.sh or kubernetes-run.sh, and are started if they do not run.",
+    )
+    add = parser.add_argument
+    add("service", type=_scan, metavar="SERVICE=N,N,..", help="data-loader or data-processor, and the numbers")
+    add("--platform", choices=CAMPAIGN_PLATFORMS[1:], default="docker", help="default: docker")
+    add("--events", type=_count, default=5_000_000, metavar="N", help="simulated events of a run (default: 5000000)")
+    add("--repeat", type=_count, default=3, metavar="N", help="runs with each number (default: 3)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the scan, also of one to continue (default: a new one in OUTPUT/comparisons)",
+    )
+    return parser
+
+
+def _scan(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the service and the numbers of replicas, without repetitions and in order."""
+    service, _, numbers = text.partition("=")
+    found = {int(number) if number.isdigit() else 0 for number in numbers.split(",")}
+    if service not in SCALED_SERVICES or 0 in found or len(found) < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write {' or '.join(SCALED_SERVICES)}=N,N,.., with two or more different numbers from 1"
+        )
+    return service, tuple(sorted(found))
 
 
 def _count(text: str) -> int:

@@ -53,6 +53,11 @@ class Recording:
     header: Header
     samples: Sequence[CounterSample]
 
+    def part(self, key: str) -> Mapping[str, Any]:
+        """Return a mapping of the header, such as ``run``; empty if it is missing."""
+        value = self.header.get(key)
+        return value if isinstance(value, Mapping) else {}
+
 
 class RecordingFile:
     """Writes a recording so that the file is valid at any time.

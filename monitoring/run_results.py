@@ -46,9 +46,13 @@ def run_summary(result: Mapping[str, Any]) -> dict[str, Any]:
 
     ``events`` is the number of events read, summed over samples. ``digest`` is
     the beginning of the SHA-256 of the histograms, which are identical to the
-    last bit wherever the same run is done.
+    last bit wherever the same run is done. ``analysed`` is when the last event was
+    added, ``seconds`` is how long the events took until then, and ``waits`` what the chunks spent it on. ``replicas``
+    has the number of replicas that worked on the run, by service.
     """
     samples = {name: [s["events_read"], s["events_selected"]] for name, s in result["samples"].items()}
+    timing, provenance = result["timing"], result.get("provenance") or {}
+    seconds, fit_seconds = timing.get("seconds"), timing.get("fit_seconds") or 0.0
     histograms = json.dumps(result.get("histograms"), sort_keys=True)
     return {
         "run_id": result["run_id"],
@@ -58,8 +62,12 @@ def run_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "settings": result.get("settings"),
         "samples": samples,
         "events": sum(read for read, _ in samples.values()),
-        "submitted": _seconds(result["timing"]["submitted"]),
+        "submitted": _seconds(timing["submitted"]),
         "finished": finished(result),
+        "analysed": finished(result) - fit_seconds,
+        "seconds": None if seconds is None else seconds - fit_seconds,
+        "waits": timing.get("waits") or {},
+        "replicas": {service: len(names) for service, names in (provenance.get("replicas") or {}).items()},
         "digest": hashlib.sha256(histograms.encode()).hexdigest()[:16],
     }
 

@@ -137,7 +137,7 @@ def summarize(recording: Recording) -> dict[str, Any]:
     """Return a recording's figures per service and for all services of the pipeline together."""
     by_service = usage.usage_by_service(recording)
     window_s = usage.sampling_period_s(recording)
-    events = (recording.header.get("run") or {}).get("events") or None
+    events = recording.part("run").get("events") or None
     seconds = usage.duration_s(by_service)
     in_total = usage.services_in_total(by_service)
 

@@ -62,7 +62,7 @@ class Campaign:
         Raises MonitorError if the folder holds a campaign of another plan, and KeyboardInterrupt after stopping all
         services.
         """
-        self._keep_plan()
+        keep_plan(self.folder / "campaign.json", asdict(self.plan), ("events",))
         blocks = [block for block in self.plan.blocks() if self._missing(*block)]
         available: dict[str, Platform] = {}
         for kind in dict.fromkeys(kind for _, kind in blocks):
@@ -89,16 +89,16 @@ class Campaign:
         """Record the phases of a repetition on one platform; the first block generates the files that are read."""
         try:
             if one.kind not in up:
-                self._step(one, number, "start", partial(one.start, self._flags(START_EVENTS)))
+                record(one, self.path(one.kind, number, "start"), partial(one.start, demo(START_EVENTS)))
                 up.add(one.kind)
             if one.kind not in warm:
                 for events in self.plan.events:
-                    if one.run(self._flags(events)):
+                    if one.run(demo(events)):
                         raise MonitorError(f"{one.kind}: a run of {events:,} events failed: see {one.log}")
                 warm.add(one.kind)
             for phase in phases:
-                flags = self._flags(self.plan.events[phase == "large"])
-                self._step(one, number, phase, None if phase == "idle" else partial(one.run, flags))
+                work = None if phase == "idle" else partial(one.run, demo(self.plan.events[phase == "large"]))
+                record(one, self.path(one.kind, number, phase), work, self.plan.idle_s / self.plan.repeat)
         except MonitorError as error:
             self.failures.append(str(error))
             self._say(str(error))
@@ -109,49 +109,14 @@ class Campaign:
             one.stop()
             up.discard(one.kind)
 
-    def _flags(self, events: int) -> list[str]:
-        return ["--release", "demo", "--demo-events", str(events)]
-
-    def _step(self, one: Platform, number: int, phase: str, work: Callable[[], int] | None) -> None:
-        """Record ``work``, or the idle stack, to a file.
-
-        Raises MonitorError if it fails, KeyboardInterrupt if it was interrupted.
-        """
-        path = self.path(one.kind, number, phase)
-        unfinished = path.with_name(f"unfinished-{path.name}")
-        options = RecordingOptions(
-            work=work,
-            duration_s=math.inf if work else self.plan.idle_s / self.plan.repeat,
-            outputs=[unfinished],
-            label=one.kind,
-            result_folders=[one.output],
+    def made_with(self) -> Mapping[str, Any]:
+        """Return how the campaign was made."""
+        plan = self.plan
+        return made_with(
+            f"cpu_monitor.py campaign --platforms {','.join(plan.platforms)} "
+            f"--events {plan.events[0]} {plan.events[1]} --repeat {plan.repeat} --idle {plan.idle_s:g}",
+            f"process: Python {platform.python_version()} and RabbitMQ of this machine; others: of the images",
         )
-        opened = sources.open_source(one.kind, sources.SourceOptions(one.project, one.project, 1.0, True), ())
-        with closing(opened) as source:
-            recorder = Recorder(source, options, lambda _: None)
-            recording = recorder.run()
-        if recorder.interrupted:
-            raise KeyboardInterrupt
-        run = recording.header["run"] or {}
-        if recorder.exit_code or recorder.not_written or (phase != "idle" and not run.get("complete")):
-            reasons = "; ".join(recording.header["problems"]) or f"see {one.log}"
-            raise MonitorError(f"{one.kind}, repetition {number}: {phase} failed: {reasons}")
-        os.replace(unfinished, path)
-
-    def _keep_plan(self) -> None:
-        """Write the plan to campaign.json; raises MonitorError if another one is there. ``repeat`` may grow."""
-        path = self.folder / "campaign.json"
-        plan = json.loads(json.dumps(asdict(self.plan)))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            before = json.loads(path.read_text()) if path.exists() else plan
-            if before["events"] != plan["events"]:
-                raise MonitorError(
-                    f"--output {self.folder} holds a campaign of {before['events']} events; name another"
-                )
-            path.write_text(json.dumps(plan, indent=1) + "\n")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MonitorError(f"--output {self.folder}: {error}") from None
 
     def repetitions(self) -> dict[str, list[Repetition]]:
         """Return the complete repetitions by platform; platforms without one are left out."""
@@ -167,18 +132,62 @@ class Campaign:
         return found
 
 
-def made_with(campaign: Campaign) -> Mapping[str, Any]:
-    """Return how the recordings were made: command, commit, machine and time."""
-    plan = campaign.plan
+def demo(events: int) -> list[str]:
+    """Return the flags of a run of simulated events."""
+    return ["--release", "demo", "--demo-events", str(events)]
+
+
+def record(one: Platform, path: Path, work: Callable[[], int] | None, idle_s: float = 0.0) -> None:
+    """Record a run, which ``work`` does, to a file; without ``work`` the idle services, for ``idle_s`` seconds.
+
+    Raises MonitorError if it fails, KeyboardInterrupt if it was interrupted.
+    """
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    options = RecordingOptions(
+        work=work,
+        duration_s=math.inf if work else idle_s,
+        outputs=[unfinished],
+        label=one.kind,
+        result_folders=[one.output],
+    )
+    opened = sources.open_source(one.kind, sources.SourceOptions(one.project, one.project, 1.0, True), ())
+    with closing(opened) as source:
+        recorder = Recorder(source, options, lambda _: None)
+        recording = recorder.run()
+    if recorder.interrupted:
+        raise KeyboardInterrupt
+    run = recording.header["run"] or {}
+    if recorder.exit_code or recorder.not_written or (work and not run.get("complete")):
+        reasons = "; ".join(recording.header["problems"]) or one.last_line()
+        raise MonitorError(f"the recording {path.stem} failed: {reasons}")
+    os.replace(unfinished, path)
+
+
+def keep_plan(path: Path, plan: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    """Write a plan; raises MonitorError if there is one that differs in the values of ``fixed``."""
+    folder = f"--output {path.parent}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan = json.loads(json.dumps(plan))
+        before = json.loads(path.read_text()) if path.exists() else plan
+        for name in fixed:
+            if before[name] != plan[name]:
+                raise MonitorError(f"{folder} holds recordings with {name} {before[name]}; name another")
+        path.write_text(json.dumps(plan, indent=1) + "\n")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MonitorError(f"{folder}: {error}") from None
+
+
+def made_with(command: str, software: str) -> Mapping[str, Any]:
+    """Return how recordings were made: command, commit, machine, software and time."""
     commit = subprocess.run(  # noqa: S603  a fixed command
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],  # noqa: S607
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return {
-        "command": f"cpu_monitor.py campaign --platforms {','.join(plan.platforms)} --events {plan.events[0]} "
-        f"{plan.events[1]} --repeat {plan.repeat} --idle {plan.idle_s:g}",
+        "command": command,
         "commit": commit.stdout.strip() or None,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()} {platform.release()}",
-        "software": f"process: Python {platform.python_version()} and RabbitMQ of this machine; others: of the images",
+        "software": software,
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }

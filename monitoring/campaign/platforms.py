@@ -1,6 +1,7 @@
 """The platforms of a campaign: each starts the project's services, submits runs and stops them.
 
-All that a platform makes has names, ports and volumes of its own, and is removed by ``remove``.
+All that a platform of a campaign makes has names, ports and volumes of its own, and is removed by ``remove``. A scan
+uses the services that the user has started, with ``running_services``.
 """
 
 from __future__ import annotations
@@ -76,6 +77,30 @@ class Platform:
     def run(self, flags: Sequence[str]) -> int:
         """Run the analysis on the running services; returns the exit code."""
         return self.call([*self.run_command, *flags, "--output", str(self.output)])
+
+    def scale(self, service: str, replicas: int) -> None:
+        """Set the number of replicas; raises MonitorError if the script does not."""
+        if self.call([*self.start_command, "--scale", f"{service}={replicas}"]):
+            raise MonitorError(f"{service}={replicas}: {self.last_line()}")
+
+    def replicas(self, service: str) -> int:
+        """Return the number of replicas; raises MonitorError if it cannot be read."""
+        command = ["docker", "compose", "ps", "--quiet", service]
+        if self.kind == "kubernetes":
+            command = ["kubectl", "--namespace", self.project, "get", f"deployment/{service}"]
+            command += ["--output", "jsonpath={.spec.replicas}"]
+        done = subprocess.run(  # noqa: S603  fixed commands
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
+        found = done.stdout.split()
+        if done.returncode or not found:
+            raise MonitorError(f"the number of replicas of {service} is not known: {done.stderr.strip()}")
+        return int(found[0]) if self.kind == "kubernetes" else len(found)
+
+    def last_line(self) -> str:
+        """Return the last line that a command has written, and where the others are."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return f"{next((line for line in reversed(lines) if line.strip()), 'it failed')}; see {self.log}"
 
     def stop(self) -> None:
         """Stop the services; what they have generated may be kept."""
@@ -193,6 +218,18 @@ def open_platform(kind: str, folder: Path) -> Platform:
     return opened
 
 
+def running_services(kind: str, project: str, folder: Path) -> Platform:
+    """Return the services of ``docker-run.sh`` or ``kubernetes-run.sh`` as the user has started them.
+
+    ``project`` is the Compose project or the namespace.
+    """
+    script = (f"./{kind}-run.sh",)
+    if kind == "kubernetes":
+        return Platform(kind, project, folder, {"NAMESPACE": project}, (), run_command=script, start_command=script)
+    variables = {"COMPOSE_PROJECT_NAME": project, "RESULTS_DIR": str(folder / "results" / kind)}
+    return Platform(kind, project, folder, variables, (), run_command=_submit(), start_command=script)
+
+
 def _docker(folder: Path) -> Platform:
     """Return the Compose stack of ``docker-run.sh``, as a Compose project of its own."""
     (folder / "compose.env").touch()
@@ -205,8 +242,6 @@ def _docker(folder: Path) -> Platform:
         "RESULTS_DIR": str(folder / "results" / "docker"),
         "DATA_DIR": "",
     }
-    # Unlike docker-run.sh, this does not check the images and the services before each run.
-    submit = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-deps", "-T")
     down = ("docker", "compose", "--profile", "submit", "down", "--remove-orphans")
     return Platform(
         kind="docker",
@@ -215,10 +250,16 @@ def _docker(folder: Path) -> Platform:
         variables=variables,
         check=("docker", "info"),
         start_command=("./docker-run.sh",),
-        run_command=(*submit, "--user", f"{os.getuid()}:{os.getgid()}", "submit"),
+        run_command=_submit(),
         stop_command=down,
         remove_command=(*down, "--volumes"),
     )
+
+
+def _submit() -> tuple[str, ...]:
+    """Return the command of a run. Unlike docker-run.sh, it does not check the images and the services before."""
+    compose = ("docker", "compose", "--progress", "quiet", "run", "--rm", "--no-deps", "-T")
+    return (*compose, "--user", f"{os.getuid()}:{os.getgid()}", "submit")
 
 
 def _kubernetes(folder: Path) -> Platform:

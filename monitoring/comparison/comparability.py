@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,16 +18,16 @@ def warnings(recordings: Sequence[Recording]) -> list[str]:
     usages = [usage.usage_by_service(recording) for recording in recordings]
     found = []
     for what, value in (
-        ("the runs differ in data (release)", lambda r: _run(r).get("release")),
-        ("the runs differ in data (samples)", lambda r: sorted(_run(r).get("samples") or {}) or None),
+        ("the runs differ in data (release)", lambda r: r.part("run").get("release")),
+        ("the runs differ in data (samples)", lambda r: sorted(r.part("run").get("samples") or {}) or None),
         ("the runs differ in cuts (pt_cuts, GeV)", partial(_setting, name="pt_cuts")),
         ("the runs differ in luminosity (fb⁻¹)", partial(_setting, name="lumi")),
         ("the runs differ in the fraction of events", partial(_setting, name="fraction")),
         ("the runs differ in events read", events_of),
         ("the runs differ in events selected", _events_selected),
-        ("the runs differ in histograms (digest)", lambda r: _run(r).get("digest")),
+        ("the runs differ in histograms (digest)", lambda r: r.part("run").get("digest")),
         ("the machines differ in cores", lambda r: r.header.get("cores")),
-        ("the machines differ in kernel", lambda r: header_part(r, "versions").get("kernel")),
+        ("the machines differ in kernel", lambda r: r.part("versions").get("kernel")),
     ):
         found += _differences(recordings, what, value)
     for service in usage.services_in_total({service for one in usages for service in one}):
@@ -40,9 +40,9 @@ def warnings(recordings: Sequence[Recording]) -> list[str]:
         ):
             found += _differences(recordings, f"{service}: {what}", value)
     for recording in recordings:
-        if not recording.header.get("run"):
+        if not recording.part("run"):
             found.append(f"{recording.name}: no run is known, so neither are its data, cuts and events")
-        elif not _run(recording).get("complete"):
+        elif not recording.part("run").get("complete"):
             found.append(f"{recording.name}: its run is not complete")
         if "averages" in str(recording.header.get("source")):
             found.append(f"{recording.name}: averages of metrics.k8s.io, not counters")
@@ -56,13 +56,7 @@ def warnings(recordings: Sequence[Recording]) -> list[str]:
 
 def events_of(recording: Recording) -> int | None:
     """Return the number of events that the recorded run read, or None."""
-    return _run(recording).get("events") or None
-
-
-def header_part(recording: Recording, key: str) -> Mapping[str, Any]:
-    """Return a mapping from a recording's header, empty if it is missing."""
-    value = recording.header.get(key)
-    return value if isinstance(value, Mapping) else {}
+    return recording.part("run").get("events") or None
 
 
 def _differences(recordings: Sequence[Recording], what: str, value: Callable[[Recording], Any]) -> list[str]:
@@ -76,21 +70,17 @@ def _differences(recordings: Sequence[Recording], what: str, value: Callable[[Re
     return [f"{what}: " + "; ".join(f"{known} in {', '.join(names)}" for known, names in names_by_value.items())]
 
 
-def _run(recording: Recording) -> Mapping[str, Any]:
-    return header_part(recording, "run")
-
-
 def _setting(recording: Recording, name: str) -> Any:
-    return (_run(recording).get("settings") or {}).get(name)
+    return (recording.part("run").get("settings") or {}).get(name)
 
 
 def _events_selected(recording: Recording) -> int | None:
-    samples = _run(recording).get("samples")
+    samples = recording.part("run").get("samples")
     return sum(selected for _, selected in samples.values()) if samples else None
 
 
 def _image(recording: Recording, service: str, part: str) -> str | None:
-    value = str((header_part(recording, "images").get(service) or {}).get(part) or "")
+    value = str((recording.part("images").get(service) or {}).get(part) or "")
     value = value.removeprefix("docker.io/library/")
     if part == "id":  # an engine's id; the digest of a registry is a different number
         return value[:19] if value.startswith("sha256:") else None
@@ -110,7 +100,7 @@ def _memory_limit_mb(recording: Recording, service: str) -> float | None:
 
 def _limit(recording: Recording, service: str, name: str, machine: float | None) -> float | None:
     """Return a service's limit; without one, or above what the machine has, it is what the machine has."""
-    limits = header_part(recording, "limits")
+    limits = recording.part("limits")
     if service not in limits:
         return None
     return min((float(value) for value in (limits[service].get(name), machine) if value), default=None)

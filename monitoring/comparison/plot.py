@@ -19,12 +19,12 @@ from monitoring.recording import Recording
 from monitoring.sources.base import HOST, MACHINE, PLATFORM, REST
 
 #: Petroff, "Accessible color sequences for data visualization", arXiv:2107.02270 (ten colours).
-_SERVICE_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#92dadd")
-_MACHINE_COLOURS = {PLATFORM: "#4a4a52", REST: "#d4d4da"}
+SERVICE_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#92dadd")
+MACHINE_COLOURS = {PLATFORM: "#4a4a52", REST: "#d4d4da"}
 _GROUP_COLOURS = ("#3a4a6b", "#5aa9a3", "#d08a4e", "#8f8f98", "#7d5a8c")
 #: Bars over time in one panel, at most.
 _TIME_BARS = 90
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 12,
     "axes.spines.top": False,
@@ -41,7 +41,7 @@ _Value = Callable[[str, str], tuple[Estimate, Sequence[float]] | None]
 
 def draw(comparison: Comparison, path: Path, costs: Sequence[Cost] = ()) -> None:
     """Write ``path``.png and ``path``.pdf; raises OSError if they cannot be written."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         labels = list(comparison.groups)
         heights = (1.15, *([0.75] if costs else []), 1.1)
         figure = Figure(figsize=(max(12.0, 3.6 * len(labels) + 1.5), 3.9 * sum(heights)), layout="constrained")
@@ -112,7 +112,7 @@ def _over_time(panel: Any, comparison: Comparison) -> None:
     groups = comparison.groups
     panels = panel.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
     services = [*comparison.in_total, *(name for name in MACHINE if name in comparison.services and name != HOST)]
-    colours = dict(zip(services, _SERVICE_COLOURS * 9, strict=False)) | _MACHINE_COLOURS
+    colours = dict(zip(services, SERVICE_COLOURS * 9, strict=False)) | MACHINE_COLOURS
     spans = [_span(recording) for members in groups.values() for recording in members]
     first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
     for index, (axes, (label, members)) in enumerate(zip(panels, groups.items(), strict=True)):
@@ -129,7 +129,7 @@ def _over_time(panel: Any, comparison: Comparison) -> None:
         colour = _GROUP_COLOURS[index % len(_GROUP_COLOURS)]
         axes.set_title(f"{label}{f', {available} cores' if available else ''}", loc="left", color=colour, weight="bold")
         axes.set_title(f"means of {step:.2g} s", loc="right", size=9, color="#55555c")
-        submitted = (members[0].header.get("run") or {}).get("submitted")
+        submitted = members[0].part("run").get("submitted")
         axes.set_xlabel("seconds since the run was submitted" if submitted else "seconds since the beginning")
         axes.set_xlim(first, last)
     panels[0].set_ylim(bottom=0)
@@ -139,7 +139,7 @@ def _over_time(panel: Any, comparison: Comparison) -> None:
 
 def _zero_time(recording: Recording) -> float:
     """Return the zero of the time axis: the submission of the run, else the beginning of the recording."""
-    submitted = (recording.header.get("run") or {}).get("submitted")
+    submitted = recording.part("run").get("submitted")
     return float(submitted or recording.header.get("begin") or recording.samples[0].time)
 
 

@@ -31,6 +31,7 @@ from tests.unit.test_page import (
     status_messages,
     under_way,
 )
+from tests.unit.test_page_comparisons import write_comparison
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -255,12 +256,13 @@ def test_a_page_reconnects_to_a_restarted_service(tab: Page, site: Site) -> None
 @pytest.mark.parametrize("width", [360, 1920])
 def test_pages_fit_the_window_and_have_enough_contrast(browser: Browser, site: Site, scheme: Any, width: int) -> None:
     site.handle(*under_way("live"), RunFailed("lost", "why" * 100), Result("live", False, document(release="demo")))
+    write_comparison(site.output, "scan")
     finished(site.output, RUN, 1.7e9, document(complete=False, problems=["/a/very/long/path" * 20]))
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     tab = context.new_page()
     site.handle(*status_messages(), Progress("analysis", Chunk("live", "Zee", 3000, 4000), spans(1e9)))
     parts = [f"/runs/live{part}" for part in ("", "/pipeline", "/timeline", "/tables", "/settings")]
-    for path in ("/", "/pipeline", *parts, "/runs/lost", f"/runs/{RUN}", f"/runs/{RUN}/files"):
+    for path in ("/", "/pipeline", "/comparisons/scan", *parts, "/runs/lost", f"/runs/{RUN}", f"/runs/{RUN}/files"):
         tab.goto(site.url + path)
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
         for colours in tab.evaluate(CONTRASTS):

@@ -92,7 +92,7 @@ def test_a_complete_campaign_is_compared_without_recording_again(tmp_path: Path)
 
     other = run_monitor("campaign", "--events", "1000", "2000", "--output", str(tmp_path))
     assert other.returncode == 1
-    line = f"--output {tmp_path} holds a campaign of [2000000, 20000000] events; name another"
+    line = f"--output {tmp_path} holds recordings with events [2000000, 20000000]; name another"
     assert other.stderr.splitlines() == [f"cpu_monitor.py: {line}"]
 
 

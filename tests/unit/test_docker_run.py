@@ -116,6 +116,12 @@ def test_help_is_the_scripts_own_and_starts_nothing(project: Path, script: str, 
         ("--scale data-loader=0", "--scale data-loader=0: write data-loader=N or data-processor=N"),
         ("--scale analysis=2", "--scale analysis=2: write"),
         ("--scale data-loader=2 --release demo", "unknown argument '--release'"),
+        ("--scan analysis=1,2", "--scan analysis=1,2: write data-loader=N,N,.. or data-processor=N,N,.."),
+        ("--scan=data-processor=0,2", "--scan data-processor=0,2: write"),
+        ("--scan data-processor=2", "--scan data-processor=2: write"),
+        ("--scan data-loader=1,2 --events many", "--events many: write a whole number from 1"),
+        ("--scan data-loader=1,2 --repeat 0", "--repeat 0: write a whole number from 1"),
+        ("--scan data-loader=1,2 --release demo", "unknown argument '--release'"),
         ("--logs nothing", "unknown argument 'nothing'"),
         ("--down now", "unknown argument 'now'"),
         ("compare A B", "compare needs no services; use ./local-run.sh compare"),
@@ -337,6 +343,17 @@ def test_scale_changes_the_replicas_alone(project: Path) -> None:
     assert run(project, "--scale", "data-processor=3", "--scale=data-loader=2").returncode == 0
     (line,) = [call for call in calls(project) if " up " in call]
     assert "--no-deps --no-recreate --scale data-processor=3 --scale data-loader=2" in line
+
+
+def test_a_scan_is_done_by_the_monitor_in_the_callers_directory(project: Path) -> None:
+    (project / "venv.sh").write_text("use_venv() { :; }\n")
+    (project / "bin" / "python").write_text('#!/bin/bash\necho "$PWD|$COMPOSE_PROJECT_NAME|$*"\n')
+    (project / "bin" / "python").chmod(0o755)
+    (project / ".env").write_text("COMPOSE_PROJECT_NAME=mine\n")
+    done = run(project, "--scan=data-processor=1,2", "--events", "1000", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    monitor = f"{project}/common/cpu_monitor.py scan --platform docker data-processor=1,2 --events 1000 --output out"
+    assert done.stdout == f"{project.parent}|mine|{monitor}\n"
 
 
 @pytest.mark.parametrize("words", ["runs --json", "cancel RUN", "dead-letters --requeue"])

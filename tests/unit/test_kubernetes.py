@@ -488,6 +488,11 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--scale", "analysis=2"], {}, "--scale analysis=2: write data-loader=N or data-processor=N"),
         (["--scale=data-loader=2", "--scale=data-loader=2x"], {}, "--scale data-loader=2x: write data-loader=N"),
         (["--scale", "data-loader=2", "demo"], {}, "'demo' is not --scale SERVICE=N"),
+        (["--scan", "analysis=1,2"], {}, "--scan analysis=1,2: write data-loader=N,N,.. or data-processor=N,N,.."),
+        (["--scan=data-loader=1,x"], {}, "--scan data-loader=1,x: write data-loader=N,N,.."),
+        (["--scan", "data-loader=1,2", "--events"], {}, "--events needs a value"),
+        (["--scan", "data-loader=1,2", "--repeat", "0"], {}, "--repeat 0: write a whole number from 1"),
+        (["--scan", "data-loader=1,2", "--lumi", "1"], {}, "there is no flag --lumi with --scan"),
         (["--json"], {}, "--json is for analysis.py"),
         (["--analysis", "none.py"], {}, "--analysis none.py: no such file, or it cannot be read"),
         ([], {"ANALYSIS": "none.py"}, "ANALYSIS=none.py: no such file, or it cannot be read"),
@@ -665,6 +670,17 @@ def test_replicas_are_scaled_without_applying_anything(machine: Machine) -> None
         "scale deployment/data-processor --replicas=12",
     ]
     assert not [call for call in changes if "apply" in call]
+
+
+def test_a_scan_is_done_by_the_monitor_but_not_beside_an_autoscaler(machine: Machine) -> None:
+    machine.add_stub("kubectl", "")
+    machine.add_stub("python", 'echo "$NAMESPACE $*"')
+    (machine.project / "venv.sh").write_text("use_venv() { :; }\n")
+    done = machine.run("--scan=data-loader=1,2", "--repeat", "2", NAMESPACE="mine")
+    flags = "scan --platform kubernetes data-loader=1,2 --repeat 2"
+    assert done.stdout == f"mine {machine.project}/common/cpu_monitor.py {flags}\n", done.stderr
+    machine.add_stub("kubectl", 'case "$*" in *"get configmap kubernetes-run"*) echo AUTOSCALE=keda;; esac')
+    assert "AUTOSCALE=keda sets the number of replicas" in last_line(machine.run("--scan=data-loader=1,2"))
 
 
 def test_a_word_needs_a_pipeline_that_runs(machine: Machine) -> None:

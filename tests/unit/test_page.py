@@ -762,6 +762,10 @@ def test_results_keep_does_not_delete_runs_under_way(tmp_path: Path) -> None:
         "/runs/linked/all.zip",
         "/runs/run/nothing",
         "/runs/none/partial.png",
+        "/comparisons/none",
+        "/comparisons/run",
+        "/comparisons/run/result.json",
+        "/comparisons/%2e%2e/run",
     ],
 )
 def test_no_address_leads_outside_the_result_folders(site: Site, path: str) -> None:

@@ -51,14 +51,15 @@ class File:
 
 
 class Archive:
-    """The result folders under ``output``. Safe to use from several threads.
+    """The folders under ``output`` that have the file ``document``: results. Safe to use from several threads.
 
     Run ids and file names come from requests and messages: they are checked before
     they are used in a path, and symbolic links are not followed.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, document: str = RESULT) -> None:
         self.output = output
+        self._document = document
         self._lock = threading.Lock()
         self._scanned: tuple[int, tuple[Entry, ...]] | None = None
 
@@ -82,11 +83,11 @@ class Archive:
 
     def find(self, run_id: str) -> Entry | None:
         """Return a finished run; None if there is none with this id."""
-        return _entry(self.output, run_id)
+        return self._entry(run_id)
 
     def files(self, run_id: str) -> Sequence[File]:
         """Return the files of a run's folder, sorted by name; empty if there is no such run."""
-        if _entry(self.output, run_id) is None:
+        if self._entry(run_id) is None:
             return []
         try:
             with os.scandir(self.output / run_id) as found:
@@ -101,7 +102,7 @@ class Archive:
 
     def read(self, run_id: str, name: str) -> bytes | None:
         """Return the content of a file of a run's folder; None if there is no such run or file."""
-        if not is_name(name) or _entry(self.output, run_id) is None:
+        if not is_name(name) or self._entry(run_id) is None:
             return None
         try:
             descriptor = os.open(self.output / run_id / name, _READ)
@@ -154,7 +155,7 @@ class Archive:
             names = os.listdir(self.output)
         except OSError:
             return ()
-        entries = [entry for name in names if (entry := _entry(self.output, name))]
+        entries = [entry for name in names if (entry := self._entry(name))]
         return tuple(sorted(entries, key=lambda entry: (entry.written_ns, entry.run_id), reverse=True))
 
     def _delete(self, run_id: str) -> bool:
@@ -165,16 +166,15 @@ class Archive:
             return False
         return True
 
-
-def _entry(output: Path, run_id: str) -> Entry | None:
-    """Return the run of a folder; None if the name is not valid, it has no result.json, or one of the two is a link."""
-    if not is_name(run_id):
+    def _entry(self, run_id: str) -> Entry | None:
+        """Return the run of a folder; None if the name is not valid, it has no document, or one of these is a link."""
+        if not is_name(run_id):
+            return None
+        try:
+            folder = f"{self.output}/{run_id}"
+            document = os.lstat(f"{folder}/{self._document}")
+            if stat.S_ISREG(document.st_mode) and stat.S_ISDIR(os.lstat(folder).st_mode):
+                return Entry(run_id, document.st_mtime_ns)
+        except OSError:
+            pass
         return None
-    try:
-        folder = f"{output}/{run_id}"
-        result = os.lstat(f"{folder}/{RESULT}")
-        if stat.S_ISREG(result.st_mode) and stat.S_ISDIR(os.lstat(folder).st_mode):
-            return Entry(run_id, result.st_mtime_ns)
-    except OSError:
-        pass
-    return None

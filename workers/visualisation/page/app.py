@@ -23,7 +23,7 @@ from common.analyses import Analyses
 from common.errors import SettingsError
 from common.messages import TIMELINE
 from workers.visualisation.archive import Archive, Entry
-from workers.visualisation.page import comparison, rows, text
+from workers.visualisation.page import comparison, measurement, rows, text
 from workers.visualisation.page import document as documents
 from workers.visualisation.page.document import Documents, to_document
 from workers.visualisation.page.live import LiveRun, LiveRuns
@@ -93,6 +93,8 @@ class Page:
                 Route("/", self._runs_page),
                 Route("/events", self._runs_events),
                 Route("/compare", self._compare_page),
+                Route("/comparisons/{name}", self._measurement_page),
+                Route("/comparisons/{run_id}/{name}", self._measurement_file),
                 Route("/pipeline", self._pipeline_page),
                 Route("/pipeline/events", self._pipeline_events),
                 Route("/runs/{run_id}", self._run_page),
@@ -125,13 +127,14 @@ class Page:
 
         def state() -> State:
             silent = sum(run.state == "silent" for run in self._live.all())
-            key = (self._live.version, self._archive.entries()[:1], len(self._archive.entries()), silent)
+            entries, measured = self._archive.entries(), measurement.archive(self._archive.output).entries()
+            key = (self._live.version, entries[:1], len(entries), silent, measured)
             return State(key, lambda: self._render("runs_main.html", self._list_context(request)))
 
         return self._streams.response(f"list {view}", state)
 
     def _list_context(self, request: Request) -> dict[str, Any]:
-        view = _view(request)
+        view, output = _view(request), self._archive.output
         live = self._live.all()
         ended: Sequence[LiveRun | Entry | Row] = [*(run for run in live if run.has_failed), *self._archive.entries()]
         if view["q"] or view["sort"]:  # else only the rows shown are read
@@ -144,6 +147,10 @@ class Page:
         return {
             "live": [(run, partial_document(run)) for run in live if not run.has_failed],
             "rows": [self._row(run) for run in ended[(page - 1) * RUNS_PER_PAGE : page * RUNS_PER_PAGE]],
+            "measurements": [
+                (entry, measurement.read(output, entry.run_id, entry.written_ns))
+                for entry in measurement.archive(output).entries()[: measurement.MAX_SHOWN]
+            ],
             "view": view,
             "page": page,
             "pages": pages,
@@ -174,6 +181,23 @@ class Page:
         except SettingsError as error:
             raise _Refused(400, f"These runs cannot be compared: {error}.") from None
         return self._html("compare.html", {"runs": runs, "lines": lines, "tables": tables})
+
+    def _measurement_page(self, request: Request) -> Response:
+        output, name = self._archive.output, request.path_params["name"]
+        entry = measurement.archive(output).find(name)
+        if entry is None:
+            raise _NotFound("There is no such comparison.")
+        context = {
+            "shown": measurement.read(output, name, entry.written_ns),
+            "address": f"/comparisons/{name}",
+            "files": [file.name for file in measurement.archive(output).files(name)],
+            "picture": measurement.PICTURE,
+            "version": entry.written_ns,
+        }
+        return self._html("measurement.html", context)
+
+    def _measurement_file(self, request: Request) -> Response:
+        return self._file_of(measurement.archive(self._archive.output), request)
 
     # The pipeline
 
@@ -277,8 +301,11 @@ class Page:
     # Files
 
     def _file(self, request: Request) -> Response:
+        return self._file_of(self._archive, request)
+
+    def _file_of(self, archive: Archive, request: Request) -> Response:
         name = request.path_params["name"]
-        content = self._archive.read(request.path_params["run_id"], name)
+        content = archive.read(request.path_params["run_id"], name)
         if content is None:
             raise _NotFound("There is no such file.")
         is_displayed = text.is_displayed(name)
