@@ -121,10 +121,10 @@ class Visualisation(Service):
             self._write_next(self._output)  # ``poll`` is not called while a message is tried again
             if len(self._unwritten) >= MAX_UNWRITTEN:
                 raise Unavailable(f"the folders of {MAX_UNWRITTEN} runs cannot be written to {self._output}")
-        files = self._existing_files(message)
+        result = with_visualisation(message.result, self.software)
+        files = self._existing_files(message.run_id, result)
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
-            result = with_visualisation(message.result, self.software)
             files = result_files(result, self._pool, message.timeline)
             if self._live is not None and TIMELINE in files and (samples := self._live.samples(message.run_id)):
                 files[TIMELINE] = with_usage(files[TIMELINE], samples)
@@ -133,20 +133,20 @@ class Visualisation(Service):
             self._write(message.run_id, folder.result, files, self._output)
         return [folder]
 
-    def _existing_files(self, result: Result) -> dict[str, bytes] | None:
+    def _existing_files(self, run_id: str, result: Mapping[str, Any]) -> dict[str, bytes] | None:
         """Return the files of the run that this result does not replace: its own, or those of a better one."""
         if self._output is None:
             return None
-        drawn, files = self._unwritten.get(result.run_id, (None, None))
-        if drawn is not None and not _replaces(result.result, drawn):
+        drawn, files = self._unwritten.get(run_id, (None, None))
+        if drawn is not None and not _replaces(result, drawn):
             return files
         try:
-            if _replaces(result.result, json.loads(self._archive.read(result.run_id, RESULT) or b"{}")):
+            if _replaces(result, json.loads(self._archive.read(run_id, RESULT) or b"{}")):
                 return None
         except (ValueError, TypeError, AttributeError):  # what is stored is no result
             return None
-        names = [file.name for file in self._archive.files(result.run_id)]
-        contents = [self._archive.read(result.run_id, name) for name in names]
+        names = [file.name for file in self._archive.files(run_id)]
+        contents = [self._archive.read(run_id, name) for name in names]
         return {name: content for name, content in zip(names, contents, strict=True) if content is not None}
 
     def _write_next(self, output: Path) -> None:
