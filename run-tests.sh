@@ -38,7 +38,7 @@ install_packages() { # install_packages NAME..: with apt, without starting a ser
 if [ "$which" != fast ]; then
     missing=()
     docker info >/dev/null 2>&1 || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
-    command -v chromium >/dev/null || missing+=(chromium)
+    [ "$which" != all ] || command -v chromium >/dev/null || missing+=(chromium)
     command -v xrootd >/dev/null || missing+=(xrootd-server)
     [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 fi

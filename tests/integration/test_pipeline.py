@@ -153,6 +153,7 @@ def test_broken_connections_in_the_middle_of_a_run_change_no_bit(
     assert cut
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_workers_stopped_in_the_middle_of_a_run_exit_cleanly_and_change_no_bit(
     services: Workers, reference: str

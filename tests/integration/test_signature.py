@@ -156,6 +156,7 @@ def test_a_signature_survives_dead_lettering_and_requeuing(
     assert back["chunk-failed"].body == MESSAGE.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
     keyed_workers: Workers, vhost: BrokerSettings, open_session: Callable[..., RabbitMQSession], cache: Path
@@ -184,6 +185,7 @@ def test_signed_runs_give_the_same_bits_despite_forged_and_replayed_messages(
     assert all("its signature is missing or wrong" in problem for problem in refused.values())
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_command_needs_the_key_for_its_result(keyed_workers: Workers, tmp_path: Path) -> None:
     keyed_workers.start_all()

@@ -104,6 +104,7 @@ def test_tls_at_a_port_without_tls_is_an_error(secure: BrokerSettings, plain_por
         RabbitMQTransport(replace(secure, port=plain_port), connect_timeout_s=None).open([])
 
 
+@pytest.mark.slow
 def test_the_command_and_the_services_use_tls_as_the_environment_says(
     secure: BrokerSettings, folder: Path, tmp_path: Path, cache: Path
 ) -> None:

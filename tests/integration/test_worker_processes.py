@@ -197,10 +197,12 @@ def run_in_processes(
     return outcome
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_bits_of_the_threads(cache: Path, reference: str) -> None:
     assert numbers(run_in_processes(DEMO, cache)) == reference
 
 
+@pytest.mark.slow
 def test_killed_worker_processes_change_no_bit(cache: Path, reference: str, caplog: pytest.LogCaptureFixture) -> None:
     killed: list[int] = []
 

@@ -45,7 +45,7 @@ DEADLINE_MS = 90_000
 #: A run of more than three hundred chunks, long enough to see its progress.
 DEMO = RunSettings(release="demo", demo_events=60_000, chunk_entries=500)
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,6 @@ def partial_plot(tab: Page) -> str:
     return str(tab.evaluate("document.querySelector('#partial-plot')?.getAttribute('src')") or "")
 
 
-@pytest.mark.slow
 @pytest.mark.broker
 def test_a_run_is_shown_from_its_first_events_to_its_files(
     tab: Page, workers: Workers, monkeypatch: pytest.MonkeyPatch
