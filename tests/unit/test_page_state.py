@@ -179,7 +179,7 @@ def partial(read: dict[str, int], planned: int = 1000) -> Any:
 def test_simulation_is_scaled_to_the_fraction_of_the_data_that_is_read() -> None:
     made, shown = partial({"data_A": 250, "llll": 1000, "Zee": 500, "Zmumu": 0})
     done = "simulation is scaled to the 25 % of the data that are read; 1 simulated sample not read yet"
-    assert shown["progress"] == {"percent": 43, "note": done}
+    assert shown["progress"] == {"percent": 43, "note": done, "unread": 1}
     before, after = made["histograms"]["m4l"], shown["histograms"]["m4l"]
     assert after["data"] == before["data"]
     assert after["zz"]["values"] == pytest.approx(0.25 * np.array(before["zz"]["values"]))
