@@ -28,9 +28,10 @@ HEARTBEAT_TICKS = 20
 #: Half of the connections that the page may have, so that the others can reload.
 MAX_VIEWERS = 500
 
-#: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes.
+#: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes: a plot
+#: that is viewed takes a twentieth of a core.
 MIN_INTERVAL_S = 1.0
-MIN_INTERVAL_DRAWINGS = 3
+MIN_INTERVAL_DRAWINGS = 20
 DPI = 100
 MAX_PLOTS = 20
 
