@@ -108,6 +108,15 @@ def test_services_in_one_process_share_its_cpu_time_and_memory() -> None:
     assert pipeline.samples(0.0, 200.0) == {"all services": [(100.0, 0.0, 100_000_000), (102.0, 0.5, 100_000_000)]}
 
 
+def test_the_cpu_of_the_services_is_listed_in_the_order_of_the_flow() -> None:
+    pipeline = Pipeline()
+    for at in (100.0, 101.0):
+        for service in ("visualisation", "analysis", "data-loader"):
+            pipeline.update(status(service, at, service))
+        pipeline.update(QueueStatus({}, at))
+    assert list(pipeline.samples(0.0, 200.0)) == ["data-loader", "analysis", "visualisation"]
+
+
 def test_each_replica_has_a_row_with_its_steps_and_redeliveries() -> None:
     timeline = Timeline()
     timeline.add(spans(1000.0))
