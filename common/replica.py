@@ -11,7 +11,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 
 import psutil
@@ -64,14 +64,18 @@ def usage() -> tuple[float, int]:
     """
     parts = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu_seconds = sum(part.ru_utime + part.ru_stime for part in parts)
-    rss_bytes = psutil.Process().memory_info().rss
+    rss_bytes = _process(os.getpid()).memory_info().rss
     for child in multiprocessing.active_children():
         with suppress(psutil.Error):
-            process = psutil.Process(child.pid)
+            process = _process(child.pid)
             times = process.cpu_times()
             cpu_seconds += times.user + times.system
             rss_bytes += process.memory_info().rss
     return cpu_seconds, rss_bytes
+
+
+#: psutil's object of a process, by its number: to make one takes longer than to read from it.
+_process = lru_cache(maxsize=64)(psutil.Process)
 
 
 def _platform() -> str:

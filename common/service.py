@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from common import messages, replica, topology
 from common.analyses import Analyses
@@ -53,6 +55,10 @@ class Service(ABC):
 
     #: Ends the loop's wait for a message, so that it polls at once; may be called from any thread, set by the loop.
     wake: Callable[[], None] = staticmethod(lambda: None)
+
+    #: Waits for work in another thread, and returns its outcome. Meanwhile, messages of the queues that a replica has
+    #: of its own are passed to ``handle``: they show or change what replicas do now. Set by the loop.
+    outcome_of: Callable[[Future[Any]], Any] = staticmethod(lambda work: work.result())
 
     #: Is set when the service is to stop, for work that takes longer than a second; set by the loop.
     stop: threading.Event = threading.Event()
@@ -145,18 +151,44 @@ def serve(
     service.stop, service.heartbeat = interrupt or stop, metrics.heartbeat
     metrics.connected, metrics.queue_depths = session.is_connected, session.queue_depths
     status = StatusReporter(service.name, service.replica, session, metrics, stop, queues=service.reports_queues)
+    postponed: deque[Delivery] = deque()
+    service.outcome_of = lambda work: _outcome_of(work, service, session, postponed, metrics)
     try:
         with status:
             while not stop.is_set():
                 metrics.heartbeat()
                 _poll(service, stop)
-                delivery = session.receive(_RECEIVE_TIMEOUT_S)
+                delivery = postponed.popleft() if postponed else session.receive(_RECEIVE_TIMEOUT_S)
                 if delivery is not None:
                     with metrics.handling(delivery):
                         _handle(service, session, delivery, stop, metrics)
     finally:
         session.close()
         service.close()
+
+
+def _outcome_of(
+    work: Future[Any], service: Service, session: Session, postponed: deque[Delivery], metrics: ServiceMetrics
+) -> Any:
+    """Wait for work, and handle the messages of the replica's own queues meanwhile; postpone all others.
+
+    Others arrive after a reconnection, for example the message that caused the work.
+    """
+    work.add_done_callback(lambda _: session.wake())
+    while not work.done():
+        delivery = session.receive(_RECEIVE_TIMEOUT_S)
+        if delivery is None:
+            continue
+        if not any(queue.name == delivery.queue for queue in topology.REPLICA_QUEUES):
+            postponed.append(delivery)
+        elif delivery.rejection_reason is not None:
+            _dead_letter(service, session, delivery, delivery.rejection_reason, metrics)
+        else:
+            try:
+                session.publish_and_acknowledge(delivery, service.handle(service.decode(delivery)))
+            except MessageError as error:
+                _dead_letter(service, session, delivery, str(error), metrics)
+    return work.result()
 
 
 def _poll(service: Service, stop: threading.Event) -> None:

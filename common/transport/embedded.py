@@ -42,14 +42,13 @@ class EmbeddedTransport:
     def open(self, queues: Sequence[Queue], prefetch: int = 1, alone_as: str | None = None) -> EmbeddedSession:
         """Open a session.
 
-        ``prefetch`` has no effect, because a message leaves its queue when it is received, and ``alone_as`` has none,
-        because one process has each service once.
+        ``alone_as`` has no effect, because one process has each service once.
         """
         with self._changed:
             for queue in queues:
                 self._declared[queue.name] = queue
                 self._consumers[queue.name] += 1
-        return EmbeddedSession(self, queues)
+        return EmbeddedSession(self, queues, prefetch)
 
     def shut_down(self) -> None:
         """Release the publishers that wait: bounded queues accept any number of messages from now on."""
@@ -118,16 +117,19 @@ class EmbeddedTransport:
 class EmbeddedSession:
     """One service's session with the in-process broker."""
 
-    def __init__(self, transport: EmbeddedTransport, queues: Sequence[Queue]) -> None:
+    def __init__(self, transport: EmbeddedTransport, queues: Sequence[Queue], prefetch: int) -> None:
         self._transport = transport
         self._queues = queues
+        self._prefetch = prefetch
         self._unacknowledged: dict[int, tuple[str, _Stored]] = {}
         self._tag = 0
         self._woken = Event()
 
     def receive(self, timeout_s: float) -> Delivery | None:
         """Return the next delivery, or None after the timeout or where ``wake`` was called."""
-        taken = self._transport.take(self._queues, timeout_s, self._woken)
+        unacknowledged = [name for name, _ in self._unacknowledged.values()]
+        queues = [queue for queue in self._queues if unacknowledged.count(queue.name) < self._prefetch]
+        taken = self._transport.take(queues, timeout_s, self._woken)
         if taken is None:
             return None
         self._tag += 1

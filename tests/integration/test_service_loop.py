@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
@@ -123,6 +124,45 @@ def test_a_service_reports_what_it_does_and_how_many_messages_wait(transport: Tr
     assert 0 < idle.cpu_seconds <= last.cpu_seconds
     assert last.rss_bytes > 2**20
     assert last.received_bytes["plans"] > 100
+
+
+class Drawing(Service):
+    """Handles a message by work in another thread, which ends when the service has handled a status message."""
+
+    name: ClassVar[str] = "visualisation"
+    consumes: ClassVar[Sequence[Queue]] = topology.consumed_by("visualisation")
+
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(1)
+        self.status = threading.Event()
+        self.handled: list[str] = []
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        if isinstance(message, ServiceStatus):
+            self.status.set()
+        elif isinstance(message, RunFailed):
+            self.handled.append(f"{message.problem} begins")
+            assert self.outcome_of(self.threads.submit(self.status.wait, 20))
+            self.handled.append(f"{message.problem} ends")
+        return []
+
+    def close(self) -> None:
+        self.threads.shutdown()
+
+
+def test_a_service_handles_the_status_of_others_while_it_draws(transport: Transport) -> None:
+    service, stop = Drawing(), threading.Event()
+    session, sender = transport.open(service.consumes), transport.open([])
+    sender.publish([RunFailed("run", "first"), RunFailed("run", "second")])
+    loop = threading.Thread(target=serve, args=(service, session, stop))
+    loop.start()
+    try:
+        wait_until(lambda: len(service.handled) == 4, "both messages were handled", 30)
+    finally:
+        stop.set()
+        loop.join(20)
+        sender.close()
+    assert service.handled == ["first begins", "first ends", "second begins", "second ends"]
 
 
 @pytest.mark.broker

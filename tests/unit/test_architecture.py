@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,44 @@ def test_only_the_transports_import_pika() -> None:
         )
     ]
     assert not found
+
+
+@cache
+def imported_first(module: Path) -> frozenset[str]:
+    """What a module imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
+
+
+def packages(module: Path, seen: set[Path]) -> set[str]:
+    """Return the packages of others that a module needs to be imported, also those of the project's modules in it."""
+    seen.add(module)
+    found = set()
+    for name in imported_first(module):
+        first, *rest = name.split(".")
+        if first not in PARTS:
+            found |= {first} - sys.stdlib_module_names
+            continue
+        for length in range(len(rest) + 1):
+            path = ROOT.joinpath(first, *rest[:length])
+            for file in (path / "__init__.py", path.with_suffix(".py")):
+                if file.exists() and file not in seen:
+                    found |= packages(file, seen)
+    return found
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_image_has_the_packages_that_its_service_imports(service: str) -> None:
+    lines = (ROOT / "workers" / service / "requirements.txt").read_text().splitlines()
+    installed = {line.split(";")[0].strip().replace("-", "_") for line in lines if not line.startswith("#")}
+    seen: set[Path] = set()
+    needed = set().union(*(packages(module, seen) for module in modules(f"workers/{service}")))
+    assert needed - {"urllib3"} <= installed  # which requests needs, too
 
 
 # --- names of one analysis ----------------------------------------------------

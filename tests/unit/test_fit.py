@@ -17,6 +17,7 @@ import numpy as np
 import pyhf
 import pytest
 import uproot
+from scipy.stats import norm
 
 from tests.support.toy_run import SAMPLES, document
 from workers.analysis.statistics.fit import fit_of
@@ -239,6 +240,21 @@ def test_a_higgs_boson_of_any_mass_is_found_there(truth: float) -> None:
     low, high = mass["statistical_interval_gev"]
     assert truth - 1.5 < low < truth - 0.4
     assert truth + 0.4 < high < truth + 1.5
+
+
+def test_the_template_of_the_mass_is_smoother_than_the_simulation() -> None:
+    values = np.array(document()["m4l_fine"]["signal"]["values"])[20:130]
+    edges = np.linspace(105, 160, 111)
+    truth = 15 * np.diff(norm.cdf(edges, 124.8, 2.2))
+    template = mass_fit().signal[20]  # that of the simulated mass
+
+    assert np.std(template - truth) < 0.6 * np.std(values - truth)
+    centres = (edges[:-1] + edges[1:]) / 2
+    moments = [
+        (one.sum(), np.average(centres, weights=one), np.average((centres - 125) ** 2, weights=one))
+        for one in (template, values)
+    ]
+    np.testing.assert_allclose(*moments, rtol=2e-3)
 
 
 def test_a_scan_of_the_mass_is_that_of_pyhf() -> None:

@@ -359,6 +359,16 @@ def test_a_finished_run_has_its_plots_tables_settings_and_files(site: Site) -> N
     assert re.search(r"2020e-13tev, 10 fb⁻¹ \d+ 20, 15, 10 – – ", row)
 
 
+def test_the_timeline_of_a_run_links_to_a_recording_of_the_cpu_monitor(site: Site) -> None:
+    folder = finished(site.output, RUN, 1.7e9)
+    span = {"ph": "X", "name": "read", "ts": 1e6, "dur": 5e5, "pid": 1, "tid": 1}
+    (folder / "timeline.json").write_text(json.dumps({"traceEvents": [span]}))
+    link = f'<a href="/runs/{RUN}/files/cpu.csv">'
+    assert link not in site.text(f"/runs/{RUN}/timeline")
+    (folder / "cpu.csv").write_text("time,service\n")
+    assert link in site.text(f"/runs/{RUN}/timeline")
+
+
 def test_plots_and_numbers_of_a_fit_are_shown_with_captions(site: Site) -> None:
     fit = {
         "signal_strength": 1.25,

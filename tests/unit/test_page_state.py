@@ -108,6 +108,15 @@ def test_services_in_one_process_share_its_cpu_time_and_memory() -> None:
     assert pipeline.samples(0.0, 200.0) == {"all services": [(100.0, 0.0, 100_000_000), (102.0, 0.5, 100_000_000)]}
 
 
+def test_the_cpu_of_the_services_is_listed_in_the_order_of_the_flow() -> None:
+    pipeline = Pipeline()
+    for at in (100.0, 101.0):
+        for service in ("visualisation", "analysis", "data-loader"):
+            pipeline.update(status(service, at, service))
+        pipeline.update(QueueStatus({}, at))
+    assert list(pipeline.samples(0.0, 200.0)) == ["data-loader", "analysis", "visualisation"]
+
+
 def test_each_replica_has_a_row_with_its_steps_and_redeliveries() -> None:
     timeline = Timeline()
     timeline.add(spans(1000.0))
@@ -179,7 +188,7 @@ def partial(read: dict[str, int], planned: int = 1000) -> Any:
 def test_simulation_is_scaled_to_the_fraction_of_the_data_that_is_read() -> None:
     made, shown = partial({"data_A": 250, "llll": 1000, "Zee": 500, "Zmumu": 0})
     done = "simulation is scaled to the 25 % of the data that are read; 1 simulated sample not read yet"
-    assert shown["progress"] == {"percent": 43, "note": done}
+    assert shown["progress"] == {"percent": 43, "note": done, "unread": 1}
     before, after = made["histograms"]["m4l"], shown["histograms"]["m4l"]
     assert after["data"] == before["data"]
     assert after["zz"]["values"] == pytest.approx(0.25 * np.array(before["zz"]["values"]))

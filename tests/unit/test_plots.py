@@ -237,6 +237,9 @@ def test_a_run_under_way_says_how_far_it_is_and_is_not_called_incomplete() -> No
     figure = histogram_figure(result(complete=False, problems=[PROBLEM], progress=progress))
     assert f"INCOMPLETE: {PROBLEM}" in texts(figure)
     assert watermarks(figure) == ["INCOMPLETE"]
+    assert len(figure.axes) == 2
+    figure = histogram_figure(result(complete=False, progress={**progress, "unread": 3}))
+    assert len(figure.axes) == 1  # no ratio to a part of the simulation
 
 
 def warning_line(figure: Figure) -> Any:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -63,6 +64,8 @@ class Visualisation(Service):
         self._archive = Archive(settings.output)
         self._results_keep = settings.results_keep
         self._pool, self._closes_pool = pool or DrawingPool(analyses=settings.analyses), pool is None
+        #: Waits for the figures, so that the loop handles the status of services meanwhile.
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="result-files")
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         self._has_requested_status = False
@@ -88,6 +91,7 @@ class Visualisation(Service):
             self._page.close()
         if self._closes_pool:
             self._pool.close()
+        self._drawing.shutdown(wait=False)
 
     def poll(self) -> None:
         """Request the status of runs, once after the start; then write a folder that could not be written before."""
@@ -125,7 +129,7 @@ class Visualisation(Service):
         files = self._existing_files(message.run_id, result)
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
-            files = result_files(result, self._pool, message.timeline)
+            files = self.outcome_of(self._drawing.submit(result_files, result, self._pool, message.timeline))
             if self._live is not None and TIMELINE in files and (samples := self._live.samples(message.run_id)):
                 files[TIMELINE] = with_usage(files[TIMELINE], samples)
         folder = ResultFiles(message.run_id, files)

@@ -256,6 +256,7 @@ class Page:
                 "progress": scaled.get("progress"),
                 "plot": plot if plot and plot.png else None,
                 "plots": [],
+                "files": [],
                 **self._timeline_context(self._live.timeline(run_id) if tab == "timeline" else None),
             }
         entry = self._entry(run_id)

@@ -40,9 +40,9 @@ def scaled_result(run: LiveRun) -> Mapping[str, Any] | None:
 
     Each simulated sample counts with the yield that is expected of all its events, yield × planned / read; without
     data, or before the first of them is read, it is the whole of it. The histograms of a category are multiplied by
-    one factor. ``progress`` has the percentage of the events that are analysed, None if not all files are open, and
-    what was done in words. Returns None without a partial result, and the result itself if it is not valid, its
-    analysis is not known, or it is the final one.
+    one factor. ``progress`` has the percentage of the events that are analysed, None if not all files are open, what
+    was done in words, and the number of simulated samples that are not read yet. Returns None without a partial
+    result, and the result itself if it is not valid, its analysis is not known, or it is the final one.
     """
     if run.result is None or run.is_drawing:
         return run.result
@@ -87,7 +87,11 @@ def scaled_result(run: LiveRun) -> Mapping[str, Any] | None:
         "histograms": histograms,
         "categories": categories,
         "window": window,
-        "progress": {"percent": run.percent, "note": "; ".join(words) or "the events that are read so far"},
+        "progress": {
+            "percent": run.percent,
+            "note": "; ".join(words) or "the events that are read so far",
+            "unread": unread,
+        },
     }
 
 

@@ -183,12 +183,14 @@ class Pipeline:
             return PipelineState(flow, others, tuple(self._happenings), process, silent_s)
 
     def samples(self, start: float, end: float) -> dict[str, list[tuple[float, float, int]]]:
-        """Return the cores and memory of each service between two times in seconds since 1970, one entry a second."""
+        """Return the cores and memory of each service between two times in seconds since 1970, one entry a second.
+
+        The services are in the order of the flow.
+        """
+        order = [name for name, _ in FLOW]
         with self._lock:
-            found = {
-                name: [one for one in samples if start - 1 <= one[0] <= end + 1]
-                for name, samples in self._samples.items()
-            }
+            names = sorted(self._samples, key=lambda name: order.index(name) if name in order else len(order))
+            found = {name: [one for one in self._samples[name] if start - 1 <= one[0] <= end + 1] for name in names}
         return {name: samples for name, samples in found.items() if samples}
 
     def _check_replicas(self, now_s: float) -> None:

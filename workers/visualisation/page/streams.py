@@ -28,9 +28,10 @@ HEARTBEAT_TICKS = 20
 #: Half of the connections that the page may have, so that the others can reload.
 MAX_VIEWERS = 500
 
-#: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes.
+#: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes. It
+#: grows by one unit with each drawing: those of a longer run take a twentieth of a core.
 MIN_INTERVAL_S = 1.0
-MIN_INTERVAL_DRAWINGS = 3
+MIN_INTERVAL_DRAWINGS, MAX_INTERVAL_DRAWINGS = 3, 20
 DPI = 100
 MAX_PLOTS = 20
 
@@ -124,6 +125,7 @@ class PartialPlot:
     version: int
     png: bytes
     next_s: float  # when the next version may be drawn, by the monotonic clock
+    earlier: int  # number of drawings of the run before
 
 
 class PartialPlots:
@@ -163,10 +165,14 @@ class PartialPlots:
             png = next(iter(drawing.result().values()))
         except Exception as error:  # the page is shown without the plot
             log.warning("run %s: the partial result cannot be drawn: %s", run.run_id, error)
-        next_s = started_s + max(MIN_INTERVAL_S, MIN_INTERVAL_DRAWINGS * (time.monotonic() - started_s))
+        took_s = time.monotonic() - started_s
         with self._lock:
             self._drawings.pop(run.run_id, None)
-            self._plots[run.run_id] = PartialPlot(run.result_version, png, next_s)
+            latest = self._plots.get(run.run_id)
+            earlier = 0 if latest is None else latest.earlier + 1
+            units = min(MIN_INTERVAL_DRAWINGS + earlier, MAX_INTERVAL_DRAWINGS)
+            next_s = started_s + max(MIN_INTERVAL_S, units * took_s)
+            self._plots[run.run_id] = PartialPlot(run.result_version, png, next_s, earlier)
             self._plots.move_to_end(run.run_id)
             while len(self._plots) > MAX_PLOTS:
                 self._plots.popitem(last=False)

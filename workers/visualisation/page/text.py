@@ -65,8 +65,12 @@ _MEDIA_TYPES = {
     "md": "text/plain; charset=utf-8",
     "tex": "text/plain; charset=utf-8",
 }
+#: The names of a recording of the CPU monitor in the folder of a run.
+RECORDINGS = ("cpu.csv", "cpu.jsonl")
 _DESCRIPTIONS = {
+    **dict.fromkeys(RECORDINGS, "CPU and memory of each service, recorded by cpu_monitor"),
     "result.json": "the result, for programs",
+    "timeline.json": "what each replica did when, for Perfetto",
     "histograms.root": "the histograms, for ROOT and uproot",
     "workspace.json": "the statistical model and its data, for pyhf",
 }

@@ -47,6 +47,7 @@ STYLE: dict[Any, Any] = {
     **mplhep.style.ATLAS, "font.size": 13, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,
     "ytick.major.size": 8, "ytick.minor.size": 4, "lines.linewidth": 1.2, "hatch.linewidth": 0.7,
     "text.hinting": "none",  # the same glyph positions on every machine
+    "xtick.major.pad": 7,  # so that the first label is not on that of the vertical axis
     "xtick.minor.ndivs": 2, "ytick.minor.ndivs": 2,  # fewer ticks: they take most of the time of drawing
     "axes.formatter.use_mathtext": False, "axes.unicode_minus": True,
     "mathtext.fallback": "stix",  # for the radical sign and ℓ, which TeX Gyre Heros does not have
@@ -173,6 +174,7 @@ def stack_figure(
 ) -> Figure:
     """Draw stacked simulation, data counts (None if the run has no data) and their ratio.
 
+    There is no ratio while simulated samples of a run under way are not read yet.
     ``error`` is the uncertainty of the stack's sum, shape (bins,), None for the statistical
     one; ``uncertainty`` is its label. ``notes`` are lines of text above the legend, below the process. The legend
     is on the side where the histogram is lower, and the axes reach so high that nothing is behind it.
@@ -181,7 +183,9 @@ def stack_figure(
     interval = garwood_interval(counts)
     observable = result_analysis(result).histograms[histogram]
     with style():
-        figure, with_ratio = StyledFigure(figsize=(8, 7)), bool(simulation) and bool(counts.any())
+        lacks_samples = bool((result.get("progress") or {}).get("unread"))
+        figure = StyledFigure(figsize=(8, 7))
+        with_ratio = bool(simulation) and bool(counts.any()) and not lacks_samples
         figure.subplots_adjust(left=0.12, right=0.96, bottom=0.105, top=1 - TOP / 7)
         grid = figure.add_gridspec(2, 1, height_ratios=(3.2, 1), hspace=0.07)
         main = figure.add_subplot(grid[0] if with_ratio else grid[:])
