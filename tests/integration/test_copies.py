@@ -52,6 +52,7 @@ def test_copies_started_during_a_run_wait_and_leave_its_numbers(workers: Workers
     assert numbers(run_on_broker(workers.settings, RUN)) == reference
 
 
+@pytest.mark.slow
 def test_a_copy_that_waits_ends_with_sigterm(workers: Workers, copies: Workers) -> None:
     workers.start("analysis")
     wait_until(lambda: "connected" in workers.log("analysis"), "the analysis runs", 30)

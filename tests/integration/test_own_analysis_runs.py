@@ -89,6 +89,7 @@ def test_analyses_at_once_and_a_changed_one_give_the_bits_of_embedded_runs(
     assert not {"upper_limit", "limit_scan"} & fit.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_run_completes_once_a_service_that_lacked_the_code_has_it(
     workers: Workers, folder: Path, cache: Path
@@ -126,6 +127,7 @@ def test_a_run_completes_once_a_service_that_lacked_the_code_has_it(
     assert wait_until(lambda: complete(workers, run_id), "the run was complete", 60) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 def test_a_visualisation_without_the_code_says_so_and_draws_once_it_has_it(
     workers: Workers, folder: Path, tmp_path: Path

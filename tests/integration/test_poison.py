@@ -115,6 +115,7 @@ def workers(permissive: Broker, tmp_path: Path, cache: Path) -> Iterator[Workers
     permissive.delete_vhost(vhost)
 
 
+@pytest.mark.slow
 @pytest.mark.broker
 @pytest.mark.parametrize(("kind", "consumer"), [(Events, "data_processor"), (Selected, "analysis")])
 def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_continues(

@@ -179,6 +179,7 @@ def test_a_script_without_a_guard_gets_one_error_that_says_so(tmp_path: Path) ->
     assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["-c", f"import analysis; print({RUN}.complete)"], ["-i"]])
 def test_a_program_without_a_file_runs(tmp_path: Path, arguments: list[str]) -> None:
     done = program(tmp_path, "", *arguments, stdin=f"import analysis\nprint({RUN}.complete)\n")

@@ -54,6 +54,7 @@ def command_lines(user: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_neither_password_nor_key_is_in_logs_results_or_command_lines(
     debug_workers: DebugWorkers, broker: Broker, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def fuzz(folder: Path, seconds: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
 def test_every_hostile_message_is_rejected_or_valid_within_64_mib(tmp_path: Path, seconds: int) -> None:
     done = fuzz(tmp_path, seconds)

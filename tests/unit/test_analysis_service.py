@@ -525,6 +525,7 @@ def test_a_missing_file_ends_the_run_incomplete(analysis: AnalysisService) -> No
     assert result["samples"]["data_A"]["events_read"] == 30
 
 
+@pytest.mark.slow
 def test_the_result_of_a_run_with_35_000_failed_chunks_fits_into_a_message(
     analysis: AnalysisService, store: Store
 ) -> None:

@@ -61,6 +61,7 @@ def test_figures_are_drawn_again_if_a_worker_process_is_killed(pool: DrawingPool
     assert drawn == pool.draw(result(), ["m4l", "m4l_4e"])
 
 
+@pytest.mark.slow
 def test_a_figure_whose_worker_process_exits_each_time_is_named(pool: DrawingPool) -> None:
     files, problems = pool.draw(result(histograms=ExitsWhenRead()), ["m4l"])
     assert files == {}

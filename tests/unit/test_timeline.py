@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 import msgspec
+import pytest
 
 from common.delivery import Delivery
 from common.messages import Chunk, Result, Software, Span, decompress
@@ -81,6 +82,7 @@ def test_spans_that_overlap_or_end_before_they_start_are_shown_without() -> None
     assert timeline.waits()["waited in queue chunks"] == 0
 
 
+@pytest.mark.slow
 def test_the_timeline_of_25000_chunks_fits_into_a_message_with_the_result() -> None:
     chunks = [
         (Chunk("run", "Zee", i, i + 1), spans(1.8e9 + i * 0.0123456789 + i % 7 * 0.00314159, replica=i % 8))

@@ -50,6 +50,11 @@ class DataLoader(Service):
         self._cancelled = CancelledRuns()
         self._decompression = ThreadPoolExecutor(decompression_threads) if decompression_threads else None
 
+    def close(self) -> None:
+        """End the threads that decompress."""
+        if self._decompression is not None:
+            self._decompression.shutdown(wait=False)
+
     def decode(self, delivery: Delivery) -> Message:
         """Read a delivery; a setting that a run request does not give is taken from this service's settings."""
         if delivery.kind == RunRequest.kind:
