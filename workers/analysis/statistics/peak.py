@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar, nnls
+from scipy.signal import savgol_filter
 
 from common.analyses import Analysis, Peak
 from physics import ANALYSES
@@ -224,10 +225,8 @@ def _smooth_peak(values: FloatArray) -> FloatArray:
     half = round(_PEAK_RANGE * (high - low) / 2)
     if 2 * half <= _PEAK_DEGREE:
         return positive
-    # The value of the fitted polynomial at 0 is a sum of the values with these weights. scipy.signal has them, too,
-    # but takes longer to import than a fit.
-    weights = np.linalg.pinv(np.vander(np.arange(-half, half + 1.0), _PEAK_DEGREE + 1))[-1]
-    return np.maximum(np.convolve(values, weights, mode="same"), 0.0)
+    smooth: FloatArray = savgol_filter(values, 2 * half + 1, _PEAK_DEGREE, mode="constant")
+    return np.maximum(smooth, 0.0)
 
 
 def _smooth_background(result: Mapping[str, Any], analysis: Analysis, peak: Peak) -> FloatArray:
