@@ -64,6 +64,7 @@ def environment(reference: tuple[Reference, Path], tmp_path_factory: pytest.Temp
 
 @pytest.mark.broker
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("faults", [PROCESS_FAULTS, MESSAGE_FAULTS], ids=["processes", "messages"])
 def test_a_run_with_faults_gives_the_numbers_of_a_run_without(
     environment: Environment, reference: tuple[Reference, Path], faults: list[Fault]

@@ -154,7 +154,8 @@ def test_a_restart_loses_no_cpu_time_and_is_counted(project: Project, interval: 
     container = project.create("worker", 1.5)
     recording = project.record(interval, f"docker start -a {container}; docker start -a {container}")
     assert reported(container) > 3.0
-    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01, abs=0.02)
+    # Each start uses CPU time in the container before its program runs.
+    assert used(recording).cpu_seconds == pytest.approx(reported(container), rel=0.01, abs=0.06)
     assert (used(recording).replicas, used(recording).restarts) == (1, 1)
 
 
