@@ -71,7 +71,7 @@ class Service(ABC):
 
     @cached_property
     def replica(self) -> Replica:
-        """The name of this replica of the service."""
+        """The replica that this service is: its name, host and process."""
         return replica.this_process()
 
     @cached_property
