@@ -251,15 +251,29 @@ except Unavailable:
 """
 
 
-def test_a_process_that_fetches_from_a_silent_server_ends_after_sigterm(server: XRootDServer, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FETCH_UNTIL_SIGTERM, server.url("data_A.root"), str(tmp_path)]
+#: Ends after the first bytes, while no request is under way.
+READ_ONCE = """
+import sys
+from workers.data_loader.remote.policy import RetryPolicy
+from workers.data_loader.remote.xrootd import xrootd_body
+opened = xrootd_body(sys.argv[1], (0, ""), RetryPolicy())
+print(len(next(opened.__enter__().chunks)), flush=True)
+sys.stdin.readline()
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", [FETCH_UNTIL_SIGTERM, READ_ONCE], ids=["after_sigterm", "with_the_file_open"])
+def test_a_process_that_reads_from_a_silent_server_ends(server: XRootDServer, tmp_path: Path, program: str) -> None:
+    command = [sys.executable, "-c", program, server.url("data_A.root"), str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert int(process.stdout.readline()) < SIZE
             server.pause()
-            process.terminate()
-            output, _ = process.communicate(timeout=5)  # the time-out of a read is 30 s
+            if program is FETCH_UNTIL_SIGTERM:
+                process.terminate()
+            output, _ = process.communicate(timeout=10)  # the time-out of a read is 30 s
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

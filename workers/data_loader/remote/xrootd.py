@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from common.errors import FetchError
@@ -46,6 +48,9 @@ def xrootd_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> It
     file = client.File()
     # The client itself would continue after an error without a check that the file is unchanged.
     file.set_property("ReadRecovery", "false")
+    close = partial(file.close, timeout=1, callback=_ignore)
+    # At the program's end the client closes open files and waits for the server's answer. This runs before it.
+    atexit.register(close)
     try:
         _answer(url, file.open(url, timeout=timeout_s))
         info = _answer(url, file.stat(timeout=timeout_s))
@@ -54,7 +59,8 @@ def xrootd_body(url: str, resumable: tuple[int, str], policy: RetryPolicy) -> It
         offset = resumable_bytes if version == part_version and resumable_bytes <= info.size else 0
         yield Body(_chunks(url, file, offset, timeout_s), offset, info.size, version)
     finally:
-        file.close(timeout=1, callback=_ignore)
+        close()
+        atexit.unregister(close)
 
 
 def _chunks(url: str, file: Any, offset: int, timeout_s: int) -> Iterator[bytes]:
