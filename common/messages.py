@@ -293,12 +293,6 @@ class _ArrayHeader:
     chunk: Chunk
     settings: RunSettings
     cutflow: dict[str, Count]
-    #: A ``_History`` as JSON: each value of a pickle takes a microsecond to check.
-    history: bytes = b"{}"
-
-
-@dataclass(frozen=True)
-class _History:
     spans: tuple[Span, ...] = ()
     software: dict[str, Software] = field(default_factory=dict)
 
@@ -329,9 +323,8 @@ class ArrayMessage(Message):
 
     def encode(self) -> bytes:
         """Pickle the header and the events; raises MessageError where they are too large for a message."""
-        history = msgspec.json.encode(_History(self.spans, dict(self.software)))
-        header = _ArrayHeader(self.chunk, self.settings, self.cutflow, history)
-        body = array_pickle.dumps(asdict(header), self.events)
+        header = _ArrayHeader(self.chunk, self.settings, self.cutflow, self.spans, dict(self.software))
+        body = array_pickle.dumps(header, self.events)
         return _of_legal_size(body, f"{self.chunk} (CHUNK_ENTRIES makes chunks smaller)")
 
     @classmethod
@@ -339,8 +332,7 @@ class ArrayMessage(Message):
         """Read a body; raises MessageError where the header or an event is not as its release declares."""
         unpickled = array_pickle.loads(body)
         try:
-            header = msgspec.convert(unpickled.header, _ArrayHeader)
-            history = msgspec.json.decode(header.history, type=_History)
+            header = msgspec.json.decode(unpickled.header, type=_ArrayHeader)
             settings = analyses.resolve(header.settings)
             analysis = analyses.of(settings)
             analysis.sample(header.chunk.sample)
@@ -352,7 +344,7 @@ class ArrayMessage(Message):
             events = unpickled.array(cls.schema(analysis))
         except MessageError as error:
             raise MessageError(f"{cls.kind}: {header.chunk}: {error}") from None
-        return cls(header.chunk, settings, header.cutflow, events, history.spans, history.software)
+        return cls(header.chunk, settings, header.cutflow, events, header.spans, header.software)
 
 
 @dataclass(frozen=True)
@@ -716,7 +708,7 @@ KINDS: Mapping[str, type[Message]] = {
 
 # msgspec 0.22 derives how to decode a class when the class is first decoded. Two threads that do this at the same time
 # can crash the process, so it is done while this module is imported.
-for _decoded in (*KINDS.values(), DeadLetterNotice, RunSettings, _RawRequest, _ArrayHeader, _History):
+for _decoded in (*KINDS.values(), DeadLetterNotice, RunSettings, _RawRequest, _ArrayHeader):
     if not issubclass(_decoded, ArrayMessage):
         msgspec.json.Decoder(_decoded)
 
