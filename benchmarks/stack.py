@@ -72,9 +72,9 @@ class Stack:
         }
         return {**running, "rabbitmq": [self._broker_process]}
 
-    def run(self, settings: RunSettings) -> Measured:
+    def run(self, settings: RunSettings, run_id: str | None = None) -> Measured:
         """Measure a run from its submission to its final result, fit included; then wait for its result files."""
-        run_id = new_run_id(settings.release)
+        run_id = run_id or new_run_id(settings.release)
         session = RabbitMQTransport(self.vhost).open([topology.follower(run_id)], prefetch=100)
         try:
             before, started = self.cpu_seconds(), time.perf_counter()
