@@ -13,7 +13,7 @@ from common.settings import BrokerSettings
 from common.transport import Transport
 from common.transport.embedded import EmbeddedTransport
 from common.transport.rabbitmq import RabbitMQTransport
-from tests.support.broker import Broker, running_broker
+from tests.support.broker import Broker, shared_broker
 from tests.support.workers import Workers
 
 # As in the services: the transport logs a lost connection itself.
@@ -87,19 +87,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A cache for all runs, also of other processes of pytest-xdist, so that each demo is made once."""
+def session_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of pytest-xdist share."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "cache"
+    return base if worker_id == "master" else base.parent
+
+
+@pytest.fixture(scope="session")
+def cache(session_folder: Path) -> Path:
+    """A cache for all runs, so that each demo is made once."""
+    folder = session_folder / "cache"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A RabbitMQ for this test session; with pytest-xdist, one for each worker process."""
-    with running_broker(tmp_path_factory.mktemp("rabbitmq")) as started:
-        yield started
+def broker(session_folder: Path) -> Iterator[Broker]:
+    """A RabbitMQ for all tests, of which a test uses a virtual host and leaves everything else as it is."""
+    with shared_broker(session_folder / "broker") as shared:
+        yield shared
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import awkward as ak
@@ -16,14 +15,14 @@ import pytest
 from common import array_pickle, topology
 from common.delivery import Delivery
 from common.messages import Events, Selected
-from common.settings import RunSettings
+from common.settings import BrokerSettings, RunSettings
 from common.submission import follow, submit
 from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import ANALYSES
 from tests.integration.test_pipeline import QuietDisplay, before_deadline
-from tests.support.broker import Broker, running_broker
+from tests.support.broker import MAX_MESSAGE_BYTES, Broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 from tests.unit.test_array_pickle import calls
@@ -99,27 +98,19 @@ MALFORMED: Mapping[str, tuple[Malform, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def permissive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker that accepts messages of 128 MiB, as RabbitMQ 3 does."""
-    with running_broker(tmp_path_factory.mktemp("permissive"), "max_message_size = 134217728\n") as broker:
-        yield broker
-
-
 @pytest.fixture
-def workers(permissive: Broker, tmp_path: Path, cache: Path) -> Iterator[Workers]:
-    vhost = permissive.new_vhost()
-    running = Workers(vhost, tmp_path, cache)
-    yield running
-    running.stop()
-    permissive.delete_vhost(vhost)
+def permissive(broker: Broker) -> Iterator[None]:
+    """The broker accepts messages of 128 MiB on new channels, as RabbitMQ 3 does."""
+    broker.limit_messages(128 * 2**20)
+    yield
+    broker.limit_messages(MAX_MESSAGE_BYTES)
 
 
 @pytest.mark.slow
 @pytest.mark.broker
 @pytest.mark.parametrize(("kind", "consumer"), [(Events, "data_processor"), (Selected, "analysis")])
 def test_every_malformed_array_is_a_problem_of_its_run_and_the_worker_continues(
-    workers: Workers, kind: type[Events] | type[Selected], consumer: str
+    permissive: None, workers: Workers, kind: type[Events] | type[Selected], consumer: str
 ) -> None:
     queue = {"events": topology.EVENTS, "selected": topology.SELECTED}[kind.route]
     transport = RabbitMQTransport(workers.settings, connect_timeout_s=30)
@@ -166,19 +157,15 @@ def replace(workers: Workers, taken: Delivery, body: bytes) -> None:
 
 
 @pytest.mark.broker
-def test_the_broker_rejects_a_message_of_a_hundred_megabytes(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    configuration = (Path(__file__).parents[2] / "kubernetes" / "rabbitmq.conf").read_text()
-    with running_broker(tmp_path_factory.mktemp("ours"), configuration) as broker:
-        session = RabbitMQTransport(broker.settings, connect_timeout_s=20).open([topology.EVENTS])
-        with pika.BlockingConnection(parameters(broker.settings)) as connection:
-            channel = connection.channel()
-            channel.confirm_delivery()
-            with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="larger than configured max size 16777216"):
-                channel.basic_publish("", "events", bytes(100_000_000))
-        assert session.receive(0.5) is None
-        session.close()
+def test_the_broker_rejects_a_message_of_a_hundred_megabytes(vhost: BrokerSettings) -> None:
+    session = RabbitMQTransport(vhost, connect_timeout_s=20).open([topology.EVENTS])
+    with pika.BlockingConnection(parameters(vhost)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="larger than configured max size 16777216"):
+            channel.basic_publish("", "events", bytes(100_000_000))
+    assert session.receive(0.5) is None
+    session.close()
 
 
 @pytest.mark.broker

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trustme
 
 from common import topology
 from common.errors import BrokerError
@@ -16,52 +14,28 @@ from common.settings import BrokerSettings
 from common.transport.dead_letters import dead_letters
 from common.transport.rabbitmq import RabbitMQTransport
 from tests.integration.test_command import run
-from tests.support.broker import Broker, running_broker
+from tests.support.broker import Broker
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
 pytestmark = pytest.mark.broker
 
-LISTENER = """
-listeners.ssl.default = {tls_port}
-ssl_options.cacertfile = {folder}/ca.pem
-ssl_options.certfile = {folder}/server.pem
-ssl_options.keyfile = {folder}/server.key
-ssl_options.verify = verify_none
-"""
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost, the authority that signed it, and another authority."""
-    folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost")
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
-    certificate.private_key_pem.write_to_path(folder / "server.key")
-    trustme.CA().cert_pem.write_to_path(folder / "other-ca.pem")
-    for path in folder.iterdir():
-        path.chmod(0o644)  # the container reads them as another user
-    return folder
-
-
-@pytest.fixture(scope="module")
-def listening(folder: Path) -> Iterator[Broker]:
-    """A broker that listens with TLS and without."""
-    with running_broker(folder, LISTENER) as broker:
-        yield broker
+@pytest.fixture
+def folder(session_folder: Path) -> Path:
+    """The folder of the authority that signed the broker's certificate, and of another one."""
+    return session_folder / "broker"
 
 
 @pytest.fixture
-def secure(listening: Broker, folder: Path) -> BrokerSettings:
-    plain = listening.settings
-    return replace(plain, host="localhost", port=listening.tls_port, tls=True, tls_ca=folder / "ca.pem")
+def secure(broker: Broker, vhost: BrokerSettings, folder: Path) -> BrokerSettings:
+    assert broker.tls_port is not None
+    return replace(vhost, host="localhost", port=broker.tls_port, tls=True, tls_ca=folder / "ca.pem")
 
 
 @pytest.fixture
-def plain_port(listening: Broker) -> int:
-    return listening.settings.port
+def plain_port(broker: Broker) -> int:
+    return broker.settings.port
 
 
 def test_messages_are_sent_over_tls(secure: BrokerSettings) -> None:
@@ -112,15 +86,20 @@ def test_the_command_and_the_services_use_tls_as_the_environment_says(
     try:
         workers.start_all()
         secret = {"RABBITMQ_USER": secure.user, "RABBITMQ_PASS": secure.password}
-        flags = ["--release", "demo", "--demo-events", "500", "--broker", f"amqps://localhost:{secure.port}"]
+        flags = [
+            "--release",
+            "demo",
+            "--demo-events",
+            "500",
+            "--broker",
+            f"amqps://localhost:{secure.port}/{secure.vhost}",
+        ]
         done = run(tmp_path, *flags, **secret, RABBITMQ_TLS_CA=str(secure.tls_ca))
         assert done.returncode == 0, done.stderr
         refused = run(tmp_path, *flags, **secret, RABBITMQ_TLS_CA=str(folder / "other-ca.pem"))
         assert refused.returncode == 1
         (line,) = refused.stderr.strip().splitlines()
-        assert line.startswith(
-            f"analysis.py: amqps://tests@localhost:{secure.port} shows a certificate that is refused"
-        )
+        assert line.startswith(f"analysis.py: {secure} shows a certificate that is refused")
         assert "Traceback" not in refused.stderr
     finally:
         workers.stop()

@@ -312,32 +312,6 @@ def test_a_connection_that_is_lost_in_the_handshake_is_made_again(vhost: BrokerS
 
 
 @pytest.mark.broker
-def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: BrokerSettings) -> None:
-    transport = RabbitMQTransport(vhost, connect_timeout_s=20)
-    session = transport.open([topology.PLANS])
-    session.publish([failed(1)])
-    broker.ctl("stop_app")
-    late = threading.Thread(target=lambda: session.publish([failed(2)]), daemon=True)
-    late.start()
-    broker.ctl("start_app")
-    late.join(30)
-    assert not late.is_alive()
-    received: set[int] = set()
-
-    def both_came() -> bool:
-        delivery = session.receive(0.5)
-        if delivery is not None:
-            message = read(delivery)
-            assert isinstance(message, ChunkFailed)
-            received.add(message.chunk.start)
-            session.publish_and_acknowledge(delivery)
-        return received == {1, 2}
-
-    wait_until(both_came, "both messages came", 30)
-    session.close()
-
-
-@pytest.mark.broker
 def test_a_queue_that_was_deleted_is_declared_again_and_the_message_is_kept(
     broker: Broker, vhost: BrokerSettings
 ) -> None:

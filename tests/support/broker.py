@@ -1,24 +1,30 @@
-"""A RabbitMQ for the tests: a container where a Docker engine answers, else Debian's package."""
+"""A RabbitMQ for the tests: a container where a Docker engine answers, else Debian's package.
+
+``python -m tests.support.broker FOLDER`` runs the one that all processes of a test session share.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+import trustme
 
 from common.settings import BrokerSettings
 from tests.support.paths import ROOT
@@ -27,6 +33,15 @@ from tests.support.waiting import free_port, wait_until
 IMAGE = "rabbitmq:4-management"
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 CONFIGURATION = ROOT / "kubernetes" / "rabbitmq.conf"
+#: The limit of a message in that configuration.
+MAX_MESSAGE_BYTES = 16 * 2**20
+TLS_LISTENER = """
+listeners.ssl.default = {tls_port}
+ssl_options.cacertfile = {folder}/ca.pem
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.key
+ssl_options.verify = verify_none
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,13 @@ class Broker:
         """Run rabbitmqctl."""
         subprocess.run(
             [*self.control, *arguments], check=True, capture_output=True, timeout=60, env=os.environ | self.environment
+        )
+
+    def limit_messages(self, size: int) -> None:
+        """Accept messages of at most so many bytes on new channels."""
+        self.ctl(
+            "eval",
+            f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size}).",
         )
 
     def new_vhost(self) -> BrokerSettings:
@@ -190,3 +212,75 @@ def running_broker(folder: Path, configuration: str = "", erlang: str = "") -> I
     with running as started:
         wait_until(lambda: started.api("GET", "overview"), "RabbitMQ answered", 120)
         yield started
+
+
+def write_certificates(folder: Path) -> None:
+    """Write a certificate for localhost, the authority that signed it (ca.pem), and another one (other-ca.pem)."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
+    certificate.private_key_pem.write_to_path(folder / "server.key")
+    trustme.CA().cert_pem.write_to_path(folder / "other-ca.pem")
+    for path in (*folder.glob("*.pem"), folder / "server.key"):
+        path.chmod(0o644)  # the container reads them as another user
+
+
+#: Processes of shared brokers that were started here, which may outlive this process.
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+def not_available() -> NoReturn:
+    raise NotImplementedError("other tests use this broker at the same time: kill one that a test has started")
+
+
+@contextlib.contextmanager
+def shared_broker(folder: Path) -> Iterator[Broker]:
+    """The broker of all processes that use the same folder. It listens with TLS, too, and cannot be killed.
+
+    A process of its own runs the broker as long as somebody has a shared lock on the file ``users``; the system
+    releases the lock of a process that is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / "broker.json"
+    with open(folder / "start", "w") as start, open(folder / "users", "w") as users:
+        fcntl.flock(start, fcntl.LOCK_EX)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        if not state.exists():
+            with open(folder / "process.log", "ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.broker", folder],
+                    cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                )  # fmt: skip
+            STARTED.append(process)
+            wait_until(lambda: state.exists() or process.poll() is not None, "the broker was started", 180)
+        fcntl.flock(start, fcntl.LOCK_UN)
+        if not state.exists():
+            pytest.fail(f"the broker was not started: {(folder / 'process.log').read_text()}")
+        read = json.loads(state.read_text())
+        if "skipped" in read:
+            pytest.skip(read["skipped"])
+        settings, control = BrokerSettings(**read.pop("settings")), tuple(read.pop("control"))
+        yield Broker(settings=settings, control=control, kill=not_available, start=not_available, **read)
+
+
+def run_shared_broker(folder: Path) -> None:
+    """Run the broker until nobody uses it."""
+    with contextlib.ExitStack() as stack:
+        users = stack.enter_context(open(folder / "users"))  # first, so that it is closed after the broker has ended
+        write_certificates(folder)
+        try:
+            broker = stack.enter_context(running_broker(folder, TLS_LISTENER))
+        except pytest.skip.Exception as reason:
+            read = {"skipped": str(reason)}
+        else:
+            fields = ("api_port", "control", "environment", "tls_port")
+            read = {name: getattr(broker, name) for name in fields} | {"settings": asdict(broker.settings)}
+        (folder / "new").write_text(json.dumps(read))
+        (folder / "new").rename(folder / "broker.json")
+        fcntl.flock(users, fcntl.LOCK_EX)
+        (folder / "broker.json").unlink()
+
+
+if __name__ == "__main__":
+    run_shared_broker(Path(sys.argv[1]))
