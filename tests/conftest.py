@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from tests.support.workers import Workers
 
 # As in the services: the transport logs a lost connection itself.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+# Tests start hundreds of processes. Without bytecode files, each of them would compile all modules of the repository.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 #: Markers of tests that run only if -m names the marker, or with --all-tests.
 NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")
@@ -45,7 +51,7 @@ NOT_FAST = (
     "test_virtual_environment.py",
 )
 #: Markers of tests that must not run at the same time as other tests.
-ALONE = ("alone", "compose", "docker", "kubernetes")
+ALONE = ("alone", "docker", "kubernetes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,11 +65,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what --fast does not run, so that it is not imported either."""
-    if not config.getoption("--fast"):
-        return None
-    is_slower = collection_path.name in {"integration", "system"} or any(map(collection_path.match, NOT_FAST))
-    return True if is_slower else None
+    """Leave out files of which no test was selected, so that they are not imported either."""
+    if config.getoption("--fast"):
+        is_slower = collection_path.name in {"integration", "system"} or any(map(collection_path.match, NOT_FAST))
+        return True if is_slower else None
+    if config.getoption("--stage") == "alone" and collection_path.match("test_*.py"):
+        text = collection_path.read_text()
+        return None if any(f"mark.{marker}" in text for marker in ALONE) else True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -83,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if is_wanted(item)]
     # Long tests come first, so that no process ends with one of them.
-    items.sort(key=lambda item: [item.get_closest_marker(marker) is None for marker in ("slow", "browser")])
+    items.sort(key=lambda item: [item.get_closest_marker(marker) is None for marker in ("compose", "slow", "browser")])
 
 
 @pytest.fixture(scope="session")

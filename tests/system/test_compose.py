@@ -25,7 +25,8 @@ from tests.support.real_data import real_data
 from tests.support.runs import numbers, numbers_of, run_embedded
 from tests.support.waiting import free_port, wait_until
 
-pytestmark = pytest.mark.compose
+#: The first run builds the images.
+pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
 
 WORKERS = ("data-loader", "data-processor", "analysis", "visualisation")
 #: Long enough for faults during the run: 205 chunks.
@@ -238,7 +239,6 @@ def test_ports_are_bound_to_localhost_only(stack: Stack) -> None:
     [
         (["--lumi", "-1"], "--lumi -1: "),
         (["--data", "nowhere"], "no such directory"),
-        (["--broker", "amqp://elsewhere"], "--broker is for analysis.py"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_with_the_reason(stack: Stack, flags: list[str], expected: str) -> None:
