@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -14,19 +15,11 @@ from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
 
-def test_the_command_serves_the_page_of_its_run_until_it_is_interrupted(tmp_path: Path) -> None:
-    flags = [
-        "--release",
-        "demo",
-        "--demo-events",
-        "2000",
-        "--no-plots",
-        "--page",
-        "--output",
-        str(tmp_path / "results"),
-    ]
-    command = [sys.executable, str(ROOT / "analysis.py"), *flags]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+def test_the_command_serves_the_page_of_its_run_until_it_is_interrupted(tmp_path: Path, cache: Path) -> None:
+    flags = ["--release", "demo", "--demo-events", "5000", "--no-plots", "--page"]
+    command = [sys.executable, str(ROOT / "analysis.py"), *flags, "--output", str(tmp_path / "results")]
+    environment = os.environ | {"CACHE": str(cache)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = next(found[0] for line in process.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+/", line)))
         assert requests.get(address, timeout=30, headers={"Host": "elsewhere.example"}).status_code == 400

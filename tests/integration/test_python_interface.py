@@ -29,6 +29,8 @@ from tests.support.waiting import wait_until
 from tests.support.workers import Workers
 
 DEMO = {"release": "demo", "demo_events": 5_000, "chunk_entries": 1_000}
+#: Two of its files: a run without a fit.
+SMALL = {**DEMO, "samples": "data_A,llll"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +101,7 @@ def test_settings_have_the_values_of_python() -> None:
 
 def test_a_run_within_an_event_loop_works_as_in_a_notebook() -> None:
     async def cell() -> analysis.Result:
-        return analysis.run(**DEMO)
+        return analysis.run(**SMALL)
 
     assert asyncio.run(cell()).complete
 
@@ -202,8 +204,8 @@ def test_an_interrupt_ends_a_run_and_leaves_no_process(tmp_path: Path, processes
         "    try:\n"
         "        analysis.run(release='demo', demo_events=20_000, chunk_entries=2)\n"
         "    except KeyboardInterrupt:\n"
-        "        left = [child.cmdline() for child in psutil.Process().children(recursive=True)]\n"
-        "        print('interrupted', [one for one in left if 'resource_tracker' not in str(one)])\n"
+        "        left = [child for child in psutil.Process().children(recursive=True) if child.status() != 'zombie']\n"
+        "        print('interrupted', [one for one in left if 'resource_tracker' not in str(one.cmdline())])\n"
     )
     (tmp_path / "program.py").write_text(text)
     with subprocess.Popen(
@@ -343,6 +345,16 @@ def test_without_a_terminal_a_command_detaches_and_its_run_can_be_followed(servi
     assert services.settings.password not in error.replace(services.settings.user, "")
     assert analysis.main(["follow", run_id, "--broker", broker, "--output", str(tmp_path)]) == 0
     assert analysis.load(tmp_path / run_id).complete
+
+
+@pytest.mark.broker
+def test_a_command_gets_the_numbers_of_the_embedded_run_through_a_broker(
+    services: Workers, embedded: analysis.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--release", "demo", "--demo-events", "5000", "--chunk-entries", "1000", "--no-plots", "--quiet"]
+    assert analysis.main([*flags, "--broker", address(services.settings), "--output", str(tmp_path)]) == 0
+    folder = capsys.readouterr().out.strip()
+    assert numbers_of(analysis.load(folder).document) == numbers_of(embedded.document)
 
 
 @pytest.mark.broker

@@ -250,8 +250,7 @@ def test_a_page_reconnects_to_a_restarted_service(tab: Page, site: Site) -> None
     tab.wait_for_selector('[data-stage="analysis"]:has-text("4,000")')
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1920])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1920), ("dark", 360)])
 def test_pages_fit_the_window_and_are_accessible(browser: Browser, site: Site, scheme: Any, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     site.handle(*under_way("live"), RunFailed("lost", "why" * 100), Result("live", False, document(release="demo")))

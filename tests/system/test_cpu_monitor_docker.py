@@ -105,7 +105,7 @@ def used(recording: Recording, service: str = "worker") -> usage.ServiceUsage:
     return usage.usage_by_service(recording)[service]
 
 
-@pytest.mark.parametrize("interval", ["0.2", "1", "5"])
+@pytest.mark.parametrize("interval", ["0.2", "5"])
 def test_a_containers_cpu_time_is_recorded_within_one_percent(project: Project, interval: str) -> None:
     container = project.create("worker", 3.0)
     recording = project.record(interval, f"docker start -a {container}")
@@ -114,7 +114,7 @@ def test_a_containers_cpu_time_is_recorded_within_one_percent(project: Project, 
 
 @pytest.mark.parametrize("ahead_s", ["-30", "30"])
 def test_the_clock_of_the_engine_need_not_be_that_of_the_monitor(project: Project, ahead_s: str) -> None:
-    before = project.create("worker", 2.0, stay_s=600)
+    before = project.create("worker", 0.5, stay_s=600)
     docker("start", before)
     wait_until(lambda: docker("logs", before), "the first container has used its CPU time", 180)
     container = project.create("worker", 3.0, number=2)
@@ -134,7 +134,7 @@ def test_the_monitor_ends_while_containers_start_and_end(project: Project) -> No
     docker("start", stays)
     restarts = subprocess.Popen(["sh", "-c", f"while docker start -a {restarted} >/dev/null; do :; done"])
     try:
-        for _ in range(5):
+        for _ in range(3):
             project.record("0.2", "true")
     finally:
         restarts.kill()
@@ -149,7 +149,7 @@ def test_a_container_shorter_than_the_interval_is_recorded(project: Project) -> 
     assert (states[0], states[-1]) == ("started", "final")
 
 
-@pytest.mark.parametrize("interval", ["0.2", "1", "5"])
+@pytest.mark.parametrize("interval", ["0.2", "5"])
 def test_a_restart_loses_no_cpu_time_and_is_counted(project: Project, interval: str) -> None:
     container = project.create("worker", 1.5)
     recording = project.record(interval, f"docker start -a {container}; docker start -a {container}")
@@ -159,7 +159,7 @@ def test_a_restart_loses_no_cpu_time_and_is_counted(project: Project, interval: 
     assert (used(recording).replicas, used(recording).restarts) == (1, 1)
 
 
-@pytest.mark.parametrize("interval", ["0.2", "1", "5"])
+@pytest.mark.parametrize("interval", ["0.2", "5"])
 def test_the_replicas_of_a_service_are_recorded_separately(project: Project, interval: str) -> None:
     both = [project.create("worker", seconds, number=n) for n, seconds in ((1, 1.5), (2, 2.5))]
     recording = project.record(interval, f"docker start {' '.join(both)}; docker wait {' '.join(both)}")
