@@ -11,13 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import fsum, isfinite
+from math import fsum, inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from common import lazy_numpy as np
 from common.errors import AnalysisError, SettingsError
 from common.names import NAME_IS, choices, is_name, plain_text
 from common.schema import Column, Schema
@@ -25,10 +23,11 @@ from common.settings import MAX_DEMO_EVENTS, RunSettings
 
 if TYPE_CHECKING:
     import awkward as ak
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-FloatArray = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+Array: TypeAlias = "npt.NDArray[Any]"
+FloatArray: TypeAlias = "npt.NDArray[np.float64]"
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
 Columns = Mapping[str, Array]
 Role = Literal["data", "signal", "background"]
 
@@ -118,7 +117,7 @@ class Axis:
     high: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bins, int) and self.bins > 0 and isfinite(self.low) and self.low < self.high < np.inf):
+        if not (isinstance(self.bins, int) and self.bins > 0 and isfinite(self.low) and self.low < self.high < inf):
             raise AnalysisError(
                 f"Axis({self.bins}, {self.low}, {self.high}) has no bins; "
                 "give the number of bins, the lower and the higher edge, for example Axis(30, 0.0, 150.0)"

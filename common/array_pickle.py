@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from common import lazy_numpy as np
 from common.errors import MessageError
 from common.schema import Schema
 
 if TYPE_CHECKING:
     import awkward as ak
+    import numpy.typing as npt
 
 _RECONSTRUCTION = ("awkward._pickle", "unpickle_array_schema_2")
 

@@ -10,11 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from common import lazy_numpy as np
 from common.analyses import Columns, FloatArray, Mask
 from common.errors import DataError
 from common.schema import Schema
@@ -22,8 +20,9 @@ from physics.hzz4l.constants import Z_MASS_GEV
 
 if TYPE_CHECKING:
     import awkward as ak
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array: TypeAlias = "npt.NDArray[Any]"
 
 #: The number of leptons of an event.
 FOUR = 4

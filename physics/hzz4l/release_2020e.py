@@ -10,9 +10,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from common import lazy_numpy as np
 from common.analyses import Analysis, Axis, Branch, Category, Columns, Mask, Period, Sample, Step
 from common.schema import Column
 from common.settings import RunSettings
@@ -23,6 +21,7 @@ from physics.hzz4l.objects import FourLeptons, as_declared, check_weights, first
 
 if TYPE_CHECKING:
     import awkward as ak
+    import numpy.typing as npt
 
 RECORD_URLS = (
     "https://opendata.cern.ch/eos/opendata/atlas/OutreachDatasets/2020-08-19/4lep/",

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
+from common import lazy_numpy as np
 from common.analyses import Analysis, Axis, Branch, Category, Columns, Mask, Period, Sample, Step
 from common.errors import DataError
 from common.schema import Column
@@ -23,6 +21,7 @@ from physics.hzz4l.objects import FOUR, FourLeptons, as_declared, check_finite, 
 
 if TYPE_CHECKING:
     import awkward as ak
+    import numpy.typing as npt
 
 ELECTRON, MUON = 11, 13
 

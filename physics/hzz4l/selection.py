@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
+from common import lazy_numpy as np
 from common.analyses import Axis, Channel, Mask, Observable, Step
 from common.settings import RunSettings
 from physics.hzz4l.objects import FourLeptons
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PROCESS = r"H\to ZZ^{*}\to 4\ell"
 
