@@ -642,6 +642,13 @@ class ResultFiles(Message):
             raise MessageError(f"the result files of run {self.run_id} have no valid result.json: {error}") from None
 
 
+@dataclass(frozen=True)
+class FirstFiles(ResultFiles):
+    """The result files of a finished run with the first figure alone; the others are being drawn."""
+
+    kind: ClassVar[str] = "first-files"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _DeadLetterHeaders(Message):
     """The headers of a dead letter, and the queue that it was in."""
@@ -702,7 +709,7 @@ KINDS: Mapping[str, type[Message]] = {
     for message in (
         RunRequest, FileTask, ChunkTask, RunPlan, SamplePlan, ChunkFailed,
         Events, Selected, RunStarted, Progress, FetchProgress, Result, StatusRequest, RunFailed, ResultFiles,
-        RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus, RunListRequest, RunList,
+        FirstFiles, RequeueNotice, CancelRequest, RunCancelled, ServiceStatus, QueueStatus, RunListRequest, RunList,
     )
 }  # fmt: skip
 

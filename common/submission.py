@@ -18,6 +18,7 @@ from common.errors import BrokerError, MessageError
 from common.messages import (
     CancelRequest,
     FetchProgress,
+    FirstFiles,
     Message,
     Progress,
     Result,
@@ -100,6 +101,7 @@ def follow(
     is_alive: Callable[[], bool],
     *,
     settings: RunSettings | None = None,
+    first_files: Callable[[Mapping[str, bytes]], None] = lambda files: None,
 ) -> Outcome:
     """Follow a run until its result files arrive or it fails.
 
@@ -109,6 +111,7 @@ def follow(
     was lost are not received; after reconnecting the follower requests the
     status of the run from the analysis. With the resolved ``settings`` of the
     request, the outcome is a problem if the run was requested before with others.
+    ``first_files`` gets the files with the first figure, while the others are drawn.
     """
     progress = RunProgress()
     shown: Mapping[str, Any] | None = None
@@ -120,9 +123,7 @@ def follow(
             session.publish_without_confirm(StatusRequest(run_id))
         delivery = session.receive(0.2)
         if delivery is None:
-            if time.monotonic() - last_message > QUIET_S:
-                _note_what_prevents_progress(session, display)
-                last_message = time.monotonic()
+            last_message = _note_what_prevents_progress(session, display, last_message)
             continue
         session.publish_and_acknowledge(delivery)
         message = _read(delivery, analyses)
@@ -141,6 +142,8 @@ def follow(
                 if message.result != shown:
                     shown = message.result
                     display.result(shown)
+            case FirstFiles():
+                first_files(message.files)
             case ResultFiles():
                 display.note("")
                 if shown is None or message.result != {**shown, "problems": message.result.get("problems")}:
@@ -151,10 +154,14 @@ def follow(
     return Outcome(None, {}, "the run was stopped before its result arrived")
 
 
-def _note_what_prevents_progress(session: Session, display: Display) -> None:
+def _note_what_prevents_progress(session: Session, display: Display, last_message: float) -> float:
+    """Note it if there has been no message for QUIET_S; returns when it was noted, or else ``last_message``."""
+    if time.monotonic() - last_message <= QUIET_S:
+        return last_message
     missing = topology.consumers_of(session.queues_without_consumer())
     if note := session.blocked() or (missing and f"waiting for {', '.join(missing)}"):
         display.note(note)
+    return time.monotonic()
 
 
 def list_runs(transport: Transport) -> Sequence[RunSummary]:

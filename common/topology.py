@@ -61,7 +61,7 @@ class Queue:
 RESULTS = Exchange("results", ("run-started", "progress", "fetch-progress", "result", "run-failed"))
 #: Tells every data-loader and data-processor which runs were cancelled.
 CANCELLATIONS = Exchange("cancellations", ("run-cancelled",))
-RESULT_FILES = Exchange("result-files", ("result-files",))
+RESULT_FILES = Exchange("result-files", ("result-files", "first-files"))
 #: The answers to requests for the list of runs.
 RUN_LISTS = Exchange("run-lists", ("run-list",))
 #: What services and queues do at the moment. Not ``results``, whose queue at the visualisation holds all that it is

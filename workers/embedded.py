@@ -47,7 +47,8 @@ class EmbeddedServices:
     default as many as there are cores this process may use) are started, which read
     and select chunks from then on. The analysis keeps its database in memory, and
     the result folder is written by the command that follows the run. With ``with_page`` the web page is served on
-    PAGE_PORT or, without one, on any free port; raises SettingsError if the port cannot be used.
+    PAGE_PORT or, without one, on any free port; raises SettingsError if the port cannot be used. ``fits`` and
+    ``drawing`` are pools that were started before, and are closed here.
     """
 
     def __init__(
@@ -58,13 +59,15 @@ class EmbeddedServices:
         data_processors: int = 1,
         processes: int | None = None,
         with_page: bool = False,
+        fits: FitPool | None = None,
+        drawing: DrawingPool | None = None,
     ) -> None:
         self.transport = EmbeddedTransport()
         self._settings = settings
         self._number = available_cores() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
-        self._fits = FitPool(analyses=settings.analyses)
-        self._drawing = DrawingPool(analyses=settings.analyses)
+        self._fits = fits or FitPool(analyses=settings.analyses)
+        self._drawing = drawing or DrawingPool(analyses=settings.analyses)
         self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
         self._failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []

@@ -17,10 +17,9 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 
-from tests.support.drawing import POOL
+from tests.support.drawing import all_files
 from workers.visualisation.plots.fit import FIGURES, draw_figure
 from workers.visualisation.plots.stack import figure_bytes
-from workers.visualisation.result_files import result_files
 
 BASELINE = Path(__file__).parent / "baseline"
 DPI = 50
@@ -104,7 +103,7 @@ def test_an_open_interval_and_a_missing_mass_are_drawn() -> None:
 def test_the_result_files_have_the_figures_and_the_workspace() -> None:
     result = fitted()
     result["histograms"] = {"m4l": result["histograms"]["m4l"]}
-    files = result_files(result, POOL)
+    files = all_files(result)
     assert {f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")} <= files.keys()
     assert json.loads(files["workspace.json"]) == result["workspace"]
     assert len(files) <= 64
@@ -115,7 +114,7 @@ def test_a_fit_whose_peak_was_not_found_has_all_other_figures() -> None:
     result = fitted()
     result["fit"]["mass_problem"] = f"no minimum, not at {result['fit'].pop('mass')['value_gev']}"
     result["histograms"] = {"m4l": result["histograms"]["m4l"]}
-    files = result_files(result, POOL)
+    files = all_files(result)
     assert {f"{name}.png" for name in NAMES if name != "fit_mass"} <= files.keys()
     assert "fit_mass.png" not in files
 

@@ -28,6 +28,7 @@ from common.messages import (
     FetchProgress,
     FileIdentity,
     FileTask,
+    FirstFiles,
     Message,
     Progress,
     QueueState,
@@ -98,6 +99,7 @@ JSON_MESSAGES: list[Message] = [
     ),
     ResultFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     ResultFiles(RUN, {"result.json": b"{}", "timeline.json": b"[]" * 1000}),
+    FirstFiles(RUN, {"result.json": b"{}", "m4l.png": bytes(range(256))}),
     ServiceStatus(
         "data-loader", "host-7", "host", 7, "busy", RUN, str(CHUNK), 100, {"chunks": 9}, 1.5, 2**27, 1.0, 2.0, "0.2.0"
     ),

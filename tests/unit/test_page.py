@@ -27,6 +27,7 @@ from common.errors import SettingsError, Unavailable
 from common.messages import (
     Chunk,
     FetchProgress,
+    FirstFiles,
     Message,
     Progress,
     QueueState,
@@ -538,6 +539,19 @@ def test_a_redelivered_result_is_not_drawn_again_but_a_complete_one_is(site: Sit
     assert newer.result["complete"]
     assert newer.files.keys() == folder.files.keys()
     assert newer.files["histograms.root"] != folder.files["histograms.root"]
+
+
+def test_the_first_figure_is_published_while_the_others_are_drawn(site: Site) -> None:
+    published: list[Message] = []
+    site.service.publish = published.extend
+    result = document()
+    result["histograms"]["m4l_4e"] = result["histograms"]["m4l"]
+    (last,) = site.service.handle(Result(RUN, True, result))
+    (first,) = published
+    assert isinstance(first, FirstFiles)
+    assert isinstance(last, ResultFiles)
+    assert last.files.keys() - first.files.keys() == {"m4l_4e.png", "m4l_4e.pdf"}
+    assert first.files.items() <= last.files.items()
 
 
 def test_a_newer_incomplete_result_is_kept_whatever_the_clocks_say(site: Site) -> None:

@@ -21,9 +21,9 @@ import uproot
 
 from common.errors import MessageError, PipelineError, SettingsError
 from common.result_folder import TEMPORARY, check_output, delete_folder, write_folder, write_folder_or_temporary
-from tests.support.drawing import POOL
+from tests.support.drawing import all_files
 from tests.support.paths import ROOT
-from workers.visualisation.result_files import result_files, root_file
+from workers.visualisation.result_files import root_file
 
 FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
 BAD_NAMES = ["", ".", "..", "../x", "a/b", "/etc/x", "a\\b", ".hidden", "a..b", "a.", "a\n", "a b", "a\0"]
@@ -60,20 +60,20 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_result_has_a_document_two_files_of_each_histogram_and_a_root_file() -> None:
-    files = result_files(result(), POOL)
+    files = all_files(result())
     plots = [f"{name}.{kind}" for name in ("m4l", "m4l_4e") for kind in ("png", "pdf")]
     assert list(files) == ["result.json", *plots, "histograms.root"]
     assert json.loads(files["result.json"]) == result()
     assert "é → 4ℓ".encode() in files["result.json"]
     assert files["m4l.png"].startswith(b"\x89PNG")
     assert files["m4l.pdf"].startswith(b"%PDF")
-    again = result_files(result(), POOL)
+    again = all_files(result())
     assert {name for name in files if files[name] != again[name]} <= {"histograms.root"}
 
 
 def test_a_result_whose_figures_cannot_be_drawn_has_every_other_file_and_says_so() -> None:
     document = result(fit={"signal_strength": 1.0}, problems=[], workspace={"channels": []})
-    files = result_files(document, POOL)
+    files = all_files(document)
     plots = [f"{name}.{kind}" for name in ("m4l", "m4l_4e") for kind in ("png", "pdf")]
     assert list(files) == ["result.json", *plots, "histograms.root", "workspace.json"]
     written = json.loads(files["result.json"])
@@ -83,14 +83,14 @@ def test_a_result_whose_figures_cannot_be_drawn_has_every_other_file_and_says_so
 
 
 def test_the_fonts_are_in_the_pdf() -> None:
-    pdf = result_files(result(), POOL)["m4l.pdf"]
+    pdf = all_files(result())["m4l.pdf"]
     assert b"TeXGyreHeros-Regular" in pdf
     assert pdf.count(b"/Subtype /Type3") == pdf.count(b"/CharProcs") > 0
     assert b"CreationDate" not in pdf
 
 
 def test_the_root_file_holds_the_histograms_of_the_result() -> None:
-    with uproot.open(io.BytesIO(result_files(result(), POOL)["histograms.root"])) as file:
+    with uproot.open(io.BytesIO(all_files(result())["histograms.root"])) as file:
         assert file.classnames(recursive=True, cycle=False) == {
             "m4l": "TDirectory", "m4l/data": "TH1D", "m4l/z_ttbar": "TH1D", "m4l/zz": "TH1D",
             "m4l/signal": "TH1D",
@@ -126,13 +126,13 @@ def test_the_root_file_names_the_axis_of_each_histogram() -> None:
 
 
 def test_a_toy_is_marked_in_the_root_file() -> None:
-    with uproot.open(io.BytesIO(result_files(result(toy=True), POOL)["histograms.root"])) as file:
+    with uproot.open(io.BytesIO(all_files(result(toy=True))["histograms.root"])) as file:
         assert file["m4l/data"].title == "TOY demo – not ATLAS data: Data"
 
 
 def test_a_number_that_json_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        result_files(result(window={"significance": float("nan")}), POOL)
+        all_files(result(window={"significance": float("nan")}))
 
 
 # The folder

@@ -18,7 +18,7 @@ from common.submission import BROKER_CONNECT_TIMEOUT_S, FOLLOWER_PREFETCH, follo
 from common.transport.rabbitmq import RabbitMQTransport
 from physics import ANALYSES
 from workers.command.leave import leave
-from workers.command.run import report
+from workers.command.run import Folder
 from workers.command.runs import broker_parser, find, read_settings
 
 
@@ -30,6 +30,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     flags = parser.parse(arguments)
     read = read_settings(flags)
     output = Path(flags.output) if flags.output else read.output
+    folder = Folder(output, flags.run_id, console)
     transport = RabbitMQTransport(read.broker, BROKER_CONNECT_TIMEOUT_S)
     summary = find(transport, flags.run_id)
     if summary.has_no_result:
@@ -40,7 +41,14 @@ def run(arguments: Sequence[str], console: Console) -> int:
             session.publish([StatusRequest(flags.run_id)])
             analyses = ANALYSES.in_folder(read.analyses)
             with Bars(console, summary.samples, analyses) as bars:
-                outcome = follow(session, flags.run_id, analyses, bars, lambda: not interrupted.is_set())
+                outcome = follow(
+                    session,
+                    flags.run_id,
+                    analyses,
+                    bars,
+                    lambda: not interrupted.is_set(),
+                    first_files=folder.write_first,
+                )
         if interrupted.is_set():
             leave(read.broker, flags.run_id, summary.digest, interrupted)
-        return report(outcome, output, flags.run_id, console)
+        return folder.write(outcome)

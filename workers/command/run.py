@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from common.display import Bars, output_console, print_problem
 from common.errors import SettingsError
 from common.interrupts import program
 from common.logs import configure_logging
-from common.result_folder import check_output, write_folder_or_temporary
+from common.result_folder import check_output, write_folder, write_folder_or_temporary
 from common.settings import VARIABLES, Settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from common.submission import Outcome
     from common.transport import Session
 
-# Functions import what takes long (numpy, pika, the services), so that --help and wrong flags are answered at once.
+# Functions import what takes long (pika, the services), so that --help and wrong flags are answered at once.
 
 DESCRIPTION = """\
 Run an analysis of ATLAS Open Data.
@@ -140,86 +140,120 @@ def _distributed(read: Settings, flags: argparse.Namespace, console: Console) ->
 
     run_id = new_run_id(read.run.release)
     broker = read.broker.with_url(flags.broker)
+    folder = Folder(read.output, run_id, console)
     with interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted:
         transport = RabbitMQTransport(broker, BROKER_CONNECT_TIMEOUT_S, interrupted)
         check_output(read.output)
         with closing(open_and_submit(transport, run_id, read.run)) as session:
             console.print(f"run {run_id}")
-            outcome = _follow(session, read, run_id, console, lambda: not interrupted.is_set())
+            outcome = _follow(session, read, folder, console, lambda: not interrupted.is_set())
         if interrupted.is_set():
             leave(broker, run_id, read.run.digest, interrupted)
-        return report(outcome, read.output, run_id, console, as_json=flags.json)
+        return folder.write(outcome, as_json=flags.json)
 
 
 def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> int:
     from common.submission import new_run_id, open_and_submit
+    from workers.analysis.statistics.fit_pool import FitPool
     from workers.data_loader.inputs import check_network
+    from workers.visualisation.plots.pool import DrawingPool
 
     check_network(_analyses(read).of(read.run), read.run, read.cache)
     with interrupts.noted(signal.SIGINT):
         check_output(read.output)
     run_id = new_run_id(read.run.release)
     console.print(f"run {run_id}")
-    # Imported before interrupts are noted: until then, one ends the process at once.
-    from workers.embedded import EmbeddedServices
+    folder = Folder(read.output, run_id, console)
+    with (
+        interrupts.noted(signal.SIGINT) as interrupted,
+        closing(FitPool(analyses=read.analyses)) as fits,
+        closing(DrawingPool(analyses=read.analyses)) as drawing,
+    ):
+        # The worker processes import what they need while this process imports the services.
+        fits.start()
+        if read.run.plots:
+            drawing.start()
+        from workers.embedded import EmbeddedServices
 
-    with interrupts.noted(signal.SIGINT) as interrupted:
-        with EmbeddedServices(read, processes=flags.processes, with_page=flags.page) as services:
+        with EmbeddedServices(
+            read, processes=flags.processes, with_page=flags.page, fits=fits, drawing=drawing
+        ) as services:
             if flags.page:
                 console.print(f"page {services.page_url}", soft_wrap=True)
             with closing(open_and_submit(services.transport, run_id, read.run)) as session:
                 outcome = _follow(
-                    session, read, run_id, console, lambda: services.is_alive() and not interrupted.is_set()
+                    session, read, folder, console, lambda: services.is_alive() and not interrupted.is_set()
                 )
             if interrupted.is_set():
                 logging.disable()  # the services report what they cannot finish
                 raise KeyboardInterrupt
+            code = folder.write(outcome, as_json=flags.json)
             if flags.page:
-                code = report(outcome, read.output, run_id, console, as_json=flags.json)
                 console.print(f"the page is at {services.page_url} until Ctrl-C", soft_wrap=True)
                 with suppress(KeyboardInterrupt), interrupts.noted(signal.SIGINT, signal.SIGTERM) as ended:
                     while not ended.is_set():
                         time.sleep(_CHECK_EVERY_S)
-                return code
-        return report(outcome, read.output, run_id, console, as_json=flags.json)
+        return code
 
 
-def _follow(session: Session, read: Settings, run_id: str, console: Console, is_alive: Callable[[], bool]) -> Outcome:
+def _follow(
+    session: Session, read: Settings, folder: Folder, console: Console, is_alive: Callable[[], bool]
+) -> Outcome:
     from common.submission import follow
 
     analyses = _analyses(read)
     files = "demo files ready" if analyses.of(read.run).toy else "files opened"
     with Bars(console, len(read.run.samples), analyses, files=files) as bars:
-        return follow(session, run_id, analyses, bars, is_alive, settings=read.run)
+        return follow(
+            session, folder.run_id, analyses, bars, is_alive, settings=read.run, first_files=folder.write_first
+        )
 
 
-def report(outcome: Outcome, output: Path, run_id: str, console: Console, *, as_json: bool = False) -> int:
-    """Write the folder of a run that has ended, and print how it ended; returns the exit code.
+class Folder:
+    """The result folder of a run that is followed: written with the first figure, and again with all of them."""
 
-    Standard output has the document of the result if ``as_json``, and the folder alone if the console is quiet.
-    """
-    if outcome.problem is not None:
-        print_problem(f"run {run_id} failed: {outcome.problem}")
+    def __init__(self, output: Path, run_id: str, console: Console) -> None:
+        self.run_id = run_id
+        self._output, self._console = output, console
+        self._has_picture = False
+
+    def write_first(self, files: Mapping[str, bytes]) -> None:
+        """Write the folder with its first figure, and print where that is; an error is left to ``write``."""
+        with suppress(OSError):
+            self._print_picture(write_folder(files, self._output, self.run_id), files)
+
+    def write(self, outcome: Outcome, *, as_json: bool = False) -> int:
+        """Write the folder of a run that has ended, and print how it ended; returns the exit code.
+
+        Standard output has the document of the result if ``as_json``, and the folder alone if the console is quiet.
+        """
+        if outcome.problem is not None:
+            print_problem(f"run {self.run_id} failed: {outcome.problem}")
+            return INCOMPLETE
+        folder, not_written = write_folder_or_temporary(outcome.files, self._output, self.run_id)
+        document = outcome.result or {}
+        if as_json:
+            print(json.dumps({"folder": str(folder), **document}))
+        elif self._console.quiet:
+            print(folder)
+        self._console.print(f"results in {folder}/", soft_wrap=True)
+        if not self._has_picture or not_written:
+            self._print_picture(folder, outcome.files)
+        problems: Sequence[str] = document.get("problems", ())
+        if not_written:
+            print_problem(f"{not_written}; the results are in {folder}/; move them from there")
+        if not problems:
+            return INCOMPLETE if not_written else COMPLETE
+        for problem in problems[1:SHOWN_PROBLEMS]:
+            print_problem(problem)
+        if len(problems) > SHOWN_PROBLEMS:
+            print_problem(f"and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json")
+        state = "is complete, but" if document["complete"] else "is not complete:"
+        print_problem(f"run {self.run_id} {state} {problems[0]}")
         return INCOMPLETE
-    folder, not_written = write_folder_or_temporary(outcome.files, output, run_id)
-    document = outcome.result or {}
-    if as_json:
-        print(json.dumps({"folder": str(folder), **document}))
-    elif console.quiet:
-        print(folder)
-    console.print(f"results in {folder}/", soft_wrap=True)
-    pictures = [f"{name}.png" for name in document.get("histograms", {}) if f"{name}.png" in outcome.files]
-    if pictures:
-        console.print(f"picture to open: {folder / pictures[0]}", soft_wrap=True)
-    problems: Sequence[str] = document.get("problems", ())
-    if not_written:
-        print_problem(f"{not_written}; the results are in {folder}/; move them from there")
-    if not problems:
-        return INCOMPLETE if not_written else COMPLETE
-    for problem in problems[1:SHOWN_PROBLEMS]:
-        print_problem(problem)
-    if len(problems) > SHOWN_PROBLEMS:
-        print_problem(f"and {len(problems) - SHOWN_PROBLEMS} more problems, in result.json")
-    state = "is complete, but" if document["complete"] else "is not complete:"
-    print_problem(f"run {run_id} {state} {problems[0]}")
-    return INCOMPLETE
+
+    def _print_picture(self, folder: Path, files: Mapping[str, bytes]) -> None:
+        pictures = [name for name in files if name.endswith(".png")]
+        if pictures:
+            self._console.print(f"picture to open: {folder / pictures[0]}", soft_wrap=True)
+            self._has_picture = True

@@ -14,7 +14,7 @@ import uproot
 
 from common.messages import TIMELINE, Software, decompress
 from workers.visualisation.plots.histograms import TOY_TITLE, is_toy, read_histogram, result_analysis
-from workers.visualisation.plots.pool import DrawingPool
+from workers.visualisation.plots.pool import Drawings, drawn
 
 log = logging.getLogger(__name__)
 
@@ -22,29 +22,39 @@ log = logging.getLogger(__name__)
 FIT_FIGURES = tuple(f"fit_{name}" for name in ("prefit", "postfit", "pulls", "correlations", "likelihood", "limits"))
 
 
-def result_files(result: Mapping[str, Any], pool: DrawingPool, timeline: bytes = b"") -> dict[str, bytes]:
-    """Return the files of a result folder by name; the figures are drawn in the processes of the pool.
+def figures_of(result: Mapping[str, Any]) -> list[str]:
+    """Return the figures of a result folder: every histogram, and those of the fit. A run without plots has none."""
+    return [*result["histograms"], *fit_figures(result)] if result["settings"].get("plots", True) else []
 
-    A run without plots has no figures. The files are result.json, every histogram and every figure of the fit as
-    png and pdf, histograms.root, timeline.json from the compressed ``timeline`` unless it is empty, and workspace.json
-    if the result has one. Figures that cannot be drawn are named in
-    the problems of result.json; the run is as complete as before, because every event is in its numbers. The same
-    result gives the same bytes, except for histograms.root: ROOT's format contains
-    the time of writing and a unique id. Raises MessageError if a histogram is not
-    valid, and ValueError for a number that is not finite, which JSON cannot represent.
+
+def files_without_figures(result: Mapping[str, Any], timeline: bytes = b"") -> dict[str, bytes]:
+    """Return the files that depend on no figure.
+
+    They are histograms.root, timeline.json from the compressed ``timeline`` unless it is empty, and workspace.json if
+    the result has one. Raises MessageError if a histogram is not valid.
     """
-    figures: dict[str, bytes] = {}
-    if result["settings"].get("plots", True):
-        figures, problems = pool.draw(result, [*result["histograms"], *fit_figures(result)])
-        for problem in problems:
-            log.error("run %s: %s", result["run_id"], problem)
-        result = {**result, "problems": [*result["problems"], *problems]}
-    files = {"result.json": _json(result), **figures, "histograms.root": root_file(result)}
+    files = {"histograms.root": root_file(result)}
     if timeline:
         files[TIMELINE] = decompress(timeline)
     if result.get("workspace") is not None:
         files["workspace.json"] = _json(result["workspace"])
     return files
+
+
+def result_files(result: Mapping[str, Any], others: Mapping[str, bytes], drawings: Drawings) -> dict[str, bytes]:
+    """Return the files of a result folder by name: result.json, the figures as png and pdf, and the ``others``.
+
+    Figures that cannot be drawn are named in
+    the problems of result.json; the run is as complete as before, because every event is in its numbers. The same
+    result gives the same bytes, except for histograms.root: ROOT's format contains
+    the time of writing and a unique id. Raises MessageError if a histogram is not
+    valid, and ValueError for a number that is not finite, which JSON cannot represent.
+    """
+    figures, problems = drawn(drawings)
+    for problem in problems:
+        log.error("run %s: %s", result["run_id"], problem)
+    result = {**result, "problems": [*result["problems"], *problems]}
+    return {"result.json": _json(result), **figures, **others}
 
 
 def with_visualisation(result: Mapping[str, Any], software: Software) -> dict[str, Any]:

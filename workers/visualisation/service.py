@@ -9,12 +9,13 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from common.errors import MessageError, Unavailable
 from common.messages import (
     TIMELINE,
     FetchProgress,
+    FirstFiles,
     Message,
     Progress,
     QueueStatus,
@@ -34,7 +35,7 @@ from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.usage import with_usage
 from workers.visualisation.plots.pool import DrawingPool
-from workers.visualisation.result_files import result_files, with_visualisation
+from workers.visualisation.result_files import figures_of, files_without_figures, result_files, with_visualisation
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +130,24 @@ class Visualisation(Service):
         files = self._existing_files(message.run_id, result)
         if files is None:
             self.analyses.of_result(message.result)  # loads an own analysis, or raises SettingsError
-            files = self.outcome_of(self._drawing.submit(result_files, result, self._pool, message.timeline))
+            files = self._draw(message.run_id, result, message.timeline)
             if self._live is not None and TIMELINE in files and (samples := self._live.samples(message.run_id)):
                 files[TIMELINE] = with_usage(files[TIMELINE], samples)
         folder = ResultFiles(message.run_id, files)
         if self._output is not None:
             self._write(message.run_id, folder.result, files, self._output)
         return [folder]
+
+    def _draw(self, run_id: str, result: Mapping[str, Any], timeline: bytes) -> dict[str, bytes]:
+        """Return the files of a result; those with the first figure are published while the others are drawn."""
+        drawings = self._pool.draw(result, figures_of(result))
+        others = self.outcome_of(self._drawing.submit(files_without_figures, result, timeline))
+        if len(drawings) > 1:
+            first = dict([next(iter(drawings.items()))])
+            files = self.outcome_of(self._drawing.submit(result_files, result, others, first))
+            self.publish([FirstFiles(run_id, files)])
+        files = self.outcome_of(self._drawing.submit(result_files, result, others, drawings))
+        return cast("dict[str, bytes]", files)
 
     def _existing_files(self, run_id: str, result: Mapping[str, Any]) -> dict[str, bytes] | None:
         """Return the files of the run that this result does not replace: its own, or those of a better one."""

@@ -24,6 +24,10 @@ ATTEMPTS = 2
 MAX_CAUSE = 500
 
 
+#: The figures that are being drawn, by name: the files of each by name.
+Drawings = Mapping[str, Future[dict[str, bytes]]]
+
+
 class DrawingPool:
     """Draws figures in worker processes, by default one per core that this process may use; any thread may call.
 
@@ -44,25 +48,9 @@ class DrawingPool:
         except OSError as error:
             log.warning("a worker process that draws figures cannot be started: %s", error)
 
-    def draw(self, result: Mapping[str, Any], figures: Sequence[str]) -> tuple[dict[str, bytes], list[str]]:
-        """Draw figures of a result as png and pdf; returns the files by name, and why other figures cannot be drawn.
-
-        Raises MessageError if a histogram is not valid.
-        """
-        drawings = {figure: self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures}
-        files: dict[str, bytes] = {}
-        failed: dict[str, list[str]] = {}
-        for figure, drawing in drawings.items():
-            try:
-                files |= drawing.result()
-            except MessageError:
-                raise
-            except Exception as error:  # whatever went wrong, the result is written without the figure
-                failed.setdefault(_cause(error), []).append(figure)
-        return files, [
-            f"{'figure' if len(names) == 1 else 'figures'} {', '.join(names)} cannot be drawn: {cause}"
-            for cause, names in failed.items()
-        ]
+    def draw(self, result: Mapping[str, Any], figures: Sequence[str]) -> Drawings:
+        """Have figures of a result drawn as png and pdf, the first one first."""
+        return {figure: self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures}
 
     def submit(
         self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
@@ -78,9 +66,32 @@ class DrawingPool:
         self._threads.shutdown(cancel_futures=True)
 
 
+def drawn(drawings: Drawings) -> tuple[dict[str, bytes], list[str]]:
+    """Wait for figures; returns their files by name, and why other figures cannot be drawn.
+
+    Raises MessageError if a histogram is not valid.
+    """
+    files: dict[str, bytes] = {}
+    failed: dict[str, list[str]] = {}
+    for figure, drawing in drawings.items():
+        try:
+            files |= drawing.result()
+        except MessageError:
+            raise
+        except Exception as error:  # whatever went wrong, the result is written without the figure
+            failed.setdefault(_cause(error), []).append(figure)
+    return files, [
+        f"{'figure' if len(names) == 1 else 'figures'} {', '.join(names)} cannot be drawn: {cause}"
+        for cause, names in failed.items()
+    ]
+
+
 def import_figures() -> None:
-    """Import what the figures need; they are written to files, whatever MPLBACKEND is."""
+    """Import what the figures and their files need; they are written to files, whatever MPLBACKEND is."""
     os.environ["MPLBACKEND"] = "agg"  # matplotlib cannot be imported with the name of a backend that it does not have
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_pdf  # noqa: F401
+
     import workers.visualisation.plots.fit  # noqa: F401
 
 
