@@ -1,10 +1,11 @@
 """Compare the speed of the pipeline with that of a notebook, coffea and RDataFrame.
 
-    python -m benchmarks [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
+    python -m benchmarks [--commands] [--rounds 5] [--cache DIR] [--output benchmarks/results.md]
 
 Makes a toy release with the size and the branches of the real one of 2020, once, and one of as many simulated events
 in the shape of the release of 2025, with the branches that are read. Then the implementations do the same run one
-after the other, in several rounds; for 2025 these are the notebook and the pipeline without a broker. Needs RabbitMQ
+after the other, in several rounds; for 2025 these are the notebook and the pipeline without a broker. With --commands,
+whole commands are measured instead, from the start of the process to the picture and to the exit. Needs RabbitMQ
 as the tests do; ``pip install -e '.[test,benchmarks]'`` installs the packages that the implementations need.
 """
 
@@ -20,6 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+from benchmarks import commands
 from benchmarks.comparison import Implementation, Round, by_service, check, markdown, table, write
 from benchmarks.stack import FULL_SIZE, WARM_UP, BenchmarkError, Stack, entries_of, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
@@ -81,9 +83,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: 5)")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy release")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results.md, or commands.md with --commands")
+    parser.add_argument("--commands", action="store_true", help="measure whole commands, as a person types them")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
+    output = arguments.output or ROOT / "benchmarks" / ("commands.md" if arguments.commands else "results.md")
+    if arguments.commands:
+        return commands.main(arguments.rounds, cache, output)
     run = RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True)))
     run_2025 = RunSettings(release="demo-2025", demo_events=FULL_SIZE)
     toy_release(FULL_SIZE, cache, release=run_2025.release)
@@ -118,7 +124,7 @@ def main() -> int:
     events = sum(sample["events_read"] for sample in rounds[distributed.name][0].samples.values())
     events_2025 = entries_of(FULL_SIZE, cache, run_2025.release)
     write(
-        arguments.output,
+        output,
         [
             "# How long a run of the 2020 release's size takes",
             f"{events:,} toy events with the branches of the real ones; medians of {arguments.rounds} interleaved "

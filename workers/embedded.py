@@ -31,8 +31,8 @@ from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
 
-#: A worker process takes about a second to start, so a run that is over by then starts none.
-PROCESSES_AFTER_S = 1.0
+#: A worker process takes about a second of CPU time to start, so a run that is over by then starts none.
+PROCESSES_AFTER_CPU_S = 1.0
 _CHECK_EVERY_S = 0.1
 #: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
 END_S, END_IN_ERROR_S = 5.0, 0.5
@@ -43,7 +43,7 @@ CHUNK_ATTEMPTS = 3
 class EmbeddedServices:
     """The services, each in a thread of its own; a context manager.
 
-    If chunks have been waiting for a second, ``processes`` worker processes (by
+    If chunks still wait after a second of CPU time, ``processes`` worker processes (by
     default as many as there are cores this process may use) are started, which read
     and select chunks from then on. The analysis keeps its database in memory, and
     the result folder is written by the command that follows the run. With ``with_page`` the web page is served on
@@ -167,12 +167,12 @@ class EmbeddedServices:
         self._processes_ready.set()
 
     def _wait_for_backlog(self) -> bool:
-        """Wait until chunks have been waiting for a second, or the processes are wanted; False if the run is over."""
-        empty_at = time.monotonic()
+        """Wait until chunks have waited for a second of CPU time, or the processes are wanted; False at the end."""
+        empty_at_cpu_s = time.process_time()
         while not self._processes_wanted.wait(_CHECK_EVERY_S):
             if not self.transport.depth(topology.CHUNKS.name):
-                empty_at = time.monotonic()
-            elif time.monotonic() - empty_at > PROCESSES_AFTER_S:
+                empty_at_cpu_s = time.process_time()
+            elif time.process_time() - empty_at_cpu_s > PROCESSES_AFTER_CPU_S:
                 break
         return not self._stop.is_set()
 

@@ -51,7 +51,7 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
         chunksize=100_000,
     )
     summed = runner(fileset, processor_instance=FourLeptons(run))
-    return {name: Found(one["events"], one["total"]) for name, one in summed.items()}
+    return {name: Found(one["events"], one["total"], one["values"].tolist()) for name, one in summed.items()}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
                 selected += len(m4l)
                 total += float(np.sum(weight, dtype=np.float64))
                 values += np.histogram(m4l, bins=edges, weights=weight)[0]
-        found[name] = Found(selected, total)
+        found[name] = Found(selected, total, values.tolist())
     return found
 
 

@@ -60,7 +60,8 @@ def _book(path: str, analysis: Analysis, sample: Sample, run: RunSettings) -> tu
 def _found(count: Any, total: Any, histogram: Any) -> Found:
     if not histogram.GetEntries():
         raise RuntimeError("the m4l histogram is empty")
-    return Found(int(count.GetValue()), float(total.GetValue()))
+    values = [histogram.GetBinContent(index + 1) for index in range(histogram.GetNbinsX())]
+    return Found(int(count.GetValue()), float(total.GetValue()), values)
 
 
 if __name__ == "__main__":
