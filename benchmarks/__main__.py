@@ -83,11 +83,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds to measure (default: 5)")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy release")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results.md, or commands.md with --commands")
+    parser.add_argument("--output", type=Path, help="default: a file in benchmarks/")
     parser.add_argument("--commands", action="store_true", help="measure whole commands, as a person types them")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
-    output = arguments.output or ROOT / "benchmarks" / ("commands.md" if arguments.commands else "results.md")
+    output = arguments.output or ROOT / "benchmarks" / f"{'commands' if arguments.commands else 'results'}.md"
     if arguments.commands:
         return commands.main(arguments.rounds, cache, output)
     run = RunSettings(data=str(toy_release(FULL_SIZE, cache, all_branches=True)))
