@@ -31,8 +31,8 @@ from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
 
-#: Worker processes are started if the waiting chunks need more CPU time than this: two processes need as much to start.
-PROCESSES_ABOVE_CPU_S = 2.0
+#: A worker process takes about a second of CPU time to start, so a run that is over by then starts none.
+PROCESSES_AFTER_CPU_S = 1.0
 _CHECK_EVERY_S = 0.1
 #: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
 END_S, END_IN_ERROR_S = 5.0, 0.5
@@ -43,7 +43,7 @@ CHUNK_ATTEMPTS = 3
 class EmbeddedServices:
     """The services, each in a thread of its own; a context manager.
 
-    If the chunks that wait need more than two seconds of CPU time, ``processes`` worker processes (by
+    If chunks still wait after a second of CPU time, ``processes`` worker processes (by
     default as many as there are cores this process may use) are started, which read
     and select chunks from then on. The analysis keeps its database in memory, and
     the result folder is written by the command that follows the run. With ``with_page`` the web page is served on
@@ -167,19 +167,13 @@ class EmbeddedServices:
         self._processes_ready.set()
 
     def _wait_for_backlog(self) -> bool:
-        """Wait until the waiting chunks need much CPU time, or the processes are wanted; False if the run is over.
-
-        A chunk is taken to need as much as those that were handled since the queue was longest.
-        """
-        longest, since_cpu_s = 0, 0.0
+        """Wait until chunks have waited for a second of CPU time, or the processes are wanted; False at the end."""
+        empty_at_cpu_s = time.process_time()
         while not self._processes_wanted.wait(_CHECK_EVERY_S):
-            waiting, cpu_s = self.transport.depth(topology.CHUNKS.name), time.process_time()
-            if waiting >= longest:
-                longest, since_cpu_s = waiting, cpu_s
-            elif (cpu_s - since_cpu_s) * waiting > PROCESSES_ABOVE_CPU_S * (longest - waiting):
+            if not self.transport.depth(topology.CHUNKS.name):
+                empty_at_cpu_s = time.process_time()
+            elif time.process_time() - empty_at_cpu_s > PROCESSES_AFTER_CPU_S:
                 break
-            elif not waiting:
-                longest = 0
         return not self._stop.is_set()
 
 
