@@ -1,7 +1,7 @@
-"""Whole commands, as a person types them: seconds from the start of the process to m4l.png and to the exit.
+"""Whole commands, as a person types them: seconds from the start of the process to the picture and to the exit.
 
 Part of ``python -m benchmarks --commands``. Everything counts: the start of processes, imports, the fit, all figures
-and files. The other implementations are scripts that draw one figure, m4l.
+and files. The other implementations are scripts that draw one figure, that of the fitted histogram.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.comparison import markdown, write
-from benchmarks.stack import FULL_SIZE, RUN_DEADLINE_S, BenchmarkError, near_broker, toy_release, warm_stack
+from benchmarks.stack import DEMO, FULL_SIZE, RUN_DEADLINE_S, BenchmarkError, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
 #: How often it is checked whether the picture exists, in seconds.
 CHECK_EVERY_S = 0.01
-PICTURE = "m4l.png"
+PICTURE = f"{DEMO.model.observable}.png"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def main(rounds: int, cache: Path, output: Path) -> int:
             "# How long whole commands take",
             f"From the start of the process to {PICTURE} on the disk and to its exit, imports included; medians of "
             f"{rounds} interleaved rounds, ratios by round. The scripts of the notebook, coffea and RDataFrame draw "
-            "m4l alone. CPU seconds are those of all processes, with a broker also those of the services and RabbitMQ.",
+            "this figure alone. CPU seconds are those of all processes, with a broker also those of the services and RabbitMQ.",
             f"The demo of default size, {demo.demo_events:,} simulated events. The first time there are no compiled "
             "modules, no demo files and no font cache:",
             markdown(tables[0]),
