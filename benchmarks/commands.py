@@ -172,7 +172,7 @@ def main(rounds: int, cache: Path, output: Path) -> int:
             "# How long whole commands take",
             f"From the start of the process to {PICTURE} on the disk and to its exit, imports included; medians of "
             f"{rounds} interleaved rounds, ratios by round. The scripts of the notebook, coffea and RDataFrame draw "
-            "this figure alone. CPU seconds are those of all processes, with a broker also those of the services and RabbitMQ.",
+            "it alone. CPU seconds are those of all processes, with a broker also those of the services and RabbitMQ.",
             f"The demo of default size, {demo.demo_events:,} simulated events. The first time there are no compiled "
             "modules, no demo files and no font cache:",
             markdown(tables[0]),
