@@ -24,11 +24,15 @@ services=(data-loader data-processor analysis visualisation)
 # Results name the commit that the services were built from.
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
 
+# A builder in a container keeps an image to itself unless it is to load it into the engine.
+load=''
+! docker buildx version >/dev/null 2>&1 || load=--load
+
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 builds=()
 for service in "${services[@]}"; do
-    DOCKER_BUILDKIT=1 docker build --tag "atlas-open-data/$service:$tag" --tag "$service:$tag" \
+    DOCKER_BUILDKIT=1 docker build ${load:+"$load"} --tag "atlas-open-data/$service:$tag" --tag "$service:$tag" \
         --build-arg "SOURCE_COMMIT=$commit" --file "workers/${service//-/_}/Dockerfile" . >"$logs/$service" 2>&1 &
     builds+=($!)
 done

@@ -84,6 +84,9 @@ case ${DOCKER_HOST:-$(docker context inspect --format '{{.Endpoints.docker.Host}
     *://localhost:* | *://127.*) ;;
     ssh:* | tcp:* | http*:*) fail "the Docker engine is on another machine (DOCKER_HOST or docker context), and cannot mount directories of this one; use an engine of this machine, or run the script there" ;;
 esac
+case $(docker version 2>/dev/null) in
+    *Podman*) fail "the engine is Podman, with which Compose cannot build the images and wait for the services everywhere; use Docker Engine (also rootless), or ./local-run.sh, which does not need it" ;;
+esac
 engine=$(docker info --format '{{.SecurityOptions}}' 2>/dev/null) ||
     fail "the Docker engine does not answer; start it, or use ./local-run.sh, which does not need it"
 docker compose version >/dev/null 2>&1 || fail "docker compose is missing; install the Compose plugin, 2.24 or later"
@@ -93,7 +96,7 @@ env_file=${COMPOSE_ENV_FILES:-$PWD/.env} env_file=${env_file##*,}
     fail "$env_file must be a file that only you can read; correct it, or name another one with COMPOSE_ENV_FILES"
 if [ -z "${MESSAGE_KEY:-}" ]; then unset MESSAGE_KEY; fi
 environment=$(docker compose config --environment) || true
-[ -n "$environment" ] || fail "Compose answers as above; correct $env_file, or install Compose 2.24 or later"
+[ -n "$environment" ] || fail "Compose answers as above; correct the variable in the environment or in $env_file, or install Compose 2.24 or later"
 setting() { printf '%s\n' "$environment" | sed -n "s/^$1=//p" | tail -n 1; }
 project=$(setting COMPOSE_PROJECT_NAME) page_port=$(setting PAGE_PORT) broker_port=$(setting MANAGEMENT_PORT)
 page_port=${page_port:-8080} broker_port=${broker_port:-15672}

@@ -379,3 +379,23 @@ def test_an_engine_on_another_machine_is_refused(project: Path, engine: str) -> 
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("docker-run.sh: the Docker engine is on another machine")
+
+
+def test_podman_is_refused(project: Path) -> None:
+    stub = project / "bin" / "docker"
+    stub.write_text(stub.read_text().replace('case "$*" in', 'case "$*" in\n    version) echo "Podman Engine:" ;;', 1))
+    done = run(project)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("docker-run.sh: the engine is Podman")
+
+
+def test_an_image_is_loaded_into_the_engine_by_a_builder_in_a_container(project: Path) -> None:
+    shutil.copy(ROOT / "build-images.sh", project)
+    done = subprocess.run(
+        [project / "build-images.sh"], env={"PATH": f"{project / 'bin'}:{os.environ['PATH']}"}, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    builds = [call for call in calls(project) if "|build " in call]
+    assert len(builds) == 4
+    assert all("|build --load " in call for call in builds)
