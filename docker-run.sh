@@ -286,7 +286,10 @@ submit() {
 
 if [ "$word" = follow ]; then submit --entrypoint "python analysis.py" submit follow "${flags[@]}"; fi
 
-case $(setting RABBITMQ_HOST) in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$(setting RABBITMQ_HOST): in a container, this is the container itself; unset it, or give a name that the containers can reach" 2 ;; esac
+case $(setting RABBITMQ_HOST) in
+    localhost | 127.* | ::1) fail "RABBITMQ_HOST=$(setting RABBITMQ_HOST): in a container, this is the container itself; unset it, or give a name that the containers can reach" 2 ;;
+    *:*) fail "RABBITMQ_HOST=$(setting RABBITMQ_HOST): give the name of the host instead of its IPv6 address" 2 ;;
+esac
 given RABBITMQ_TLS_CA ""
 [ -z "$value" ] || [ -r "$value" ] || fail "$name$value: no such file, or it cannot be read" 2
 [ -z "${RABBITMQ_TLS_CA:-}" ] || export RABBITMQ_TLS_CA=$value

@@ -161,7 +161,10 @@ if [ "$action" = run ]; then
         flags+=("--$(printf %s "$variable" | tr A-Z_ a-z-)=$value")
     done
     [ "${PLOTS:-1}" = 1 ] || flags+=(--no-plots)
-    case ${RABBITMQ_HOST:-} in localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a pod, this is the pod itself; unset it, or give a name that the pods can reach" 2 ;; esac
+    case ${RABBITMQ_HOST:-} in
+        localhost | 127.* | ::1) fail "RABBITMQ_HOST=$RABBITMQ_HOST: in a pod, this is the pod itself; unset it, or give a name that the pods can reach" 2 ;;
+        *:*) fail "RABBITMQ_HOST=$RABBITMQ_HOST: give the name of the host instead of its IPv6 address" 2 ;;
+    esac
     authority=''
     if [ -n "${RABBITMQ_TLS_CA:-}" ]; then
         authority=$(absolute "$RABBITMQ_TLS_CA")

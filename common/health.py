@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from common import messages
 from common.delivery import Delivery
-from common.listeners import connection_limit
+from common.listeners import connection_limit, listening_socket
 from common.messages import Message, Progress, State
 from common.settings import LOCAL_HOST
 
@@ -140,10 +140,11 @@ def listen(service: ServiceMetrics, port: int, host: str = LOCAL_HOST) -> Iterat
         return [f"{problem or 'ok'}\n".encode()]
 
     try:
-        made = make_server(host, port, answer, _Server, _Silent)
+        made = _Server(host, port)
     except OSError as error:
         raise OSError(f"METRICS_HOST={host}, METRICS_PORT={port}: {error.strerror}; choose another port") from error
     with made as server:
+        server.set_app(answer)
         thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
         thread.start()
         try:
@@ -172,12 +173,16 @@ class _Server(ThreadingMixIn, WSGIServer):
     """A server that closes the oldest connection if too many are open, so that silent ones do not block probes."""
 
     daemon_threads = True
-    request_queue_size = MAX_CONNECTIONS
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, host: str, port: int) -> None:
         self._open: deque[Any] = deque()
         self._is_logged = False
-        super().__init__(*arguments)
+        super().__init__((host, port), _Silent, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening_socket(host, port, MAX_CONNECTIONS)
+        # The server would look up its own name.
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; if no file can be opened for it, that is logged once."""

@@ -200,7 +200,8 @@ class BrokerSettings:
 
     def __str__(self) -> str:
         scheme = "amqps" if self.tls else "amqp"
-        return f"{scheme}://{self.user}@{self.host}:{self.port}{'' if self.vhost == '/' else '/' + self.vhost}"
+        vhost = "" if self.vhost == "/" else f"/{self.vhost}"
+        return f"{scheme}://{self.user}@{in_address(self.host)}:{self.port}{vhost}"
 
     def with_url(self, url: str) -> BrokerSettings:
         """Return these settings with the parts that an amqp:// or amqps:// address gives.
@@ -300,9 +301,9 @@ VARIABLES = (
     Variable("CACHE", "~/.cache/atlas-open-data", "fetched files and demo releases"),
     Variable("DATABASE", "analysis.sqlite", "database of the analysis service"),
     Variable("METRICS_PORT", "0", "port for /healthz, /readyz and /metrics; 0: none"),
-    Variable("METRICS_HOST", LOCAL_HOST, "address that METRICS_PORT listens on; 0.0.0.0: all; the images set it"),
+    Variable("METRICS_HOST", LOCAL_HOST, "address that METRICS_PORT listens on; '::': every one; the images set it"),
     Variable("PAGE_PORT", "0", "port of the visualisation's web page; 0: none"),
-    Variable("PAGE_HOST", LOCAL_HOST, "address that PAGE_PORT listens on; 0.0.0.0: all; the images set it"),
+    Variable("PAGE_HOST", LOCAL_HOST, "address that PAGE_PORT listens on; '::': every one; the images set it"),
     Variable("RESULTS_KEEP", "0", "ended runs that are kept, the latest; 0: all folders, and 1000 runs in DATABASE"),
     Variable("LOG_LEVEL", "INFO", "DEBUG, INFO, WARNING or ERROR"),
 )
@@ -386,6 +387,11 @@ def as_typed(message: str, flags: Mapping[str, str | None]) -> str:
             message = re.sub(rf"\b{variable.name}=", f"{variable.flag} ", message)
             message = re.sub(rf"^{variable.name}:", f"{variable.flag}:", message)
     return message
+
+
+def in_address(host: str) -> str:
+    """Return a host as it is written in an address: one of IPv6 has brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_url(data: str) -> bool:

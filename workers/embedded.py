@@ -16,7 +16,7 @@ from common.memory import keep_freed_memory
 from common.messages import ChunkFailed, ChunkTask, Message, Span
 from common.replica import software, this_process
 from common.service import Service, serve
-from common.settings import Settings
+from common.settings import Settings, in_address
 from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
 from common.worker_pool import WorkerPool, available_cores
@@ -85,7 +85,7 @@ class EmbeddedServices:
         except OSError as error:
             raise SettingsError(str(error)) from None
         #: The address of the page; None without one.
-        self.page_url = f"http://{settings.page_host}:{visualisation.page_port}/" if with_page else None
+        self.page_url = f"http://{in_address(settings.page_host)}:{visualisation.page_port}/" if with_page else None
         self._add(visualisation)
 
     def is_alive(self) -> bool:

@@ -284,7 +284,7 @@ def test_every_variable_of_the_readme_is_used_by_a_service_or_the_command() -> N
 @pytest.mark.parametrize("service", SET_BY_IMAGE)
 def test_an_image_listens_on_all_addresses_of_its_container(service: str) -> None:
     file = ROOT / "workers" / service.replace("-", "_") / "Dockerfile"
-    assert set(re.findall(r"\b([A-Z]+_HOST)=0\.0\.0\.0", file.read_text())) == SET_BY_IMAGE[service]
+    assert set(re.findall(r"\b([A-Z]+_HOST)=::", file.read_text())) == SET_BY_IMAGE[service]
 
 
 @pytest.mark.parametrize("service", USED_BY)

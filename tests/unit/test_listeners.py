@@ -90,9 +90,22 @@ def test_a_listener_is_open_to_its_own_machine_unless_another_address_is_set(lis
 
 
 def test_a_listener_on_all_addresses_answers_any_host_name(listener: Listener) -> None:
-    port = listener("0.0.0.0")
+    port = listener("::")
     assert answers(port, Host=f"visualisation.atlas.svc:{port}") in {200, 404}
     assert answers(port, Host="10.42.0.7:8080") in {200, 404}  # as a probe of Kubernetes does
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_a_listener_answers_over_ipv6(listener: Listener, host: str) -> None:
+    assert answers(listener(host), "[::1]") in {200, 404}
+
+
+def test_without_ipv6_a_listener_on_all_addresses_has_those_of_ipv4(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert answers(listener("::")) in {200, 404}
 
 
 def test_a_local_page_refuses_the_name_of_another_host(page: Listener) -> None:

@@ -352,6 +352,7 @@ def test_tls_has_its_own_port_and_an_amqp_address_does_not_disable_it(tmp_path: 
     assert (broker.tls, broker.tls_ca, broker.port) == (True, authority, 5671)
     assert read({"RABBITMQ_TLS_CA": str(authority), "RABBITMQ_PORT": "5672"}).broker.port == 5672
     assert str(broker.with_url("amqp://there")) == "amqps://atlas@there:5671"
+    assert str(broker.with_url("amqp://[::1]:5673/v")) == "amqps://atlas@[::1]:5673/v"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from common.analyses import Analyses
+from common.listeners import listening_socket
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.plots.pool import DrawingPool
@@ -75,14 +76,13 @@ class PageServer:
         self._stopping = threading.Event()
         self._server: Server | None = None
         try:
-            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-            self.port = listener.getsockname()[1]
+            listener = listening_socket(host, port, _BACKLOG)
+            address, self.port, *_ = listener.getsockname()
         except OSError as error:
             raise OSError(
                 f"PAGE_HOST={host}, PAGE_PORT={port}: {error.strerror}; choose another port or address"
             ) from error
-        self._is_local = ipaddress.ip_address(address[0]).is_loopback
+        self._is_local = ipaddress.ip_address(address).is_loopback
         self._thread = threading.Thread(target=self._serve, args=(listener,), name="page", daemon=True)
         self._thread.start()
 
