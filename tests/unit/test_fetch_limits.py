@@ -310,6 +310,22 @@ def test_certificate_authorities_that_cannot_be_used_are_named_by_their_variable
         fetch(server.url().replace("http:", "https:"), tmp_path / "cache", policy=QUICK)
 
 
+@pytest.mark.parametrize(
+    "proxy", ["http://user:secret@127.0.0.1:1", "http://127.0.0.1:99999", "socks5://127.0.0.1:1", "//x"]
+)
+def test_a_proxy_that_cannot_be_used_is_named_by_its_variable(
+    proxy: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(
+        FetchError, match=r"no connection through the proxy that HTTP_PROXY or ALL_PROXY names"
+    ) as error:
+        fetch(server.url(), tmp_path, policy=QUICK)
+    assert "secret" not in str(error.value)
+
+
 FETCH_WITH_LOG = """
 import sys
 from pathlib import Path

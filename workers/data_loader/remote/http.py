@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import requests
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from common.errors import FetchError
@@ -20,6 +22,12 @@ from workers.data_loader.remote.body import Body, TransferError
 from workers.data_loader.remote.policy import RetryPolicy
 
 CHUNK_BYTES = 1 << 18
+#: Errors of a proxy that does not answer, has an unusable address, or needs a package that is not installed (SOCKS).
+_OF_A_PROXY = (
+    requests.exceptions.ProxyError,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+)
 
 
 @contextmanager
@@ -99,11 +107,20 @@ def _retry_after_s(value: str) -> float:
 def _error_of(url: str, error: Exception) -> FetchError:
     """Return what an exception of requests or urllib3 means, without the credentials that its text may hold."""
     cause = getattr(error.args[0] if error.args else None, "reason", None)
-    never_connected = isinstance(error, (requests.ConnectTimeout, requests.exceptions.ProxyError))
-    if never_connected or isinstance(cause, NewConnectionError):
+    if isinstance(error, _OF_A_PROXY) and select_proxy(url, get_environ_proxies(url)):
+        variable = f"{urlsplit(url).scheme.upper()}_PROXY"
+        reason = (
+            f"no connection through the proxy that {variable} or ALL_PROXY names; correct the variable, or unset it"
+        )
+        return TransferError(without_credentials(url), reason, unreachable=True)
+    if isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError):
         return TransferError(without_credentials(url), "no connection to the server", unreachable=True)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return FetchError(without_credentials(url), "the server's TLS certificate cannot be verified")
+        return FetchError(
+            without_credentials(url),
+            "the server's TLS certificate cannot be verified; if its authority is not a public one, "
+            "set REQUESTS_CA_BUNDLE to the file with its certificate",
+        )
     if url.startswith("https:") and not _has_authorities(url):
         return FetchError(
             without_credentials(url),
