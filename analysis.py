@@ -32,6 +32,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
+
+if __name__ == "__main__" and (here := str(Path(__file__).resolve().parent)) not in sys.path:
+    sys.path.insert(0, here)  # Python's switches -I and -P and PYTHONSAFEPATH leave this directory out
 
 from common import interrupts
 

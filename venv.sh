@@ -6,10 +6,12 @@
 #
 # The file .venv/made says where and with which Python the environment was made. It is made anew if it is at another
 # place, of another Python, or was not completed; one that the user made is used if it works. The file
-# .venv/NAME.installed says that these packages are installed.
+# .venv/NAME.installed says that these packages are installed. Modules of PYTHONPATH or of another Python (PYTHONHOME)
+# would take the place of these packages, so both are unset.
 use_venv() {
     local root=$1 name=$2 cost=$3 python made packages
     shift 3
+    unset PYTHONPATH PYTHONHOME
     python=$(_find_python) || exit 2
     made="$root/.venv $(_version "$python")"
     packages="$(cat "$root"/{pyproject.toml,constraints.txt,requirements.txt} "$root"/{monitoring,workers/*}/requirements.txt | cksum) $*"

@@ -17,7 +17,10 @@ LISTS = ("pyproject.toml", "constraints.txt", "requirements.txt", "monitoring/re
 SCRIPT = '. "$1/venv.sh"; use_venv "$1" run "a megabyte" -r requirements.txt; python -c "import sys; print(sys.prefix)"'
 #: Makes environments without pip, whose installation takes seconds; instead, they have this one.
 PYTHON = f"""#!/bin/sh
-[ "$1 $2" != "-m venv" ] || exec {sys.executable} -m venv --without-pip "$3"
+if [ "$1 $2" = "-m venv" ]; then
+    {sys.executable} -m venv --without-pip "$3" && exec cp -R "$(dirname "$0")/pip" "$3"/lib/python3*/site-packages/
+    exit 1
+fi
 exec {sys.executable} "$@"
 """
 PIP = "import pathlib, sys; sys.exit('no-such-package' in pathlib.Path('requirements.txt').read_text())"
@@ -32,8 +35,8 @@ def project(tmp_path: Path) -> Path:
         (root / name).touch()
     shutil.copy(ROOT / "venv.sh", root)
     executable(tmp_path / "python", PYTHON)
-    (tmp_path / "packages" / "pip").mkdir(parents=True)
-    (tmp_path / "packages" / "pip" / "__main__.py").write_text(PIP)
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__main__.py").write_text(PIP)
     return root
 
 
@@ -43,12 +46,7 @@ def executable(path: Path, text: str) -> None:
 
 
 def started(root: Path, **environment: str) -> subprocess.Popen[str]:
-    variables = {
-        **os.environ,
-        "PYTHON": str(root.parent / "python"),
-        "PYTHONPATH": str(root.parent / "packages"),
-        **environment,
-    }
+    variables = {**os.environ, "PYTHON": str(root.parent / "python"), **environment}
     return subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", SCRIPT, "run.sh", str(root)],
         env=variables,
@@ -144,6 +142,13 @@ def test_an_environment_that_the_user_made_is_used(project: Path) -> None:
     (project / ".venv" / "left-over").touch()
     assert used(project)[:2] == (0, str(project / ".venv"))
     assert (project / ".venv" / "left-over").exists()
+
+
+def test_modules_on_pythonpath_are_not_used(project: Path) -> None:
+    elsewhere = project.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "pip.py").write_text("raise SystemExit('another pip')")
+    assert used(project, PYTHONPATH=str(elsewhere), PYTHONHOME="/nowhere")[:2] == (0, str(project / ".venv"))
 
 
 def test_two_first_runs_at_once_install_once(project: Path) -> None:
