@@ -93,7 +93,7 @@ docker compose version >/dev/null 2>&1 || fail "docker compose is missing; insta
 env_file=${COMPOSE_ENV_FILES:-$PWD/.env} env_file=${env_file##*,}
 # Only its owner may read it, because it has the key that signs the messages.
 (umask 077 && touch "$env_file" && [ -f "$env_file" ] && chmod 600 "$env_file") 2>/dev/null ||
-    fail "$env_file must be a file that only you can read; correct it, or name another one with COMPOSE_ENV_FILES"
+    fail "$env_file must be a file that you can write to and only you can read; correct it, or name another one with COMPOSE_ENV_FILES"
 if [ -z "${MESSAGE_KEY:-}" ]; then unset MESSAGE_KEY; fi
 environment=$(docker compose config --environment) || true
 [ -n "$environment" ] || fail "Compose answers as above; correct the variable in the environment or in $env_file, or install Compose 2.24 or later"

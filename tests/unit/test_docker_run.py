@@ -191,7 +191,7 @@ def test_a_key_that_cannot_be_kept_privately_is_an_error(project: Path, what: st
     done = run(project)
     assert done.returncode == 1
     (message,) = done.stderr.splitlines()
-    assert f"{project}/.env must be a file that only you can read" in message
+    assert f"{project}/.env must be a file that you can write to and only you can read" in message
 
 
 def test_what_the_stack_was_started_with_is_kept_until_down(project: Path) -> None:

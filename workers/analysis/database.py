@@ -116,7 +116,8 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise SettingsError(
-                f"DATABASE={str(path)!r}: {error}; give a file in a directory that this user may write to"
+                f"DATABASE={str(path)!r}: {error}; give a file on a local disk with room, "
+                "in a directory that this user may write to"
             ) from None
         if version not in (0, _VERSION):
             self.close()

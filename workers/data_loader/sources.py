@@ -147,7 +147,9 @@ def _generated(sample: Sample, analysis: Analysis, settings: RunSettings, cache:
     except SettingsError as error:
         raise DataError(f"sample {sample.name}: its events cannot be made: {error}") from error
     except OSError as error:
-        raise DataError(f"the demo release cannot be written in {cache} (CACHE): {error}") from error
+        raise DataError(
+            f"the demo release cannot be written in {cache}: {error}; set CACHE to another directory"
+        ) from error
     return SampleFile(path, path.relative_to(cache).as_posix(), _GENERATED)
 
 

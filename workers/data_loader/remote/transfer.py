@@ -24,6 +24,7 @@ from workers.data_loader.remote.xrootd import xrootd_body
 
 #: How many received chunks may wait until they are written.
 _CHUNKS_AHEAD = 8
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class WrongFileError(FetchError):
@@ -40,7 +41,10 @@ def writing(url: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"cannot write in {directory}: {error.strerror or error}; free space or choose another cache"
+        advice = "set CACHE to another directory, on a local disk"
+        if error.errno in _NO_SPACE:
+            advice = "free space, or set CACHE to another directory"
+        reason = f"cannot write in {directory}: {error.strerror or error}; {advice}"
         raise CacheError(without_credentials(url), reason) from error
 
 
@@ -235,7 +239,7 @@ def _write(file: FileIO, chunk: bytes) -> None:
 
 def is_full(error: CacheError) -> bool:
     """Return whether the cache cannot be written because there is no space for more bytes."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_SPACE
 
 
 def _check_complete(url: str, part: VersionedFile, total: int | None) -> None:
