@@ -15,12 +15,15 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
 from common.errors import WorkerProcessError
-from common.memory import keep_freed_memory
+from common.memory import keep_freed_memory, memory_bytes
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+#: A worker process needs up to 280 MB; the rest is for the services, the page cache and others.
+BYTES_PER_PROCESS = 512 * 2**20
 
 
 class _Context(SpawnContext):
@@ -182,6 +185,11 @@ class WorkerPool:
 def available_cores() -> int:
     """Return the number of cores that this process may use; on macOS, which has no limit for a process, all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_processes() -> int:
+    """Return how many worker processes to start: one for each core, at most one for each 512 MiB of memory."""
+    return max(1, min(available_cores(), memory_bytes() // BYTES_PER_PROCESS))
 
 
 def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -19,7 +19,7 @@ from common.service import Service, serve
 from common.settings import Settings, in_address
 from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
-from common.worker_pool import WorkerPool, available_cores
+from common.worker_pool import WorkerPool, default_processes
 from workers import chunk_worker
 from workers.analysis.service import AnalysisService
 from workers.analysis.statistics.fit_pool import FitPool
@@ -64,7 +64,7 @@ class EmbeddedServices:
     ) -> None:
         self.transport = EmbeddedTransport()
         self._settings = settings
-        self._number = available_cores() if processes is None else processes
+        self._number = default_processes() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
         self._fits = fits or FitPool(analyses=settings.analyses)
         self._drawing = drawing or DrawingPool(analyses=settings.analyses)

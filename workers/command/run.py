@@ -72,7 +72,7 @@ def _parser() -> Parser:
         "--processes",
         metavar="N",
         type=_number_of_processes,
-        help="worker processes of a run without --broker; 0: threads only (default: one for each core)",
+        help="worker processes of a run without --broker; 0: threads only (default: one a core, if memory allows)",
     )
     parser.add_argument("--page", action="store_true", help="serve the web page, also after the run, until Ctrl-C")
     parser.add_argument("--dry-run", action="store_true", help="list the files that would be read, and end")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MessageError, PipelineError, WorkerProcessError
-from common.worker_pool import WorkerPool, available_cores
+from common.worker_pool import WorkerPool, default_processes
 from physics.files import with_analysis
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Drawings = Mapping[str, Future[dict[str, bytes]]]
 
 
 class DrawingPool:
-    """Draws figures in worker processes, by default one per core that this process may use; any thread may call.
+    """Draws figures in worker processes, by default ``default_processes`` and at most 8; any thread may call.
 
     The processes start with the first figure, or with ``start``. ``analyses`` is the directory of the users' own
     analyses.
@@ -37,7 +37,7 @@ class DrawingPool:
 
     def __init__(self, processes: int | None = None, analyses: Path | None = None) -> None:
         self._analyses = analyses
-        number = processes or min(available_cores(), MAX_PROCESSES)
+        number = processes or min(default_processes(), MAX_PROCESSES)
         self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=import_figures)
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="drawing")
 
