@@ -44,6 +44,8 @@ FOLLOWER_PREFETCH = 100
 BROKER_CONNECT_TIMEOUT_S = 15.0
 #: How long a command waits for the answer of the analysis service, in seconds.
 ANSWER_TIMEOUT_S = 20.0
+#: What the visualisation changes in a result: figures that cannot be drawn, and its packages. The tables stay the same.
+_OF_THE_VISUALISATION = ("problems", "provenance")
 
 
 class Display(Protocol):
@@ -146,8 +148,9 @@ def follow(
                 first_files(message.files)
             case ResultFiles():
                 display.note("")
-                if shown is None or message.result != {**shown, "problems": message.result.get("problems")}:
-                    display.result(message.result)  # only the problems change if a plot cannot be drawn
+                changed_later = {part: message.result.get(part) for part in _OF_THE_VISUALISATION}
+                if shown is None or message.result != {**shown, **changed_later}:
+                    display.result(message.result)
                 return Outcome(message.result, message.files)
             case RunFailed():
                 return Outcome(None, {}, message.problem)

@@ -98,6 +98,7 @@ def test_a_result_whose_plots_cannot_be_drawn_is_shown_once(
 ) -> None:
     display, result = Shown(), fitted()
     drawn = {**result, "problems": [*result["problems"], "figure m4l cannot be drawn: KeyError: 'm4l'"]}
+    drawn["provenance"] = {**result["provenance"], "packages": {"matplotlib": "3.11"}}  # those of the visualisation
     outcome = following(display)
     services.publish([Result(RUN, final=True, result=result), folder(drawn)])
     assert outcome.result(20).result == drawn
