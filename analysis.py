@@ -31,10 +31,10 @@ In Python, ``import analysis`` has ``run``, ``submit`` and ``load``, which give 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
-from pathlib import Path
 
-if __name__ == "__main__" and (here := str(Path(__file__).resolve().parent)) not in sys.path:
+if __name__ == "__main__" and (here := os.path.dirname(os.path.realpath(__file__))) not in sys.path:
     sys.path.insert(0, here)  # Python's switches -I and -P and PYTHONSAFEPATH leave this directory out
 
 from common import interrupts
