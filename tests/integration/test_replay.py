@@ -23,6 +23,7 @@ from common.messages import (
     ChunkTask,
     FetchProgress,
     FileTask,
+    FirstFiles,
     Message,
     QueueStatus,
     RequeueNotice,
@@ -169,6 +170,7 @@ def begun(folder: Path) -> tuple[Pipeline, list[Delivery]]:
     pipeline, loader, lost = Pipeline(folder), None, []
     pipeline.publish(REQUEST, FetchProgress(RUN, "Zee", 1, 2), StatusRequest(RUN), StatusRequest(None))
     pipeline.publish(SERVICE_STATUS, QueueStatus({}, 1001.0), RunListRequest("list"))
+    pipeline.publish(FirstFiles(RUN, {"result.json": b"{}"}))
     loader = DataLoader(pipeline.read)
     with closing(pipeline.transport.open(loader.consumes)) as session:
         while len(lost) < 2:

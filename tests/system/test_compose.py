@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ class Stack:
         metrics = self.compose("exec", "-T", "analysis", "bash", "-c", script)
         (events,) = re.findall(r"^atlas_events_total (\S+)", metrics, re.MULTILINE)
         return float(events)
+
+    @staticmethod
+    @contextmanager
+    def paused(containers: Sequence[str]) -> Iterator[None]:
+        """Pause containers, so that no run ends meanwhile."""
+        subprocess.run(["docker", "pause", *containers], check=True, capture_output=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["docker", "unpause", *containers], check=True, capture_output=True)
 
     def wait_for_progress(self) -> None:
         """Wait until a tenth of a run's events are analysed."""
@@ -158,35 +169,39 @@ def test_added_replicas_change_no_bit_and_are_kept_and_nothing_is_restarted(stac
 
 
 def test_restarting_every_worker_during_a_run_changes_no_bit(stack: Stack, reference: str) -> None:
+    containers = {service: stack.containers(service) for service in WORKERS}
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS)
         stack.wait_for_progress()
         took: Mapping[str, float] = {}
-        for service in WORKERS:
-            (container,) = stack.containers(service)
-            before = time.monotonic()
-            subprocess.run(["docker", "stop", "--time", "10", container], check=True, capture_output=True)
-            took = {**took, service: time.monotonic() - before}
-            state = ["docker", "inspect", "--format", "{{.State.ExitCode}}", container]
-            assert subprocess.run(state, check=True, capture_output=True, text=True).stdout.strip() == "0", service
-            subprocess.run(["docker", "start", container], check=True, capture_output=True)
-        assert not running.done()
+        for service, (container,) in containers.items():
+            another = "analysis" if service == "data-processor" else "data-processor"
+            with stack.paused(containers[another]):
+                before = time.monotonic()
+                subprocess.run(["docker", "stop", "--time", "10", container], check=True, capture_output=True)
+                took = {**took, service: time.monotonic() - before}
+                state = ["docker", "inspect", "--format", "{{.State.ExitCode}}", container]
+                assert subprocess.run(state, check=True, capture_output=True, text=True).stdout.strip() == "0", service
+                subprocess.run(["docker", "start", container], check=True, capture_output=True)
+                assert not running.done()
         assert running.result()[0] == reference
     assert max(took.values()) < 10, took
 
 
 def test_killing_and_restarting_the_broker_during_a_run_changes_no_bit(stack: Stack, reference: str) -> None:
+    (broker,), processors = stack.containers("rabbitmq"), stack.containers("data-processor")
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stack.run, *FLAGS, "--no-plots")
         stack.wait_for_progress()
-        (broker,) = stack.containers("rabbitmq")
-        subprocess.run(["docker", "kill", broker], check=True, capture_output=True)
-        assert not running.done()
-        subprocess.run(["docker", "start", broker], check=True, capture_output=True)
+        with stack.paused(processors):
+            subprocess.run(["docker", "kill", broker], check=True, capture_output=True)
+            assert not running.done()
+            subprocess.run(["docker", "start", broker], check=True, capture_output=True)
         assert running.result()[0] == reference
 
 
 def test_a_detached_run_goes_on_and_follow_writes_its_folder(stack: Stack, reference: str) -> None:
+    processors = stack.containers("data-processor")
     other = stack.folder / "data"
     other.mkdir()
     other.chmod(0o755)
@@ -197,9 +212,10 @@ def test_a_detached_run_goes_on_and_follow_writes_its_folder(stack: Stack, refer
     ) as process:
         assert process.stdout is not None
         run_id = process.stdout.readline().removeprefix("run ").strip()
-        refused = stack.docker_run("--data", str(other))
-        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-        _, messages = process.communicate(timeout=120)
+        with stack.paused(processors):
+            refused = stack.docker_run("--data", str(other))
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+            _, messages = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"{ROOT}/docker-run.sh follow {run_id}" in messages
     assert refused.returncode == 1
