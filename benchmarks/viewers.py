@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.comparison import machine, markdown
-from benchmarks.stack import WARM_UP, Stack, empty_stack, toy_release, wait_for_consumers
+from benchmarks.stack import READY_DEADLINE_S, WARM_UP, Stack, empty_stack, toy_release, wait_for_consumers
 from common.settings import RunSettings
 from common.submission import new_run_id
 from tests.support.paths import ROOT
@@ -49,10 +49,14 @@ class Viewed:
 
 
 class Viewers:
-    """Viewers of a run's page, in a thread; a context manager that ends when the streams of the page do."""
+    """Viewers of a run's page, in a thread; a context manager that ends when the streams of the page do.
+
+    A viewer that has received nothing when the run ends, or is given up, receives no more.
+    """
 
     def __init__(self, number: int, port: int, run_id: str) -> None:
         self.received = [0] * number
+        self._ended = threading.Event()
         self._port, self._page = port, f"/runs/{run_id}/events"
         self._thread = threading.Thread(target=lambda: asyncio.run(self._view_all()), daemon=True)
 
@@ -61,14 +65,17 @@ class Viewers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join()
+        self._ended.set()
+        self._thread.join(READY_DEADLINE_S)
 
     async def _view_all(self) -> None:
         await asyncio.gather(*map(self._view, range(len(self.received))))
 
     async def _view(self, viewer: int) -> None:
         plot = None
-        while not self.received[viewer]:  # the page does not know the run before its first message
+        while (
+            not self.received[viewer] and not self._ended.is_set()
+        ):  # the page does not know the run before its first message
             await asyncio.sleep(0.05)
             async for content in self._get(self._page):
                 self.received[viewer] += len(content)
@@ -94,8 +101,10 @@ def memory_of_visualisation(stack: Stack) -> Iterator[list[float]]:
     (process,) = stack.processes["visualisation"]
 
     def read() -> None:
-        while not ended.wait(MEMORY_EVERY_S):
+        while True:
             found.append(process.memory_info().rss / 1e6)
+            if ended.wait(MEMORY_EVERY_S):
+                return
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

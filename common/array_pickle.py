@@ -11,8 +11,8 @@
 3. The arguments must describe exactly the declared fields, types and lengths, with
    buffers of exactly the right size. Only then is the array built from the buffers.
 
-``dumps`` writes an ordinary pickle of ``{"header": JSON as bytes, "array": ak.Array}``: each value of a pickle takes
-a microsecond to check, and JSON needs no check.
+``dumps`` writes an ordinary pickle of ``{"header": JSON as bytes, "array": ak.Array}``. The header is JSON because
+each value of a pickle takes a microsecond to scan; its reader checks it.
 """
 
 from __future__ import annotations

@@ -67,30 +67,35 @@ def failed(number: int, problem: str = "small") -> ChunkFailed:
     return ChunkFailed(Chunk("run", "Zee", number, number + 1), problem)
 
 
+def wait_for_chunks(session: RabbitMQSession, starts: set[int], timeout_s: float) -> None:
+    """Receive failed chunks until those that begin at ``starts`` have arrived, and no others."""
+    arrived: set[int] = set()
+
+    def all_arrived() -> bool:
+        delivery = session.receive(0.5)
+        if delivery is not None:
+            message = messages.decode(delivery.kind, delivery.body, ANALYSES)
+            assert isinstance(message, ChunkFailed)
+            arrived.add(message.chunk.start)
+            session.publish_and_acknowledge(delivery)
+        return arrived == starts
+
+    wait_until(all_arrived, "all messages had arrived", timeout_s)
+
+
 # --- restarts ---------------------------------------------------------------------
 
 
 def test_a_session_waits_for_a_broker_that_restarts(broker: Broker, vhost: BrokerSettings) -> None:
     session = transport(vhost).open([topology.PLANS])
     session.publish([failed(1)])
-    broker.ctl("stop_app")
+    broker.kill()
     late = threading.Thread(target=lambda: session.publish([failed(2)]), daemon=True)
     late.start()
-    broker.ctl("start_app")
+    broker.start()
     late.join(30)
     assert not late.is_alive()
-    received: set[int] = set()
-
-    def both_came() -> bool:
-        delivery = session.receive(0.5)
-        if delivery is not None:
-            message = messages.decode(delivery.kind, delivery.body, ANALYSES)
-            assert isinstance(message, ChunkFailed)
-            received.add(message.chunk.start)
-            session.publish_and_acknowledge(delivery)
-        return received == {1, 2}
-
-    wait_until(both_came, "both messages came", 30)
+    wait_for_chunks(session, {1, 2}, 30)
     session.close()
 
 
@@ -353,18 +358,8 @@ def test_waiting_for_a_full_queue_beyond_consumer_timeout_loses_no_message(
         )
         wait_until(lambda: len(service.handled) > len(set(service.handled)), "a message was redelivered", 30)
         assert loop.is_alive()
-        receiver, arrived = transport(vhost).open([topology.EVENTS]), set[int]()
-
-        def all_arrived() -> bool:
-            delivery = receiver.receive(0.5)
-            if delivery is not None:
-                message = messages.decode(delivery.kind, delivery.body, ANALYSES)
-                assert isinstance(message, ChunkFailed)
-                arrived.add(message.chunk.start)
-                receiver.publish_and_acknowledge(delivery)
-            return arrived == set(range(TOTAL))
-
-        wait_until(all_arrived, "all messages had arrived", 60)
+        receiver = transport(vhost).open([topology.EVENTS])
+        wait_for_chunks(receiver, set(range(TOTAL)), 60)
         assert dead_letters(vhost) == []
         receiver.close()
     finally:

@@ -84,8 +84,9 @@ def _check_dsid(path: Path, branch: uproot.TBranch, analysis: Analysis, sample: 
     """
     _check_entries(path, branch.tree, branch)
     filled = np.flatnonzero(np.diff(branch.entry_offsets))
-    for entry, basket in ((0, filled[0]), (branch.num_entries - 1, filled[-1])) if len(filled) else ():
-        found = branch.basket(basket).array(library="np")[0 if entry == 0 else -1]
+    ends = ((0, filled[0], 0), (branch.num_entries - 1, filled[-1], -1)) if len(filled) else ()
+    for entry, basket, index in ends:
+        found = branch.basket(basket).array(library="np")[index]
         others = [one.name for one in analysis.samples if one.dsid is not None and np.array_equal(found, one.dsid)]
         if others if sample.is_data else sample.dsid is not None and not np.array_equal(found, sample.dsid):
             expected = "" if sample.is_data else f" instead of {sample.dsid}"
