@@ -4,18 +4,18 @@
 # use_venv ROOT NAME COST ARGUMENTS: make ROOT/.venv, install what the ARGUMENTS of pip ask for, and activate it.
 # COST is what the user reads before the installation: its size and duration.
 #
-# The file .venv/made says where and with which Python the environment was made. It is made anew if it is at another
-# place, of another Python, or was not completed; one that the user made is used if it works. The file
-# .venv/NAME.installed says that these packages are installed. Modules of PYTHONPATH or of another Python (PYTHONHOME)
-# would take the place of these packages, so both are unset.
+# The environment is made in .venv.new, checked, and renamed. The file .venv/made says that it was made here, and
+# .venv/NAME.packages at which place, with which Python and with which packages. If one of these has changed, it is
+# made anew with the packages of every NAME; one that the user made is used if it works. Modules of PYTHONPATH or of
+# another Python (PYTHONHOME) would take the place of these packages, so both are unset.
 use_venv() {
-    local root=$1 name=$2 cost=$3 python made packages
+    local root=$1 name=$2 cost=$3 python place lists
     shift 3
     unset PYTHONPATH PYTHONHOME
     python=$(_find_python) || exit 2
-    made="$root/.venv $(_version "$python")"
-    packages="$(cat "$root"/{pyproject.toml,constraints.txt,requirements.txt} "$root"/{monitoring,workers/*}/requirements.txt | cksum) $*"
-    if ! _is_complete; then
+    place="$root/.venv $(_version "$python")"
+    lists=$(cat "$root"/{pyproject.toml,constraints.txt,requirements.txt} "$root"/{monitoring,workers/*}/requirements.txt | cksum)
+    if ! _is_complete "$@"; then
         (_make_complete "$@") || exit # in a process of its own, whose end removes the lock
     fi
     # shellcheck source=/dev/null
@@ -24,11 +24,12 @@ use_venv() {
 
 _version() { "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])'; }
 
-_fits() {
-    [ "$(cat "$root/.venv/made" 2>/dev/null)" = "$made" ] && [ ! -e "$root/.venv/installing" ] && "$root/.venv/bin/python" -c '' 2>/dev/null
+_is_complete() {
+    [ "$(cat "$root/.venv/$name.packages" 2>/dev/null)" = "$(_packages "$@")" ] &&
+        "$root/.venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
 }
 
-_is_complete() { [ "$(cat "$root/.venv/$name.installed" 2>/dev/null)" = "$packages" ] && _fits; }
+_packages() { printf '%s\n' "$place $lists" "$*"; }
 
 _fail() { echo "$0: $1" >&2; exit 2; }
 
@@ -47,30 +48,59 @@ _find_python() {
 }
 
 _make_complete() {
+    local venv=$root/.venv.new other words all
     _lock
-    if ! _fits && ! _is_users; then
-        rm -rf "$root/.venv"
-        if ! { _make_venv && "$root/.venv/bin/python" -m pip --version; } >/dev/null 2>&1; then
-            rm -rf "$root/.venv"
-            _fail "$python cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv) or uv"
-        fi
+    ! _is_complete "$@" || return 0 # another process has installed them meanwhile
+    all=("$@")
+    if _is_users; then
+        venv=$root/.venv
+    else
+        _make_venv
+        for other in "$root"/.venv/*.packages; do
+            if [ -e "$other" ] && [ "$other" != "$root/.venv/$name.packages" ]; then
+                read -r -a words < <(tail -n 1 "$other")
+                all+=("${words[@]}")
+                _packages "${words[@]}" >"$venv/$(basename "$other")"
+            fi
+        done
     fi
-    echo "$made" >"$root/.venv/made"
-    ! _is_complete || return 0 # another process has installed them meanwhile
     echo "installing packages into $root/.venv: $cost" >&2
-    touch "$root/.venv/installing"
-    (cd "$root" && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@") ||
+    (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "${all[@]}") ||
         _fail "the packages could not be installed, as pip says above; run this again"
-    echo "$packages" >"$root/.venv/$name.installed"
-    rm "$root/.venv/installing"
+    _packages "$@" >"$venv/$name.packages"
+    [ "$venv" = "$root/.venv" ] || _put_in_place
 }
 
 _is_users() {
     local own=$root/.venv/bin/python
-    [ ! -e "$root/.venv/made" ] && [ "$("$own" -c 'import sys; print(sys.prefix)') $(_version "$own")" = "$made" ] && "$own" -m pip --version
+    [ ! -e "$root/.venv/made" ] && [ "$("$own" -c 'import sys; print(sys.prefix)') $(_version "$own")" = "$place" ] && "$own" -m pip --version
 } >/dev/null 2>&1
 
-_make_venv() { "$python" -m venv "$root/.venv" || uv venv --seed --clear --python "$python" "$root/.venv"; }
+_make_venv() {
+    rm -rf "$venv"
+    if ! { "$python" -m venv "$venv" || uv venv --seed --clear --python "$python" "$venv"; } >/dev/null 2>&1 ||
+        ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        _fail "$python cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv) or uv"
+    fi
+    touch "$venv/made"
+}
+
+# The scripts of an environment name its place.
+_put_in_place() {
+    local problems
+    problems=$("$venv/bin/python" -m pip check --disable-pip-version-check) ||
+        _fail "the installed packages do not fit together: $problems"
+    "$venv/bin/python" - "$venv" <<'END'
+import pathlib, sys
+
+venv = pathlib.Path(sys.argv[1])
+for path in (venv / "pyvenv.cfg", *(venv / "bin").iterdir()):
+    if path.is_file() and not path.is_symlink() and b".venv.new" in (content := path.read_bytes()):
+        path.write_bytes(content.replace(b".venv.new", b".venv"))
+END
+    rm -rf "$root/.venv"
+    mv "$venv" "$root/.venv"
+}
 
 # Have one process install at a time; a lock of a process that has ended is removed.
 _lock() {
@@ -87,7 +117,7 @@ _lock() {
         fi
     done
     # shellcheck disable=SC2064  # the path is that of now
-    trap "rm -rf '$lock'" EXIT
+    trap "rm -rf '$lock' '$root/.venv.new'" EXIT
     trap 'exit 130' INT TERM HUP
     echo $$ >"$lock/process"
 }

@@ -15,7 +15,7 @@ import re
 import statistics
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from tests.support.waiting import free_port
 
 #: How often the memory is read, in seconds.
 MEMORY_EVERY_S = 1.0
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_LENGTH = re.compile(rb"(?i)content-length: (\d+)")
 _PLOT = re.compile(rb'src="(/runs/[^"]*/partial.png[^"]*)"')
 
 
@@ -72,25 +74,36 @@ class Viewers:
         await asyncio.gather(*map(self._view, range(len(self.received))))
 
     async def _view(self, viewer: int) -> None:
-        plot = None
-        while (
-            not self.received[viewer] and not self._ended.is_set()
-        ):  # the page does not know the run before its first message
+        # The page does not know the run before its first message.
+        while not self.received[viewer] and not self._ended.is_set():
             await asyncio.sleep(0.05)
-            async for content in self._get(self._page):
-                self.received[viewer] += len(content)
-                named = _PLOT.search(content)
-                if named and named[1] != plot:
-                    plot = named[1]
-                    self.received[viewer] += sum([len(part) async for part in self._get(plot.decode())])
+            stream, plots = await self._connect(), await self._connect()
+            await self._follow(viewer, stream, plots)
+            for _, writer in (stream, plots):
+                writer.close()
 
-    async def _get(self, path: str) -> AsyncIterator[bytes]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-        if b" 200 " in await reader.readline():
-            while content := await reader.read(1 << 20):
-                yield content
-        writer.close()
+    async def _follow(self, viewer: int, stream: Connection, plots: Connection) -> None:
+        """Receive the stream of the page to its end, and each plot that it names on another connection."""
+        plot = None
+        self._ask(stream, self._page, "Connection: close\r\n")
+        if b" 200 " not in await stream[0].readline():
+            return
+        while content := await stream[0].read(1 << 20):
+            self.received[viewer] += len(content)
+            named = _PLOT.search(content)
+            if named and named[1] != plot:
+                plot = named[1]
+                self._ask(plots, plot.decode())
+                header = await plots[0].readuntil(b"\r\n\r\n")
+                length = _LENGTH.search(header)
+                assert length is not None, header
+                self.received[viewer] += len(await plots[0].readexactly(int(length[1])))
+
+    async def _connect(self) -> Connection:
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
+    def _ask(self, connection: Connection, path: str, header: str = "") -> None:
+        connection[1].write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n".encode())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
 
 LISTS = ("pyproject.toml", "constraints.txt", "requirements.txt", "monitoring/requirements.txt")
-SCRIPT = '. "$1/venv.sh"; use_venv "$1" run "a megabyte" -r requirements.txt; python -c "import sys; print(sys.prefix)"'
+SCRIPT = '. "$1/venv.sh"; use_venv "$1" "$2" "a megabyte" -r "$2.txt"; python -c "import sys; print(sys.prefix)"'
 #: Makes environments without pip, whose installation takes seconds; instead, they have this one.
 PYTHON = f"""#!/bin/sh
 if [ "$1 $2" = "-m venv" ]; then
@@ -23,7 +25,22 @@ if [ "$1 $2" = "-m venv" ]; then
 fi
 exec {sys.executable} "$@"
 """
-PIP = "import pathlib, sys; sys.exit('no-such-package' in pathlib.Path('requirements.txt').read_text())"
+#: Does what the list asks for, and notes what it was asked for.
+PIP = """
+import pathlib, sys, time
+command, *rest = sys.argv[1:]
+if command == "--version":
+    sys.exit()
+asked = (pathlib.Path(sys.prefix).parent / "requirements.txt").read_text()
+if command == "install":
+    (pathlib.Path(sys.prefix) / "asked").write_text(" ".join(rest))
+    if "slow" in asked:
+        time.sleep(60)
+    sys.exit("no-such-package" in asked)
+elif "does-not-fit" in asked:
+    print("this needs another version")
+    sys.exit(1)
+"""
 
 
 @pytest.fixture
@@ -45,20 +62,21 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def started(root: Path, **environment: str) -> subprocess.Popen[str]:
+def started(root: Path, name: str = "requirements", **environment: str) -> subprocess.Popen[str]:
     variables = {**os.environ, "PYTHON": str(root.parent / "python"), **environment}
     return subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", SCRIPT, "run.sh", str(root)],
+        ["bash", "-euo", "pipefail", "-c", SCRIPT, "run.sh", str(root), name],
         env=variables,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-def used(root: Path, **environment: str) -> tuple[int, str, str]:
+def used(root: Path, name: str = "requirements", **environment: str) -> tuple[int, str, str]:
     """The exit code, the environment that was activated, and what was printed for the user."""
-    process = started(root, **environment)
+    process = started(root, name, **environment)
     out, err = process.communicate(timeout=60)
     return process.returncode, out.strip(), err
 
@@ -76,14 +94,14 @@ def of_an_interrupted_creation(root: Path) -> Path:
     return root
 
 
-def of_an_interrupted_installation(root: Path) -> Path:
-    (root / ".venv" / "installing").touch()
+def of_another_python(root: Path) -> Path:
+    packages = root / ".venv" / "requirements.packages"
+    packages.write_text(packages.read_text().replace(f"3 {sys.version_info.minor} ", "3 4 "))
     return root
 
 
-def of_another_python(root: Path) -> Path:
-    made = root / ".venv" / "made"
-    made.write_text(made.read_text().replace(f"3 {sys.version_info.minor}", "3 4"))
+def of_other_packages(root: Path) -> Path:
+    (root / "constraints.txt").write_text("# another line\n")
     return root
 
 
@@ -104,8 +122,8 @@ def locked_by_a_process_that_has_ended(root: Path) -> Path:
     [
         without_interpreter,
         of_an_interrupted_creation,
-        of_an_interrupted_installation,
         of_another_python,
+        of_other_packages,
         in_a_renamed_folder,
         locked_by_a_process_that_has_ended,
     ],
@@ -117,8 +135,9 @@ def test_an_environment_that_cannot_be_used_is_made_anew(project: Path, damage: 
     code, prefix, told = used(project)
     assert (code, prefix) == (0, str(project / ".venv"))
     assert "installing packages" in told
+    assert "a megabyte" in told
     assert not (project / ".venv" / "left-over").exists()
-    assert not (project / ".venv.lock").exists()
+    assert not list(project.glob(".venv.*"))
 
 
 def test_a_complete_environment_is_used_as_it_is(project: Path) -> None:
@@ -126,15 +145,35 @@ def test_a_complete_environment_is_used_as_it_is(project: Path) -> None:
     assert used(project) == (0, str(project / ".venv"), "")
 
 
-def test_changed_packages_are_installed_into_the_same_environment(project: Path) -> None:
+def test_the_scripts_of_an_environment_name_its_place(project: Path) -> None:
     assert used(project)[0] == 0
-    (project / ".venv" / "left-over").touch()
-    (project / "constraints.txt").write_text("# another line\n")
-    code, _, told = used(project)
-    assert code == 0
-    assert "installing packages" in told
-    assert "a megabyte" in told
-    assert (project / ".venv" / "left-over").exists()
+    texts = [path.read_text() for path in (project / ".venv" / "bin").iterdir() if not path.is_symlink()]
+    assert any(str(project / ".venv") in text for text in texts)
+    assert not any(".venv.new" in text for text in texts)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_installation_that_is_killed_leaves_what_was_there(project: Path, before: bool) -> None:
+    if before:
+        assert used(project)[0] == 0
+    (project / "requirements.txt").write_text("slow\n")
+    process = started(project)
+    wait_until((project / ".venv.new" / "asked").exists, "packages are installed", 30)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (project / "requirements.txt").write_text("")
+    assert (project / ".venv").exists() == before
+    code, prefix, told = used(project)
+    assert (code, prefix) == (0, str(project / ".venv"))
+    assert ("installing packages" in told) != before
+
+
+def test_packages_that_another_script_has_installed_are_kept(project: Path) -> None:
+    (project / "others.txt").touch()
+    assert used(project)[0] == 0
+    assert used(project, "others")[0] == 0
+    assert (project / ".venv" / "asked").read_text().endswith("-r others.txt -r requirements.txt")
+    assert used(project) == (0, str(project / ".venv"), "")
 
 
 def test_an_environment_that_the_user_made_is_used(project: Path) -> None:
@@ -182,10 +221,18 @@ def test_a_folder_that_cannot_be_written_is_refused(project: Path) -> None:
     assert "cannot be made" in told
 
 
-def test_packages_that_cannot_be_installed_are_refused(project: Path) -> None:
-    (project / "requirements.txt").write_text("no-such-package\n")
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ("no-such-package", "the packages could not be installed"),
+        ("does-not-fit", "the installed packages do not fit together: this needs another version"),
+    ],
+)
+def test_packages_that_cannot_be_installed_are_refused(project: Path, asked: str, problem: str) -> None:
+    (project / "requirements.txt").write_text(f"{asked}\n")
     code, _, told = used(project)
     assert code == 2
-    assert "the packages could not be installed" in told
+    assert problem in told
+    assert not list(project.glob(".venv*"))
     (project / "requirements.txt").write_text("")
     assert used(project)[0] == 0
