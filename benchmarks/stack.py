@@ -213,8 +213,7 @@ def _process_of(broker: Broker) -> psutil.Process:
     """Return the first process of the broker, seen from this machine."""
     if broker.control[0] == "docker":
         return psutil.Process(int(_inspect(broker, "{{.State.Pid}}")))
-    answer = subprocess.check_output([*broker.control, "eval", "os:getpid()."], text=True)  # noqa: S603  our own broker
-    return psutil.Process(int(answer.strip().strip('"')))
+    return psutil.Process(int(broker.ctl("eval", "os:getpid().").strip().strip('"')))
 
 
 def _inspect(broker: Broker, template: str) -> str:

@@ -1,9 +1,9 @@
 """Measure what the viewers of a run's page cost: the run's time, CPU time, and the memory of the visualisation.
 
-    python -m benchmarks.viewers [--viewers 200] [--events 20000000] [--rounds 3] [--cache DIR]
+    python -m benchmarks.viewers [--viewers 1 200] [--events 30000000] [--rounds 3] [--cache DIR]
 
-The services run with RabbitMQ on this machine. In each round there is a run without a viewer, one with one viewer
-and one with all of them. A viewer follows the stream of the run's page, and fetches each plot that this names, from
+The services run with RabbitMQ on this machine. In each round there is a run without a viewer, and one with each of
+these numbers of viewers. A viewer follows the stream of the run's page, and fetches each plot that this names, from
 the run's first message to its end. The viewers use CPU time of the same machine.
 """
 
@@ -77,33 +77,43 @@ class Viewers:
         # The page does not know the run before its first message.
         while not self.received[viewer] and not self._ended.is_set():
             await asyncio.sleep(0.05)
-            stream, plots = await self._connect(), await self._connect()
-            await self._follow(viewer, stream, plots)
-            for _, writer in (stream, plots):
-                writer.close()
+            await self._follow(viewer)
 
-    async def _follow(self, viewer: int, stream: Connection, plots: Connection) -> None:
+    async def _follow(self, viewer: int) -> None:
         """Receive the stream of the page to its end, and each plot that it names on another connection."""
-        plot = None
-        self._ask(stream, self._page, "Connection: close\r\n")
-        if b" 200 " not in await stream[0].readline():
-            return
-        while content := await stream[0].read(1 << 20):
-            self.received[viewer] += len(content)
-            named = _PLOT.search(content)
-            if named and named[1] != plot:
-                plot = named[1]
-                self._ask(plots, plot.decode())
-                header = await plots[0].readuntil(b"\r\n\r\n")
-                length = _LENGTH.search(header)
-                assert length is not None, header
-                self.received[viewer] += len(await plots[0].readexactly(int(length[1])))
+        plot, plots = None, await self._connect()
+        stream, writer = await self._request(await self._connect(), self._page, "Connection: close\r\n")
+        if b" 200 " in await stream.readline():
+            while content := await stream.read(1 << 20):
+                self.received[viewer] += len(content)
+                named = _PLOT.search(content)
+                if named and named[1] != plot:
+                    plot = named[1]
+                    plots = await self._request(plots, plot.decode())
+                    self.received[viewer] += await self._receive(plots[0])
+        for connection in (writer, plots[1]):
+            connection.close()
 
     async def _connect(self) -> Connection:
         return await asyncio.open_connection("127.0.0.1", self._port)
 
-    def _ask(self, connection: Connection, path: str, header: str = "") -> None:
+    async def _request(self, connection: Connection, path: str, header: str = "") -> Connection:
+        """Send a request on a connection, or on a new one if the page has closed it; returns the connection."""
+        if connection[0].at_eof():
+            connection[1].close()
+            connection = await self._connect()
         connection[1].write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n".encode())
+        return connection
+
+    async def _receive(self, reader: asyncio.StreamReader) -> int:
+        """Receive a response; returns its size, 0 if the page closed the connection instead."""
+        try:
+            header = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return 0
+        length = _LENGTH.search(header)
+        assert length is not None, header
+        return len(await reader.readexactly(int(length[1])))
 
 
 @contextmanager
@@ -166,15 +176,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.viewers", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--viewers", type=int, default=200)
-    parser.add_argument("--events", type=int, default=20_000_000)
+    parser.add_argument("--viewers", type=int, nargs="+", default=[1, 200])
+    parser.add_argument("--events", type=int, default=30_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy releases")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     for events in (arguments.events, WARM_UP.demo_events):
         toy_release(events, cache)
-    numbers, port = [0, 1, arguments.viewers], free_port()
+    numbers, port = [0, *arguments.viewers], free_port()
     measured = []
     with empty_stack(cache) as stack:
         for service in ("data_loader", "data_processor", "analysis"):
@@ -184,7 +194,7 @@ def main() -> int:
         stack.run(WARM_UP)
         for _ in range(arguments.rounds):
             for viewers in numbers:
-                run = RunSettings(release="demo", demo_events=arguments.events, plots=False)
+                run = RunSettings(release="demo", demo_events=arguments.events)
                 measured.append(measure(stack, viewers, run, port))
                 print(measured[-1], flush=True)
     print(f"\n{markdown(rows_of(measured, numbers))}\n\n{machine()}")

@@ -75,10 +75,11 @@ class Broker:
             text = answer.read()
         return json.loads(text) if text else None
 
-    def ctl(self, *arguments: str) -> None:
-        """Run rabbitmqctl."""
-        subprocess.run(
-            [*self.control, *arguments], check=True, capture_output=True, timeout=60, env=os.environ | self.environment
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl; returns what it prints."""
+        environment = os.environ | self.environment
+        return subprocess.check_output(
+            [*self.control, *arguments], stderr=subprocess.PIPE, timeout=60, env=environment, text=True
         )
 
     def limit_messages(self, size: int) -> None:
