@@ -29,9 +29,9 @@ HEARTBEAT_TICKS = 20
 MAX_VIEWERS = 500
 
 #: The shortest time from one drawing of a run to the next, in seconds, and in units of the time that one takes. It
-#: grows by one unit with each drawing: those of a longer run take a twentieth of a core.
+#: doubles with each drawing: those of a longer run take a fiftieth of a core.
 MIN_INTERVAL_S = 1.0
-MIN_INTERVAL_DRAWINGS, MAX_INTERVAL_DRAWINGS = 3, 20
+MIN_INTERVAL_DRAWINGS, MAX_INTERVAL_DRAWINGS = 3, 50
 DPI = 100
 MAX_PLOTS = 20
 
@@ -125,7 +125,7 @@ class PartialPlot:
     version: int
     png: bytes
     next_s: float  # when the next version may be drawn, by the monotonic clock
-    earlier: int  # number of drawings of the run before
+    units: int  # the interval to then, in units of the time that one drawing takes
 
 
 class PartialPlots:
@@ -169,10 +169,9 @@ class PartialPlots:
         with self._lock:
             self._drawings.pop(run.run_id, None)
             latest = self._plots.get(run.run_id)
-            earlier = 0 if latest is None else latest.earlier + 1
-            units = min(MIN_INTERVAL_DRAWINGS + earlier, MAX_INTERVAL_DRAWINGS)
+            units = MIN_INTERVAL_DRAWINGS if latest is None else min(2 * latest.units, MAX_INTERVAL_DRAWINGS)
             next_s = started_s + max(MIN_INTERVAL_S, units * took_s)
-            self._plots[run.run_id] = PartialPlot(run.result_version, png, next_s, earlier)
+            self._plots[run.run_id] = PartialPlot(run.result_version, png, next_s, units)
             self._plots.move_to_end(run.run_id)
             while len(self._plots) > MAX_PLOTS:
                 self._plots.popitem(last=False)
