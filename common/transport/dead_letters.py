@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,8 @@ from common.transport.rabbitmq import RabbitMQTransport
 
 #: How long a dead letter waits for room in the queue that it goes back to.
 ROOM_TIMEOUT_S = 60.0
+#: How long dead letters that were listed take at most to be back in their queue, and how often that is checked.
+RETURN_TIMEOUT_S, RETURN_CHECK_S = 10.0, 0.02
 _CONNECT_TIMEOUT_S = 15.0
 #: Headers that a message gets when it is dead-lettered; the broker's own begin with x-.
 _DEAD_LETTER_HEADERS = ("problem", "queue", "died", NOTICE_SIGNATURE)
@@ -72,9 +76,9 @@ def dead_letters(settings: BrokerSettings, run_id: str | None = None) -> list[De
     Raises BrokerError where the broker refuses or does not answer.
     """
     with _channel(settings) as channel:
-        return [
-            received.dead_letter for received in _receive_all(channel) if run_id in (None, received.dead_letter.run_id)
-        ]
+        found = [received.dead_letter for received in _receive_all(channel)]
+        _return(channel, found)
+    return [dead_letter for dead_letter in found if run_id in (None, dead_letter.run_id)]
 
 
 def requeue(settings: BrokerSettings, run_id: str | None = None) -> list[DeadLetter]:
@@ -85,11 +89,13 @@ def requeue(settings: BrokerSettings, run_id: str | None = None) -> list[DeadLet
     notified to wait for it. Raises BrokerError also where a queue stays full.
     """
     moved: list[DeadLetter] = []
+    others: list[DeadLetter] = []
     signer = Signer(settings.message_key)
     with _channel(settings) as channel, closing(RabbitMQTransport(settings, _CONNECT_TIMEOUT_S).open([])) as session:
         for received in _receive_all(channel):
             dead_letter = received.dead_letter
             if run_id not in (None, dead_letter.run_id):
+                others.append(dead_letter)
                 continue
             session.publish_encoded(received.notices(signer))
             try:
@@ -101,6 +107,7 @@ def requeue(settings: BrokerSettings, run_id: str | None = None) -> list[DeadLet
                 ) from None
             channel.basic_ack(received.tag)
             moved.append(dead_letter)
+        _return(channel, others)
     return moved
 
 
@@ -136,6 +143,21 @@ def _receive_all(channel: BlockingChannel) -> Iterator[_Received]:
             headers = properties.headers or {}
             dead_letter = _described(queue.name, properties.type or "", headers, len(body))
             yield _Received(dead_letter, method.delivery_tag, headers, body)
+
+
+def _return(channel: BlockingChannel, received: Sequence[DeadLetter]) -> None:
+    """Return what the channel has received and not acknowledged, and wait until it is back in its queues.
+
+    Otherwise a command that begins in this moment would not find it. The wait has an end, because such a command may
+    receive it first.
+    """
+    if not received:
+        return
+    channel.basic_nack(multiple=True)
+    deadline = time.monotonic() + RETURN_TIMEOUT_S
+    for queue, number in Counter(dead_letter.queue for dead_letter in received).items():
+        while _depth(channel, topology.dead_letter_queue(queue).name) < number and time.monotonic() < deadline:
+            channel.connection.sleep(RETURN_CHECK_S)
 
 
 def _depth(channel: BlockingChannel, queue: str) -> int:
