@@ -89,8 +89,10 @@ class WorkerPool:
         self._processes = self._started = self._make()
         self._starting: list[Future[None]] = []
 
-    def start(self) -> None:
-        """Start the worker processes, unless that was done; returns before they are ready.
+    def start(self, processes: int | None = None) -> None:
+        """Start ``processes`` worker processes, by default all, unless that was done; returns before they are ready.
+
+        The others start with the calls that need them.
 
         Raises RuntimeError in a worker process that imports a script without
         ``if __name__ == "__main__":`` around the call, OSError where the system
@@ -99,7 +101,8 @@ class WorkerPool:
         with self._lock:
             if not self._starting:
                 self._started = self._processes
-                self._starting = [_submit(self._started.executor, _do_nothing) for _ in range(self._number)]
+                number = self._number if processes is None else processes
+                self._starting = [_submit(self._started.executor, _do_nothing) for _ in range(number)]
 
     def wait_until_ready(self) -> None:
         """Wait for the worker processes that were started; raises as ``check_start``."""
@@ -123,8 +126,8 @@ class WorkerPool:
                 )
             self._start_failed = True
             self._replace(self._started)
-            self._starting = []
-            self.start()
+            number, self._starting = len(self._starting), []
+            self.start(number)
             return False
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

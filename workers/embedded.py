@@ -31,8 +31,9 @@ from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
 
-#: A worker process takes about a second of CPU time to start, so a run that is over by then starts none.
-PROCESSES_AFTER_CPU_S = 1.0
+#: A worker process takes about a second of CPU time to start, so a run that is over soon starts none: the CPU seconds
+#: that the waiting chunks must need, and for how many it is measured what they need.
+PROCESSES_FROM_CPU_S, MEASURED_CPU_S = 2.0, 0.5
 _CHECK_EVERY_S = 0.1
 #: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
 END_S, END_IN_ERROR_S = 5.0, 0.5
@@ -43,7 +44,7 @@ CHUNK_ATTEMPTS = 3
 class EmbeddedServices:
     """The services, each in a thread of its own; a context manager.
 
-    If chunks still wait after a second of CPU time, ``processes`` worker processes (by
+    If the chunks that wait would take seconds of CPU time, ``processes`` worker processes (by
     default as many as there are cores this process may use) are started, which read
     and select chunks from then on. The analysis keeps its database in memory, and
     the result folder is written by the command that follows the run. With ``with_page`` the web page is served on
@@ -167,12 +168,18 @@ class EmbeddedServices:
         self._processes_ready.set()
 
     def _wait_for_backlog(self) -> bool:
-        """Wait until chunks have waited for a second of CPU time, or the processes are wanted; False at the end."""
-        empty_at_cpu_s = time.process_time()
+        """Wait until the chunks that wait would take long, or the processes are wanted; False at the end.
+
+        How long they take follows from those that were taken since the queue was longest.
+        """
+        longest, longest_at_s = 0, 0.0
         while not self._processes_wanted.wait(_CHECK_EVERY_S):
-            if not self.transport.depth(topology.CHUNKS.name):
-                empty_at_cpu_s = time.process_time()
-            elif time.process_time() - empty_at_cpu_s > PROCESSES_AFTER_CPU_S:
+            depth, now_s = self.transport.depth(topology.CHUNKS.name), time.process_time()
+            if depth > longest:
+                longest, longest_at_s = depth, now_s
+            passed_s = now_s - longest_at_s
+            a_chunk_s = passed_s / max(1, longest - depth)
+            if passed_s > MEASURED_CPU_S and depth * a_chunk_s > PROCESSES_FROM_CPU_S:
                 break
         return not self._stop.is_set()
 

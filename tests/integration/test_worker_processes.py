@@ -221,7 +221,8 @@ def test_killed_worker_processes_change_no_bit(cache: Path, reference: str, capl
 def test_a_longer_run_starts_worker_processes_by_itself(
     cache: Path, reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "PROCESSES_AFTER_CPU_S", 0.1)
+    monkeypatch.setattr(embedded, "MEASURED_CPU_S", 0.1)
+    monkeypatch.setattr(embedded, "PROCESSES_FROM_CPU_S", 0.1)
     with EmbeddedServices(settings.read({"CACHE": str(cache)}), processes=1) as services:
         session = services.transport.open([topology.follower("run")])
         without = len(worker_processes())

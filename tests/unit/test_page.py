@@ -12,7 +12,7 @@ import socket
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +42,11 @@ from common.messages import (
 )
 from common.settings import RunSettings
 from physics import ANALYSES
-from tests.support.drawing import POOL
+from tests.support.drawing import POOL, all_files
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import MAX_RUNS, LiveRuns
-from workers.visualisation.plots.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool, Drawings
 from workers.visualisation.service import Visualisation
 
 RUN = "20260131-120000-2020e-13tev-1f3a"
@@ -552,6 +552,42 @@ def test_the_first_figure_is_published_while_the_others_are_drawn(site: Site) ->
     assert isinstance(last, ResultFiles)
     assert last.files.keys() - first.files.keys() == {"m4l_4e.png", "m4l_4e.pdf"}
     assert first.files.items() <= last.files.items()
+
+
+def being_fitted(result: dict[str, Any]) -> Result:
+    """The partial result that the analysis publishes when all chunks are added up and the fit begins."""
+    so_far = {**result, "fit": None, "fit_problem": "the fit is under way", "complete": False, "workspace": {}}
+    return Result(RUN, False, so_far)
+
+
+def test_the_first_figure_is_drawn_while_the_run_is_fitted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    draw = DrawingPool.draw
+
+    def noted(pool: DrawingPool, result: Mapping[str, Any], figures: Sequence[str]) -> Drawings:
+        drawn.extend(figures)
+        return draw(pool, result, figures)
+
+    monkeypatch.setattr(DrawingPool, "draw", noted)
+    result = {**document(), "workspace": {}}
+    result["histograms"]["m4l_4e"] = result["histograms"]["m4l"]
+    site.service.handle(being_fitted(result))
+    assert drawn == ["m4l"]
+    (files,) = site.service.handle(Result(RUN, True, result))
+    assert drawn == ["m4l", "m4l_4e"]
+    assert isinstance(files, ResultFiles)
+    expected = all_files(result)
+    assert files.files.keys() == expected.keys()
+    assert all(files.files[name] == expected[name] for name in ("m4l.png", "m4l.pdf", "m4l_4e.png"))
+
+
+def test_a_result_that_changed_during_the_fit_is_drawn_again(site: Site) -> None:
+    result = {**document(), "workspace": {}}
+    site.service.handle(being_fitted(result))
+    lost = {**result, "complete": False, "problems": ["a chunk is missing"]}
+    (files,) = site.service.handle(Result(RUN, True, lost))
+    assert isinstance(files, ResultFiles)
+    assert files.files["m4l.png"] == all_files(lost)["m4l.png"] != all_files(result)["m4l.png"]
 
 
 def test_a_newer_incomplete_result_is_kept_whatever_the_clocks_say(site: Site) -> None:

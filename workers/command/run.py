@@ -171,8 +171,6 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     ):
         # The worker processes import what they need while this process imports the services.
         fits.start()
-        if read.run.plots:
-            drawing.start()
         from workers.embedded import EmbeddedServices
 
         with EmbeddedServices(

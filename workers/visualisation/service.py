@@ -34,7 +34,7 @@ from workers.visualisation.archive import RESULT, Archive
 from workers.visualisation.page import PageServer
 from workers.visualisation.page.live import LiveRuns
 from workers.visualisation.page.usage import with_usage
-from workers.visualisation.plots.pool import DrawingPool
+from workers.visualisation.plots.pool import DrawingPool, Drawings
 from workers.visualisation.result_files import figures_of, files_without_figures, result_files, with_visualisation
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 #: The number of drawn runs that wait in memory for a folder that can be written; a run has about 2 MB of files.
 MAX_UNWRITTEN = 100
+#: The parts of a result that the fit and the visualisation change.
+_CHANGED_LATER = ("fit", "fit_problem", "timing", "provenance")
 
 
 class Visualisation(Service):
@@ -70,6 +72,8 @@ class Visualisation(Service):
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         self._has_requested_status = False
+        #: A result before its fit, and its first figure.
+        self._drawn_before_fit: tuple[Mapping[str, Any], Drawings] = ({}, {})
         #: The results and files of the runs whose folder could not be written, the next to be tried first.
         self._unwritten: OrderedDict[str, tuple[Mapping[str, Any], dict[str, bytes]]] = OrderedDict()
         self._next_write = 0.0
@@ -120,7 +124,11 @@ class Visualisation(Service):
             self._live.update(message)
         if isinstance(message, RunStarted) and message.settings.plots:
             self._pool.start()  # the processes are ready when the run ends
-        if not (isinstance(message, Result) and message.final):
+        if not isinstance(message, Result):
+            return []
+        if not message.final:
+            if message.result.get("workspace") is not None:  # all chunks are added up, and the fit is under way
+                self._draw_first(message.result)
             return []
         if self._output is not None and len(self._unwritten) >= MAX_UNWRITTEN:
             self._write_next(self._output)  # ``poll`` is not called while a message is tried again
@@ -138,9 +146,16 @@ class Visualisation(Service):
             self._write(message.run_id, folder.result, files, self._output)
         return [folder]
 
+    def _draw_first(self, so_far: Mapping[str, Any]) -> None:
+        """Have the first histogram of a run drawn while it is fitted, as that of a complete run: no fit is in it."""
+        result = {**so_far, "complete": True}
+        self._drawn_before_fit = _without_fit(result), self._pool.draw(result, figures_of(result)[:1])
+
     def _draw(self, run_id: str, result: Mapping[str, Any], timeline: bytes) -> dict[str, bytes]:
         """Return the files of a result; those with the first figure are published while the others are drawn."""
-        drawings = self._pool.draw(result, figures_of(result))
+        (before, begun), self._drawn_before_fit = self._drawn_before_fit, ({}, {})
+        drawings = dict(begun) if before == _without_fit(result) else {}
+        drawings |= self._pool.draw(result, [figure for figure in figures_of(result) if figure not in drawings])
         others = self.outcome_of(self._drawing.submit(files_without_figures, result, timeline))
         if len(drawings) > 1:
             first = dict([next(iter(drawings.items()))])
@@ -209,6 +224,11 @@ def _replaces(result: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     if result == stored or (stored.get("complete") and not stored.get("problems")):
         return False
     return bool(result.get("complete")) or (not stored.get("complete") and _events(result) >= _events(stored))
+
+
+def _without_fit(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parts of a result that are the same before its fit, and all that its first figure shows."""
+    return {name: part for name, part in result.items() if name not in _CHANGED_LATER}
 
 
 def _events(result: Mapping[str, Any]) -> int:

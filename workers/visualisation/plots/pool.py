@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import MessageError, PipelineError, WorkerProcessError
-from common.worker_pool import WorkerPool, default_processes
+from common.worker_pool import WorkerPool, available_cores, default_processes
 from physics.files import with_analysis
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,17 @@ class DrawingPool:
     def __init__(self, processes: int | None = None, analyses: Path | None = None) -> None:
         self._analyses = analyses
         number = processes or min(default_processes(), MAX_PROCESSES)
-        self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=import_figures)
+        self._ahead = max(1, min(number, available_cores() - 1))
+        self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=prepare)
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="drawing")
 
     def start(self) -> None:
-        """Start the worker processes, unless that was done; returns before they are ready."""
+        """Start worker processes, unless that was done; returns before they are ready.
+
+        One core is left for what is drawn later; with the figures, the other processes start.
+        """
         try:
-            self._workers.start()
+            self._workers.start(self._ahead)
         except OSError as error:
             log.warning("a worker process that draws figures cannot be started: %s", error)
 
@@ -84,6 +88,17 @@ def drawn(drawings: Drawings) -> tuple[dict[str, bytes], list[str]]:
         f"{'figure' if len(names) == 1 else 'figures'} {', '.join(names)} cannot be drawn: {cause}"
         for cause, names in failed.items()
     ]
+
+
+def prepare() -> None:
+    """Draw an empty figure, so that the first one does not wait for imports and fonts."""
+    import_figures()
+    from workers.visualisation.plots.stack import Figure, figure_bytes
+
+    figure = Figure()
+    figure.add_subplot().set_title("$m$")
+    for kind in ("png", "pdf"):
+        figure_bytes(figure, kind)
 
 
 def import_figures() -> None:
