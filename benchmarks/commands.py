@@ -134,7 +134,7 @@ def main(rounds: int, cache: Path, output: Path) -> int:
 
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        stack = held.enter_context(warm_stack(held.enter_context(near_broker(folder)), folder / "services"))
+        stack = held.enter_context(warm_stack(held.enter_context(near_broker(folder)), folder / "services", cache))
         broker = stack.vhost
         submitted = Command(
             "analysis.py run --broker, full size",

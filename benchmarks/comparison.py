@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 import platform
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.stack import BenchmarkError
+from benchmarks.stack import BenchmarkError, Stack
 from common.settings import RunSettings
+from tests.support.paths import ROOT
 
 _PACKAGES = ("uproot", "awkward", "numpy", "pika", "pyhf", "vector", "coffea", "root")
 
@@ -47,6 +51,45 @@ class Implementation(ABC):
     @abstractmethod
     def round(self, run: RunSettings) -> Round:
         """Do the run once and measure it."""
+
+
+class Program(Implementation):
+    """An implementation that runs in a new process for each round."""
+
+    def __init__(self, name: str, module: str, cache: Path, needs: str = "") -> None:
+        super().__init__(name)
+        self.missing = needs if needs and importlib.util.find_spec(needs) is None else None
+        self._command = [sys.executable, "-m", f"benchmarks.implementations.{module}"]
+        self._cache = cache
+
+    def round(self, run: RunSettings) -> Round:
+        """Run the program and read the measurement that it prints."""
+        settings = {"release": run.release, "data": run.data, "demo_events": run.demo_events}
+        command = [*self._command, json.dumps(settings), str(self._cache)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own
+        if ran.returncode:
+            raise BenchmarkError(f"{self.name} failed: {ran.stderr.strip()[-500:]}")
+        answer = json.loads(ran.stdout.splitlines()[-1])
+        return Round(answer["seconds"], {"process": answer["cpu_seconds"]}, answer["samples"])
+
+
+class Distributed(Implementation):
+    """The pipeline with RabbitMQ, whose services run all the time."""
+
+    def __init__(self, name: str, services: Stack) -> None:
+        super().__init__(name)
+        self.services = services
+
+    def round(self, run: RunSettings) -> Round:
+        """Measure a run from its submission to its final result."""
+        measured = self.services.run(run)
+        return Round(measured.seconds, measured.cpu_seconds, measured.result["samples"])
+
+    def bytes_of(self, run: RunSettings) -> int:
+        """Return the number of bytes that a run sends through the broker."""
+        before = self.services.bytes_through_broker()
+        self.round(run)
+        return self.services.bytes_through_broker() - before
 
 
 def check(name: str, measured: Round, reference: Round) -> None:

@@ -1,9 +1,10 @@
-"""Measure how time and memory scale with the number of events of a run.
+"""Measure how time and memory scale with the number of events of a run, also those of other implementations.
 
-    python -m benchmarks.scaling [--events 1000000 5000000 20000000] [--rounds 3] [--cache DIR] [--output FILE]
+    python -m benchmarks.scaling [--events 1000000 5000000 20000000 60000000] [--rounds 3] [--cache DIR] [--output FILE]
 
-Toy releases of these sizes are processed one after the other by services with RabbitMQ. The time is expected to be
-proportional to the number of events, and the memory of each service to be constant.
+Toy releases of these sizes are processed one after the other by services with RabbitMQ, which are new in each round,
+and by the implementations of ``python -m benchmarks``. The time is expected to grow linearly with the number of
+events, and the memory of each service to be constant.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.comparison import markdown, write
+from benchmarks.comparison import Implementation, Program, Round, check, markdown, write
 from benchmarks.stack import Measured, Stack, near_broker, toy_release, warm_stack
 from common.settings import RunSettings
 from tests.support.paths import ROOT
@@ -75,12 +76,41 @@ def rows_of(measured: Sequence[SizedRun]) -> list[list[str]]:
     return rows
 
 
+def compared(found: Mapping[str, dict[int, list[Round]]]) -> list[list[str]]:
+    """Return a row for each size: the median seconds of each implementation, and of its ratios to the notebook's."""
+    reference = next(iter(found.values()))
+    rows = [["events", *(f"{name} s" for name in found)]]
+    for events, others in reference.items():
+        cells = []
+        for of_size in found.values():
+            seconds = [one.seconds for one in of_size[events]]
+            ratio = median(one / other.seconds for one, other in zip(seconds, others, strict=True))
+            cells.append(f"{median(seconds):.1f} ({ratio:.2f})")
+        rows.append([f"{events:,}", *cells])
+    return rows
+
+
+def linearity(measured: Sequence[SizedRun]) -> str:
+    """Return in words how far the median times are from the line through those of the smallest and the largest size."""
+    sizes = sorted({one.events for one in measured})
+    seconds = [median(one.run.seconds for one in measured if one.events == events) for events in sizes]
+    slope = (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0])
+    fixed = seconds[0] - slope * sizes[0]
+    apart = [
+        f"{100 * (took / (fixed + slope * events) - 1):+.0f} %" for events, took in zip(sizes, seconds, strict=True)
+    ]
+    return (
+        f"The line through the smallest and the largest size is {fixed:.2f} s + {1e6 * slope:.2f} s a million events; "
+        f"the others are {', '.join(apart[1:-1])} from it."
+    )
+
+
 def main() -> int:
     """Measure, print and write; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000])
+    parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000, 60_000_000])
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all sizes, each with new services")
     parser.add_argument("--cache", type=Path, default=ROOT / "cache", help="directory of the toy releases")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "scaling.md")
@@ -88,20 +118,32 @@ def main() -> int:
     cache = arguments.cache.resolve()
     for events in arguments.events:
         toy_release(events, cache)
-    measured = []
+    sizes = sorted(arguments.events)  # a service keeps the memory of a larger run
+    programs: list[Implementation] = [
+        Program("notebook", "notebook", cache, needs="vector"),
+        Program("embedded", "embedded", cache),
+        Program("coffea", "coffea", cache, needs="coffea"),
+        Program("RDataFrame", "rdataframe", cache, needs="ROOT"),
+    ]
+    programs = [one for one in programs if one.missing is None]
+    measured: list[SizedRun] = []
+    found: dict[str, dict[int, list[Round]]] = {name: {} for name in (*(one.name for one in programs), "RabbitMQ")}
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         broker = held.enter_context(near_broker(folder))
         for number in range(1, arguments.rounds + 1):
-            stack = folder / str(number)
-            stack.mkdir()
-            (stack / "cache").symlink_to(cache)
-            with warm_stack(broker, stack) as services:
-                for events in sorted(arguments.events):  # a service keeps the memory of a larger run
+            with warm_stack(broker, folder / str(number), cache) as services:
+                for events in sizes:
+                    run = RunSettings(release="demo", demo_events=events)
+                    rounds = {one.name: one.round(run) for one in programs}
                     with peaks_of(services) as peaks:
-                        run = services.run(RunSettings(release="demo", demo_events=events))
-                    measured.append(SizedRun(events, run, peaks))
-                    print(f"round {number}: {events:,} events: {run.seconds:.1f} s", flush=True)
+                        measured.append(SizedRun(events, services.run(run), peaks))
+                    last = measured[-1].run
+                    rounds["RabbitMQ"] = Round(last.seconds, last.cpu_seconds, last.result["samples"])
+                    for name, one in rounds.items():
+                        check(name, one, rounds["notebook"])
+                        found[name].setdefault(events, []).append(one)
+                        print(f"round {number}: {events:,} events: {name}: {one.seconds:.1f} s", flush=True)
     write(
         arguments.output,
         [
@@ -109,6 +151,9 @@ def main() -> int:
             "Toy releases, from the submission to the final result, through one loader and one processor; medians of "
             f"{arguments.rounds} interleaved rounds. Memory is the largest measured, child processes included.",
             markdown(rows_of(measured)),
+            linearity(measured),
+            "Seconds of the implementations of [results.md](results.md), in brackets the ratio to the notebook:",
+            markdown(compared(found)),
         ],
     )
     return 0

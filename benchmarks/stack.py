@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import uproot
 
 from benchmarks.resource_usage import cpu_seconds, memory_bytes
 from common import messages, topology
@@ -109,14 +108,7 @@ def toy_release(events: int, cache: Path, *, release: str = DEMO.release, all_br
     analysis = ANALYSES[release]
     for sample in analysis.samples:
         path = demo_file(sample, analysis, events, cache / release, all_branches=all_branches)
-    return path.parents[1]
-
-
-def entries_of(events: int, cache: Path, release: str) -> int:
-    """Return the number of entries, data included, in the files of a toy release with so many simulated events."""
-    analysis = ANALYSES[release]
-    paths = [demo_file(sample, analysis, events, cache / release) for sample in analysis.samples]
-    return sum(uproot.open(path)[analysis.tree].num_entries for path in paths)
+    return path.parents[len(Path(sample.file).parts) - 1]
 
 
 @contextmanager
@@ -138,10 +130,8 @@ def near_broker(folder: Path) -> Iterator[Broker]:
 def empty_stack(cache: Path) -> Iterator[Stack]:
     """Start a broker and no service yet; the services started later use ``cache`` and are stopped at the end."""
     with tempfile.TemporaryDirectory() as name, near_broker(Path(name)) as broker:
-        folder = Path(name)
-        (folder / "cache").symlink_to(cache)
         vhost = broker.new_vhost()
-        workers = Workers(vhost, folder)
+        workers = Workers(vhost, Path(name), cache)
         try:
             yield Stack(broker, vhost, workers)
         finally:
@@ -149,11 +139,13 @@ def empty_stack(cache: Path) -> Iterator[Stack]:
 
 
 @contextmanager
-def warm_stack(broker: Broker, folder: Path, *, data_loaders: int = 1, data_processors: int = 1) -> Iterator[Stack]:
+def warm_stack(
+    broker: Broker, folder: Path, cache: Path, *, data_loaders: int = 1, data_processors: int = 1
+) -> Iterator[Stack]:
     """Start the four services on a new virtual host and do a small run with them; stop them at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     vhost = broker.new_vhost()
-    workers = Workers(vhost, folder)
+    workers = Workers(vhost, folder, cache)
     try:
         workers.start_all(data_loaders, data_processors)
         warm = Stack(broker, vhost, workers)

@@ -27,8 +27,6 @@ from workers.data_loader.sources import locate
 
 #: The position of the picture among the arguments.
 PICTURE = 3
-#: Bin edges of the m4l histogram in GeV.
-EDGES_GEV = np.linspace(80.0, 250.0, 35)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from coffea import processor
 from coffea.nanoevents import BaseSchema
 
 import physics
-from benchmarks.implementations import EDGES_GEV, Found, branches, files, main
-from benchmarks.implementations.notebook import select
+from benchmarks.implementations import Found, branches, files, main
+from benchmarks.implementations.notebook import RECIPES
 from common.settings import RunSettings
 
 
@@ -31,8 +31,8 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
         analysis = physics.ANALYSES[self.run.release]
         sample = analysis.sample(events.metadata["dataset"])
         columns = ak.zip({name: events[name] for name in branches(analysis, sample)}, depth_limit=1)
-        m4l, weight = select(columns, sample, self.run)
-        values = np.histogram(m4l, bins=EDGES_GEV, weights=weight)[0]
+        m4l, weight = RECIPES[analysis.tree](columns, sample, self.run)
+        values = np.histogram(m4l, bins=analysis.observable("m4l").axis.edges, weights=weight)[0]
         total = float(np.sum(weight, dtype=np.float64))
         return {sample.name: {"events": len(m4l), "total": total, "values": values}}
 
@@ -44,7 +44,8 @@ class FourLeptons(processor.ProcessorABC):  # type: ignore[misc]  # coffea has n
 def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """Process all chunks on all cores."""
     warnings.simplefilter("ignore")
-    fileset = {name: {"files": {str(path): "mini"}} for name, (path, _) in files(run, cache).items()}
+    tree = physics.ANALYSES[run.release].tree
+    fileset = {name: {"files": {str(path): tree}} for name, (path, _) in files(run, cache).items()}
     runner = processor.Runner(
         executor=processor.FuturesExecutor(workers=os.cpu_count(), status=False),
         schema=BaseSchema,

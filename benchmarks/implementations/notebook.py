@@ -31,7 +31,7 @@ def analyse(run: RunSettings, cache: Path) -> Mapping[str, Found]:
     """Process the files one after the other, batch by batch."""
     analysis = ANALYSES[run.release]
     edges = analysis.observable("m4l").axis.edges
-    recipe = select_2025 if run.release == "demo-2025" else select
+    recipe = RECIPES[analysis.tree]
     found = {}
     for name, (path, sample) in files(run, cache).items():
         selected, total, values = 0, 0.0, np.zeros(len(edges) - 1)
@@ -91,6 +91,10 @@ def select_2025(events: ak.Array, sample: Sample, run: RunSettings) -> tuple[npt
     for factor in WEIGHTS_2025:
         weight = weight * abs(ak.to_numpy(events[factor]))
     return m4l, weight
+
+
+#: The selection of a release by the name of its tree.
+RECIPES = {"mini": select, "analysis": select_2025}
 
 
 if __name__ == "__main__":

@@ -107,19 +107,19 @@ def blocks(sample: Sample, analysis: Analysis, events: int, *, all_branches: boo
         else:
             n = min(BLOCK_ENTRIES, entries - first)
             columns = simulated_block(rng, analysis, sample, n, first=first, entries=entries)
-        if all_branches and layout.unread is not None:
-            columns |= layout.unread[1](np.random.default_rng([*seed, 1]), ak.to_numpy(ak.num(columns["lep_pt"])))
+        if all_branches:
+            columns |= layout.unread.columns(np.random.default_rng([*seed, 1]), ak.to_numpy(ak.num(columns["lep_pt"])))
         yield columns
 
 
 def write_file(sample: Sample, analysis: Analysis, events: int, path: Path, *, all_branches: bool) -> None:
     """Write the file of a sample: one tree, ZLIB level 1, for each block one basket of each branch."""
     layout = LAYOUTS[analysis.release]
-    types = {**layout.types, **(layout.unread[0] if all_branches and layout.unread else {})}
+    types = {**layout.types, **(layout.unread.types() if all_branches else {})}
     with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
         # The counter of lep_pt and the other lepton branches is lep_n, that of the jets jet_n, and so on. Counters
         # are int32: uproot writes no std::vector into a TTree, and no other type of counter.
-        tree = file.mktree(analysis.tree, types, counter_name=lambda branch: f"{branch.split('_')[0]}_n")
+        tree = file.mktree(analysis.tree, types, counter_name=layout.unread.counter)
         for columns in blocks(sample, analysis, events, all_branches=all_branches):
             tree.extend(columns)
 
@@ -137,21 +137,18 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
         Directory of the cache; the file is written in ``directory/v<version>-<events>/`` or, with
         all branches, ``directory/v<version>-<events>-full/``, under its name in the release.
     all_branches
-        Write all branches of the real files, so that reading takes as long as there (``demo`` only).
+        Write all branches of the real files, so that reading takes as long as there.
 
     Raises
     ------
     SettingsError
-        There are fewer events than simulated samples, or all branches of a release are wanted of which
-        only those that are read can be made.
+        There are fewer events than simulated samples.
     OSError
         The directory cannot be written.
 
     Processes that need the same file wait for the first of them, which writes the
     file under another name and renames it, so that a file that exists is complete.
     """
-    if all_branches and LAYOUTS[analysis.release].unread is None:
-        raise SettingsError(f"files of {analysis.release} can be made only with the branches that the analysis reads")
     path = directory / f"v{DEMO_VERSION}-{events}{'-full' if all_branches else ''}" / sample.file
     if path.exists():
         return path

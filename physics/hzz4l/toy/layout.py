@@ -12,6 +12,7 @@ import numpy.typing as npt
 from common.analyses import Sample
 from physics.hzz4l.toy.events import Indices, Leptons
 from physics.hzz4l.toy.samples import ToySample
+from physics.hzz4l.toy.unread_branches import UnreadBranches
 
 Columns = dict[str, ak.Array | npt.NDArray[np.generic]]
 
@@ -35,8 +36,7 @@ class Layout:
         A function from the random generator, leptons (n, 4), the toys, and the index of each event's toy to
         the branches of n events of data.
     unread
-        The types of the release's other branches, and a function from the random generator and the number of
-        leptons of each event to them. None if files of all branches cannot be made.
+        The release's other branches.
     """
 
     toys: Mapping[str, ToySample]
@@ -44,7 +44,7 @@ class Layout:
     stream: tuple[int, ...]
     simulated: Callable[[np.random.Generator, Leptons, Sample, int, int], Columns]
     data: Callable[[np.random.Generator, Leptons, Sequence[ToySample], Indices], Columns]
-    unread: tuple[Mapping[str, str], Callable[[np.random.Generator, Indices], Columns]] | None = None
+    unread: UnreadBranches
 
 
 def as_stored(

@@ -14,7 +14,7 @@ from physics.hzz4l.release_2020e import cross_section_weight
 from physics.hzz4l.toy.events import Indices, Leptons
 from physics.hzz4l.toy.layout import Columns, Layout, as_stored
 from physics.hzz4l.toy.samples import SCALE_FACTOR_SPREAD, TOY_SAMPLES, ToySample, with_fifth
-from physics.hzz4l.toy.unread_branches import unread_columns, unread_types
+from physics.hzz4l.toy.unread_branches import RELEASE_2020
 
 _SCALE_FACTORS = tuple(f"scaleFactor_{name}" for name in ("PILEUP", "ELE", "MUON", "LepTRIGGER"))
 _TYPES = {
@@ -78,4 +78,4 @@ def _stored(event: Mapping[str, npt.NDArray[Any]], leptons: Leptons, count: Indi
     return as_stored(columns, _TYPES, np.arange(leptons.charge.shape[1]) < count[:, np.newaxis])
 
 
-LAYOUT = Layout(TOY_SAMPLES, _TYPES, (), simulated, data, unread=(unread_types(), unread_columns))
+LAYOUT = Layout(TOY_SAMPLES, _TYPES, (), simulated, data, RELEASE_2020)

@@ -14,6 +14,7 @@ from physics.hzz4l.release_2025e import WEIGHTS
 from physics.hzz4l.toy.events import ELECTRON, MUON, TRIGGER_PT_GEV, Indices, Leptons
 from physics.hzz4l.toy.layout import Columns, Layout, as_stored
 from physics.hzz4l.toy.samples import SCALE_FACTOR_SPREAD, TOY_SAMPLES_2025, ToySample
+from physics.hzz4l.toy.unread_branches import RELEASE_2025
 
 _TYPES = {
     "runNumber": "uint32",
@@ -116,4 +117,4 @@ def _detector(rng: np.random.Generator, leptons: Leptons, prompt: Indices) -> di
 # around the Higgs boson, are close to their expectations.
 _STREAM = (2040,)
 
-LAYOUT = Layout(TOY_SAMPLES_2025, _TYPES, _STREAM, simulated, data)
+LAYOUT = Layout(TOY_SAMPLES_2025, _TYPES, _STREAM, simulated, data, RELEASE_2025)

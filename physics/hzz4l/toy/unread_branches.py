@@ -1,4 +1,4 @@
-"""The branches of the real 2020 release that the analysis does not read, with plausible contents.
+"""The branches of the real releases that the analyses do not read, with plausible contents.
 
 Benchmarks need them, because reading selected branches saves time only if there are others.
 """
@@ -6,14 +6,79 @@ Benchmarks need them, because reading selected branches saves time only if there
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-# Branches with one value an event: their kind, and the mean of the values. For "bool" it is the probability
-# of True; for "signed", a float32 with mean 0, the standard deviation.
-_PER_EVENT: Mapping[str, tuple[str, float]] = {
+#: The kind of a branch's values and their mean: for "bool" the probability of True; for "signed", a float32 with
+#: mean 0, the standard deviation.
+Kind = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class UnreadBranches:
+    """The branches that a release has besides those that are read.
+
+    Parameters
+    ----------
+    per_event
+        The branches with one value an event.
+    per_object
+        The branches with one value an object, for each object: its mean number in an event (not used for leptons),
+        and its branches without their first part, ``OBJECT_``. The branch of the number of objects is ``OBJECT_n``.
+    """
+
+    per_event: Mapping[str, Kind]
+    per_object: Mapping[str, tuple[float, Mapping[str, Kind]]]
+
+    def types(self) -> dict[str, str]:
+        """Return uproot's type of each of these branches; the jagged ones have the counter of their objects."""
+        types = {name: _stored(kind) for name, (kind, _) in self.per_event.items()}
+        for objects, (_, branches) in self.per_object.items():
+            types |= {f"{objects}_{name}": f"var * {_stored(kind)}" for name, (kind, _) in branches.items()}
+        return types
+
+    def counter(self, branch: str) -> str:
+        """Return the branch with the number of objects of a jagged branch, which may be one that is read."""
+        objects = [name for name in self.per_object if branch.startswith(f"{name}_")]
+        return f"{objects[0] if objects else branch.partition('_')[0]}_n"
+
+    def columns(
+        self, rng: np.random.Generator, lepton_count: npt.NDArray[np.int64]
+    ) -> dict[str, ak.Array | npt.NDArray[np.generic]]:
+        """Draw these branches of n events: arrays (n,) and jagged ones.
+
+        ``lepton_count``, shape (n,), is the number of leptons.
+        """
+        n = len(lepton_count)
+        columns: dict[str, ak.Array | npt.NDArray[np.generic]] = {
+            name: _values(rng, kind, mean, n) for name, (kind, mean) in self.per_event.items()
+        }
+        for objects, (mean_number, branches) in self.per_object.items():
+            count = lepton_count if objects == "lep" else rng.poisson(mean_number, n)
+            for name, (kind, mean) in branches.items():
+                columns[f"{objects}_{name}"] = ak.unflatten(_values(rng, kind, mean, int(count.sum())), count)
+        return columns
+
+
+def _stored(kind: str) -> str:
+    return "float32" if kind == "signed" else kind
+
+
+def _values(rng: np.random.Generator, kind: str, mean: float, n: int) -> npt.NDArray[np.generic]:
+    """Draw n values of a kind; floats have full precision, so that they compress like measured ones."""
+    if kind == "bool":
+        return rng.random(n) < mean
+    if kind == "int32":
+        return rng.poisson(mean, n).astype(np.int32)
+    drawn = rng.standard_normal(n) if kind == "signed" else rng.gamma(4.0, 0.25, n)
+    return (mean * drawn).astype(_stored(kind))
+
+
+# Branches with one value an event.
+_PER_EVENT_2020: Mapping[str, Kind] = {
     "scaleFactor_PHOTON": ("float32", 1.0),
     "scaleFactor_TAU": ("float32", 1.0),
     "scaleFactor_BTAG": ("float32", 1.0),
@@ -34,7 +99,7 @@ _MATCHED = {"truthMatched": ("bool", 0.95), "trigMatched": ("bool", 0.4)}
 _ISOLATION = {"isTightID": ("bool", 0.8), "ptcone30": ("float32", 1.5e3), "etcone20": ("signed", 0.5e3)}
 
 # Branches with one value an object: the mean number of objects in an event (not used for leptons), and the branches.
-_PER_OBJECT: Mapping[str, tuple[float, Mapping[str, tuple[str, float]]]] = {
+_PER_OBJECT_2020: Mapping[str, tuple[float, Mapping[str, Kind]]] = {
     "lep": (
         4.0,
         {
@@ -91,40 +156,76 @@ _PER_OBJECT: Mapping[str, tuple[float, Mapping[str, tuple[str, float]]]] = {
         },
     ),
 }
+RELEASE_2020 = UnreadBranches(_PER_EVENT_2020, _PER_OBJECT_2020)
 
-
-def unread_types() -> dict[str, str]:
-    """Return uproot's type of each of these branches; the jagged ones have the counter of their objects."""
-    types = {name: _stored(kind) for name, (kind, _) in _PER_EVENT.items()}
-    for objects, (_, branches) in _PER_OBJECT.items():
-        types |= {f"{objects}_{name}": f"var * {_stored(kind)}" for name, (kind, _) in branches.items()}
-    return types
-
-
-def unread_columns(
-    rng: np.random.Generator, lepton_count: npt.NDArray[np.int64]
-) -> dict[str, ak.Array | npt.NDArray[np.generic]]:
-    """Draw these branches of n events: arrays (n,) and jagged ones; ``lepton_count`` (n,) is the number of leptons."""
-    n = len(lepton_count)
-    columns: dict[str, ak.Array | npt.NDArray[np.generic]] = {
-        name: _values(rng, kind, mean, n) for name, (kind, mean) in _PER_EVENT.items()
-    }
-    for objects, (mean_number, branches) in _PER_OBJECT.items():
-        count = lepton_count if objects == "lep" else rng.poisson(mean_number, n)
-        for name, (kind, mean) in branches.items():
-            columns[f"{objects}_{name}"] = ak.unflatten(_values(rng, kind, mean, int(count.sum())), count)
-    return columns
-
-
-def _stored(kind: str) -> str:
-    return "float32" if kind == "signed" else kind
-
-
-def _values(rng: np.random.Generator, kind: str, mean: float, n: int) -> npt.NDArray[np.generic]:
-    """Draw n values of a kind; floats have full precision, so that they compress like measured ones."""
-    if kind == "bool":
-        return rng.random(n) < mean
-    if kind == "int32":
-        return rng.poisson(mean, n).astype(np.int32)
-    drawn = rng.standard_normal(n) if kind == "signed" else rng.gamma(4.0, 0.25, n)
-    return (mean * drawn).astype(np.float32)
+# The means of data15_periodD; those of the true particles, which data do not have, are plausible. Without "category",
+# because uproot does not write strings into a TTree.
+_SCALE_FACTORS_2025 = (
+    "MLTRIGGER", "FTAG", "BTAG", "JVT", "MuTRIGGER", "ElTRIGGER", "PHOTON", "TAU", "TauTRIGGER", "DiTauTRIGGER",
+)  # fmt: skip
+_TRIGGERS_2025 = {"ML": 0.01, "P": 0.03, "DT": 0.006, "T": 0.009, "DM": 0.27, "DE": 0.012, "MET": 0.09}
+_PER_EVENT_2025: Mapping[str, Kind] = {
+    "num_events": ("float64", 1.0),
+    "sum_of_weights_squared": ("float64", 1.0),
+    "TriggerMatch_DILEPTON": ("float32", 0.1),
+    **{f"ScaleFactor_{name}": ("float32", 1.0) for name in _SCALE_FACTORS_2025},
+    **{f"trig{name}": ("bool", share) for name, share in _TRIGGERS_2025.items()},
+    **dict.fromkeys(("met", "truth_met"), ("float32", 40.0)),
+    **dict.fromkeys(("met_phi", "truth_met_phi"), ("signed", 1.8)),
+    **dict.fromkeys(("met_mpx", "met_mpy"), ("signed", 35.0)),
+}
+_MOMENTUM_2025: Mapping[str, Kind] = {
+    "pt": ("float32", 60.0), "eta": ("signed", 1.3), "phi": ("signed", 1.8), "e": ("float32", 130.0),
+}  # fmt: skip
+_TRUTH_2025: Mapping[str, Kind] = {
+    "pt": ("float32", 60.0), "eta": ("signed", 1.3), "phi": ("signed", 1.8), "m": ("float32", 1.0),
+}  # fmt: skip
+_PER_OBJECT_2025: Mapping[str, tuple[float, Mapping[str, Kind]]] = {
+    "lep": (
+        4.0,
+        {
+            "ptvarcone30": ("float32", 45.0),
+            "topoetcone20": ("float32", 39.0),
+            "z0": ("signed", 14.0),
+            "d0": ("signed", 0.7),
+            "d0sig": ("signed", 12.0),
+            "isTightID": ("bool", 0.2),
+            "isTightIso": ("bool", 0.02),
+        },
+    ),
+    "jet": (
+        1.7,
+        {
+            **_MOMENTUM_2025,
+            "btag_quantile": ("int32", 1.3),
+            "jvt": ("bool", 0.93),
+            **dict.fromkeys(("pt_jer1", "pt_jer2"), ("float32", 70.0)),
+        },
+    ),
+    "largeRJet": (0.04, {**_MOMENTUM_2025, "m": ("float32", 100.0), "D2": ("float32", 1.6)}),
+    "photon": (
+        0.02,
+        {
+            **_MOMENTUM_2025,
+            "ptcone20": ("float32", 15.0),
+            "topoetcone40": ("float32", 23.0),
+            "isLooseID": ("bool", 0.97),
+            **dict.fromkeys(("isTightID", "isLooseIso", "isTightIso"), ("bool", 0.2)),
+        },
+    ),
+    "tau": (
+        0.27,
+        {
+            **_MOMENTUM_2025,
+            "charge": ("signed", 1.0),
+            "nTracks": ("int32", 2.2),
+            "isTight": ("bool", 0.01),
+            "RNNJetScore": ("float32", 0.1),
+            "RNNEleScore": ("float32", 1.0),
+        },
+    ),
+    "truth_jet": (1.7, _TRUTH_2025),
+    **{f"truth_{name}": (1.0, {key: _TRUTH_2025[key] for key in ("pt", "eta", "phi")}) for name in ("elec", "muon")},
+    **{f"truth_{name}": (0.1, {key: _TRUTH_2025[key] for key in ("pt", "eta", "phi")}) for name in ("tau", "photon")},
+}
+RELEASE_2025 = UnreadBranches(_PER_EVENT_2025, _PER_OBJECT_2025)

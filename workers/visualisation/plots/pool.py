@@ -93,7 +93,9 @@ def drawn(drawings: Drawings) -> tuple[dict[str, bytes], list[str]]:
 def prepare() -> None:
     """Draw an empty figure, so that the first one does not wait for imports and fonts."""
     import_figures()
-    from workers.visualisation.plots.stack import Figure, figure_bytes
+    from matplotlib.figure import Figure
+
+    from workers.visualisation.plots.stack import figure_bytes
 
     figure = Figure()
     figure.add_subplot().set_title("$m$")
