@@ -9,11 +9,11 @@
 # made anew with the packages of every NAME; one that the user made is used if it works. Modules of PYTHONPATH or of
 # another Python (PYTHONHOME) would take the place of these packages, so both are unset.
 use_venv() {
-    local root=$1 name=$2 cost=$3 python place lists
+    local root=$1 name=$2 cost=$3 found python place lists
     shift 3
     unset PYTHONPATH PYTHONHOME
-    python=$(_find_python) || exit 2
-    place="$root/.venv $(_version "$python")"
+    found=$(_find_python) || exit 2
+    python=${found%%$'\n'*} place="$root/.venv ${found#*$'\n'}"
     lists=$(cat "$root"/{pyproject.toml,constraints.txt,requirements.txt} "$root"/{monitoring,workers/*}/requirements.txt | cksum)
     if ! _is_complete "$@"; then
         (_make_complete "$@") || exit # in a process of its own, whose end removes the lock
@@ -22,7 +22,10 @@ use_venv() {
     . "$root/.venv/bin/activate"
 }
 
-_version() { "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])'; }
+# Print where a Python 3.11 or later is installed, and its version; fails for an earlier one.
+_version() {
+    "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))'
+}
 
 _is_complete() {
     [ "$(cat "$root/.venv/$name.packages" 2>/dev/null)" = "$(_packages "$@")" ] &&
@@ -33,13 +36,14 @@ _packages() { printf '%s\n' "$place $lists" "$*"; }
 
 _fail() { echo "$0: $1" >&2; exit 2; }
 
-# Print the Python to use: PYTHON if it is set, else the first of these that is recent enough, else one of uv's.
+# Print the Python to use, and its version on another line: PYTHON if it is set, else the first of these that is recent
+# enough, else one of uv's.
 _find_python() {
-    local candidate
+    local candidate version
     for candidate in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11 uv; do
         [ "$candidate" != uv ] || candidate=$(uv python find --no-project '>=3.11' 2>/dev/null)
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            echo "$candidate"
+        if version=$(_version "$candidate" 2>/dev/null); then
+            printf '%s\n' "$candidate" "$version"
             return
         fi
         [ -z "${PYTHON:-}" ] || _fail "PYTHON=$PYTHON is not a Python 3.11 or later that can be run; correct or unset it"

@@ -64,7 +64,7 @@ class Program(Implementation):
 
     def round(self, run: RunSettings) -> Round:
         """Run the program and read the measurement that it prints."""
-        settings = {"release": run.release, "data": run.data, "demo_events": run.demo_events}
+        settings = {"release": run.release, "data": run.data, "demo_events": run.demo_events, "plots": run.plots}
         command = [*self._command, json.dumps(settings), str(self._cache)]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603  our own
         if ran.returncode:

@@ -134,7 +134,7 @@ def main() -> int:
         for number in range(1, arguments.rounds + 1):
             with warm_stack(broker, folder / str(number), cache) as services:
                 for events in sizes:
-                    run = RunSettings(release="demo", demo_events=events)
+                    run = RunSettings(release="demo", demo_events=events, plots=False)
                     rounds = {one.name: one.round(run) for one in programs}
                     with peaks_of(services) as peaks:
                         measured.append(SizedRun(events, services.run(run), peaks))

@@ -69,6 +69,17 @@ def test_a_call_returns_and_raises_what_its_function_does(pool: WorkerPool) -> N
         pool.call(worker_functions.refuse, "not a chunk")
 
 
+def test_processes_that_were_not_started_ahead_start_with_the_calls_that_need_them(pool: WorkerPool) -> None:
+    pool.start(1)
+    pool.wait_until_ready()
+    assert len(worker_processes()) == 1
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            threads.submit(pool.call, worker_functions.never_end)
+        wait_until(lambda: len(worker_processes()) == 2, "the other process was started")
+        pool.close()
+
+
 def test_calls_are_made_in_processes_that_could_not_be_prepared(capfd: pytest.CaptureFixture[str]) -> None:
     unprepared = WorkerPool(2, attempts=1, prepare=worker_functions.fail_to_prepare)
     unprepared.start()
