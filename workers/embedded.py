@@ -175,7 +175,7 @@ class EmbeddedServices:
         longest, longest_at_s = 0, 0.0
         while not self._processes_wanted.wait(_CHECK_EVERY_S):
             depth, now_s = self.transport.depth(topology.CHUNKS.name), time.process_time()
-            if depth > longest:
+            if depth > longest or not depth:
                 longest, longest_at_s = depth, now_s
             passed_s = now_s - longest_at_s
             a_chunk_s = passed_s / max(1, longest - depth)

@@ -148,6 +148,7 @@ class Visualisation(Service):
 
     def _draw_first(self, so_far: Mapping[str, Any]) -> None:
         """Have the first histogram of a run drawn while it is fitted, as that of a complete run: no fit is in it."""
+        self.analyses.of_result(so_far)  # loads an own analysis, or raises SettingsError
         result = {**so_far, "complete": True}
         self._drawn_before_fit = _without_fit(result), self._pool.draw(result, figures_of(result)[:1])
 

@@ -45,7 +45,7 @@ class DrawingPool:
     def start(self) -> None:
         """Start worker processes, unless that was done; returns before they are ready.
 
-        One core is left for what is drawn later; with the figures, the other processes start.
+        One core is left to the run; the last process starts with the figures.
         """
         try:
             self._workers.start(self._ahead)
