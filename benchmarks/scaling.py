@@ -149,7 +149,7 @@ def main() -> int:
         [
             "# How time and memory scale with the number of events",
             "Toy releases, from the submission to the final result, through one loader and one processor; medians of "
-            f"{arguments.rounds} interleaved rounds. Memory is the largest measured, child processes included.",
+            f"{arguments.rounds} round(s). Memory is the largest measured, child processes included.",
             markdown(rows_of(measured)),
             linearity(measured),
             "Seconds of the implementations of [results.md](results.md), in brackets the ratio to the notebook:",
