@@ -31,8 +31,8 @@ from workers.visualisation.service import Visualisation
 
 log = logging.getLogger(__name__)
 
-#: A worker process takes about a second of CPU time to start, so a run that is over soon starts none: the CPU seconds
-#: that the waiting chunks must need, and for how many it is measured what they need.
+#: A worker process takes about a second of CPU time to start. Worker processes are started only if the waiting chunks
+#: need more CPU seconds than this; the estimate needs chunks of half a CPU second.
 PROCESSES_FROM_CPU_S, MEASURED_CPU_S = 2.0, 0.5
 _CHECK_EVERY_S = 0.1
 #: How long the services may take to end, in seconds; after an error or an interrupt, what they still do is of no use.
@@ -168,9 +168,9 @@ class EmbeddedServices:
         self._processes_ready.set()
 
     def _wait_for_backlog(self) -> bool:
-        """Wait until the chunks that wait would take long, or the processes are wanted; False at the end.
+        """Wait until the waiting chunks need PROCESSES_FROM_CPU_S, or the processes are wanted; False at the end.
 
-        How long they take follows from those that were taken since the queue was longest.
+        The CPU time of a chunk is estimated from the chunks that were taken since the queue was longest.
         """
         longest, longest_at_s = 0, 0.0
         while not self._processes_wanted.wait(_CHECK_EVERY_S):

@@ -174,12 +174,8 @@ _PER_EVENT_2025: Mapping[str, Kind] = {
     **dict.fromkeys(("met_phi", "truth_met_phi"), ("signed", 1.8)),
     **dict.fromkeys(("met_mpx", "met_mpy"), ("signed", 35.0)),
 }
-_MOMENTUM_2025: Mapping[str, Kind] = {
-    "pt": ("float32", 60.0), "eta": ("signed", 1.3), "phi": ("signed", 1.8), "e": ("float32", 130.0),
-}  # fmt: skip
-_TRUTH_2025: Mapping[str, Kind] = {
-    "pt": ("float32", 60.0), "eta": ("signed", 1.3), "phi": ("signed", 1.8), "m": ("float32", 1.0),
-}  # fmt: skip
+_DIRECTION_2025: Mapping[str, Kind] = {"pt": ("float32", 60.0), "eta": ("signed", 1.3), "phi": ("signed", 1.8)}
+_MOMENTUM_2025: Mapping[str, Kind] = {**_DIRECTION_2025, "e": ("float32", 130.0)}
 _PER_OBJECT_2025: Mapping[str, tuple[float, Mapping[str, Kind]]] = {
     "lep": (
         4.0,
@@ -224,8 +220,8 @@ _PER_OBJECT_2025: Mapping[str, tuple[float, Mapping[str, Kind]]] = {
             "RNNEleScore": ("float32", 1.0),
         },
     ),
-    "truth_jet": (1.7, _TRUTH_2025),
-    **{f"truth_{name}": (1.0, {key: _TRUTH_2025[key] for key in ("pt", "eta", "phi")}) for name in ("elec", "muon")},
-    **{f"truth_{name}": (0.1, {key: _TRUTH_2025[key] for key in ("pt", "eta", "phi")}) for name in ("tau", "photon")},
+    "truth_jet": (1.7, {**_DIRECTION_2025, "m": ("float32", 1.0)}),
+    **dict.fromkeys(("truth_elec", "truth_muon"), (1.0, _DIRECTION_2025)),
+    **dict.fromkeys(("truth_tau", "truth_photon"), (0.1, _DIRECTION_2025)),
 }
 RELEASE_2025 = UnreadBranches(_PER_EVENT_2025, _PER_OBJECT_2025)
