@@ -51,7 +51,7 @@ class EmbeddedTransport:
         return EmbeddedSession(self, queues, prefetch)
 
     def shut_down(self) -> None:
-        """Release the publishers that wait: bounded queues accept any number of messages from now on."""
+        """Release the services that wait: bounded queues accept any number of messages from now on."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -78,7 +78,10 @@ class EmbeddedTransport:
             self._changed.notify_all()
 
     def take(self, queues: Sequence[Queue], timeout_s: float, woken: Event) -> tuple[str, _Stored] | None:
-        """Take the first message of the first queue that has one; None after the timeout, or once ``woken`` is set."""
+        """Take the first message of the first queue that has one.
+
+        Returns None after the timeout, once ``woken`` is set, or if there is none after ``shut_down``.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not woken.is_set():
@@ -88,7 +91,7 @@ class EmbeddedTransport:
                         self._changed.notify_all()
                         return queue.name, stored
                 remaining = deadline - time.monotonic()
-                if remaining <= 0 or not self._changed.wait(remaining):
+                if remaining <= 0 or self._closed or not self._changed.wait(remaining):
                     break
         woken.clear()
         return None

@@ -70,6 +70,16 @@ def test_receive_can_be_ended_from_another_thread(open_session: Callable[..., Se
     assert not waiter.is_alive()
 
 
+def test_a_receive_that_waits_ends_when_the_embedded_transport_is_shut_down() -> None:
+    transport = EmbeddedTransport()
+    session = transport.open([topology.PLANS])
+    with ThreadPoolExecutor(1) as thread:
+        received = thread.submit(session.receive, 60)
+        transport.shut_down()
+        assert received.result(20) is None
+    assert session.receive(60) is None
+
+
 def test_published_messages_arrive_unchanged_and_in_order(open_session: Callable[..., Session]) -> None:
     sender, receiver = open_session(), open_session(topology.PLANS)
     sent = [failed(number) for number in range(50)]
