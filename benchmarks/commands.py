@@ -15,14 +15,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from benchmarks.comparison import markdown, write
-from benchmarks.stack import DEMO, FULL_SIZE, RUN_DEADLINE_S, BenchmarkError, near_broker, toy_release, warm_stack
-from common.settings import RunSettings
+from benchmarks.stack import (
+    DEMO,
+    FULL_SIZE,
+    RUN_DEADLINE_S,
+    BenchmarkError,
+    Stack,
+    near_broker,
+    toy_release,
+    warm_stack,
+)
+from common.settings import BrokerSettings, RunSettings
 from tests.support.paths import ROOT
 
 #: How often it is checked whether the picture exists, in seconds.
@@ -43,14 +51,13 @@ class Measured:
 class Command:
     """A command that writes a picture to a folder, or its subfolder.
 
-    ``arguments`` gives the command for the folder, and ``variables`` the environment variables; ``services`` gives the
-    CPU seconds of services that work for it. ``missing`` names a package that it needs and that is not installed.
+    ``arguments`` gives the command for the folder, and ``variables`` the environment variables. ``missing`` names a
+    package that it needs and that is not installed.
     """
 
     name: str
     arguments: Callable[[Path], Sequence[str | Path]]
     variables: Callable[[Path], Mapping[str, str]] = field(default=lambda folder: {})
-    services: Callable[[], float] = field(default=lambda: 0.0)
     missing: str | None = None
 
     def measure(self) -> Measured:
@@ -59,7 +66,7 @@ class Command:
             folder = Path(name) / "output"
             folder.mkdir()
             environment = os.environ | self.variables(Path(name))
-            before, started = _cpu_seconds() + self.services(), time.perf_counter()
+            before, started = _cpu_seconds(), time.perf_counter()
             process = subprocess.Popen(  # noqa: S603  our own
                 self.arguments(folder), cwd=ROOT, env=environment, stdout=log, stderr=log
             )
@@ -74,7 +81,38 @@ class Command:
             if process.returncode or not _has_picture(folder):
                 log.seek(0)
                 raise BenchmarkError(f"{self.name} failed: {log.read().strip()[-500:]}")
-            return Measured(picture_s or seconds, seconds, _cpu_seconds() + self.services() - before)
+            return Measured(picture_s or seconds, seconds, _cpu_seconds() - before)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """``analysis.py run --broker`` against services that are warm; they run only while it is measured."""
+
+    name: str
+    data: Path
+    cache: Path
+    missing: str | None = None
+
+    def measure(self) -> Measured:
+        """Start a broker and the services, and run the command; raises BenchmarkError as ``Command.measure``."""
+        with (
+            tempfile.TemporaryDirectory() as name,
+            near_broker(Path(name)) as broker,
+            warm_stack(broker, Path(name) / "services", self.cache) as stack,
+        ):
+            command = Command(self.name, lambda folder: self._arguments(folder, stack.vhost), lambda _: _login(stack))
+            before = sum(stack.cpu_seconds().values())
+            found = command.measure()
+            cpu_seconds = found.cpu_seconds + sum(stack.cpu_seconds().values()) - before
+            return replace(found, cpu_seconds=cpu_seconds)
+
+    def _arguments(self, folder: Path, broker: BrokerSettings) -> Sequence[str | Path]:
+        url = f"amqp://{broker.host}:{broker.port}/{broker.vhost}"
+        return [sys.executable, "analysis.py", "run", "--broker", url, "--data", self.data, "--output", folder]
+
+
+def _login(stack: Stack) -> Mapping[str, str]:
+    return {"RABBITMQ_USER": stack.vhost.user, "RABBITMQ_PASS": stack.vhost.password}
 
 
 def _has_picture(folder: Path) -> bool:
@@ -132,47 +170,38 @@ def main(rounds: int, cache: Path, output: Path) -> int:
     def warm(folder: Path) -> Mapping[str, str]:
         return {"CACHE": str(cache)}
 
-    with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        stack = held.enter_context(warm_stack(held.enter_context(near_broker(folder)), folder / "services", cache))
-        broker = stack.vhost
-        submitted = Command(
-            "analysis.py run --broker, full size",
-            lambda folder: [
-                sys.executable, "analysis.py", "run", "--broker", f"amqp://{broker.host}:{broker.port}/{broker.vhost}",
-                "--data", str(data), "--output", folder,
-            ],
-            lambda folder: {"RABBITMQ_USER": broker.user, "RABBITMQ_PASS": broker.password},
-            lambda: sum(stack.cpu_seconds().values()),
-        )  # fmt: skip
-        of_demo = [
-            script("notebook", demo, cache),
-            local_run("./local-run.sh --release demo", "--release", "demo", variables=warm),
-            local_run("./local-run.sh --release demo, first time", "--release", "demo", variables=cold),
-        ]
-        of_full_size = [
-            script("notebook", full, cache),
-            local_run("./local-run.sh, full size", "--data", str(data), variables=warm),
-            submitted,
-            script("coffea", full, cache, needs="coffea"),
-            script("RDataFrame", full, cache, needs="ROOT"),
-        ]
-        subprocess.run([ROOT / "local-run.sh", "--version"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603  installs
-        tables = []
-        for commands in (of_demo, of_full_size):
-            measured: dict[str, list[Measured]] = {one.name: [] for one in commands if one.missing is None}
-            for number in range(1, rounds + 1):
-                for command in (one for one in commands if one.missing is None):
-                    measured[command.name].append(found := command.measure())
-                    print(f"round {number}: {command.name}: {PICTURE} {found.picture_s:.2f} s, {found.seconds:.2f} s")
-            tables.append(rows_of(measured, {one.name: one.missing for one in commands if one.missing is not None}))
+    of_demo: list[Command | Submission] = [
+        script("notebook", demo, cache),
+        local_run("./local-run.sh --release demo", "--release", "demo", variables=warm),
+        local_run("./local-run.sh --release demo, first time", "--release", "demo", variables=cold),
+    ]
+    of_full_size: list[Command | Submission] = [
+        script("notebook", full, cache),
+        local_run("./local-run.sh, full size", "--data", str(data), variables=warm),
+        Submission("analysis.py run --broker, full size", data, cache),
+        script("coffea", full, cache, needs="coffea"),
+        script("RDataFrame", full, cache, needs="ROOT"),
+    ]
+    subprocess.run([ROOT / "local-run.sh", "--version"], check=True, stdout=subprocess.DEVNULL)  # noqa: S603  installs
+    tables = []
+    for commands in (of_demo, of_full_size):
+        measured: dict[str, list[Measured]] = {one.name: [] for one in commands if one.missing is None}
+        for number in range(1, rounds + 1):
+            for command in (one for one in commands if one.missing is None):
+                measured[command.name].append(found := command.measure())
+                print(
+                    f"round {number}: {command.name}: {PICTURE} {found.picture_s:.2f} s, {found.seconds:.2f} s",
+                    flush=True,
+                )
+        tables.append(rows_of(measured, {one.name: one.missing for one in commands if one.missing is not None}))
     write(
         output,
         [
             "# How long whole commands take",
             f"From the start of the process to {PICTURE} on the disk and to its exit, imports included; medians of "
             f"{rounds} interleaved rounds, ratios by round. The scripts of the notebook, coffea and RDataFrame draw "
-            "it alone. CPU seconds are those of all processes, with a broker also those of the services and RabbitMQ.",
+            "it alone. RabbitMQ and the services run only for `--broker`. CPU seconds are those of all processes, also "
+            "those of the services and RabbitMQ.",
             f"The demo of default size, {demo.demo_events:,} simulated events. The first time there are no compiled "
             "modules, no demo files and no font cache:",
             markdown(tables[0]),
