@@ -158,8 +158,8 @@ def main() -> int:
         [
             "# How time and memory scale with the number of events",
             "Toy releases, from the submission to the final result, through one loader and one processor; medians of "
-            f"{arguments.rounds} round(s). The files are in the page cache. Memory is the largest measured, child processes "
-            "included.",
+            f"{arguments.rounds} round(s). The files are in the page cache. Memory is the largest measured, child "
+            "processes included.",
             markdown(rows_of(measured)),
             linearity(measured),
             "Seconds of the implementations of [results.md](results.md), in brackets the ratio to the notebook:",
