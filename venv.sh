@@ -93,7 +93,7 @@ _make_venv() {
 _put_in_place() {
     local problems
     problems=$("$venv/bin/python" -m pip check --disable-pip-version-check) ||
-        _fail "the installed packages do not fit together: $problems"
+        _fail "the installed packages do not fit together: $problems; correct constraints.txt or requirements.txt"
     "$venv/bin/python" - "$venv" <<'END'
 import pathlib, sys
 

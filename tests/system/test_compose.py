@@ -108,8 +108,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     if not docker_answers():
         pytest.skip("needs a Docker engine")
     made = Stack(tmp_path_factory.mktemp("stack"))
-    yield made
-    made.compose("--profile", "submit", "down", "--volumes", "--remove-orphans", "--timeout", "10")
+    try:
+        made.run("--release", "demo", "--demo-events", "1000", "--no-plots")  # starts the services
+        yield made
+    finally:
+        made.compose("--profile", "submit", "down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
 @pytest.fixture(scope="module")
