@@ -644,7 +644,7 @@ class ResultFiles(Message):
 
 @dataclass(frozen=True)
 class FirstFiles(ResultFiles):
-    """The result files of a finished run with the first figure alone; the others are being drawn."""
+    """The result with the first figure alone, when all chunks are analysed; the run may still be fitted."""
 
     kind: ClassVar[str] = "first-files"
 

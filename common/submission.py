@@ -113,7 +113,7 @@ def follow(
     was lost are not received; after reconnecting the follower requests the
     status of the run from the analysis. With the resolved ``settings`` of the
     request, the outcome is a problem if the run was requested before with others.
-    ``first_files`` gets the files with the first figure, while the others are drawn.
+    ``first_files`` gets the result with its first figure, while the run is fitted or the other figures are drawn.
     """
     progress = RunProgress()
     shown: Mapping[str, Any] | None = None

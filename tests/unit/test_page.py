@@ -12,7 +12,7 @@ import socket
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -41,12 +41,14 @@ from common.messages import (
     StatusRequest,
 )
 from common.settings import RunSettings
+from common.worker_pool import WorkerPool
 from physics import ANALYSES
 from tests.support.drawing import POOL, all_files
+from tests.support.waiting import wait_until
 from tests.unit.test_plots import result
 from workers.visualisation.archive import Archive
 from workers.visualisation.page.live import MAX_RUNS, LiveRuns
-from workers.visualisation.plots.pool import DrawingPool, Drawings
+from workers.visualisation.plots.pool import DrawingPool
 from workers.visualisation.service import Visualisation
 
 RUN = "20260131-120000-2020e-13tev-1f3a"
@@ -560,25 +562,56 @@ def being_fitted(result: dict[str, Any]) -> Result:
     return Result(RUN, False, so_far)
 
 
-def test_the_first_figure_is_drawn_while_the_run_is_fitted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[str] = []
-    draw = DrawingPool.draw
+def first_files_of(site: Site, result: dict[str, Any]) -> FirstFiles:
+    """Have the histograms of a run drawn that is being fitted, until the first one is published."""
+    published: list[Message] = []
+    site.service.publish = published.extend
+    site.service.handle(being_fitted(result))
 
-    def noted(pool: DrawingPool, result: Mapping[str, Any], figures: Sequence[str]) -> Drawings:
-        drawn.extend(figures)
-        return draw(pool, result, figures)
+    def polled() -> bool:
+        site.service.poll()
+        return any(isinstance(message, FirstFiles) for message in published)
 
-    monkeypatch.setattr(DrawingPool, "draw", noted)
+    wait_until(polled, "the first figure is published", 60)
+    (first,) = [message for message in published if isinstance(message, FirstFiles)]
+    published.clear()
+    return first
+
+
+def test_the_first_figure_is_published_while_the_run_is_fitted(site: Site) -> None:
     result = {**document(), "workspace": {}}
     result["histograms"]["m4l_4e"] = result["histograms"]["m4l"]
-    site.service.handle(being_fitted(result))
-    assert drawn == ["m4l"]
+    published: list[Message] = []
+    first = first_files_of(site, result)
+    site.service.publish = published.extend
+    assert first.files.keys() == {"result.json", "m4l.png", "m4l.pdf"}
+    assert first.result["complete"]
+    assert first.result["fit"] is None
+    assert first.result["fit_problem"] == "the folder was written before the fit"
     (files,) = site.service.handle(Result(RUN, True, result))
-    assert drawn == ["m4l", "m4l_4e"]
+    assert not published
     assert isinstance(files, ResultFiles)
     expected = all_files(result)
     assert files.files.keys() == expected.keys()
     assert all(files.files[name] == expected[name] for name in ("m4l.png", "m4l.pdf", "m4l_4e.png"))
+    assert files.files["m4l.png"] == first.files["m4l.png"]
+
+
+def test_no_histogram_is_drawn_twice_because_of_the_fit(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    call = WorkerPool.call
+
+    def noted(pool: WorkerPool, *arguments: Any) -> Any:
+        drawn.append(arguments[4])
+        return call(pool, *arguments)
+
+    monkeypatch.setattr(WorkerPool, "call", noted)
+    result = {**document(), "workspace": {}}
+    for name in ("m4l_4e", "m4l_4mu", "m4l_2e2mu"):
+        result["histograms"][name] = result["histograms"]["m4l"]
+    site.service.handle(being_fitted(result))
+    site.service.handle(Result(RUN, True, result))
+    assert sorted(drawn) == sorted(result["histograms"])
 
 
 def test_a_result_that_changed_during_the_fit_is_drawn_again(site: Site) -> None:

@@ -40,6 +40,9 @@ is submitted to that RabbitMQ, where the services wait, and followed here."""
 COMPLETE, INCOMPLETE = 0, 1
 #: How many problems are printed; result.json has all of them.
 SHOWN_PROBLEMS = 4
+#: A run keeps two cores busy until its picture is drawn: one reads and selects, one prepares to draw. On another core,
+#: the process that fits is started ahead.
+BUSY_CORES = 2
 #: How long Ctrl-C may take to end the page, in seconds.
 _CHECK_EVERY_S = 0.2
 
@@ -154,6 +157,7 @@ def _distributed(read: Settings, flags: argparse.Namespace, console: Console) ->
 
 def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> int:
     from common.submission import new_run_id, open_and_submit
+    from common.worker_pool import available_cores
     from workers.analysis.statistics.fit_pool import FitPool
     from workers.data_loader.inputs import check_network
     from workers.visualisation.plots.pool import DrawingPool
@@ -166,10 +170,12 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     folder = Folder(read.output, run_id, console)
     with (
         interrupts.noted(signal.SIGINT) as interrupted,
-        closing(FitPool(analyses=read.analyses)) as fits,
+        closing(FitPool(analyses=read.analyses, ahead=available_cores() > BUSY_CORES)) as fits,
         closing(DrawingPool(analyses=read.analyses)) as drawing,
     ):
         # The worker processes import what they need while this process imports the services.
+        if read.run.plots:
+            drawing.start()
         fits.start()
         from workers.embedded import EmbeddedServices
 

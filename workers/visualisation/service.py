@@ -7,7 +7,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 #: The number of drawn runs that wait in memory for a folder that can be written; a run has about 2 MB of files.
 MAX_UNWRITTEN = 100
+#: Why a result has no fit that is written with its first figure.
+WITHOUT_FIT = "the folder was written before the fit"
 #: The parts of a result that the fit and the visualisation change.
 _CHANGED_LATER = ("fit", "fit_problem", "timing", "provenance")
 
@@ -72,8 +75,9 @@ class Visualisation(Service):
         self._live: LiveRuns | None = None
         self._page: PageServer | None = None
         self._has_requested_status = False
-        #: A result before its fit, and its first figure.
+        #: A result before its fit, its histograms, and its files with the first figure until they are published.
         self._drawn_before_fit: tuple[Mapping[str, Any], Drawings] = ({}, {})
+        self._first_files: Future[FirstFiles] | None = None
         #: The results and files of the runs whose folder could not be written, the next to be tried first.
         self._unwritten: OrderedDict[str, tuple[Mapping[str, Any], dict[str, bytes]]] = OrderedDict()
         self._next_write = 0.0
@@ -99,7 +103,12 @@ class Visualisation(Service):
         self._drawing.shutdown(wait=False)
 
     def poll(self) -> None:
-        """Request the status of runs, once after the start; then write a folder that could not be written before."""
+        """Publish the first figure, and write a folder that could not be written before.
+
+        The first call requests the status of runs.
+        """
+        if self._first_files is not None and self._first_files.done():
+            self._publish_first_files(self._first_files)
         if self._output is None:
             for run in self._live.all() if self._live is not None else ():
                 if run.is_drawing and self._archive.find(run.run_id) is not None and self._live is not None:
@@ -128,7 +137,7 @@ class Visualisation(Service):
             return []
         if not message.final:
             if message.result.get("workspace") is not None:  # all chunks are added up, and the fit is under way
-                self._draw_first(message.result)
+                self._draw_before_fit(message.result)
             return []
         if self._output is not None and len(self._unwritten) >= MAX_UNWRITTEN:
             self._write_next(self._output)  # ``poll`` is not called while a message is tried again
@@ -146,22 +155,49 @@ class Visualisation(Service):
             self._write(message.run_id, folder.result, files, self._output)
         return [folder]
 
-    def _draw_first(self, so_far: Mapping[str, Any]) -> None:
-        """Have the first histogram of a run drawn while it is fitted, as that of a complete run: no fit is in it."""
+    def _draw_before_fit(self, so_far: Mapping[str, Any]) -> None:
+        """Have the histograms of a run drawn while it is fitted, as those of a complete run: no fit is in them."""
         self.analyses.of_result(so_far)  # loads an own analysis, or raises SettingsError
-        result = {**so_far, "complete": True}
-        self._drawn_before_fit = _without_fit(result), self._pool.draw(result, figures_of(result)[:1])
+        result = with_visualisation({**so_far, "complete": True, "fit_problem": WITHOUT_FIT}, self.software)
+        self._begun_before_fit({})  # those of another run are not waited for
+        drawings = self._pool.draw_ahead(result, figures_of(result))
+        self._drawn_before_fit = _without_fit(result), drawings
+        if drawings:
+            self._begin_first_files(result, {}, drawings)
+
+    def _begun_before_fit(self, result: Mapping[str, Any]) -> dict[str, Future[dict[str, bytes]]]:
+        """Return the histograms that are drawn already or being drawn; none if the result was changed since then.
+
+        The others are cancelled, but not the first figure, for which its files wait.
+        """
+        (before, begun), self._drawn_before_fit = self._drawn_before_fit, ({}, {})
+        first = next(iter(begun), None)
+        kept = {figure: drawing for figure, drawing in begun.items() if figure == first or not drawing.cancel()}
+        return kept if before == _without_fit(result) else {}
+
+    def _begin_first_files(self, result: Mapping[str, Any], others: Mapping[str, bytes], drawings: Drawings) -> None:
+        """Wait for the first figure in another thread, and wake the loop then."""
+        first = dict([next(iter(drawings.items()))])
+        self._first_files = self._drawing.submit(_first_files, result, others, first)
+        self._first_files.add_done_callback(lambda _: self.wake())
+
+    def _publish_first_files(self, files: Future[FirstFiles]) -> None:
+        self._first_files = None
+        with suppress(MessageError, ValueError):  # the final result is refused for the same reason
+            self.publish([files.result()])
 
     def _draw(self, run_id: str, result: Mapping[str, Any], timeline: bytes) -> dict[str, bytes]:
         """Return the files of a result; those with the first figure are published while the others are drawn."""
-        (before, begun), self._drawn_before_fit = self._drawn_before_fit, ({}, {})
-        drawings = dict(begun) if before == _without_fit(result) else {}
+        drawings = self._begun_before_fit(result)
+        are_begun = bool(drawings)
         drawings |= self._pool.draw(result, [figure for figure in figures_of(result) if figure not in drawings])
         others = self.outcome_of(self._drawing.submit(files_without_figures, result, timeline))
-        if len(drawings) > 1:
-            first = dict([next(iter(drawings.items()))])
-            files = self.outcome_of(self._drawing.submit(result_files, result, others, first))
-            self.publish([FirstFiles(run_id, files)])
+        if not are_begun and len(drawings) > 1:
+            self._begin_first_files(result, others, drawings)
+        if self._first_files is not None:
+            with suppress(MessageError, ValueError):
+                self.outcome_of(self._first_files)
+            self._publish_first_files(self._first_files)
         files = self.outcome_of(self._drawing.submit(result_files, result, others, drawings))
         return cast("dict[str, bytes]", files)
 
@@ -213,6 +249,10 @@ class Visualisation(Service):
             deleted = self._archive.prune(self._results_keep, {run_id, *under_way})
             if deleted:
                 log.info("RESULTS_KEEP=%d: deleted %s", self._results_keep, ", ".join(deleted))
+
+
+def _first_files(result: Mapping[str, Any], others: Mapping[str, bytes], first: Drawings) -> FirstFiles:
+    return FirstFiles(result["run_id"], result_files(result, others, first))
 
 
 def _replaces(result: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:

@@ -63,7 +63,7 @@ class FitPool:
     """Does fits in a worker process, in the order of the requests, and keeps their outcomes.
 
     ``function`` is what the worker process calls with a result document, ``analyses`` the directory of the users'
-    own analyses.
+    own analyses. Unless ``ahead``, the worker process is started with the first fit.
     """
 
     def __init__(
@@ -71,8 +71,10 @@ class FitPool:
         function: Callable[[Mapping[str, Any]], FitAnswer] = fit_document,
         timeout_s: float = TIMEOUT_S,
         analyses: Path | None = None,
+        *,
+        ahead: bool = True,
     ) -> None:
-        self._analyses, self._function = analyses, function
+        self._analyses, self._function, self._ahead = analyses, function, ahead
         self._worker = WorkerPool(1, attempts=ATTEMPTS, prepare=import_fit, timeout_s=timeout_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fit")
         self._under_way: dict[str, Future[FitOutcome]] = {}
@@ -81,7 +83,9 @@ class FitPool:
         return run_id in self._under_way
 
     def start(self) -> None:
-        """Start the worker process, so that it is ready for the first fit."""
+        """Start the worker process, so that it is ready for the first fit; does nothing unless ``ahead``."""
+        if not self._ahead:
+            return
         try:
             self._worker.start()
         except OSError as error:

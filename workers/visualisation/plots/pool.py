@@ -41,6 +41,7 @@ class DrawingPool:
         self._ahead = max(1, min(number, available_cores() - 1))
         self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=prepare)
         self._threads = ThreadPoolExecutor(number, thread_name_prefix="drawing")
+        self._threads_ahead = ThreadPoolExecutor(self._ahead, thread_name_prefix="drawing-ahead")
 
     def start(self) -> None:
         """Start worker processes, unless that was done; returns before they are ready.
@@ -56,6 +57,13 @@ class DrawingPool:
         """Have figures of a result drawn as png and pdf, the first one first."""
         return {figure: self.submit(result, figure, ("png", "pdf"), DPI) for figure in figures}
 
+    def draw_ahead(self, result: Mapping[str, Any], figures: Sequence[str]) -> Drawings:
+        """Have figures drawn as ``draw`` does, but by the processes that ``start`` has started, which leave a core."""
+        return {
+            figure: self._threads_ahead.submit(self._draw_when_ready, result, figure, ("png", "pdf"), DPI)
+            for figure in figures
+        }
+
     def submit(
         self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
     ) -> Future[dict[str, bytes]]:
@@ -67,7 +75,15 @@ class DrawingPool:
     def close(self) -> None:
         """End the worker processes; figures that are not finished are not drawn."""
         self._workers.close()
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._threads_ahead):
+            threads.shutdown(cancel_futures=True)
+
+    def _draw_when_ready(
+        self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
+    ) -> dict[str, bytes]:
+        self.start()
+        self._workers.wait_until_ready()  # else another process is started for the call
+        return self._workers.call(with_analysis, self._analyses, draw_files, result, figure, formats, dpi)
 
 
 def drawn(drawings: Drawings) -> tuple[dict[str, bytes], list[str]]:
