@@ -1,4 +1,4 @@
-"""An interrupt from the keyboard ends the command at any moment, with one line and nothing left behind."""
+"""An interrupt from the keyboard ends the command at any moment, with one line and no process or part of a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def drawing(process: psutil.Process, output: IO[str]) -> None:
 
 
 @pytest.mark.parametrize("moment", [importing, making_the_demo, pytest.param(drawing, marks=pytest.mark.slow)])
-def test_an_interrupt_ends_the_command_with_one_line_and_leaves_nothing(
+def test_an_interrupt_ends_the_command_with_one_line_and_leaves_at_most_its_first_picture(
     tmp_path: Path, moment: Callable[[psutil.Process, IO[str]], None]
 ) -> None:
     with subprocess.Popen(
@@ -59,7 +59,9 @@ def test_an_interrupt_ends_the_command_with_one_line_and_leaves_nothing(
     assert error == "analysis.py: interrupted\n"
     assert command.returncode == 130
     wait_until(lambda: not any(child.is_running() for child in children), "all processes have ended")
-    assert not list(tmp_path.glob("results/*"))
+    left = {path.name for path in tmp_path.glob("results/*/*")}
+    assert left in (set(), {"result.json", "m4l.png", "m4l.pdf"} if moment is drawing else set())
+    assert len(list(tmp_path.glob("results/*"))) == bool(left)
 
 
 #: Where tests run in the background, SIGINT is ignored, also by the programs that are started.
