@@ -187,7 +187,7 @@ class Visualisation(Service):
             self.publish([files.result()])
 
     def _draw(self, run_id: str, result: Mapping[str, Any], timeline: bytes) -> dict[str, bytes]:
-        """Return the files of a result; those with the first figure are published while the others are drawn."""
+        """Return the files of a result; those with the first figure are published before, unless that was done."""
         drawings = self._begun_before_fit(result)
         are_begun = bool(drawings)
         drawings |= self._pool.draw(result, [figure for figure in figures_of(result) if figure not in drawings])

@@ -68,9 +68,7 @@ class DrawingPool:
         self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int
     ) -> Future[dict[str, bytes]]:
         """Have ``draw_files`` called in a worker process; the future raises WorkerProcessError as WorkerPool does."""
-        return self._threads.submit(
-            self._workers.call, with_analysis, self._analyses, draw_files, result, figure, formats, dpi
-        )
+        return self._threads.submit(self._draw, result, figure, formats, dpi)
 
     def close(self) -> None:
         """End the worker processes; figures that are not finished are not drawn."""
@@ -83,6 +81,9 @@ class DrawingPool:
     ) -> dict[str, bytes]:
         self.start()
         self._workers.wait_until_ready()  # else another process is started for the call
+        return self._draw(result, figure, formats, dpi)
+
+    def _draw(self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
         return self._workers.call(with_analysis, self._analyses, draw_files, result, figure, formats, dpi)
 
 
