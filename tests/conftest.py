@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 # Tests start hundreds of processes. Without bytecode files, each of them would compile all modules of the repository.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# In the background of a shell SIGINT is ignored, also by the programs that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Markers of tests that run only if -m names the marker, or with --all-tests.
 NOT_BY_DEFAULT = ("compose", "docker", "kubernetes", "slow")

@@ -42,7 +42,7 @@ def test_an_interrupt_ends_the_command_with_one_line_and_leaves_at_most_its_firs
     tmp_path: Path, moment: Callable[[psutil.Process, IO[str]], None]
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", START, ROOT / "analysis.py", "--release", "demo", "--demo-events", "2000"],
+        [sys.executable, ROOT / "analysis.py", "--release", "demo", "--demo-events", "2000"],
         cwd=tmp_path,
         env=os.environ | {"CACHE": str(tmp_path / "cache")},
         stdout=subprocess.PIPE,
@@ -62,13 +62,6 @@ def test_an_interrupt_ends_the_command_with_one_line_and_leaves_at_most_its_firs
     left = {path.name for path in tmp_path.glob("results/*/*")}
     assert left in (set(), {"result.json", "m4l.png", "m4l.pdf"} if moment is drawing else set())
     assert len(list(tmp_path.glob("results/*"))) == bool(left)
-
-
-#: Where tests run in the background, SIGINT is ignored, also by the programs that are started.
-START = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
 
 
 def test_a_termination_detaches_from_a_run_without_asking(
