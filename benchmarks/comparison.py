@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.stack import BenchmarkError, Stack
+from benchmarks.stack import BenchmarkError, Stack, broker_version
 from common.settings import RunSettings
 from tests.support.paths import ROOT
 
@@ -153,8 +153,8 @@ def write(output: Path, paragraphs: Sequence[str]) -> None:
 
 
 def machine() -> str:
-    """Return a sentence with the date, the commit, the machine and the versions of packages."""
-    packages = []
+    """Return a sentence with the date, the commit, the machine and the versions of RabbitMQ and of packages."""
+    packages = [f"RabbitMQ {broker_version()}"]
     for package in _PACKAGES:
         try:
             packages.append(f"{package} {version(package)}")

@@ -126,6 +126,12 @@ def near_broker(folder: Path) -> Iterator[Broker]:
             yield broker
 
 
+def broker_version() -> str:
+    """Start a RabbitMQ to ask for its version."""
+    with tempfile.TemporaryDirectory() as name, running_broker(Path(name)) as broker:
+        return broker.version
+
+
 @contextmanager
 def empty_stack(cache: Path) -> Iterator[Stack]:
     """Start a broker and no service yet; the services started later use ``cache`` and are stopped at the end."""

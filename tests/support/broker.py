@@ -59,6 +59,10 @@ class Broker:
     start: Callable[[], None]
     tls_port: int | None
 
+    @property
+    def version(self) -> str:
+        return str(self.api("GET", "overview")["rabbitmq_version"])
+
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Send a request to the management API."""
         request = urllib.request.Request(
