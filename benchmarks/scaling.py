@@ -10,8 +10,6 @@ events, and the memory of each service to be constant.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -92,13 +90,6 @@ def compared(found: Mapping[str, dict[int, list[Round]]]) -> list[list[str]]:
     return rows
 
 
-def read(release: Path) -> None:
-    """Read the files of a release, so that no implementation waits for the disk because it is the first one."""
-    for path in release.rglob("*.root"):
-        with path.open("rb") as file, open(os.devnull, "wb") as nowhere:
-            shutil.copyfileobj(file, nowhere)
-
-
 def linearity(measured: Sequence[SizedRun]) -> str:
     """Return in words how far the median times are from the line through those of the smallest and the largest size."""
     sizes = sorted({one.events for one in measured})
@@ -126,7 +117,8 @@ def main() -> int:
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
     sizes = sorted(arguments.events)  # a service keeps the memory of a larger run
-    releases = {events: toy_release(events, cache) for events in sizes}
+    for events in sizes:
+        toy_release(events, cache)
     programs: list[Implementation] = [
         Program("notebook", "notebook", cache, needs="vector"),
         Program("embedded", "embedded", cache),
@@ -142,7 +134,9 @@ def main() -> int:
         for number in range(1, arguments.rounds + 1):
             with warm_stack(broker, folder / str(number), cache) as services:
                 for events in sizes:
-                    read(releases[events])
+                    toy_release(
+                        events, cache
+                    )  # reads the files again: other sizes may have taken their place in memory
                     run = RunSettings(release="demo", demo_events=events, plots=False)
                     rounds = {one.name: one.round(run) for one in programs}
                     with peaks_of(services) as peaks:
