@@ -116,6 +116,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "scaling.md")
     arguments = parser.parse_args()
     cache = arguments.cache.resolve()
+    if len(set(arguments.events)) < 3:
+        parser.error(f"--events needs three sizes or more, to see whether they are on a line, not {arguments.events}")
     sizes = sorted(arguments.events)  # a service keeps the memory of a larger run
     for events in sizes:
         toy_release(events, cache)
@@ -134,9 +136,7 @@ def main() -> int:
         for number in range(1, arguments.rounds + 1):
             with warm_stack(broker, folder / str(number), cache) as services:
                 for events in sizes:
-                    toy_release(
-                        events, cache
-                    )  # reads the files again: other sizes may have taken their place in memory
+                    toy_release(events, cache)  # reads again what other sizes may have displaced from the page cache
                     run = RunSettings(release="demo", demo_events=events, plots=False)
                     rounds = {one.name: one.round(run) for one in programs}
                     with peaks_of(services) as peaks:
