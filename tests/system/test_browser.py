@@ -87,6 +87,12 @@ def before_deadline(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() < deadline
 
 
+def open_link(tab: Page, selector: str) -> None:
+    """Click a link, and wait until its page is loaded."""
+    with tab.expect_navigation():
+        tab.click(selector)
+
+
 def links(tab: Page) -> set[str]:
     """Return the addresses of the page's links."""
     found: list[str] = tab.eval_on_selector_all("a[href]", "links => links.map(link => link.href)")
@@ -121,7 +127,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
     submit(session, run_id, DEMO)
     tab.wait_for_selector(f"li:has-text('{run_id}')")  # without a reload
     assert tab.locator(f"li:has-text('{run_id}') .badge.toy").is_visible()
-    tab.click(f"text={run_id}")
+    open_link(tab, f"text={run_id}")
     assert tab.locator(".banner.toy").is_visible()
     wait_until(lambda: tab.locator(".side-by-side .mark").count() == 4, "the picture had a mark for each replica", 90)
     events = wait_until(lambda: analysed(tab), "the bar moved", 90)
@@ -142,9 +148,9 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
         assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 300
         assert "toy, not ATLAS data" in (image.get_attribute("alt") or "")
     assert tab.locator(".mark").count() == 0
-    tab.click("nav >> text=Timeline")
+    open_link(tab, "nav >> text=Timeline")
     assert tab.locator(".timeline tbody tr").count() >= 3
-    tab.click("nav >> text=Files")
+    open_link(tab, "nav >> text=Files")
     files = {link.rpartition("/")[2] for link in links(tab) if "/files/" in link}
     assert files == set(outcome.files)
     followed = links(tab)
@@ -159,7 +165,7 @@ def test_a_run_is_shown_from_its_first_events_to_its_files(
             assert opened is not None
             assert opened.ok, link
     tab.goto(f"{url}/runs/{run_id}")
-    tab.click("text=all runs")
+    open_link(tab, "text=all runs")
     tab.wait_for_selector(f"tr:has-text('{run_id}') .badge.complete")
 
 
@@ -197,7 +203,7 @@ def test_a_selected_run_stays_selected_when_others_are_listed(tab: Page, site: S
     tab.wait_for_selector("[value=third]")
     assert tab.is_checked("[value=first]")
     tab.check("[value=second]")
-    tab.click("text=Compare two selected runs")
+    open_link(tab, "text=Compare two selected runs")
     tab.wait_for_selector("text=A and B: the same bits")
 
 
