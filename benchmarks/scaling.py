@@ -119,8 +119,6 @@ def main() -> int:
     if len(set(arguments.events)) < 3:
         parser.error(f"--events needs three sizes or more, to see whether they are on a line, not {arguments.events}")
     sizes = sorted(arguments.events)  # a service keeps the memory of a larger run
-    for events in sizes:
-        toy_release(events, cache)
     programs: list[Implementation] = [
         Program("notebook", "notebook", cache, needs="vector"),
         Program("embedded", "embedded", cache),
@@ -136,7 +134,7 @@ def main() -> int:
         for number in range(1, arguments.rounds + 1):
             with warm_stack(broker, folder / str(number), cache) as services:
                 for events in sizes:
-                    toy_release(events, cache)  # reads again what other sizes may have displaced from the page cache
+                    toy_release(events, cache)  # also reads what other sizes may have displaced from the page cache
                     run = RunSettings(release="demo", demo_events=events, plots=False)
                     rounds = {one.name: one.round(run) for one in programs}
                     with peaks_of(services) as peaks:

@@ -61,6 +61,7 @@ class Broker:
 
     @property
     def version(self) -> str:
+        """The version of RabbitMQ, as its management API tells it."""
         return str(self.api("GET", "overview")["rabbitmq_version"])
 
     def api(self, method: str, path: str, body: object = None) -> Any:
