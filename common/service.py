@@ -170,12 +170,12 @@ def serve(
 def _outcome_of(
     work: Future[Any], service: Service, session: Session, postponed: deque[Delivery], metrics: ServiceMetrics
 ) -> Any:
-    """Wait for work, and handle the messages of the replica's own queues meanwhile; postpone all others.
+    """Wait for work, and handle the messages of the replica's own queues until the service is to stop.
 
-    Others arrive after a reconnection, for example the message that caused the work.
+    All others are postponed. They arrive after a reconnection, for example the message that caused the work.
     """
     work.add_done_callback(lambda _: session.wake())
-    while not work.done():
+    while not (work.done() or service.stop.is_set()):
         delivery = session.receive(_RECEIVE_TIMEOUT_S)
         if delivery is None:
             continue

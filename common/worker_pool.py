@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: A worker process needs up to 280 MB; the rest is for the services, the page cache and others.
 BYTES_PER_PROCESS = 512 * 2**20
+#: How long a worker process may take to leave a call before it is killed: one that runs no Python code cannot leave.
+EXIT_S = 10.0
 
 
 class _Context(SpawnContext):
@@ -41,22 +44,32 @@ class _Context(SpawnContext):
 
 @dataclass(frozen=True)
 class _Processes:
-    """An executor, and the writing end of a pipe: its worker processes exit when that is closed."""
+    """An executor, and the writing end of a pipe: worker processes leave their calls and exit when that is closed."""
 
     executor: ProcessPoolExecutor
     context: _Context
     lifeline: Connection
+    under_way: set[Future[Any]] = field(default_factory=set)
 
-    def end(self, *, wait: bool) -> None:
-        """Kill the worker processes; ``wait`` until they have ended.
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Submit a call, which is under way until it has an outcome; raises as ``ProcessPoolExecutor.submit``."""
+        future = _submit(self.executor, _call, function, *args, **kwargs)
+        self.under_way.add(future)
+        future.add_done_callback(self.under_way.discard)
+        return future
 
-        A process that is still starting would take seconds to notice the closed pipe.
+    def end(self, *, wait_for_exit: bool) -> None:
+        """End the calls under way, and kill the worker processes.
+
+        One that is killed while it sends an outcome would leave half of it, and the executor would wait for the rest
+        without end. Idle ones and those that are starting would take longer to exit by themselves.
         """
         self.lifeline.close()
+        wait(self.under_way, EXIT_S)
         for process in self.context.spawned:
             if process.pid is not None:
                 process.kill()
-        self.executor.shutdown(wait=wait)
+        self.executor.shutdown(wait=wait_for_exit)
 
 
 class WorkerPool:
@@ -152,14 +165,14 @@ class WorkerPool:
         """End the worker processes, whatever they are doing, and the calls under way."""
         with self._lock:
             self._closed = True
-            self._processes.end(wait=True)
+            self._processes.end(wait_for_exit=True)
 
     def _begin(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[_Processes, Future[T]]:
         """Submit a call to the worker processes, replacing those that exited before it."""
         while True:
             processes = self._processes
             try:
-                return processes, _submit(processes.executor, function, *args, **kwargs)
+                return processes, processes.submit(function, *args, **kwargs)
             except RuntimeError as error:
                 if not isinstance(error, BrokenExecutor) and processes is self._processes and not self._closed:
                     raise
@@ -173,7 +186,7 @@ class WorkerPool:
             if processes is self._processes:
                 log.warning("the worker processes are replaced, because one exited or took too long")
                 self._was_replaced = True
-                processes.end(wait=False)
+                processes.end(wait_for_exit=False)
                 self._processes = self._make()
 
     def _make(self) -> _Processes:
@@ -195,7 +208,7 @@ def default_processes() -> int:
     return max(1, min(available_cores(), memory_bytes() // BYTES_PER_PROCESS))
 
 
-def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+def _submit(executor: ProcessPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any) -> Future[T]:
     """Submit a call; a process that is started for it ignores an interrupt from the keyboard from its first moment."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -204,16 +217,40 @@ def _submit(executor: ProcessPoolExecutor, function: Callable[P, T], *args: P.ar
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+#: Held by a worker process except during its calls, so that it does not exit while it sends an outcome.
+_between_calls = threading.Lock()
+
+
 def _initialize(reading_end: Connection, prepare: Callable[[], None]) -> None:
+    _between_calls.acquire()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     threading.Thread(target=_exit_with_pool, args=(reading_end,), daemon=True).start()
     keep_freed_memory()
     with suppress(Exception):  # it would end the process, and its traceback would be printed for each process
-        prepare()
+        _call(prepare)
+
+
+def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a worker process, which exits meanwhile if its pool is closed."""
+    _between_calls.release()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _between_calls.acquire()
 
 
 def _exit_with_pool(reading_end: Connection) -> None:
-    """Exit when the pool is closed or its process has exited."""
+    """Exit during a call when the pool is closed."""
     reading_end.poll(None)  # nothing is ever written
+    with _between_calls:
+        os._exit(1)
+
+
+def _exit_with_parent() -> None:
+    """Exit when the process that has the pool has exited."""
+    parent = parent_process()
+    assert parent is not None, "a worker process has a parent"
+    parent.join()
     os._exit(1)
 
 

@@ -127,6 +127,18 @@ def test_closing_a_pool_ends_a_call_that_never_returns(pool: WorkerPool) -> None
             endless.result(60)
 
 
+def test_closing_a_pool_ends_processes_that_send_outcomes_larger_than_a_pipe_holds() -> None:
+    for _ in range(5):
+        pool = WorkerPool(2, attempts=1, prepare=worker_functions.nothing)
+        with ThreadPoolExecutor(2) as threads:
+            sent = [threads.submit(pool.call, bytes, 30_000_000) for _ in range(20)]
+            assert len(sent[0].result(60)) == 30_000_000
+            pool.close()
+        assert worker_processes() == []
+        unsent = [error for call in sent if (error := call.exception()) is not None]
+        assert {str(error) for error in unsent} == {"the worker processes were ended"}
+
+
 _HOLD_A_POOL = """
 import sys, threading
 from common.worker_pool import WorkerPool
