@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ _POLL_INTERVAL_S = 0.05
 _RESULT_INTERVAL_S = 1.0
 #: Seconds for which a source may fail before the recording ends.
 _FAILURE_LIMIT_S = 15.0
+#: Readings of the machine that are kept until a service is seen: a kubelet shows a start several readings later.
+_READINGS_BEFORE = 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Recorder:
         self._show = show
         self._rates = RateCalculator()
         self._samples: list[CounterSample] = []
-        self._machine_before: list[CounterSample] = []
+        self._machine_before: deque[Sequence[CounterSample]] = deque(maxlen=_READINGS_BEFORE)
         self._files: list[RecordingFile] = []
         self._problems: list[str] = []
         self._failing_since: float | None = None
@@ -196,15 +199,23 @@ class Recorder:
             and (sample.time >= self._not_before or sample.state == "started")
         ]
         if not self._samples:
-            if all(sample.service in MACHINE for sample in samples):
-                # None of the wanted services runs yet. Their start lies after this reading of the machine.
-                self._machine_before = samples or self._machine_before
+            first = min((sample.time for sample in samples if sample.service not in MACHINE), default=None)
+            if first is None:  # none of the wanted services runs, or none is known to run
+                if samples:
+                    self._machine_before.append(samples)
                 return
-            samples = [*self._machine_before, *samples]
+            samples = [*self._machine_from(first), *samples]
         self._samples += samples
         for file in self._files:
             file.add(samples)
         self._show(samples)
+
+    def _machine_from(self, time_s: float) -> list[CounterSample]:
+        """Return the readings of the machine so far, from the last one before ``time_s`` on."""
+        readings = list(self._machine_before)
+        while len(readings) > 1 and readings[1][-1].time <= time_s:
+            readings.pop(0)
+        return [sample for reading in readings for sample in reading]
 
     def _header(self, end: float | None) -> dict[str, Any]:
         platform_facts = dict(self.source.describe())

@@ -361,8 +361,15 @@ def test_what_it_was_started_with_holds_for_later_calls_and_runs_restart_no_pod(
     assert not [line for line in environment if line.startswith(("LOG_LEVEL", "RESULTS_KEEP"))]
 
 
+def secrets_with_an_address(cluster: Cluster) -> dict[str, Any]:
+    """The Secrets of jobs that read data from an address, by name."""
+    secrets = json.loads(cluster.kubectl("get", "secrets", "--output=json"))["items"]
+    return {secret["metadata"]["name"]: secret for secret in secrets if "DATA" in (secret.get("data") or {})}
+
+
 def test_the_address_of_the_data_is_only_in_a_secret_of_the_job(cluster: Cluster, tmp_path: Path) -> None:
     address = "http://me:geheim@127.0.0.1:9/4lep?token=abc"
+    before = secrets_with_an_address(cluster)
     done = cluster.script("--data", address, "--samples", "data_A", "--output", str(tmp_path))
     assert done.returncode == 1
     assert "data_A" in done.stdout
@@ -370,8 +377,7 @@ def test_the_address_of_the_data_is_only_in_a_secret_of_the_job(cluster: Cluster
     shown += done.stdout + done.stderr
     assert "geheim" not in shown
     assert "token=abc" not in shown
-    secrets = json.loads(cluster.kubectl("get", "secrets", "--output=json"))["items"]
-    (secret,) = (secret for secret in secrets if "DATA" in (secret.get("data") or {}))
+    (secret,) = (secret for name, secret in secrets_with_an_address(cluster).items() if name not in before)
     assert [owner["kind"] for owner in secret["metadata"]["ownerReferences"]] == ["Job"]
     assert b64decode(secret["data"]["DATA"]).decode() == address
     cluster.kubectl("delete", f"job/{secret['metadata']['name']}")

@@ -108,18 +108,26 @@ def test_a_recording_ends_when_the_named_run_has_finished() -> None:
 
 
 class SourceOfALateService(CountingSource):
-    """A source whose only service starts after the third reading of the host."""
+    """A source whose only service starts after the third reading of the host, and is seen later."""
+
+    def __init__(self, seen_at: float) -> None:
+        super().__init__()
+        self.seen_at = seen_at
 
     def read(self) -> Sequence[CounterSample]:
         service, host = super().read()
-        return [service, host] if host.cpu_seconds >= 3 else [host]
+        if host.cpu_seconds < self.seen_at:
+            return [host]
+        started = replace(service, time=T0 + 2.5, cpu_seconds=0.0, state="started")
+        return [started, service, host] if host.cpu_seconds == self.seen_at else [service, host]
 
 
-def test_the_host_is_recorded_from_before_the_first_service_started() -> None:
+@pytest.mark.parametrize("seen_at", [3, 5])
+def test_the_host_is_recorded_from_before_the_first_service_started(seen_at: float) -> None:
     options = RecordingOptions(interval_s=0.01, duration_s=0.2)
-    recording = Recorder(SourceOfALateService(), options, lambda _: None).run()
+    recording = Recorder(SourceOfALateService(seen_at), options, lambda _: None).run()
     host = [one.cpu_seconds for one in recording.samples if one.service == "host"]
-    assert host[:2] == [2.0, 3.0]
+    assert host[:4] == [2.0, 3.0, 4.0, 5.0]
 
 
 class SourceWithOtherClock(CountingSource):
