@@ -54,7 +54,8 @@ def permit(broker: Broker, user: BrokerSettings, **rights: str) -> None:
 @pytest.mark.parametrize("right", ["configure", "write", "read"])
 def test_a_missing_right_is_a_final_refusal_that_is_named(broker: Broker, user: BrokerSettings, right: str) -> None:
     permit(broker, user, **{right: "^student-.*"})
-    with pytest.raises(BrokerError, match=f"does not permit its user .* {right} access .*set_permissions") as refused:
+    access = "access" if broker.version.startswith("3.10.") else f"{right} access"  # 3.10 does not say which
+    with pytest.raises(BrokerError, match=f"does not permit its user .* {access} .*set_permissions") as refused:
         transport(user).open([topology.PLANS])
     assert "no RabbitMQ answers" not in str(refused.value)
 
