@@ -5,15 +5,13 @@
 # COST is what the user reads before the installation: its size and duration.
 #
 # The environment is made in .venv.new, checked, and renamed. The file .venv/made says that it was made here, and
-# .venv/NAME.packages at which place, with which Python and with which packages. If one of these has changed, it is
-# made anew with the packages of every NAME; one that the user made is used if it works. Modules of PYTHONPATH or of
-# another Python (PYTHONHOME) would take the place of these packages, so both are unset.
+# .venv/NAME.packages at which place, with which Python and with which packages. If one of these has changed, or PYTHON
+# is set to another Python, it is made anew with the packages of every NAME; one that the user made is used if it works.
+# Modules of PYTHONPATH or of another Python (PYTHONHOME) would take the place of these packages, so both are unset.
 use_venv() {
-    local root=$1 name=$2 cost=$3 found python place lists
+    local root=$1 name=$2 cost=$3 lists
     shift 3
     unset PYTHONPATH PYTHONHOME
-    found=$(_find_python) || exit 2
-    python=${found%%$'\n'*} place="$root/.venv ${found#*$'\n'}"
     lists=$(cat "$root"/{pyproject.toml,constraints.txt,requirements.txt} "$root"/{monitoring,workers/*}/requirements.txt | cksum)
     if ! _is_complete "$@"; then
         (_make_complete "$@") || exit # in a process of its own, whose end removes the lock
@@ -27,12 +25,22 @@ _version() {
     "$1" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))'
 }
 
-_is_complete() {
-    [ "$(cat "$root/.venv/$name.packages" 2>/dev/null)" = "$(_packages "$@")" ] &&
-        "$root/.venv/bin/python" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null
+# Print where the environment's Python is, where it is installed, and its version. To ask it, and not the Python that
+# would be found, saves the 0.1 s of a start through pyenv.
+_own() {
+    "$root/.venv/bin/python" -c 'import sys; print(sys.prefix, sys.base_prefix, *sys.version_info[:2])'
 }
 
-_packages() { printf '%s\n' "$place $lists" "$*"; }
+_is_complete() {
+    local own
+    own=$(_own) && { [ -z "${PYTHON:-}" ] || [ "$own" = "$root/.venv $(_version "$PYTHON")" ]; } &&
+        [ "$(cat "$root/.venv/$name.packages")" = "$(_packages "$own" "$@")" ]
+} 2>/dev/null
+
+# _packages PLACE ARGUMENTS: print what the environment consists of.
+_packages() {
+    printf '%s\n' "$1 $lists" "${*:2}"
+}
 
 _fail() { echo "$0: $1" >&2; exit 2; }
 
@@ -52,7 +60,9 @@ _find_python() {
 }
 
 _make_complete() {
-    local venv=$root/.venv.new other words all
+    local venv=$root/.venv.new found python place other words all
+    found=$(_find_python) || exit 2
+    python=${found%%$'\n'*} place="$root/.venv ${found#*$'\n'}"
     _lock
     ! _is_complete "$@" || return 0 # another process has installed them meanwhile
     all=("$@")
@@ -64,20 +74,19 @@ _make_complete() {
             if [ -e "$other" ] && [ "$other" != "$root/.venv/$name.packages" ]; then
                 read -r -a words < <(tail -n 1 "$other")
                 all+=("${words[@]}")
-                _packages "${words[@]}" >"$venv/$(basename "$other")"
+                _packages "$place" "${words[@]}" >"$venv/$(basename "$other")"
             fi
         done
     fi
     echo "installing packages into $root/.venv: $cost" >&2
     (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "${all[@]}") ||
         _fail "the packages could not be installed, as pip says above; run this again"
-    _packages "$@" >"$venv/$name.packages"
+    _packages "$place" "$@" >"$venv/$name.packages"
     [ "$venv" = "$root/.venv" ] || _put_in_place
 }
 
 _is_users() {
-    local own=$root/.venv/bin/python
-    [ ! -e "$root/.venv/made" ] && [ "$("$own" -c 'import sys; print(sys.prefix)') $(_version "$own")" = "$place" ] && "$own" -m pip --version
+    [ ! -e "$root/.venv/made" ] && [ "$(_own)" = "$place" ] && "$root/.venv/bin/python" -m pip --version
 } >/dev/null 2>&1
 
 _make_venv() {

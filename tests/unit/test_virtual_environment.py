@@ -145,6 +145,16 @@ def test_a_complete_environment_is_used_as_it_is(project: Path) -> None:
     assert used(project) == (0, str(project / ".venv"), "")
 
 
+def test_a_complete_environment_is_used_whatever_python3_is_unless_python_names_one(project: Path) -> None:
+    assert used(project)[0] == 0
+    commands = project.parent / "commands"
+    commands.mkdir()
+    executable(commands / "python3", "#!/bin/sh\nexit 1\n")
+    path = f"{commands}:{os.environ['PATH']}"
+    assert used(project, PYTHON="", PATH=path) == (0, str(project / ".venv"), "")
+    assert used(project, PYTHON="python3", PATH=path)[0] == 2
+
+
 def test_the_scripts_of_an_environment_name_its_place(project: Path) -> None:
     assert used(project)[0] == 0
     texts = [path.read_text() for path in (project / ".venv" / "bin").iterdir() if not path.is_symlink()]
