@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: A worker process needs up to 280 MB; the rest is for the services, the page cache and others.
 BYTES_PER_PROCESS = 512 * 2**20
 #: How long a worker process may take to leave a call before it is killed: one that runs no Python code cannot leave.
-EXIT_S = 10.0
+EXIT_S = 5.0
 
 
 class _Context(SpawnContext):
@@ -50,11 +50,18 @@ class _Processes:
     context: _Context
     lifeline: Connection
     under_way: set[Future[Any]] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Submit a call, which is under way until it has an outcome; raises as ``ProcessPoolExecutor.submit``."""
-        future = _submit(self.executor, _call, function, *args, **kwargs)
-        self.under_way.add(future)
+        """Submit a call, which is under way until it has an outcome.
+
+        Raises BrokenExecutor after ``end``, otherwise as ``ProcessPoolExecutor.submit``.
+        """
+        with self.lock:
+            if self.lifeline.closed:
+                raise BrokenExecutor
+            future = _submit(self.executor, _call, function, *args, **kwargs)
+            self.under_way.add(future)
         future.add_done_callback(self.under_way.discard)
         return future
 
@@ -62,14 +69,17 @@ class _Processes:
         """End the calls under way, and kill the worker processes.
 
         One that is killed while it sends an outcome would leave half of it, and the executor would wait for the rest
-        without end. Idle ones and those that are starting would take longer to exit by themselves.
+        without end. Idle ones, and those that are starting without a call, would take longer to exit by themselves.
         """
-        self.lifeline.close()
-        wait(self.under_way, EXIT_S)
-        for process in self.context.spawned:
-            if process.pid is not None:
-                process.kill()
-        self.executor.shutdown(wait=wait_for_exit)
+        with self.lock:
+            self.lifeline.close()
+        try:
+            wait(self.under_way, EXIT_S)
+        finally:
+            for process in self.context.spawned:
+                if process.pid is not None:
+                    process.kill()
+            self.executor.shutdown(wait=wait_for_exit)
 
 
 class WorkerPool:
@@ -183,11 +193,12 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise WorkerProcessError("the worker processes were ended")
-            if processes is self._processes:
-                log.warning("the worker processes are replaced, because one exited or took too long")
-                self._was_replaced = True
-                processes.end(wait_for_exit=False)
-                self._processes = self._make()
+            if processes is not self._processes:
+                return
+            log.warning("the worker processes are replaced, because one exited or took too long")
+            self._was_replaced = True
+            self._processes = self._make()
+        processes.end(wait_for_exit=False)
 
     def _make(self) -> _Processes:
         context = _Context()

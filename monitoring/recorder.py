@@ -9,9 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _POLL_INTERVAL_S = 0.05
 _RESULT_INTERVAL_S = 1.0
 #: Seconds for which a source may fail before the recording ends.
 _FAILURE_LIMIT_S = 15.0
-#: Readings of the machine that are kept until a service is seen: a kubelet shows a start several readings later.
+#: Readings of each part of the machine that are kept until a service is seen: a kubelet shows a start some later.
 _READINGS_BEFORE = 16
 
 
@@ -76,7 +77,9 @@ class Recorder:
         self._show = show
         self._rates = RateCalculator()
         self._samples: list[CounterSample] = []
-        self._machine_before: deque[Sequence[CounterSample]] = deque(maxlen=_READINGS_BEFORE)
+        self._machine_before: defaultdict[str, deque[CounterSample]] = defaultdict(
+            partial(deque, maxlen=_READINGS_BEFORE)
+        )
         self._files: list[RecordingFile] = []
         self._problems: list[str] = []
         self._failing_since: float | None = None
@@ -201,8 +204,8 @@ class Recorder:
         if not self._samples:
             first = min((sample.time for sample in samples if sample.service not in MACHINE), default=None)
             if first is None:  # none of the wanted services runs, or none is known to run
-                if samples:
-                    self._machine_before.append(samples)
+                for sample in samples:
+                    self._machine_before[sample.container].append(sample)
                 return
             samples = [*self._machine_from(first), *samples]
         self._samples += samples
@@ -211,11 +214,13 @@ class Recorder:
         self._show(samples)
 
     def _machine_from(self, time_s: float) -> list[CounterSample]:
-        """Return the readings of the machine so far, from the last one before ``time_s`` on."""
-        readings = list(self._machine_before)
-        while len(readings) > 1 and readings[1][-1].time <= time_s:
-            readings.pop(0)
-        return [sample for reading in readings for sample in reading]
+        """Return the readings of the machine so far, of each part from the last one before ``time_s`` on."""
+        kept: list[CounterSample] = []
+        for readings in self._machine_before.values():
+            while len(readings) > 1 and readings[1].time <= time_s:
+                readings.popleft()
+            kept += readings
+        return kept
 
     def _header(self, end: float | None) -> dict[str, Any]:
         platform_facts = dict(self.source.describe())

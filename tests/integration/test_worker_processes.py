@@ -139,6 +139,22 @@ def test_closing_a_pool_ends_processes_that_send_outcomes_larger_than_a_pipe_hol
         assert {str(error) for error in unsent} == {"the worker processes were ended"}
 
 
+def test_closing_a_pool_ends_threads_that_make_one_short_call_after_another() -> None:
+    def call_without_end(pool: WorkerPool) -> None:
+        while True:
+            pool.call(bytes, 300_000)
+
+    for _ in range(10):
+        pool = WorkerPool(2, attempts=1, prepare=worker_functions.nothing)
+        with ThreadPoolExecutor(4) as threads:
+            pool.start()
+            pool.wait_until_ready()
+            calls = [threads.submit(call_without_end, pool) for _ in range(4)]
+            pool.call(worker_functions.double, 21)
+            pool.close()
+        assert {str(call.exception()) for call in calls} == {"the worker processes were ended"}
+
+
 _HOLD_A_POOL = """
 import sys, threading
 from common.worker_pool import WorkerPool

@@ -130,6 +130,22 @@ def test_the_host_is_recorded_from_before_the_first_service_started(seen_at: flo
     assert host[:4] == [2.0, 3.0, 4.0, 5.0]
 
 
+class SourceOfTwoMachines(CountingSource):
+    """A source whose two hosts are read in turn; the service starts after the fifth reading, and is seen later."""
+
+    def read(self) -> Sequence[CounterSample]:
+        number = float(next(self.readings))
+        host = replace(sample(number, number, "host"), container=f"host {number % 2:g}")
+        return [host] if number < 6 else [replace(sample(4.5, 0.0), state="started"), sample(number, number), host]
+
+
+def test_each_host_is_recorded_from_before_the_first_service_started() -> None:
+    options = RecordingOptions(interval_s=0.01, duration_s=0.2)
+    recording = Recorder(SourceOfTwoMachines(), options, lambda _: None).run()
+    begins = [next(one.time - T0 for one in recording.samples if one.container == f"host {host}") for host in (0, 1)]
+    assert begins == [4.0, 3.0]
+
+
 class SourceWithOtherClock(CountingSource):
     """The same source on a machine whose clock differs from this one's."""
 

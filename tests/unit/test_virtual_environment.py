@@ -155,6 +155,24 @@ def test_a_complete_environment_is_used_whatever_python3_is_unless_python_names_
     assert used(project, PYTHON="python3", PATH=path)[0] == 2
 
 
+def test_an_environment_of_a_python_behind_two_links_is_made_once(project: Path) -> None:
+    installed = project.parent / "installed"
+    (installed / "bin").mkdir(parents=True)
+    (installed / "current").symlink_to(sys.base_prefix)
+    linked = installed / "bin" / "python3"
+    linked.symlink_to(f"../current/bin/python3.{sys.version_info.minor}")
+    executable(project.parent / "python", PYTHON.replace(sys.executable, str(linked)))
+    commands = project.parent / "commands"
+    commands.mkdir()
+    shutil.copy(project.parent / "python", commands / "python3")
+    shutil.copytree(project.parent / "pip", commands / "pip")
+    for python in ("", "python3"):
+        shutil.rmtree(project / ".venv", ignore_errors=True)
+        environment = {"PYTHON": python, "PATH": f"{commands}:{os.environ['PATH']}"}
+        assert "installing packages" in used(project, **environment)[2]
+        assert used(project, **environment) == (0, str(project / ".venv"), "")
+
+
 def test_the_scripts_of_an_environment_name_its_place(project: Path) -> None:
     assert used(project)[0] == 0
     texts = [path.read_text() for path in (project / ".venv" / "bin").iterdir() if not path.is_symlink()]
