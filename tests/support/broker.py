@@ -105,10 +105,14 @@ class Broker:
     def delete_vhost(self, vhost: BrokerSettings) -> None:
         self.api("DELETE", f"vhosts/{vhost.vhost}")
 
-    def cut_connections(self, vhost: BrokerSettings) -> int:
-        """Have the broker close every connection to a virtual host; returns their number."""
+    def cut_connections(self, vhost: BrokerSettings, at_least: int = 1) -> int:
+        """Have the broker close every connection to a virtual host; returns their number.
+
+        The broker lists a connection seconds after its start: none is closed before ``at_least`` are listed.
+        """
         cut = 0
-        for connection in self.api("GET", f"vhosts/{vhost.vhost}/connections"):
+        connections = self.api("GET", f"vhosts/{vhost.vhost}/connections")
+        for connection in connections if len(connections) >= at_least else []:
             with contextlib.suppress(urllib.error.HTTPError):
                 self.api("DELETE", f"connections/{urllib.parse.quote(connection['name'], safe='')}")
                 cut += 1
