@@ -4,8 +4,8 @@
 # use_venv ROOT NAME COST ARGUMENTS: make ROOT/.venv, install what the ARGUMENTS of pip ask for, and activate it.
 # COST is what the user reads before the installation: its size and duration.
 #
-# The environment is made in .venv.new, checked, and renamed. The file .venv/made says that it was made here
-# and of which Python, and .venv/NAME.packages at which place and with which packages. If one of these has changed, or PYTHON
+# The environment is made in .venv.new, checked, and renamed. The file .venv/made says that it was made here and of
+# which Python, and .venv/NAME.packages at which place and with which packages. If one of these has changed, or PYTHON
 # is set to another Python, it is made anew with the packages of every NAME; one that the user made is used if it works.
 # Modules of PYTHONPATH or of another Python (PYTHONHOME) would take the place of these packages, so both are unset.
 use_venv() {
