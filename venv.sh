@@ -27,7 +27,7 @@ _version() {
 
 # Print where the Python of an environment is installed, and its version; fails where that is no environment.
 _own() {
-    "$1/bin/python" -c 'import sys; print(sys.base_prefix, *sys.version_info[:2]); sys.exit(sys.prefix == sys.base_prefix)'
+    [ -e "$1/pyvenv.cfg" ] && _version "$1/bin/python"
 }
 
 # The environment's own Python is asked, and no other unless PYTHON names one: a start through pyenv takes 0.15 s.
@@ -94,8 +94,7 @@ _make_complete() {
 }
 
 _is_users() {
-    [ ! -e "$root/.venv/made" ] && _own "$root/.venv" && _is_asked_for && _version "$root/.venv/bin/python" &&
-        "$root/.venv/bin/python" -m pip --version
+    [ ! -e "$root/.venv/made" ] && _own "$root/.venv" && _is_asked_for && "$root/.venv/bin/python" -m pip --version
 } >/dev/null 2>&1
 
 _make_venv() {

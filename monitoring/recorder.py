@@ -26,7 +26,7 @@ _POLL_INTERVAL_S = 0.05
 _RESULT_INTERVAL_S = 1.0
 #: Seconds for which a source may fail before the recording ends.
 _FAILURE_LIMIT_S = 15.0
-#: Readings of each part of the machine that are kept until a service is seen: a kubelet shows a start some later.
+#: Readings of each part of the machine that are kept until a service is seen, which may be some after its start.
 _READINGS_BEFORE = 16
 
 
@@ -203,7 +203,7 @@ class Recorder:
         ]
         if not self._samples:
             first = min((sample.time for sample in samples if sample.service not in MACHINE), default=None)
-            if first is None:  # none of the wanted services runs, or none is known to run
+            if first is None:  # none of the wanted services runs, as far as the source knows
                 for sample in samples:
                     self._machine_before[sample.container].append(sample)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -163,6 +164,32 @@ def test_a_service_handles_the_status_of_others_while_it_draws(transport: Transp
         loop.join(20)
         sender.close()
     assert service.handled == ["first begins", "first ends", "second begins", "second ends"]
+
+
+class NeverTold(Drawing):
+    """Does not look at the status messages."""
+
+    def handle(self, message: Message) -> Sequence[Message]:
+        return [] if isinstance(message, ServiceStatus) else super().handle(message)
+
+
+def test_a_service_that_is_to_stop_waits_for_its_drawing_and_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, stop, transport = NeverTold(), threading.Event(), EmbeddedTransport()
+    session, received = transport.open(service.consumes), itertools.count()
+    receive = session.receive
+    monkeypatch.setattr(session, "receive", lambda timeout_s: next(received) >= 0 and receive(timeout_s))
+    session.publish([RunFailed("run", "first")])
+    loop = threading.Thread(target=serve, args=(service, session, stop))
+    loop.start()
+    wait_until(lambda: service.handled == ["first begins"], "the message is handled", 30)
+    stop.set()
+    transport.shut_down()
+    loop.join(0.5)
+    assert loop.is_alive()
+    service.status.set()
+    loop.join(20)
+    assert service.handled == ["first begins", "first ends"]
+    assert next(received) < 20
 
 
 @pytest.mark.broker
