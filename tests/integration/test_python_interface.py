@@ -24,6 +24,7 @@ from common.transport.amqp import parameters
 from common.transport.dead_letters import dead_letters
 from tests.support.broker import Broker
 from tests.support.paths import ROOT
+from tests.support.processes import running_children
 from tests.support.runs import numbers_of
 from tests.support.waiting import wait_until
 from tests.support.workers import Workers
@@ -48,7 +49,7 @@ def left_behind() -> set[str]:
     """
     kept = ("fsspecIO", "asyncio_", "Dummy-")
     threads = {f"thread {one.name}" for one in threading.enumerate() if not one.name.startswith(kept)}
-    children = {f"process {child.cmdline()}" for child in psutil.Process().children()}
+    children = {f"process {command_line}" for command_line in running_children().values()}
     return threads | {child for child in children if "resource_tracker" not in child}
 
 

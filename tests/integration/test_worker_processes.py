@@ -24,6 +24,7 @@ from common.worker_pool import WorkerPool
 from physics import ANALYSES
 from tests.support import worker_functions
 from tests.support.paths import ROOT
+from tests.support.processes import running_children
 from tests.support.runs import QuietDisplay, before_deadline, numbers, run_embedded
 from tests.support.waiting import wait_until
 from workers import chunk_worker, embedded
@@ -44,7 +45,7 @@ OTHERS: set[psutil.Process] = set()
 @pytest.fixture(autouse=True)
 def other_processes() -> None:
     OTHERS.clear()
-    OTHERS.update(psutil.Process().children())
+    OTHERS.update(running_children())
 
 
 @pytest.fixture
@@ -52,12 +53,17 @@ def pool() -> Iterator[WorkerPool]:
     pool = WorkerPool(2, attempts=3, prepare=worker_functions.nothing)
     yield pool
     pool.close()
-    assert worker_processes() == []
+    wait_for_exits()
 
 
 def worker_processes() -> list[psutil.Process]:
-    children = set(psutil.Process().children()) - OTHERS
-    return [child for child in children if "--multiprocessing-fork" in child.cmdline()]
+    children = running_children()
+    return [child for child in children.keys() - OTHERS if "--multiprocessing-fork" in children[child]]
+
+
+def wait_for_exits() -> None:
+    """Wait until no worker process is left: those that a pool replaced have been killed, but may still be exiting."""
+    wait_until(lambda: worker_processes() == [], "all worker processes have exited", timeout_s=5)
 
 
 def test_a_call_returns_and_raises_what_its_function_does(pool: WorkerPool) -> None:
@@ -236,7 +242,7 @@ def run_in_processes(
         outcome = follow(
             session, "run", ANALYSES, QuietDisplay(on_progress), lambda: is_in_time() and services.is_alive()
         )
-    assert worker_processes() == []
+    wait_for_exits()
     return outcome
 
 
