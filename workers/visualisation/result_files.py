@@ -44,11 +44,10 @@ def files_without_figures(result: Mapping[str, Any], timeline: bytes = b"") -> d
 def result_files(result: Mapping[str, Any], others: Mapping[str, bytes], drawings: Drawings) -> dict[str, bytes]:
     """Return the files of a result folder by name: result.json, the figures as png and pdf, and the ``others``.
 
-    Figures that cannot be drawn are named in
-    the problems of result.json; the run is as complete as before, because every event is in its numbers. The same
-    result gives the same bytes, except for histograms.root: ROOT's format contains
-    the time of writing and a unique id. Raises MessageError if a histogram is not
-    valid, and ValueError for a number that is not finite, which JSON cannot represent.
+    Figures that cannot be drawn are named in the problems of result.json; the run is as complete as before, because
+    every event is in its numbers. The same result gives the same bytes, except for histograms.root: ROOT's format
+    contains the time of writing and a unique id. Raises MessageError if a histogram is not valid, and ValueError for a
+    number that is not finite, which JSON cannot represent.
     """
     figures, problems = drawn(drawings)
     for problem in problems:
