@@ -107,9 +107,9 @@ class Step:
 class Axis:
     """Regular bins: ``low <= x < high``.
 
-    The edges are those of ``numpy.linspace``, and a value on an edge belongs to the bin above it, as
-    in ``numpy.histogram``. (``hist.axis.Regular`` rounds differently: a value next to an edge may be
-    in another bin.) Raises AnalysisError for an axis without bins.
+    The edges are those of ``numpy.linspace``, and a value on an edge belongs to the bin above it, so that ``high``
+    itself is overflow. (``numpy.histogram`` has it in the last bin; ``hist.axis.Regular`` rounds differently: a value
+    next to an edge may be in another bin.) Raises AnalysisError for an axis without bins.
     """
 
     bins: int
@@ -128,12 +128,27 @@ class Axis:
         """The edges of the bins, shape (bins + 1,)."""
         return np.linspace(self.low, self.high, self.bins + 1)
 
-    def bin_of(self, values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.intp]:
+    @property
+    def width(self) -> float:
+        """The width of a bin."""
+        return (self.high - self.low) / self.bins
+
+    def has_edges(self, *values: float) -> bool:
+        """Whether each of these values is an edge, up to rounding."""
+        return all(np.isclose(value, self.edges, rtol=0, atol=1e-6 * self.width).any() for value in values)
+
+    def bins_between(self, low: float, high: float) -> Mask:
+        """Which bins are between two edges, shape (bins,)."""
+        centres = (self.edges[:-1] + self.edges[1:]) / 2
+        return (low < centres) & (centres < high)
+
+    def bin_of(self, values: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
         """The bin of each value, counted from 1; 0 for underflow and NaN, bins + 1 for overflow.
 
         Gives the result of ``np.searchsorted`` in a third of the time: the bin is
         calculated, and corrected where rounding moved it across an edge.
         """
+        values = values.astype(np.float64)  # in the type of the edges; a narrower one may not tell bins apart
         below, above = np.append(np.nan, self.edges), np.append(self.edges, np.nan)
         guess = (values - self.low) * (self.bins / (self.high - self.low))
         found: npt.NDArray[np.intp] = np.floor(np.fmin(np.fmax(guess, -1), self.bins)).astype(np.intp) + 1
@@ -226,8 +241,10 @@ class Peak:
     """The measurement of the position of the signal's peak in the fitted observable, with finer bins.
 
     ``simulated`` is the position in the signal samples, ``scanned`` the range of the scan and ``window``
-    the fitted range, all in the unit of the observable. Positions are shifted by whole bins of ``axis``,
-    so that it is wider than the window.
+    the fitted range, all in the unit of the observable. The simulated peak is shifted to each scanned position by
+    whole bins of ``axis``, so that the axis is wider than the window. Raises AnalysisError for a window that does not
+    begin and end at edges of ``axis``, positions that are no whole number of bins from ``simulated``, and an axis that
+    a shifted window leaves.
     """
 
     name: str
@@ -238,10 +255,28 @@ class Peak:
     simulated: float
     scanned: tuple[float, float]
 
+    def __post_init__(self) -> None:
+        (low, high), (first, last) = self.window, self.scanned
+        what = f"peak {self.name!r}: axis {self.axis}"
+        if not (low < high and self.axis.has_edges(low, high)):
+            raise AnalysisError(f"{what} has no edges at the ends of the window {self.window}; choose ends that it has")
+        if not first < self.simulated < last:
+            raise AnalysisError(
+                f"peak {self.name!r}: the simulated position {self.simulated:g} is not in the scanned range "
+                f"{self.scanned}; choose a range around it"
+            )
+        shifted = low - (last - self.simulated), high + (self.simulated - first)
+        if not self.axis.has_edges(*shifted):
+            raise AnalysisError(
+                f"{what} has no edges at {shifted[0]:g} and {shifted[1]:g}, between which the peak is shifted from "
+                f"{self.simulated:g} to the ends of the scanned range {self.scanned}; choose a wider axis or a "
+                "narrower range, in whole bins"
+            )
+
     @property
     def step(self) -> float:
         """The width of a bin of ``axis``."""
-        return (self.axis.high - self.axis.low) / self.axis.bins
+        return self.axis.width
 
 
 @dataclass(frozen=True)
@@ -361,6 +396,7 @@ class Analysis:
             for name in norm.categories or ():
                 self._check_known(f"uncertainty {norm.name!r}", "category", name, categories)
         self._check_known("the model", "observable", self.model.observable, observables)
+        self._check_windows()
         data = self.with_role("data")
         if len(data) != 1:
             raise AnalysisError(
@@ -384,6 +420,24 @@ class Analysis:
                 raise AnalysisError(f"{self._where}: {kind} {name!r} occurs {count} times; give each another name")
             if not is_name(name):
                 raise AnalysisError(f"{self._where}: {name!r} is not a name of a {kind}; {NAME_IS}")
+
+    def _check_windows(self) -> None:
+        """Check that the bins of the fitted observable fill the model's windows, and that fine bins fill its bins."""
+        axis, peak = self.fitted.axis, self.model.peak
+        bins = f"{self._where}: the bins of {self.fitted.name!r}, {axis},"
+        windows = {"the model's window": self.model.window}
+        if peak is not None:
+            windows[f"the window of peak {peak.name!r}"] = peak.window
+        for what, (low, high) in windows.items():
+            if not (low < high and axis.has_edges(low, high)):
+                raise AnalysisError(
+                    f"{bins} have no edges at the ends of {what}, {low:g} and {high:g}; "
+                    "choose other bins, or a window whose ends are edges"
+                )
+        if peak is not None and not peak.axis.has_edges(peak.axis.low, peak.axis.low + axis.width):
+            raise AnalysisError(
+                f"{bins} are not whole numbers of bins of peak {peak.name!r}, {peak.axis}; choose other bins of either"
+            )
 
     def _check_known(self, what: str, kind: str, name: str, known: Sequence[str]) -> None:
         if name not in known:

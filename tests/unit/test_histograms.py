@@ -210,8 +210,8 @@ def test_twenty_million_equal_weights_are_all_counted() -> None:
 
 @pytest.mark.parametrize(
     "axis",
-    [one.axis for one in ANALYSIS.histograms.values()] + [peak().axis],
-    ids=[*ANALYSIS.histograms, ANALYSIS.model.fine],
+    [one.axis for one in ANALYSIS.histograms.values()] + [peak().axis, Axis(10, 99_999.99, 100_000.01)],
+    ids=[*ANALYSIS.histograms, ANALYSIS.model.fine, "bins narrower than float32 resolves"],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_value_is_in_the_bin_between_whose_edges_it_lies(axis: Axis, dtype: type) -> None:

@@ -181,6 +181,30 @@ MISTAKES_OF_FILES = {
         'model=replace(DEMO.model, observable="m5l", scale=None, peak=None)',
         "own.py:6: .*the model has the observable 'm5l', which does not exist; did you mean 'm4l'\\?",
     ),
+    "a window between the edges of bins": (
+        "observables=(replace(DEMO.observables[0], axis=Axis(17, 80.0, 250.0)), *DEMO.observables[1:])",
+        "own.py:6: .*the bins of 'm4l', .* have no edges at the ends of the model's window, 115 and 130; choose other",
+    ),
+    "a window from high to low": (
+        "model=replace(DEMO.model, window=(130.0, 115.0))",
+        "own.py:6: .*no edges at the ends of the model's window, 130 and 115",
+    ),
+    "bins that end inside the window of the peak": (
+        "observables=(replace(DEMO.observables[0], axis=Axis(5, 110.0, 135.0)), *DEMO.observables[1:])",
+        "own.py:6: .*have no edges at the ends of the window of peak 'mass', 105 and 160",
+    ),
+    "fine bins that do not fill the bins": (
+        "model=replace(DEMO.model, peak=replace(DEMO.model.peak, axis=Axis(15, 20.0, 170.0), window=(110.0, 160.0)))",
+        "own.py:6: .*the bins of 'm4l', .* are not whole numbers of bins of peak 'mass'",
+    ),
+    "a peak that is shifted beyond its axis": (
+        "model=replace(DEMO.model, peak=replace(DEMO.model.peak, scanned=(100.0, 150.0)))",
+        r"own.py:7: peak 'mass': .*has no edges at 80 and 185, between which the peak is shifted from 125",
+    ),
+    "a simulated peak outside of the scan": (
+        "model=replace(DEMO.model, peak=replace(DEMO.model.peak, simulated=140.0))",
+        r"own.py:7: peak 'mass': the simulated position 140 is not in the scanned range \(115.0, 135.0\)",
+    ),
     "a name that is no name": (
         'processor_steps=(Step("../x", len),)',
         "own.py:6: .*'../x' is not a name of a step; use up to 100 letters",

@@ -169,8 +169,7 @@ def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
     The errors are statistical: the roots of the sums of squared weights.
     """
     low, high = analysis.model.window
-    edges = np.asarray(histogram["edges"])[:-1]
-    inside = (edges >= low) & (edges < high)
+    inside = analysis.fitted.axis.bins_between(low, high)
 
     def events(role: Role, what: str = "values") -> float:
         found = [histogram[name] for name in analysis.with_role(role) if name in histogram]

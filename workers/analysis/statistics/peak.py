@@ -235,8 +235,7 @@ def _smooth_background(result: Mapping[str, Any], analysis: Analysis, peak: Peak
     signals = analysis.with_role("signal")
     in_wide_bins = np.sum([sample["data"] for sample in channel["samples"] if sample["name"] not in signals], axis=0)
     low, high = peak.window
-    edges = analysis.fitted.axis.edges
-    inside = (edges[:-1] >= low) & (edges[1:] <= high)
+    inside = analysis.fitted.axis.bins_between(low, high)
     bins = round((high - low) / peak.step)
     x = (np.arange(bins) + 0.5) / bins
     basis = np.stack([comb(_DEGREE, k) * x**k * (1 - x) ** (_DEGREE - k) for k in range(_DEGREE + 1)])
