@@ -22,7 +22,7 @@ from rich.text import Text
 from common.errors import SettingsError
 from common.interrupts import program
 from common.names import plain_text
-from common.rounding import duration, number, rounded, rounded_yield
+from common.rounding import duration, number, rounded_yield, with_error
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -313,23 +313,32 @@ def _heading(step: str) -> str:
 
 
 def window_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return the events in the window around the signal, and the figures of S and B if a background is expected."""
+    """Return the events in the window around the signal, and the figures of S and B if a background is expected.
+
+    What the run has no sample of is left out.
+    """
     window = result["window"]
 
-    def expected(name: str) -> str:
-        return " ± ".join(rounded(window[name], window[f"{name}_error"]))
+    def expected(name: str) -> str | None:
+        value = window[name]
+        return None if value is None else with_error(value, window[f"{name}_error"])
 
+    found = {
+        "observed": None if window["n_data"] is None else f"{window['n_data']:,}",
+        "expected": expected("n_signal_plus_background"),
+    }
+    parts = {"signal": expected("n_signal"), "background": expected("n_background")}
     lines = [
         f"{window['low']:g} to {window['high']:g} {window['unit']}".rstrip()
-        + f": {window['n_data']:,} observed, {expected('n_signal_plus_background')} expected",
-        f"expected signal {expected('n_signal')}, expected background {expected('n_background')}",
+        + f": {', '.join(f'{text} {what}' for what, text in found.items() if text is not None) or 'no sample'}",
+        ", ".join(f"expected {what} {text}" for what, text in parts.items() if text is not None),
     ]
     if window["significance"] is not None:
         lines.append(
             f"the notebook's figure N/√(B + 0.3·B²), N = S + B: {number(window['significance'], 3)}; "
             f"S/√B: {number(window['significance_s_b'], 3)}"
         )
-    return lines
+    return [line for line in lines if line]
 
 
 def fit_line(result: Mapping[str, Any]) -> str:
@@ -337,8 +346,10 @@ def fit_line(result: Mapping[str, Any]) -> str:
     fit = result["fit"]
     if fit is None:
         return f"no fit: {result.get('fit_problem') or 'not made'}"
-    strength, error = rounded(fit["signal_strength"], fit["signal_strength_error"])
-    line = f"signal strength μ = {strength} ± {error}"
+    error = fit["signal_strength_error"]
+    line = f"signal strength μ = {with_error(fit['signal_strength'], error)}"
+    if error is None:
+        line += ", an end of its range: no measurement"
     if fit["significance_observed"] is None:
         return line
     observed, expected = fit["significance_observed"], fit["significance_expected"]
@@ -346,14 +357,20 @@ def fit_line(result: Mapping[str, Any]) -> str:
 
 
 def mass_lines(result: Mapping[str, Any], analysis: Analysis | None) -> list[str]:
-    """Return a line with the measured position of the peak, if there is one."""
+    """Return a line with the measured position of the peak, or why it was not measured, if the fit measures one."""
     peak = analysis.model.peak if analysis else None
-    measured = (result["fit"] or {}).get(peak.name) if peak else None
-    if not (analysis and peak and measured):
+    fit = result["fit"] or {}
+    if not (analysis and peak):
         return []
+    if peak.name not in fit:
+        problem = fit.get(f"{peak.name}_problem")
+        return [f"{peak.caption}: no measurement: {problem}"] if problem else []
+    measured = fit[peak.name]
     value, error = (measured[f"{name}{analysis.fitted.suffix}"] for name in ("value", "error"))
-    text = " ± ".join(rounded(value, error))
-    return [f"{peak.caption}: {plain_text(peak.symbol)} = {text} {analysis.fitted.unit}".rstrip()]
+    if value is None:
+        return [f"{peak.caption}: no measurement: {measured['problem']}"]
+    line = f"{peak.caption}: {plain_text(peak.symbol)} = {with_error(value, error)} {analysis.fitted.unit}".rstrip()
+    return [line if error is not None else f"{line}: {measured['problem']}"]
 
 
 def duration_line(result: Mapping[str, Any], files_s: float, plots_s: float) -> str:

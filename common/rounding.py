@@ -33,6 +33,11 @@ def rounded(value: float, *errors: float | None) -> tuple[str, ...]:
     return tuple(_text(one, place, with_exponent=with_exponent) for one in (value, *errors))
 
 
+def with_error(value: float, error: float | None) -> str:
+    """Format a value with its uncertainty, if it has one: 1.23 ± 0.12."""
+    return " ± ".join(rounded(value, *(() if error is None else (error,))))
+
+
 def rounded_yield(events: int, value: float, error: float) -> tuple[str, str]:
     """Return the texts of a yield and of its uncertainty; a yield that counts its events is not rounded."""
     text, error_text = rounded(value, error)

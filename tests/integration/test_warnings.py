@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.display import window_lines
 from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.runs import run_embedded
@@ -28,7 +29,9 @@ def test_a_run_of_one_data_sample_says_that_it_has_no_simulation(cache: Path) ->
         f"category {name} has no sample in this run" for name in ("z_ttbar", "zz", "signal")
     ]
     assert result["fit_problem"] == "the run has no signal sample"
-    assert (result["window"]["n_signal"], result["window"]["significance_s_b"]) == (0.0, None)
+    assert (result["window"]["n_signal"], result["window"]["significance_s_b"]) == (None, None)
+    assert "observed" in window_lines(result)[0]
+    assert "expected" not in "".join(window_lines(result))
     assert result["window"]["n_data"] >= 0
 
 

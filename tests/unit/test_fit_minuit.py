@@ -113,7 +113,8 @@ def test_a_minimum_at_a_bound_has_a_fit_with_finite_numbers(seed: int) -> None:
     fit = fit_of(random_run(seed))
 
     assert json.dumps(fit, allow_nan=False)
-    assert fit["signal_strength_error"] > 0
+    assert fit["parameters"]["mu"]["error"] > 0
+    assert fit["signal_strength_error"] in (None, fit["parameters"]["mu"]["error"])
     assert fit["upper_limit"]["observed"] > max(0, fit["signal_strength"])
 
 

@@ -18,8 +18,8 @@ from common.settings import RunSettings
 from physics import ANALYSES
 from tests.support.real_data import ANALYSIS, random_selected
 from workers.analysis.histograms import empty, fill, split
-from workers.analysis.result import result_of, scaling_problem
-from workers.analysis.store import PartialSums, Store
+from workers.analysis.result import result_of, scaling_problem, with_fit
+from workers.analysis.store import PartialSums, Run, Store
 
 HISTOGRAMS = {"m4l", "m4l_4e", "m4l_4mu", "m4l_2e2mu"}
 
@@ -57,7 +57,9 @@ def at(m4l: dict[float, float]) -> PartialSums:
     """A chunk whose m4l histogram holds these weights at these masses."""
     sums = empty(ANALYSIS, "data")
     for mass, weight in m4l.items():
-        split(sums, ANALYSIS, "data")["m4l"][0][int((mass - 80) // 5)] += weight
+        values, variances = split(sums, ANALYSIS, "data")["m4l"]
+        values[int((mass - 80) // 5)] += weight
+        variances[int((mass - 80) // 5)] += weight**2
     return PartialSums(dict.fromkeys(ANALYSIS.steps, len(m4l)), sums, np.array([*m4l.values()], np.float32))
 
 
@@ -197,7 +199,7 @@ def test_a_demo_s_result_says_that_it_is_a_toy() -> None:
 def events_of(name: str) -> list[PartialSums]:
     """A chunk of some selected events of all that the sample's file has."""
     sample = ANALYSIS.sample(name)
-    part = some(ANALYSIS.sample_names.index(name), data=sample.is_data)
+    part = some(ANALYSIS.sample_names.index(name), 3_000, data=sample.is_data)
     return [replace(part, cutflow=part.cutflow | {"read": sample.entries or 0})]
 
 
@@ -271,6 +273,29 @@ def with_one_period(*names: str) -> Analysis:
     """The analysis, whose data samples of these names belong to one period of 5 fb⁻¹."""
     samples = tuple(replace(one, period="all") if one.name in names else one for one in ANALYSIS.samples)
     return replace(ANALYSIS, samples=samples, periods=(*ANALYSIS.periods, Period("all", 5.0)))
+
+
+def test_too_few_simulated_background_events_in_the_window_are_a_warning() -> None:
+    few = result_with({"Zee": [at({118.0: 2.0, 124.0: 2.0})], "data_A": [at({124.0: 3.0})], "WH125_ZZ4lep": [some(1)]})
+
+    assert few["warnings"][-1].startswith("the simulation has too few background events in 115 to 130 GeV, where 4.0 ±")
+
+
+def test_the_window_has_no_numbers_of_what_the_run_has_no_sample_of() -> None:
+    only_signal = result_with({"WH125_ZZ4lep": [at({124.0: 1.0})]})["window"]
+
+    assert only_signal["n_data"] is only_signal["n_background"] is only_signal["n_background_error"] is None
+    assert only_signal["n_signal"] == only_signal["n_signal_plus_background"] == 1.0
+
+
+@pytest.mark.parametrize("error", [None, 0.5])
+def test_a_fit_that_ends_at_a_bound_of_the_signal_strength_is_a_warning(error: float | None) -> None:
+    run, result = Run("run", 0.0, 0.0, RunSettings()), result_with({"Zee": [some(1)]})
+
+    warnings = with_fit(result, {"signal_strength": -1.164, "signal_strength_error": error}, None, run, 1.0)["warnings"]
+
+    assert len(warnings) - len(result["warnings"]) == (error is None)
+    assert error or warnings[-1].startswith("the signal strength is fitted at -1.16, an end of the range")
 
 
 def test_a_part_of_a_data_period_has_no_known_luminosity() -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from common.analyses import Analysis, Role, Sample
 from common.messages import FileIdentity
+from common.rounding import with_error
 from common.settings import RunSettings
 from physics import ANALYSES
 from workers.analysis.histograms import PublishedSum, empty, split
@@ -22,6 +23,9 @@ from workers.analysis.timeline import Timeline
 
 #: The relative uncertainty of the background in the HZZAnalysis notebook.
 BACKGROUND_UNCERTAINTY = 0.3
+
+#: A larger relative uncertainty of the background in the window, from the number of simulated events, is a warning.
+MAX_WINDOW_UNCERTAINTY = 0.25
 
 _EMPTY_SAMPLE = {"events_read": 0, "events_selected": 0, "yield": 0.0, "yield_error": 0.0}
 
@@ -62,6 +66,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         for name, (values, variances) in split(total, analysis, category).items():
             contents = known[name] if name in known else variations.setdefault(name, {})
             contents[category] = {"values": values.tolist(), "variances": variances.tolist()}
+    window = _window(histograms[analysis.model.observable], analysis)
     seconds = finished - run.begun
     events = sum(document["events_read"] for document in documents.values())
     result = {
@@ -76,6 +81,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             *_unconfirmed_files(run.settings, files),
             *version_warnings(software),
             *_warnings(analysis, run.settings, documents, histograms, whole=not problems),
+            *_few_events(window),
         ]
         if final
         else [],
@@ -92,7 +98,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
         "histograms": histograms,
         "variations": variations if final else {},
         **(fine if final else dict.fromkeys(fine)),
-        "window": _window(histograms[analysis.model.observable], analysis),
+        "window": window,
         "fit": None,
         "fit_problem": None,
         "workspace": None,
@@ -122,12 +128,19 @@ def with_fit(
 ) -> dict[str, Any]:
     """Return a final document with its fit, or the reason why there is none; ``finished`` in seconds since 1970.
 
-    The events per second do not include the time of the fit.
+    A fit that ends at a bound of the signal strength adds a warning. The events per second do not include the time of
+    the fit.
     """
+    warnings = list(result["warnings"])
+    if fit is not None and fit["signal_strength_error"] is None:
+        warnings.append(
+            f"the signal strength is fitted at {fit['signal_strength']:.3g}, an end of the range in which the model is "
+            "valid: this is no measurement"
+        )
     seconds = finished - run.begun
     timing = {**result["timing"], "finished": _iso(finished), "seconds": seconds}
     timing["fit_seconds"] = seconds - result["timing"]["seconds"]
-    return {**result, "fit": fit, "fit_problem": problem, "timing": timing}
+    return {**result, "warnings": warnings, "fit": fit, "fit_problem": problem, "timing": timing}
 
 
 def _sample(
@@ -166,30 +179,38 @@ def _window(histogram: dict[str, Any], analysis: Analysis) -> dict[str, Any]:
     """Return the events in the model's window, and what the HZZAnalysis notebook calls significance.
 
     That is N/√(B + 0.3·B²) with N = S + B; ``significance_s_b`` is S/√B. Both are None if no background is expected.
-    The errors are statistical: the roots of the sums of squared weights.
+    The errors are statistical: the roots of the sums of squared weights. Numbers of what the run has no sample of are
+    None.
     """
     low, high = analysis.model.window
     inside = analysis.fitted.axis.bins_between(low, high)
 
+    def of(*roles: Role) -> list[Mapping[str, Any]]:
+        return [histogram[name] for role in roles for name in analysis.with_role(role) if name in histogram]
+
     def events(role: Role, what: str = "values") -> float:
-        found = [histogram[name] for name in analysis.with_role(role) if name in histogram]
-        return math.fsum(math.fsum(np.asarray(contents[what])[inside]) for contents in found)
+        return math.fsum(math.fsum(np.asarray(contents[what])[inside]) for contents in of(role))
 
     background, signal = events("background"), events("signal")
-    background_variance, signal_variance = events("background", "variances"), events("signal", "variances")
     total = background + signal
     variance = background + BACKGROUND_UNCERTAINTY * background**2
+    expected: dict[str, float | None] = {}
+    roles: dict[str, tuple[Role, ...]] = {
+        "n_signal": ("signal",),
+        "n_background": ("background",),
+        "n_signal_plus_background": ("background", "signal"),
+    }
+    for name, wanted in roles.items():
+        are_in_run = bool(of(*wanted))
+        expected[name] = sum(map(events, wanted)) if are_in_run else None
+        error = math.sqrt(sum(events(role, "variances") for role in wanted))
+        expected[f"{name}_error"] = error if are_in_run else None
     return {
         "low": low,
         "high": high,
         "unit": analysis.fitted.unit,
-        "n_data": round(events("data")),
-        "n_signal": signal,
-        "n_signal_error": math.sqrt(signal_variance),
-        "n_background": background,
-        "n_background_error": math.sqrt(background_variance),
-        "n_signal_plus_background": total,
-        "n_signal_plus_background_error": math.sqrt(background_variance + signal_variance),
+        "n_data": round(events("data")) if of("data") else None,
+        **expected,
         "significance": total / math.sqrt(variance) if background > 0 else None,
         "significance_s_b": signal / math.sqrt(background) if background > 0 else None,
     }
@@ -258,6 +279,21 @@ def _category_warnings(analysis: Analysis, documents: Mapping[str, Any], fitted:
         elif _is_empty(fitted[category.name]) and not of_category.issubset(weightless):
             warnings.append(f"category {category.name} has no event in the range of histogram {analysis.fitted.name}")
     return warnings
+
+
+def _few_events(window: Mapping[str, Any]) -> list[str]:
+    """Return a warning if the simulation has too few events for the background in the window, even if one is fitted.
+
+    A bin in which a category has no event by chance has no uncertainty in the fit, either.
+    """
+    background, error = window["n_background"], window["n_background_error"]
+    if background is None or error <= MAX_WINDOW_UNCERTAINTY * background:
+        return []
+    where = f"{window['low']:g} to {window['high']:g} {window['unit']}".rstrip()
+    return [
+        f"the simulation has too few background events in {where}, where {with_error(background, error)} are "
+        "expected: no significance can be trusted"
+    ]
 
 
 def _other_files(analysis: Analysis, settings: RunSettings, documents: Mapping[str, Any]) -> list[str]:

@@ -33,8 +33,8 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     ===================================== =================================================================
     ``signal_strength``                   μ̂, the maximum-likelihood estimate of the ratio of the signal's yield
                                           to the simulated one; may be negative
-    ``signal_strength_error``             √(covariance) from the second derivatives of -ln L at the minimum; at a
-                                          bound of μ, 1 over the slope of -2 ln L there
+    ``signal_strength_error``             √(covariance) from the second derivatives of -ln L at the minimum; None at
+                                          a bound of μ, where the minimum is no estimate
     ``signal_strength_interval``          the two μ with -2 ln λ(μ) = 1: 68.3 % [1, 2.1]; None beyond a bound
     ``significance_observed``             √q₀, in standard deviations; 0 for μ̂ < 0 [1, eqs. 12, 53]
     ``p0_observed``                       1 - Φ(√q₀): the probability of a q₀ at least as large without a signal
@@ -42,8 +42,9 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     ``cls_mu1``                           CLs of μ = 1 by q̃(1) [1, eqs. 64 to 66; 2]
     ``upper_limit``                       the μ with CLs = 0.05: observed, and expected without a signal at
                                           -2 to 2 standard deviations; None beyond the bound of μ
-    ``parameters``                        by name: value and error; except for ``mu`` also pull = (value - nominal)
-                                          over the constraint's width, and constraint = error over that width
+    ``parameters``                        by name: value and error, at a bound of a parameter 1 over the slope of
+                                          -2 ln L; except for ``mu`` also pull = (value - nominal) over the
+                                          constraint's width, and constraint = error over that width
     ``correlations``                      of the free parameters: ``names`` and ``matrix``
     ``yields``                            before and after the fit, by category: events, and their error
                                           propagated from the parameters' covariance
@@ -81,7 +82,7 @@ def fit_of(result: Mapping[str, Any]) -> dict[str, Any]:
     postfit, postfit_yields = _expectation(likelihood, best, covariance)
     return {
         "signal_strength": mu_hat,
-        "signal_strength_error": error,
+        "signal_strength_error": None if mu_hat in (likelihood.low[poi], likelihood.high[poi]) else error,
         "signal_strength_interval": interval,
         **search,
         "parameters": _parameters(likelihood, best, covariance),

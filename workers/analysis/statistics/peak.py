@@ -31,9 +31,9 @@ _DEGREE = 3
 #: Degree of the polynomials that smooth the peak: they keep its area, mean and standard deviation. Each covers this
 #: many standard deviations of the peak on either side, which changes the height of a normal distribution by 0.4 %.
 _PEAK_DEGREE, _PEAK_RANGE = 4, 1.5
-_EXPERIMENTS, _SEED = 200, 125
+_EXPERIMENTS, _SEED = 1000, 125
 #: The pseudo-experiments are fitted in so many blocks, whose arrays fit into the processor's cache.
-_BLOCKS = 5
+_BLOCKS = 25
 _ONE_SIGMA = 0.6827
 #: The lowest background, relative to the simulated one: keeps every rate positive.
 _LEAST_BACKGROUND = 1e-6
@@ -55,9 +55,10 @@ def peak_of(result: Mapping[str, Any]) -> dict[str, Any]:
     smoothed by a polynomial. With Δ(m) = -2 ln L(m) less its minimum, interpolated by a cubic
     spline, the measurement has, with the unit of the observable (``gev``) in the names,
 
-    - ``value_gev``: the m with Δ = 0; None if the lowest point is an end of the scan;
+    - ``value_gev``: the m with Δ = 0; None if the lowest point is an end of the scan, or no signal is fitted at any;
     - ``threshold``: the 68.3 % quantile of Δ at the true position in pseudo-experiments, which are
-      drawn from the fit at its minimum: 1 for many events [1], more for few [2, 3]; at least 1;
+      drawn from the fit at its minimum: 1 for many events [1], more for few [2, 3]; at least 1. With 1,000
+      experiments, its statistical uncertainty is about 5 %, which is 3 % of the interval's length;
     - ``statistical_interval_gev``: the two m with Δ(m) = ``threshold``; None for one beyond the scan;
     - ``SCALE_error_gev``: the model's scale uncertainty of the value, because the scale shifts the peak;
     - ``interval_gev``: both uncertainties, added in quadrature on each side; 68.3 %;
@@ -170,6 +171,7 @@ class PeakFit:
         positions, unit, suffix = self.positions, self.analysis.fitted.unit, self.analysis.fitted.suffix
         scale = self.analysis.model.scale
         lowest = int(np.argmin(twice_nll))
+        is_flat = not strength.any()
         at_end = lowest in (0, len(positions) - 1)
         spline = CubicSpline(positions, twice_nll)
         between = np.linspace(positions[0], positions[-1], 10 * (len(positions) - 1) + 1)
@@ -190,6 +192,8 @@ class PeakFit:
                 "twice_delta_nll": np.maximum(spline(between) - least, 0.0).tolist(),
             },
         }  # fmt: skip
+        if is_flat:
+            return {**measured, "problem": "no signal is fitted at any position of the scan"}
         if at_end:
             return {**measured, "problem": f"the likelihood has its maximum at {best:g} {unit}, an end of the scan"}
         sides = [
@@ -230,10 +234,16 @@ def _smooth_peak(values: FloatArray) -> FloatArray:
 
 
 def _smooth_background(result: Mapping[str, Any], analysis: Analysis, peak: Peak) -> FloatArray:
-    """The Bernstein polynomial without negative coefficients that is closest to the background's wide bins."""
+    """The Bernstein polynomial without negative coefficients that is closest to the background's wide bins.
+
+    Raises FitError if no background is expected.
+    """
     (channel,) = result["workspace"]["channels"]
     signals = analysis.with_role("signal")
-    in_wide_bins = np.sum([sample["data"] for sample in channel["samples"] if sample["name"] not in signals], axis=0)
+    in_wide_bins = np.zeros(analysis.fitted.axis.bins)
+    for sample in channel["samples"]:
+        if sample["name"] not in signals:
+            in_wide_bins += sample["data"]
     low, high = peak.window
     inside = analysis.fitted.axis.bins_between(low, high)
     bins = round((high - low) / peak.step)
@@ -242,6 +252,8 @@ def _smooth_background(result: Mapping[str, Any], analysis: Analysis, peak: Peak
     in_wide = basis.reshape(_DEGREE + 1, int(inside.sum()), -1).sum(axis=2)
     coefficients, _ = nnls(in_wide.T, in_wide_bins[inside])
     smooth = coefficients @ basis
+    if not smooth.any():
+        raise FitError(f"no background is expected in {low:g} to {high:g} {analysis.fitted.unit}".rstrip())
     return np.asarray(np.maximum(smooth, 1e-6 * smooth.max()))  # positive in every bin
 
 

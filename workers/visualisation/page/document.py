@@ -44,12 +44,15 @@ class CategoryCounts(msgspec.Struct, rename={"yield_": "yield"}):
 
 
 class Window(msgspec.Struct):
-    """The events in the window around the signal; ``low`` and ``high`` in the unit of the observable."""
+    """The events in the window around the signal; ``low`` and ``high`` in the unit of the observable.
+
+    Numbers of what the run has no sample of are None.
+    """
 
     low: float
     high: float
-    n_signal_plus_background: float
-    n_background: float
+    n_signal_plus_background: float | None
+    n_background: float | None
     unit: str = ""
     n_data: int | None = None
     n_signal: float | None = None

@@ -123,6 +123,8 @@ def _window(window: Mapping[str, Any], histogram: Mapping[str, Any], analysis: A
     }
     for name, wanted in roles.items():
         parts = [histogram[one] for role in wanted for one in analysis.with_role(role) if one in histogram]
+        if not parts:
+            continue
         found[name] = math.fsum(part["values"][index] for part in parts for index in inside)
         found[f"{name}_error"] = math.sqrt(math.fsum(part["variances"][index] for part in parts for index in inside))
     return found

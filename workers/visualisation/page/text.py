@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
-from common.rounding import MISSING, duration, number, rounded, rounded_yield
+from common.rounding import MISSING, duration, number, rounded, rounded_yield, with_error  # noqa: F401  for templates
 from workers.visualisation.archive import File
 from workers.visualisation.page.document import CategoryCounts, Document, SampleCounts, are_numbers, sum_of
 from workers.visualisation.result_files import FIT_FIGURES
@@ -74,11 +74,6 @@ _DESCRIPTIONS = {
     "histograms.root": "the histograms, for ROOT and uproot",
     "workspace.json": "the statistical model and its data, for pyhf",
 }
-
-
-def with_error(value: float, error: float | None) -> str:
-    """Format a value with its uncertainty, if it has one: 1.23 ± 0.12."""
-    return " ± ".join(rounded(value, *(() if error is None else (error,))))
 
 
 def event_yield(counts: SampleCounts | CategoryCounts) -> tuple[str, str]:

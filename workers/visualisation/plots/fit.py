@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from common.rounding import rounded
+from common.rounding import with_error
 from workers.visualisation.plots.histograms import (
     Array,
     Contents,
@@ -20,6 +20,7 @@ from workers.visualisation.plots.histograms import (
     simulated,
 )
 from workers.visualisation.plots.scans import (
+    AT_BOUND,
     ONE_SIGMA_BAND,
     TWO_SIGMA_BAND,
     likelihood_figure,
@@ -57,8 +58,9 @@ def prefit_figure(result: Mapping[str, Any]) -> Figure:
 def postfit_figure(result: Mapping[str, Any]) -> Figure:
     """Draw the histogram as fitted, with the uncertainties after the fit."""
     fit = result["fit"]
-    value, error = rounded(fit["signal_strength"], fit["signal_strength_error"])
-    mu = rf"After the fit, $\mu$ = {value} $\pm$ {error}"
+    error = fit["signal_strength_error"]
+    value = with_error(fit["signal_strength"], error).replace("±", r"$\pm$")
+    mu = rf"After the fit, $\mu$ = {value}" + (AT_BOUND if error is None else "")
     return _expectation_figure(
         result, "postfit", [mu, f"Goodness of fit: $p$ = {fit['goodness_of_fit']['p_value']:.2g}"]
     )

@@ -17,6 +17,8 @@ from workers.visualisation.plots.stack import RED, TOP, StyledFigure, draw_heade
 
 ONE_SIGMA_BAND, TWO_SIGMA_BAND = "#8fd694", "#ffe08a"
 CURVE = "#1f4e9c"
+#: Follows a signal strength that is an end of its range.
+AT_BOUND = ", end of its range"
 #: Height of a scan's axes in units of the height of its curve; the text is above the curve.
 _HEADROOM = 1.35
 
@@ -32,9 +34,8 @@ def likelihood_figure(result: Mapping[str, Any]) -> Figure:
         _set_limits(axes, mu, curve)
         _draw_interval(axes, fit["signal_strength"], fit["signal_strength_interval"])
         _draw_levels(axes, {rf"{sigma}$\sigma$": sigma**2 for sigma in (1, 2, 3)})
-        text = [
-            rf"$\hat{{\mu}}$ = {_with_errors(fit['signal_strength'], fit['signal_strength_interval'])[0]}",
-        ]
+        measured = _with_errors(fit["signal_strength"], fit["signal_strength_interval"])[0]
+        text = [rf"$\hat{{\mu}}$ = {measured}" + (AT_BOUND if fit["signal_strength_error"] is None else "")]
         if fit["significance_observed"] is not None:
             text.append(
                 rf"Significance {fit['significance_observed']:.1f}$\sigma$"
@@ -105,9 +106,10 @@ def peak_figure(result: Mapping[str, Any]) -> Figure:
             errors = f"{measured} (stat.)"
             if model.scale is not None:
                 errors += rf" $\pm$ {scale_error} ({model.scale.label})"
+            share = "68.3%" if found["threshold"] > 1 else "At least 68.3%"
             text = [
                 f"{symbol} = {errors} {observable.unit}",
-                rf"68.3% of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {found['threshold']:.2f}",
+                rf"{share} of pseudo-experiments: $-2\,\Delta\,\ln\,L$ < {found['threshold']:.2f}",
             ]
         else:
             text = ["No measurement:", str(found["problem"])]
