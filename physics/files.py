@@ -13,20 +13,29 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from common.analyses import Analyses, Analysis
 from common.errors import AnalysisError, SettingsError
 from common.names import NAME_IS, is_name
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: A file of more than this is not an analysis, in bytes; a ConfigMap of Kubernetes has as much room.
 MAX_FILE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The file of an own analysis, with the content that a process has loaded; it may have another one by now."""
+
+    path: Path
+    source: bytes
 
 
 class PhysicsAnalyses(Analyses):
@@ -35,6 +44,7 @@ class PhysicsAnalyses(Analyses):
     def __init__(self, *analyses: Analysis) -> None:
         super().__init__(*analyses, sha256=sources_sha256())
         self._loaded: dict[tuple[str, str], Analyses] = {}
+        self._code: dict[tuple[str, str], OwnCode] = {}
         self._lock = threading.RLock()
         self._loading: set[str] = set()
 
@@ -60,12 +70,16 @@ class PhysicsAnalyses(Analyses):
         A file that has changed is loaded beside its earlier versions. Raises AnalysisError for a file that cannot
         be read or imported, or that does not define an analysis.
         """
+        return self.load_code(OwnCode(path, _read(path)))
+
+    def load_code(self, code: OwnCode) -> Analyses:
+        """Load the analysis of a file with this content, whatever it holds now; raises AnalysisError as ``load``."""
+        path, source = code.path, code.source
         name = path.stem
         if name == self.name or not is_name(name):
             raise AnalysisError(
                 f"{path}: an own analysis cannot be called {name!r}; give the file another name ({NAME_IS})"
             )
-        source = _read(path)
         sha256 = hashlib.sha256(self.sha256.encode() + source).hexdigest()
         with self._lock:
             if (name, sha256) not in self._loaded:
@@ -81,7 +95,16 @@ class PhysicsAnalyses(Analyses):
                     self._loading.remove(name)
                 named = (replace(one, name=name) for one in found)
                 self._loaded[name, sha256] = Analyses(*named, sha256=sha256)
+                self._code[name, sha256] = code
             return self._loaded[name, sha256]
+
+    def code_of(self, name: str, sha256: str) -> OwnCode | None:
+        """Return the code of an own analysis that this process has loaded; None for any other one."""
+        return self._code.get((name, sha256))
+
+    def code_of_result(self, result: Mapping[str, Any]) -> OwnCode | None:
+        """Return the code of a result document's analysis, as ``code_of``."""
+        return self.code_of(result.get("analysis", ""), result.get("provenance", {}).get("analysis_sha256", ""))
 
 
 class AnalysisFolder(Analyses):
@@ -120,15 +143,16 @@ class AnalysisFolder(Analyses):
         return found
 
 
-def with_analysis(folder: Path | None, function: Callable[..., T], result: Mapping[str, Any], *args: Any) -> T:
-    """Call a function of a result document in a worker process, which loads the result's analysis from the folder.
+def with_code(code: OwnCode | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a worker process, which first loads the code of an own analysis, if there is one.
 
-    Raises SettingsError if it is not there.
+    So a file may be edited while a run of its earlier content is under way.
     """
     from physics import ANALYSES
 
-    ANALYSES.in_folder(folder, "a worker process").of_result(result)
-    return function(result, *args)
+    if code is not None:
+        ANALYSES.load_code(code)
+    return function(*args, **kwargs)
 
 
 @cache

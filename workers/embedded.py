@@ -20,6 +20,8 @@ from common.settings import Settings, in_address
 from common.topology import Queue
 from common.transport.embedded import EmbeddedTransport
 from common.worker_pool import WorkerPool, default_processes
+from physics import ANALYSES
+from physics.files import with_code
 from workers import chunk_worker
 from workers.analysis.service import AnalysisService
 from workers.analysis.statistics.fit_pool import FitPool
@@ -67,7 +69,7 @@ class EmbeddedServices:
         self._settings = settings
         self._number = default_processes() if processes is None else processes
         self._pool = WorkerPool(max(self._number, 1), attempts=CHUNK_ATTEMPTS, prepare=chunk_worker.prepare)
-        self._fits = fits or FitPool(analyses=settings.analyses)
+        self._fits = fits or FitPool()
         self._drawing = drawing or DrawingPool(analyses=settings.analyses)
         self._stop, self._processes_wanted, self._processes_ready = (threading.Event() for _ in range(3))
         self._failures: list[BaseException] = []
@@ -196,6 +198,8 @@ class _PooledDataLoader(DataLoader):
         published = None if before else self.receipt.published
         try:
             outcome = self._pool.call(
+                with_code,
+                ANALYSES.code_of(task.settings.analysis, task.settings.analysis_sha256),
                 chunk_worker.process_chunk,
                 self._settings,
                 task.encode(),

@@ -39,9 +39,13 @@ def resolved(folder: Path, name: str, run: RunSettings = DEMO) -> RunSettings:
     return ANALYSES.in_folder(folder).resolve(replace(run, analysis=name))
 
 
-def embedded(folder: Path, name: str, cache: Path, run: RunSettings = DEMO) -> Outcome:
+def embedded(folder: Path, name: str, cache: Path, run: RunSettings = DEMO, edit: str | None = None) -> Outcome:
+    """A run; with ``edit``, its chunks are read by a worker process, after the file was replaced by this text."""
     read = replace(settings.read({"CACHE": str(cache), "ANALYSES_DIR": str(folder)}), run=resolved(folder, name, run))
-    with EmbeddedServices(read, processes=0) as services:
+    with EmbeddedServices(read, processes=0 if edit is None else 1) as services:
+        if edit is not None:
+            (folder / f"{name}.py").write_text(edit)
+            services.prepare()
         session = services.transport.open([topology.follower("run")])
         submit(session, "run", read.run)
         return follow(session, "run", ANALYSES, QuietDisplay(), services.is_alive)
@@ -59,6 +63,19 @@ def on_broker(workers: Workers, *runs: RunSettings) -> list[Outcome]:
             submit(session, run_id, run)
             sessions.append((run_id, session))
         return [follow(session, of, ANALYSES, QuietDisplay(), before_deadline()) for of, session in sessions]
+
+
+def test_a_file_may_be_edited_during_an_embedded_run_of_its_earlier_code(tmp_path: Path, cache: Path) -> None:
+    shutil.copy(EXAMPLES / "zz4l.py", tmp_path)
+    run = replace(DEMO, plots=True)
+    expected = numbers(embedded(tmp_path, "zz4l", cache, run))
+
+    edited = embedded(tmp_path, "zz4l", cache, run, edit="edited = ")
+
+    assert numbers(edited) == expected
+    assert edited.result is not None
+    assert edited.result["fit"] is not None
+    assert "fit_postfit.png" in edited.files
 
 
 @pytest.mark.slow

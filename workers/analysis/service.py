@@ -77,7 +77,7 @@ class AnalysisService(Service):
     def __init__(self, settings: Settings, store: Store | None = None, fits: FitPool | None = None) -> None:
         self.analyses = ANALYSES.in_folder(settings.analyses, self.name)
         self._store = store or Store(settings.database)
-        self._fits = fits or FitPool(analyses=settings.analyses)
+        self._fits = fits or FitPool()
         self._keep = settings.results_keep or KEEP
         self._has_ended = False  # whether a run has ended since the last deletion
         self._next_partial: dict[str, float] = {}

@@ -170,7 +170,7 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     folder = Folder(read.output, run_id, console)
     with (
         interrupts.noted(signal.SIGINT) as interrupted,
-        closing(FitPool(analyses=read.analyses, ahead=available_cores() > BUSY_CORES)) as fits,
+        closing(FitPool(ahead=available_cores() > BUSY_CORES)) as fits,
         closing(DrawingPool(analyses=read.analyses)) as drawing,
     ):
         # The worker processes import what they need while this process imports the services.

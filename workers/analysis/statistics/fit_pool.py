@@ -12,11 +12,11 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common.worker_pool import WorkerPool
-from physics.files import with_analysis
+from physics import ANALYSES
+from physics.files import with_code
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +62,18 @@ def fit_document(result: Mapping[str, Any]) -> FitAnswer:
 class FitPool:
     """Does fits in a worker process, in the order of the requests, and keeps their outcomes.
 
-    ``function`` is what the worker process calls with a result document, ``analyses`` the directory of the users'
-    own analyses. Unless ``ahead``, the worker process is started with the first fit.
+    ``function`` is what the worker process calls with a result document. Unless ``ahead``, the worker process is
+    started with the first fit.
     """
 
     def __init__(
         self,
         function: Callable[[Mapping[str, Any]], FitAnswer] = fit_document,
         timeout_s: float = TIMEOUT_S,
-        analyses: Path | None = None,
         *,
         ahead: bool = True,
     ) -> None:
-        self._analyses, self._function, self._ahead = analyses, function, ahead
+        self._function, self._ahead = function, ahead
         self._worker = WorkerPool(1, attempts=ATTEMPTS, prepare=import_fit, timeout_s=timeout_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fit")
         self._under_way: dict[str, Future[FitOutcome]] = {}
@@ -116,7 +115,7 @@ class FitPool:
 
     def _fit(self, run_id: str, result: Mapping[str, Any]) -> FitOutcome:
         try:
-            fit, problem = self._worker.call(with_analysis, self._analyses, self._function, result)
+            fit, problem = self._worker.call(with_code, ANALYSES.code_of_result(result), self._function, result)
         except Exception as error:  # whatever went wrong, the run ends without a fit and says so
             log.error("the fit of run %s failed: %s", run_id, error)
             return FitOutcome(result, None, f"the fit failed: {error}")

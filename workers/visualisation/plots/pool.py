@@ -11,7 +11,8 @@ from typing import Any
 
 from common.errors import MessageError, PipelineError, WorkerProcessError
 from common.worker_pool import WorkerPool, available_cores, default_processes
-from physics.files import with_analysis
+from physics import ANALYSES
+from physics.files import with_code
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class DrawingPool:
     """
 
     def __init__(self, processes: int | None = None, analyses: Path | None = None) -> None:
-        self._analyses = analyses
+        self._analyses = ANALYSES.in_folder(analyses, "visualisation")
         number = processes or min(default_processes(), MAX_PROCESSES)
         self._ahead = max(1, min(number, available_cores() - 1))
         self._workers = WorkerPool(number, attempts=ATTEMPTS, prepare=prepare)
@@ -84,7 +85,8 @@ class DrawingPool:
         return self._draw(result, figure, formats, dpi)
 
     def _draw(self, result: Mapping[str, Any], figure: str, formats: Sequence[str], dpi: int) -> dict[str, bytes]:
-        return self._workers.call(with_analysis, self._analyses, draw_files, result, figure, formats, dpi)
+        self._analyses.of_result(result)  # loads an own analysis, or raises SettingsError
+        return self._workers.call(with_code, ANALYSES.code_of_result(result), draw_files, result, figure, formats, dpi)
 
 
 def drawn(drawings: Drawings) -> tuple[dict[str, bytes], list[str]]:
