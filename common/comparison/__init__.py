@@ -1,1 +1,1 @@
-"""Comparison of results: their numbers to the bit, what differs, and the one cause that reproduces all differences."""
+"""Comparison of results: their numbers to the bit, what differs, and the one cause of differing yields and bins."""

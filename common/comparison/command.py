@@ -13,6 +13,7 @@ from rich.table import Table
 
 from common.arguments import Parser
 from common.comparison.compare import Comparison, Difference, compare
+from common.comparison.derived import FIT_TOLERANCE, DerivedDifference
 from common.comparison.document import LEVELS
 from common.comparison.explanations import Explanation
 from common.comparison.reading import read
@@ -31,8 +32,10 @@ def run(arguments: Sequence[str], console: Console) -> int:
     """
     parser = Parser(
         "compare",
-        description="Compare results with the first one: yields of samples and categories, and histograms bin by bin.",
-        epilog="Exit code 0: all numbers are the same, whatever the settings are; 1: some differ; 2: wrong usage.",
+        description="Compare results with the first one: yields of samples and categories, histograms bin by bin, "
+        "and of result.json the window, the fit and the workspace.",
+        epilog=f"Exit code 0: all numbers are the same, whatever the settings are, and those of the fit within a "
+        f"relative {FIT_TOLERANCE:g}; 1: some differ; 2: wrong usage.",
     )
     what = "a result folder, a result.json, a histograms.root, or a .csv with the columns sample (or category), yield, "
     parser.add_argument("first", metavar="A", type=Path, help=what + "yield_error, events")
@@ -67,29 +70,55 @@ def report(comparison: Comparison) -> Iterator[str | Table]:
         if n
     ]
     if comparison.same:
-        same = "the same to the digits given" if comparison.rounded else "the same bits"
-        yield f"\n{a} and {b}: {same} ({', '.join(numbers)})"
+        same = "the same bits" if comparison.same_bits else "the same but for the last digits of the fit"
+        same = "the same to the digits given" if comparison.rounded else same
+        parts = f"; {', '.join(comparison.parts)} are compared, too" if comparison.parts else ""
+        yield f"\n{a} and {b}: {same} ({', '.join(numbers)}){parts}"
     else:
         differing = len(comparison.differences)
-        numbers_differ = f"{differing:,} number{'s' * (differing != 1)}"
-        yield f"\n{a} and {b} differ in {numbers_differ} ({', '.join(numbers)} are compared)"
-        yield _reason(comparison.explanation)
-    for what in ("settings", "inputs", "versions", "binnings", "derived"):
+        numbers_differ = f" in {differing:,} number{'s' * (differing != 1)}" if differing else ""
+        yield f"\n{a} and {b} differ{numbers_differ} ({', '.join([*numbers, *comparison.parts])} are compared)"
+        sums_differ = comparison.differences or comparison.binnings or comparison.only_in_a or comparison.only_in_b
+        yield _reason(comparison.explanation) if sums_differ else "all yields and bins are the same"
+    for part in comparison.parts:
+        yield from _part(part, [one for one in comparison.derived if one.part == part], a, b)
+    for what in ("settings", "inputs", "versions", "binnings"):
         changes = getattr(comparison, what)
-        name = {"binnings": "histogram", "derived": "number"}.get(what, what.removesuffix("s"))
+        name = "histogram" if what == "binnings" else what.removesuffix("s")
         for change in changes[:SHOWN]:
             yield f"{name} {change.name}: {_text(change.a)} in {a}, {_text(change.b)} in {b}"
         yield from _more(len(changes), what)
     for label, names in ((a, comparison.only_in_a), (b, comparison.only_in_b)):
         if names:
             yield f"only in {label}: {', '.join(names)}"
-    if comparison.not_compared:
-        yield f"not compared, as {a} or {b} does not have them: {', '.join(comparison.not_compared)}"
+    not_compared = [*comparison.not_compared, *([] if comparison.parts else ["window, fit and workspace"])]
+    if not_compared:
+        yield f"not compared, as {a} or {b} does not have them: {', '.join(not_compared)}"
     for level, plural in LEVELS.items():
         differences = [one for one in comparison.differences if one.level == level]
         if differences:
             yield _table(f"Largest differences of {plural}", differences[:SHOWN], a, b)
         yield from _more(len(differences), f"differences of {plural}")
+
+
+def _part(part: str, found: Sequence[DerivedDifference], a: str, b: str) -> Iterator[str]:
+    """Return the lines of the window, the fit or the workspace."""
+    allowed = [one for one in found if one.allowed]
+    larger = [one for one in found if not one.allowed]
+    for one in larger[:SHOWN]:
+        how_many = ""
+        if one.compared > 1:
+            how_many = f"{one.differing:,} of {one.compared:,} values differ; the largest difference: "
+        yield f"{one.name}: {how_many}{_text(one.a)} in {a}, {_text(one.b)} in {b}"
+    yield from _more(len(larger), f"differences of the {part}")
+    if allowed:
+        differing = sum(one.differing for one in allowed)
+        values = f"{differing:,} {'other ' * bool(larger)}value{'s' * (differing != 1)}"
+        largest = max(one.relative or 0.0 for one in allowed)
+        yield (
+            f"{part}: {values} differ{'s' * (differing == 1)} by at most {largest:.2g} (relative), "
+            f"within the {FIT_TOLERANCE:g} that is allowed"
+        )
 
 
 def _more(found: int, what: str) -> Iterator[str]:
@@ -102,13 +131,15 @@ def _reason(explanation: Explanation | None) -> str:
         return "no single explanation"
     if not explanation.tolerance:
         return explanation.text
-    what = "all numbers are reproduced"
+    what = "all yields and bins are reproduced"
     if not explanation.reproduces_bins:
         what = "yields are reproduced, and bins of the category are compatible; those of a sample are not known"
     return f"{explanation.text} ({what}; tolerance {explanation.tolerance:g}, relative)"
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, dict):
         return " ".join(f"{name} {one}" for name, one in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

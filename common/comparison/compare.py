@@ -1,4 +1,4 @@
-"""Compares two results: what is known about them, then the numbers of samples, categories and bins."""
+"""Compares two results: what is known about them, their samples, categories and bins, and what follows from these."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from common.comparison.document import LEVELS, Document, Key, Level, Sums
+from common.comparison.derived import DerivedDifference, derived_differences
+from common.comparison.document import LEVELS, Document, Key, Level, Sums, kind
 from common.comparison.explanations import Explanation, explain
 from common.errors import SettingsError
-
-#: Fits are minimised numerically, so that their last digits depend on the machine.
-DERIVED_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,18 @@ class Difference:
 class Comparison:
     """What differs between two results, whose labels are ``a`` and ``b``.
 
-    ``same`` is True if all numbers that both may have are the same; ``rounded`` is True if some are written with a few
-    digits, and are compared to these. ``compared`` counts the yields and bins compared. ``not_compared`` is what one
-    of the results does not have at all. Differences are sorted by level and size.
+    ``same`` is True if all numbers that both may have are the same, and those of the fit within its tolerance.
+    ``same_bits`` is True if no tolerance was needed. ``rounded`` is True if some numbers are written with a few digits,
+    and are compared to these. The explanation is that of ``differences``, ``binnings`` and what only one of them has.
+    ``compared`` counts the yields and bins compared. ``parts`` names what else is compared, for example the fit, and
+    ``derived`` is what differs in it, also within the tolerance. ``not_compared`` is what one of the results does not
+    have at all. Differences are sorted by level and size.
     """
 
     a: str
     b: str
     same: bool
+    same_bits: bool
     rounded: bool
     explanation: Explanation | None
     settings: list[Change]
@@ -68,15 +70,16 @@ class Comparison:
     only_in_b: list[str]
     binnings: list[Change]
     differences: list[Difference]
-    derived: list[Change]
+    derived: list[DerivedDifference]
     compared: dict[Level, int]
+    parts: list[str]
     not_compared: list[str]
 
 
 def compare(a: Document, b: Document) -> Comparison:
     """Compare two results; settings, inputs and versions do not count as differences.
 
-    Raises SettingsError if they have no numbers of the same kind.
+    Raises SettingsError if they have no numbers of the same kind, or are nested too deeply.
     """
     left, right = a.shared_with(b), b.shared_with(a)
     if not left.sums:
@@ -90,25 +93,34 @@ def compare(a: Document, b: Document) -> Comparison:
     differences += [_difference(key, n, m) for key, n, m in counts if n != m]
     only_in_a, only_in_b = _only_in(left, right), _only_in(right, left)
     differ = bool(differences or binnings or only_in_a or only_in_b)
-    derived = [
-        one for one in _changes(a.derived, b.derived) if not math.isclose(one.a, one.b, rel_tol=DERIVED_TOLERANCE)
-    ]
+    only_in_a += _numbers_only_in(left, right)
+    only_in_b += _numbers_only_in(right, left)
+    parts = list({**a.derived, **b.derived}) if a.derived and b.derived else []
+    try:
+        derived = list(derived_differences(a.derived, b.derived)) if parts else []
+    except RecursionError:
+        raise SettingsError(f"{a.path}, {b.path}: window, fit or workspace is nested too deeply") from None
+    same = not (differ or only_in_a or only_in_b) and all(one.allowed for one in derived)
+    rounded = any(one.digits for document in (left, right) for one in document.sums.values())
     about = {"settings": (a.settings, b.settings), "inputs": (a.inputs, b.inputs), "versions": (a.versions, b.versions)}
     return Comparison(
         a.label,
         b.label,
-        same=not differ and not derived,
-        rounded=any(one.digits for document in (left, right) for one in document.sums.values()),
+        same=same,
+        same_bits=same and not rounded and not derived,
+        rounded=rounded,
         explanation=explain(a, b) if differ else None,
         **{name: list(_changes(*both)) for name, both in about.items()},
         only_in_a=only_in_a,
         only_in_b=only_in_b,
         binnings=[Change(name, *both) for name, both in binnings.items()],
         differences=sorted(differences, key=_order),
-        derived=[] if differ else derived,
+        derived=derived,
         compared={level: sum(len(left.sums[key].values) for key in keys if key[0] == level) for level in LEVELS},
+        parts=parts,
         not_compared=[
             *(plural for level, plural in LEVELS.items() if level in a.levels ^ b.levels),
+            *(f"{quantity} of {LEVELS[level]}" for level, quantity in _kinds_of_one(a, b)),
             *(name for name, both in about.items() if not all(both)),
         ],
     )
@@ -146,6 +158,26 @@ def _only_in(a: Document, b: Document) -> list[str]:
         if level == "histogram" and name in b.names(level) and (level, name, category) not in b.sums:
             found[f"category {category} of histogram {name}"] = None
     return list(found)
+
+
+def _numbers_only_in(a: Document, b: Document) -> Iterator[str]:
+    """Yield the numbers of samples and categories that only a has; a cell of a CSV may be empty."""
+    for (level, name, quantity), one in a.sums.items():
+        other = b.sums.get((level, name, quantity))
+        if other is not None and one.has_errors and not other.has_errors and not other.digits:
+            yield f"error of {quantity} of {level} {name}"
+    if not any(one.digits for one in b.sums.values()):
+        for level, name, quantity in a.counts:
+            if name in b.names(level) and (level, name, quantity) not in b.counts:
+                yield f"{quantity} of {level} {name}"
+
+
+def _kinds_of_one(a: Document, b: Document) -> Iterator[tuple[Level, str]]:
+    """Yield the level and quantity of numbers that one of the documents has for no sample or category."""
+    ours, others = ({kind(key): None for key in (*one.sums, *one.counts)} for one in (a, b))
+    for level, quantity in {**ours, **others}:
+        if level in a.levels & b.levels and ((level, quantity) in ours) != ((level, quantity) in others):
+            yield level, quantity
 
 
 def _bins(histogram: Sums) -> str:

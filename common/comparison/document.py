@@ -113,7 +113,7 @@ class Document:
     """The numbers of a result, and what is known of its settings, input files and versions.
 
     ``counts`` are numbers of events, ``sums`` yields and histograms, ``category_of`` the category of each sample.
-    ``derived`` has the numbers of the window and the fit. ``label`` names the result in texts.
+    ``derived`` has what follows from them: window, fit and workspace. ``label`` names the result in texts.
     """
 
     path: str
@@ -123,7 +123,7 @@ class Document:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
-    derived: Mapping[str, float] = field(default_factory=dict)
+    derived: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
 
     @cached_property
@@ -137,14 +137,15 @@ class Document:
 
     def shared_with(self, other: Document) -> Document:
         """Return the part whose levels and quantities the other document has, too."""
-        kinds = {_kind(key) for key in (*other.sums, *other.counts)}
+        kinds = {kind(key) for key in (*other.sums, *other.counts)}
         return replace(
             self,
-            counts={key: one for key, one in self.counts.items() if _kind(key) in kinds},
-            sums={key: one for key, one in self.sums.items() if _kind(key) in kinds},
+            counts={key: one for key, one in self.counts.items() if kind(key) in kinds},
+            sums={key: one for key, one in self.sums.items() if kind(key) in kinds},
         )
 
 
-def _kind(key: Key) -> tuple[Level, str]:
+def kind(key: Key) -> tuple[Level, str]:
+    """Return the level and quantity of a number; the contents of all histograms are of one kind."""
     level, _, quantity = key
     return level, "" if level == "histogram" else quantity

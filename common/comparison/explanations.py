@@ -1,4 +1,4 @@
-"""Finds the one cause that reproduces all differences between two results, if there is one."""
+"""Finds the one cause that reproduces all differences of yields and bins between two results, if there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Kind = Literal["histograms missing", "rounding", "luminosity", "binning", "missi
 
 @dataclass(frozen=True)
 class Explanation:
-    """A cause, in words, and the relative tolerance within which it reproduces every number.
+    """A cause, in words, and the relative tolerance within which it reproduces every yield and bin.
 
     ``reproduces_bins`` is False if bins are only compatible with the cause, because they are those of a category, and
     not of its samples.
@@ -37,7 +37,7 @@ class Explanation:
 
 
 def explain(a: Document, b: Document) -> Explanation | None:
-    """Return the cause that reproduces all differences between two results; None if no single one does."""
+    """Return the cause that reproduces all differences of yields and bins; None if no single one does."""
     left, right = a.shared_with(b), b.shared_with(a)
     return (
         _histograms_missing(left, right)
@@ -71,7 +71,8 @@ def _histograms_missing(a: Document, b: Document) -> Explanation | None:
     names = ours ^ others
     if (ours <= others) == (others <= ours) or any(key[1] not in names for key in _differing(a, b, 0.0)):
         return None
-    text = f"{(a if ours < others else b).label} lacks {_listed('histogram', names)}; all else is the same"
+    lacking = a if ours < others else b
+    text = f"{lacking.label} lacks {_listed('histogram', names)}; all other yields and bins are the same"
     return Explanation("histograms missing", text, 0.0)
 
 

@@ -66,6 +66,8 @@ class _Contents(msgspec.Struct):
     variances: list[float]
 
 
+#: What follows from the histograms.
+_DERIVED = ("window", "fit", "fit_problem", "workspace")
 #: ``edges`` and the contents of each category.
 _Histogram = dict[str, list[float] | _Contents]
 
@@ -122,7 +124,9 @@ def _read_json(path: Path) -> Document:
         raise ValueError(f"it has no samples, categories or histograms; {EXPECTED}")
     # The same file may be read at several locations.
     inputs = msgspec.convert(result.provenance.get("inputs") or {}, dict[str, dict[str, Any]])
-    derived = _flat({"window": result.window or {}, "fit": result.fit or {}})
+    derived = {name: raw[name] for name in _DERIVED if name in raw}
+    if result.fit is not None:
+        derived["fit"] = {name: one for name, one in result.fit.items() if name != "software"}
     about = {name: raw[name] for name in ("analysis", "release", "toy", "complete", "problems") if name in raw}
     return Document(
         str(path),
@@ -132,7 +136,7 @@ def _read_json(path: Path) -> Document:
         settings={**about, **result.settings},
         inputs={name: {k: one for k, one in file.items() if k != "location"} or file for name, file in inputs.items()},
         versions=_flat({k: one for k, one in result.provenance.items() if k not in ("inputs", "replicas")}),
-        derived={name: one for name, one in derived.items() if isinstance(one, float | int)},
+        derived=derived,
     )
 
 
@@ -145,7 +149,7 @@ def _edges(histogram: _Histogram, bins: int, known: list[FloatArray]) -> FloatAr
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one whose names are, for example, ``fit.signal_strength``."""
+    """Return nested mappings as one whose names are, for example, ``packages.numpy``."""
     found: dict[str, Any] = {}
     for name, one in values.items():
         found |= _flat(one, f"{prefix}{name}.") if isinstance(one, Mapping) else {f"{prefix}{name}": one}

@@ -131,6 +131,146 @@ def test_another_fit_of_the_same_histograms_is_a_difference(tmp_path: Path) -> N
     )
 
 
+#: What a complete run has beside its yields and histograms.
+DERIVED: dict[str, Any] = {
+    "window": {"low": 115.0, "unit": "GeV", "n_data": 39, "significance": 2.4},
+    "fit": {
+        "signal_strength": 1.25,
+        "signal_strength_interval": [0.5, 2.0],
+        "significance_observed": 2.34,
+        "upper_limit": {"observed": 2.25, "expected": [0.5, 0.75, 1.0, 1.5, 2.0]},
+        "limit_scan": {"cls_expected": [[0.5, 0.75], [0.25, 0.5]]},
+        "postfit": {"zz": {"values": [1.0, 2.0, 4.0]}},
+        "mass": {"interval_gev": [122.5, 127.5], "problem": None},
+        "software": {"pyhf": "0.7.6"},
+    },
+    "fit_problem": None,
+    "workspace": {"channels": [{"name": "m4l", "samples": [{"name": "zz", "data": [1.0, 2.0]}]}], "version": "1.0.0"},
+}
+
+
+def with_derived(*path: str | int, value: Any) -> dict[str, Any]:
+    """Return ``DERIVED`` with one value changed."""
+    changed: Any = deepcopy(DERIVED)
+    part = changed
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return dict(changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        (("window", "n_data"), 25, "window.n_data: 39 in A, 25 in B"),
+        (("window", "significance"), 2.4 * (1 + 1e-9), "window.significance: 2.4 in A, 2.4000000024 in B"),
+        (("window",), None, "window: 4 values in A, none in B"),
+        (("fit", "signal_strength"), 1.2500025, "fit.signal_strength: 1.25 in A, 1.2500025 in B"),
+        (("fit", "signal_strength_interval"), [0, 99], "fit.signal_strength_interval: 2 of 2 values differ; "
+         "the largest difference: 2.0 in A, 99 in B"),
+        (("fit", "signal_strength_interval"), [0.5], "fit.signal_strength_interval: 2 values in A, 1 value in B"),
+        (("fit", "significance_observed"), None, "fit.significance_observed: 2.34 in A, none in B"),
+        (("fit", "upper_limit", "expected", 2), 77, "fit.upper_limit.expected: 1 of 5 values differ; "
+         "the largest difference: 1.0 in A, 77 in B"),
+        (("fit", "upper_limit", "expected", 2), None, "fit.upper_limit.expected: 1 of 5 values differ; "
+         "the largest difference: 1.0 in A, none in B"),
+        (("fit", "limit_scan", "cls_expected", 1, 0), 0.375, "fit.limit_scan.cls_expected: 1 of 4 values differ; "
+         "the largest difference: 0.25 in A, 0.375 in B"),
+        (("fit", "limit_scan"), None, "fit.limit_scan: 4 values in A, none in B"),
+        (("fit", "mass", "problem"), "no peak", "fit.mass.problem: none in A, no peak in B"),
+        (("fit",), None, "fit: 20 values in A, none in B"),
+        (("fit_problem",), "the run has no data", "fit_problem: none in A, the run has no data in B"),
+        (("workspace", "channels", 0, "samples", 0, "data", 1), 3.0,
+         "workspace.channels[0].samples[0].data: 1 of 2 values differ; the largest difference: 2.0 in A, 3.0 in B"),
+        (("workspace",), None, "workspace: 5 values in A, none in B"),
+    ],
+)  # fmt: skip
+def test_any_number_of_window_fit_and_workspace_that_differs_is_reported(
+    path: tuple[str | int, ...], value: Any, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(written(tmp_path, "a", **DERIVED)), str(written(tmp_path, "b", **with_derived(*path, value=value)))]
+    assert analysis.main(["compare", *paths]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("A and B differ (")
+    assert lines[4:] == ["all yields and bins are the same", line]
+    assert analysis.main(["compare", *reversed(paths)]) == 1
+
+
+def test_the_last_digits_of_a_fit_may_differ_and_are_not_called_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = with_derived("fit", "signal_strength", value=1.25 * (1 + 5e-7))
+    other["fit"]["postfit"]["zz"]["values"] = [1.0 + 1e-7, 2.0, 4.0]
+    paths = [str(written(tmp_path, "a", **DERIVED)), str(written(tmp_path, "b", **other))]
+    assert analysis.main(["compare", *paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("A and B: the same but for the last digits of the fit (")
+    assert lines[4:] == ["fit: 2 values differ by at most 5e-07 (relative), within the 1e-06 that is allowed"]
+    assert analysis.main(["compare", *paths, "--json"]) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (comparison["same"], comparison["same_bits"]) == (True, False)
+    assert [one["name"] for one in comparison["derived"]] == ["fit.signal_strength", "fit.postfit.zz.values"]
+
+
+def test_the_run_and_the_version_of_pyhf_may_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = with_derived("fit", "software", value={"pyhf": "0.8"})
+    about = {"run_id": "other", "timing": {"seconds": 2.0}, "warnings": ["read from the cache"]}
+    paths = [str(written(tmp_path, "a", **DERIVED)), str(written(tmp_path, "b", **other, **about))]
+    assert analysis.main(["compare", *paths]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "A and B: the same bits (3 yields of samples, 3 yields of categories, 9 bins); "
+        "window, fit, fit_problem, workspace are compared, too"
+    ]
+
+
+def test_an_older_result_lacks_parts_which_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = written(tmp_path, "a", **DERIVED), written(tmp_path, "b")
+    assert analysis.main(["compare", str(a), str(b)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "fit.upper_limit: 6 values in A, none in B" in lines
+    assert "workspace: 5 values in A, none in B" in lines
+
+
+def test_a_fit_that_is_nested_too_deeply_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [written(tmp_path, name, workspace="NESTED") for name in ("a", "b")]
+    for path, value in zip(paths, "12", strict=True):
+        file = path / "result.json"
+        file.write_text(file.read_text().replace('"NESTED"', "[" * 700 + value + "]" * 700))
+    assert analysis.main(["compare", *map(str, paths)]) == 2
+    assert "nested too deeply" in capsys.readouterr().err
+
+
+def test_window_and_fit_are_listed_although_a_cause_reproduces_the_bins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histograms = {"mass": {"edges": [0.0, 3.0, 4.0]}}
+    for name in ("data", "z", "signal"):
+        contents = RESULT["histograms"]["mass"][name]
+        histograms["mass"][name] = {key: [one[0] + one[1], one[2]] for key, one in contents.items()}
+    other = with_derived("window", "n_data", value=25)
+    a, b = written(tmp_path, "a", **DERIVED), written(tmp_path, "b", **other, histograms=histograms)
+    assert analysis.main(["compare", str(a), str(b)]) == 1
+    output = capsys.readouterr().out
+    assert "merged, give those of B, in histogram mass (all yields and bins are reproduced; tolerance 1e-09" in output
+    assert "window.n_data: 39 in A, 25 in B" in output
+
+
+def test_a_number_that_one_sample_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = deepcopy(RESULT["samples"])
+    del samples["higgs"]["events_selected"], samples["zjets"]["yield_error"]
+    a, b = written(tmp_path, "a"), written(tmp_path, "b", samples=samples)
+    assert analysis.main(["compare", str(a), str(b)]) == 1
+    names = "error of yield of sample zjets, events_selected of sample higgs"
+    assert f"only in A: {names}" in capsys.readouterr().out.splitlines()
+
+
+def test_numbers_that_one_result_has_for_no_sample_are_listed(tmp_path: Path) -> None:
+    samples = {name: {**one, "events_read": 100} for name, one in RESULT["samples"].items()}
+    found = compare(read(written(tmp_path, "a", samples=samples)), read(written(tmp_path, "b")))
+    assert found.same
+    assert found.not_compared == ["events_read of samples"]
+
+
 def test_a_root_file_has_the_same_bits_as_its_result(tmp_path: Path) -> None:
     document = toy_run.document()
     (tmp_path / "result.json").write_text(json.dumps(document))
