@@ -92,7 +92,7 @@ def _record_parser() -> argparse.ArgumentParser:
         help="folder of the runs' results (OUTPUT, default: results)",
     )
     add("--label", help="name of this recording in compare (default: its platform)")
-    add("--once", action="store_true", help="show current values after one interval and exit")
+    add("--once", action="store_true", help="show current values after one interval or more, and exit")
     add("--json", action="store_true", help="print JSON instead of tables")
     return parser
 

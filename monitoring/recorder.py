@@ -75,7 +75,7 @@ class Recorder:
         self.written: list[Path] = []
         self.not_written: list[str] = []
         self._show = show
-        self._rates = RateCalculator()
+        self._rates = RateCalculator(min_s=options.interval_s / 2)
         self._samples: list[CounterSample] = []
         self._machine_before: defaultdict[str, deque[CounterSample]] = defaultdict(
             partial(deque, maxlen=_READINGS_BEFORE)
@@ -100,12 +100,15 @@ class Recorder:
         with self._signals():
             self._files = [RecordingFile(path, self._header(None)) for path in self.options.outputs]
             try:
-                self._read_until_current(self.source.now())
+                self._read_until_current(self.source.now() if self.options.is_recorded else 0.0)
                 self._begin, self._began_here = self.source.now(), time.time()
                 with self._command():
                     self._read_at_intervals()
                 end = self.source.now()
-                self._read_until_current(end)
+                if self.options.is_recorded:
+                    self._read_until_current(end)
+                else:
+                    self._read_until_rates_are_known()
                 if self._run is None:
                     self._find_run()
             except MonitorError as error:
@@ -164,13 +167,8 @@ class Recorder:
     def _read_until_current(self, since: float) -> None:
         """Read until every counter was read at or after ``since``, at most for the source's refresh time.
 
-        The sums of a recording begin and end with such counters. A table begins
-        with any counter and ends without waiting.
+        The sums of a recording begin and end with such counters. A table begins with any counter.
         """
-        if not self.options.is_recorded:
-            if self._samples:
-                return self._read()
-            since = 0.0
         deadline = time.monotonic() + self.source.refresh_s
         while True:
             self._read()
@@ -181,6 +179,20 @@ class Recorder:
                 return None
             if self.abort.wait(_POLL_INTERVAL_S) or (self.interrupted and not self._samples):
                 return None
+
+    def _read_until_rates_are_known(self) -> None:
+        """Read until every container has ``cores``, at most for the source's refresh time and until an interrupt.
+
+        Counters that are read less often than once per interval have been read only once at the end of the first.
+        """
+        deadline = time.monotonic() + self.source.refresh_s
+        while time.monotonic() < deadline:
+            latest = {sample.lifetime: sample for sample in self._samples}
+            if all(one.cores is not None or one.state != "running" for one in latest.values()):
+                return
+            if self.stop.wait(_POLL_INTERVAL_S):
+                return
+            self._read()
 
     def _read(self) -> None:
         try:

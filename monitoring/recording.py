@@ -30,19 +30,26 @@ Header = Mapping[str, Any]
 
 
 class RateCalculator:
-    """Adds to each sample the cores used since the previous sample of the same container lifetime."""
+    """Adds to each sample the cores used since an earlier sample of the same container lifetime.
 
-    def __init__(self) -> None:
+    The earlier sample is more than ``min_s`` seconds older: many counters increase in steps of 10 ms, which say nothing
+    about a few milliseconds. A sample that follows sooner has the cores of the one before.
+    """
+
+    def __init__(self, min_s: float = 0.0) -> None:
+        self._min_s = min_s
         self._previous: dict[tuple[str, float], CounterSample] = {}
 
     def add_cores(self, sample: CounterSample) -> CounterSample:
         """Return the sample with ``cores``; the first of a lifetime keeps the figure of its source."""
         previous = self._previous.get(sample.lifetime)
+        if previous is not None:
+            seconds = sample.time - previous.time
+            if seconds <= self._min_s:
+                return sample if previous.cores is None else replace(sample, cores=previous.cores)
+            sample = replace(sample, cores=(sample.cpu_seconds - previous.cpu_seconds) / seconds)
         self._previous[sample.lifetime] = sample
-        if previous is None or sample.time <= previous.time:
-            return sample
-        cores = (sample.cpu_seconds - previous.cpu_seconds) / (sample.time - previous.time)
-        return replace(sample, cores=cores)
+        return sample
 
 
 @dataclass(frozen=True)

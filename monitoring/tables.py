@@ -48,10 +48,11 @@ class CurrentUsage:
             values = [value for sample in running if (value := getattr(sample, name)) is not None]
             return sum(values) if values else None
 
+        cores = [sample.cores for sample in running if sample.cores is not None]
         return {
             "service": service,
             "replicas": len({sample.container for sample in running}),
-            "cores": round(sum(sample.cores or 0.0 for sample in running), 4),
+            "cores": round(sum(cores), 4) if cores or not running else None,
             "cpu_seconds": round(sum(sample.cpu_seconds - self._first[sample.lifetime] for sample in samples), 6),
             "counter_seconds": round(sum(sample.cpu_seconds for sample in running), 6),
             "memory_bytes": total("memory_bytes"),
@@ -99,7 +100,7 @@ def current_table(services: Sequence[Mapping[str, Any]], title: str, seconds: st
         (
             row,
             str(row["replicas"]),
-            f"{row['cores']:.3f}",
+            "–" if row["cores"] is None else f"{row['cores']:.3f}",
             f"{row[seconds]:.2f}",
             megabytes(row["memory_bytes"]),
             megabytes(row["network_rx_bytes"]),

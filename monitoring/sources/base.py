@@ -42,7 +42,7 @@ class CounterSample:
     memory_bytes
         The working set: memory in use without inactive page cache.
     cores
-        CPU seconds per second since the previous sample of the same lifetime.
+        CPU seconds per second since an earlier sample of the same lifetime, see ``RateCalculator``.
         For the first sample it is the source's own figure, or None.
 
     None stands for values that the source does not provide.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,40 @@ def test_a_recording_ends_when_the_named_run_has_finished() -> None:
     recording = recorder(until_run="20260101-run", tail_s=0.05).run()
     assert recording.header["run"]["run_id"] == "20260101-run"
     assert recording.header["run"]["events"] == 5
+
+
+class SourceOfABusyCore(CountingSource):
+    """A container that uses one core of a real clock; its counter increases at every 10 ms."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def read(self) -> Sequence[CounterSample]:
+        now = self.now()
+        return [replace(sample(0.0, math.floor(now * 100) / 100), time=now)]
+
+
+@pytest.mark.parametrize("options", [{"duration_s": 0.2}, {"command": ["sleep", "0.3"]}])
+def test_cores_are_never_those_of_a_few_milliseconds(options: dict[str, Any]) -> None:
+    recording = Recorder(SourceOfABusyCore(), RecordingOptions(interval_s=0.2, **options), lambda _: None).run()
+    cores = [one.cores for one in recording.samples if one.cores is not None]
+    # The counter is wrong by 10 ms at most, over half an interval at least.
+    assert cores == [pytest.approx(1.0, abs=0.11)] * len(cores)
+    assert cores
+
+
+class SourceOfASlowHost(CountingSource):
+    """A source that reads the host at every fifth reading of its container only."""
+
+    def read(self) -> Sequence[CounterSample]:
+        service, host = super().read()
+        return [service] if host.cpu_seconds % 5 else [service, host]
+
+
+def test_current_values_are_shown_when_every_counter_was_read_twice() -> None:
+    options = RecordingOptions(interval_s=0.01, duration_s=0.01)
+    recording = Recorder(SourceOfASlowHost(), options, lambda _: None).run()
+    assert [one.cores for one in recording.samples if one.service == "host"] == [None, 1.0]
 
 
 class SourceOfALateService(CountingSource):

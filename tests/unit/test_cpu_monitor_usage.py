@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from monitoring import tables, usage
+from monitoring.recording import RateCalculator
 from monitoring.sources.base import PIPELINE_SERVICES
 from tests.support.cpu_recordings import recording, sample
 
@@ -32,6 +33,25 @@ def test_a_restart_loses_no_cpu_time_and_is_counted() -> None:
 def test_cores_are_the_slope_of_the_counter_since_the_last_sample() -> None:
     samples = recording([sample(0, 1.0), sample(2, 4.0), sample(2.5, 4.0)]).samples
     assert [one.cores for one in samples] == [None, 1.5, 0.0]
+
+
+def test_a_reading_right_after_another_does_not_change_the_cores() -> None:
+    # Clock ticks of 10 ms: the same use gives nothing or ten cores within a millisecond.
+    readings = [sample(0, 1.0), sample(0.001, 1.01), sample(1, 1.5), sample(1.001, 1.5), sample(1.002, 1.51)]
+    rates = RateCalculator(min_s=0.5)
+    assert [rates.add_cores(one).cores for one in readings] == [None, None, 0.5, 0.5, 0.5]
+    assert rates.add_cores(sample(2, 3.0)).cores == 1.5
+
+
+def test_the_cores_of_a_service_are_unknown_until_one_of_its_counters_was_read_twice() -> None:
+    current = tables.CurrentUsage()
+    shown = []
+    for one in recording([sample(0, 1.0), sample(2, 4.0), sample(2, 7.0, replica="2")]).samples:
+        current.show([one])
+        (row,) = current.services()
+        (cell,) = tables.current_table([row], "now").columns[2].cells
+        shown.append((row["cores"], cell))
+    assert shown == [(None, "–"), (1.5, "1.500"), (1.5, "1.500")]
 
 
 def test_peak_cores_are_the_largest_mean_over_the_window_of_all_replicas() -> None:
