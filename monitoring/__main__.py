@@ -52,16 +52,12 @@ def _say(line: str) -> None:
     print(f"cpu_monitor.py: {line}", file=sys.stderr)
 
 
-def _console(width: int | None = None) -> Console:
-    console = Console(highlight=False, markup=False, width=width)
+def _console() -> Console:
+    """Return the console of tables, which are not cut where the output is no terminal."""
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     if not console.width:  # COLUMNS=0, with which rich prints nothing
         console.width = _WIDTH
     return console
-
-
-def _wide_console() -> Console:
-    """Return the console of tables that are not cut where the output is no terminal."""
-    return _console(None if sys.stdout.isatty() else _WIDTH)
 
 
 def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
@@ -80,7 +76,8 @@ def _record(flags: argparse.Namespace, command: Sequence[str]) -> int:
             "docker": f"in the Compose project {flags.project!r}",
             "kubernetes": f"in the namespace {flags.namespace!r}",
         }.get(str(recording.header["platform"]), "among this machine's processes")
-        raise MonitorError(f"no service appeared {place}")
+        named = f"--services {','.join(flags.services)}: no such service" if flags.services else "no service"
+        raise MonitorError(f"{named} appeared {place}")
     _print(flags, recording, display, console)
     for problem in recording.header["problems"]:
         _say(f"note: {problem}")
@@ -158,7 +155,7 @@ def _publish_comparison(
 
         draw(comparison, path, costs)
 
-    publish(document(comparison, costs, made), path, draw, _wide_console())
+    publish(document(comparison, costs, made), path, draw, _console())
 
 
 def _campaign(flags: argparse.Namespace) -> int:
@@ -207,7 +204,7 @@ def _scan(flags: argparse.Namespace) -> int:
 
         draw(plan, measured, path)
 
-    publish(document(plan, measured, scan.made_with()), scan.folder / "comparison", draw, _wide_console())
+    publish(document(plan, measured, scan.made_with()), scan.folder / "comparison", draw, _console())
     return OK
 
 

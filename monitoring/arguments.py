@@ -8,12 +8,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.names import choices
 from monitoring.sources import SOURCES
 
 #: The range of an interval or a duration.
 MIN_SECONDS, MAX_SECONDS = 0.001, 366 * 86_400
 #: The Compose project of compose.yaml and the namespace of kubernetes/.
 PROJECT, NAMESPACE = "atlas-open-data", "atlas"
+#: The words of the command; all except ``record`` come before any flag.
+WORDS = ("record", "compare", "campaign", "scan")
 CAMPAIGN_PLATFORMS = ("process", "docker", "kubernetes")
 #: The services that may have several replicas.
 SCALED_SERVICES = ("data-loader", "data-processor")
@@ -67,7 +70,8 @@ def _record_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("action", nargs="?", choices=["record"], help="record to a file; default: show a live table")
+    words = "record, compare, campaign or scan; default: show a live table"
+    add("action", nargs="?", type=_record_word, metavar="WORD", help=words)
     add("--source", choices=["auto", *SOURCES], default="auto", help="default: auto")
     add("--project", help=f"Compose project; implies --source docker (COMPOSE_PROJECT_NAME, default: {PROJECT})")
     add("--namespace", help=f"Kubernetes namespace; implies --source kubernetes (NAMESPACE, default: {NAMESPACE})")
@@ -152,6 +156,15 @@ def _scan_parser() -> argparse.ArgumentParser:
         help="folder of the scan, also of one to continue (default: a new one in OUTPUT/comparisons)",
     )
     return parser
+
+
+def _record_word(text: str) -> str:
+    """Return ``record``, the only word that this parser gets; the others have parsers of their own."""
+    if text not in WORDS:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such word; {choices(text, WORDS)}")
+    if text != "record":
+        raise argparse.ArgumentTypeError(f"{text} comes first; write: cpu_monitor.py {text} ..")
+    return text
 
 
 def _scan(text: str) -> tuple[str, tuple[int, ...]]:

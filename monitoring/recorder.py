@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.names import choices
 from monitoring import run_results
 from monitoring.recording import RateCalculator, Recording, RecordingFile
 from monitoring.sources.base import MACHINE, PIPELINE_SERVICES, CounterSample, MonitorError, Source
@@ -77,6 +78,8 @@ class Recorder:
         self._show = show
         self._rates = RateCalculator(min_s=options.interval_s / 2)
         self._samples: list[CounterSample] = []
+        #: The services that the source has, also those that are not recorded.
+        self._seen: set[str] = set()
         self._machine_before: defaultdict[str, deque[CounterSample]] = defaultdict(
             partial(deque, maxlen=_READINGS_BEFORE)
         )
@@ -101,6 +104,7 @@ class Recorder:
             self._files = [RecordingFile(path, self._header(None)) for path in self.options.outputs]
             try:
                 self._read_until_current(self.source.now() if self.options.is_recorded else 0.0)
+                self._check_services()
                 self._begin, self._began_here = self.source.now(), time.time()
                 with self._command():
                     self._read_at_intervals()
@@ -130,6 +134,16 @@ class Recorder:
         seen = {sample.service for sample in self._samples}
         expected = self.options.services or (PIPELINE_SERVICES if seen & set(PIPELINE_SERVICES) else ())
         return [service for service in expected if service not in seen]
+
+    def _check_services(self) -> None:
+        """Raise MonitorError for a name of no service, neither of the pipeline nor running, if none may start later."""
+        options = self.options
+        if options.command or options.work or math.isfinite(options.wait_s):
+            return
+        known = [*PIPELINE_SERVICES, *sorted(self._seen.difference(PIPELINE_SERVICES, MACHINE))]
+        for name in options.services:
+            if name not in known:
+                raise MonitorError(f"--services {name}: there is no such service; {choices(name, known)}")
 
     def _read_at_intervals(self) -> None:
         begin = time.monotonic()
@@ -206,6 +220,7 @@ class Recorder:
             if now - self._failing_since > _FAILURE_LIMIT_S:
                 raise
             return
+        self._seen.update(sample.service for sample in samples)
         wanted = (*self.options.services, *MACHINE)
         samples = [
             self._rates.add_cores(sample)

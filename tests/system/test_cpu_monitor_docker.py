@@ -235,7 +235,9 @@ def test_once_with_json_prints_the_services(project: Project) -> None:
     wait_until(lambda: all(docker("logs", one) for one in containers), "both have used their CPU time", 180)
     finished = run_monitor(["--source", "docker", "--project", project.name, "--once", "--json"])
     assert finished.returncode == 0, finished.stderr
-    (worker,) = [one for one in json.loads(finished.stdout)["services"] if one["service"] == "worker"]
+    services = {one["service"]: one for one in json.loads(finished.stdout)["services"]}
+    assert services["host"]["cores"] > 0
+    worker = services["worker"]
     assert worker["replicas"] == 2
     assert worker["counter_seconds"] == pytest.approx(sum(map(reported, containers)), rel=0.05)
     assert worker["memory_bytes"] > 1_000_000

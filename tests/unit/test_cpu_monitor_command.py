@@ -75,9 +75,12 @@ def test_an_interval_that_cannot_be_waited_for_is_wrong_usage(
         (["record", "--output", "run.txt"], "'run.txt' is neither .csv nor .jsonl; write for example run.csv"),
         (["record", "--output", "folder"], "'folder' is neither .csv nor .jsonl"),
         (["--project", "a", "--namespace", "b"], "give one of them, or --source"),
+        (["frob"], "'frob': there is no such word; choose one of record, compare, campaign, scan"),
+        (["recod"], "'recod': there is no such word; did you mean 'record'?"),
+        (["--json", "compare", "a.csv", "b.csv"], "compare comes first; write: cpu_monitor.py compare .."),
     ],
 )
-def test_an_output_or_a_place_that_cannot_be_meant_is_wrong_usage(
+def test_what_cannot_be_meant_is_wrong_usage(
     flags: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -132,5 +132,7 @@ def test_ctrl_c_leaves_a_complete_file_and_names_the_missing_service(tmp_path: P
     monitor.send_signal(signal.SIGINT)
     _, errors = monitor.communicate(timeout=240)
     assert monitor.returncode == 1
-    assert errors == "cpu_monitor.py: no service appeared among this machine's processes\n"
+    assert errors == (
+        "cpu_monitor.py: --services no-such-service: no such service appeared among this machine's processes\n"
+    )
     assert '# platform: "process"' in output.read_text()

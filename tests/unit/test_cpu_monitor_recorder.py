@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from monitoring import sources
+from monitoring.__main__ import main
 from monitoring.recorder import Recorder, RecordingOptions
 from monitoring.recording import read_recording
 from monitoring.sources.base import CounterSample, MonitorError
@@ -220,7 +222,46 @@ def test_a_service_without_samples_is_missing() -> None:
 
 
 def test_the_host_is_not_recorded_without_a_service() -> None:
-    assert recorder(services=["no-such-service"], duration_s=0.05).run().samples == []
+    assert recorder(services=["visualisation"], duration_s=0.05).run().samples == []
+
+
+class SourceOf(CountingSource):
+    """The same source with another service."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self.service = service
+
+    def read(self) -> Sequence[CounterSample]:
+        service, host = super().read()
+        return [replace(service, service=self.service, memory_bytes=123_456_000_000), host]
+
+
+def test_an_unknown_service_is_refused_with_the_choices() -> None:
+    options = RecordingOptions(interval_s=0.01, duration_s=0.05, services=["worker", "data_loader"])
+    with pytest.raises(MonitorError) as refused:
+        Recorder(SourceOf("worker"), options, lambda _: None).run()
+    assert str(refused.value) == (
+        "--services data_loader: there is no such service; did you mean 'data-loader'? "
+        "Choose one of data-loader, data-processor, analysis, visualisation, rabbitmq, worker"
+    )
+
+
+def test_a_service_of_any_name_may_start_while_a_command_runs() -> None:
+    running = recorder(services=["worker"], command=["true"])
+    assert running.run().samples == []
+    assert running.missing_services() == ["worker"]
+
+
+def test_the_table_of_a_recording_is_not_cut_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "open_source", lambda *_: SourceOf("data-processor"))
+    main(["record", "--interval", "0.01", "--duration", "0.05", "--output", str(tmp_path / "a.csv")])
+    table = capsys.readouterr().out
+    assert "data-processor" in table
+    assert "123456 MB" in table
+    assert "…" not in table
 
 
 def test_a_command_that_does_not_exist_is_named() -> None:
