@@ -1,4 +1,4 @@
-"""An interrupt from the keyboard ends the command at any moment, with one line and no process or part of a file."""
+"""An interrupt from the keyboard, or SIGTERM, ends the command with one line and no process or part of a file."""
 
 from __future__ import annotations
 
@@ -37,9 +37,28 @@ def drawing(process: psutil.Process, output: IO[str]) -> None:
         pass
 
 
-@pytest.mark.parametrize("moment", [importing, making_the_demo, pytest.param(drawing, marks=pytest.mark.slow)])
+def interrupt(command: subprocess.Popen[str]) -> None:
+    """Interrupt the command and its worker processes, as the terminal does."""
+    os.killpg(command.pid, signal.SIGINT)
+
+
+def terminate(command: subprocess.Popen[str]) -> None:
+    command.terminate()
+
+
+@pytest.mark.parametrize(
+    ("moment", "end"),
+    [
+        (importing, interrupt),
+        (making_the_demo, interrupt),
+        (making_the_demo, terminate),
+        pytest.param(drawing, interrupt, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupt_ends_the_command_with_one_line_and_leaves_at_most_its_first_picture(
-    tmp_path: Path, moment: Callable[[psutil.Process, IO[str]], None]
+    tmp_path: Path,
+    moment: Callable[[psutil.Process, IO[str]], None],
+    end: Callable[[subprocess.Popen[str]], None],
 ) -> None:
     with subprocess.Popen(
         [sys.executable, ROOT / "analysis.py", "--release", "demo", "--demo-events", "2000"],
@@ -54,7 +73,7 @@ def test_an_interrupt_ends_the_command_with_one_line_and_leaves_at_most_its_firs
         process = psutil.Process(command.pid)
         moment(process, command.stdout)
         children = process.children(recursive=True)
-        os.killpg(command.pid, signal.SIGINT)  # as the terminal does
+        end(command)
         _, error = command.communicate(timeout=60)
     assert error == "analysis.py: interrupted\n"
     assert command.returncode == 130

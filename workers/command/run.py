@@ -163,13 +163,13 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     from workers.visualisation.plots.pool import DrawingPool
 
     check_network(_analyses(read).of(read.run), read.run, read.cache)
-    with interrupts.noted(signal.SIGINT):
+    with interrupts.noted(signal.SIGINT, signal.SIGTERM):
         check_output(read.output)
     run_id = new_run_id(read.run.release)
     console.print(f"run {run_id}")
     folder = Folder(read.output, run_id, console)
     with (
-        interrupts.noted(signal.SIGINT) as interrupted,
+        interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted,
         closing(FitPool(ahead=available_cores() > BUSY_CORES)) as fits,
         closing(DrawingPool(analyses=read.analyses)) as drawing,
     ):
