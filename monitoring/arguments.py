@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.names import choices
 from monitoring.sources import SOURCES
 
 #: The range of an interval or a duration.
@@ -161,7 +160,7 @@ def _scan_parser() -> argparse.ArgumentParser:
 def _record_word(text: str) -> str:
     """Return ``record``, the only word that this parser gets; the others have parsers of their own."""
     if text not in WORDS:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no such word; {choices(text, WORDS)}")
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no such word; choose one of {', '.join(WORDS)}")
     if text != "record":
         raise argparse.ArgumentTypeError(f"{text} comes first; write: cpu_monitor.py {text} ..")
     return text

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.names import choices
 from monitoring import run_results
 from monitoring.recording import RateCalculator, Recording, RecordingFile
 from monitoring.sources.base import MACHINE, PIPELINE_SERVICES, CounterSample, MonitorError, Source
@@ -143,7 +142,7 @@ class Recorder:
         known = [*PIPELINE_SERVICES, *sorted(self._seen.difference(PIPELINE_SERVICES, MACHINE))]
         for name in options.services:
             if name not in known:
-                raise MonitorError(f"--services {name}: there is no such service; {choices(name, known)}")
+                raise MonitorError(f"--services {name}: there is no such service; choose one of {', '.join(known)}")
 
     def _read_at_intervals(self) -> None:
         begin = time.monotonic()

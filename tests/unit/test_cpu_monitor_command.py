@@ -76,7 +76,6 @@ def test_an_interval_that_cannot_be_waited_for_is_wrong_usage(
         (["record", "--output", "folder"], "'folder' is neither .csv nor .jsonl"),
         (["--project", "a", "--namespace", "b"], "give one of them, or --source"),
         (["frob"], "'frob': there is no such word; choose one of record, compare, campaign, scan"),
-        (["recod"], "'recod': there is no such word; did you mean 'record'?"),
         (["--json", "compare", "a.csv", "b.csv"], "compare comes first; write: cpu_monitor.py compare .."),
     ],
 )

@@ -242,8 +242,8 @@ def test_an_unknown_service_is_refused_with_the_choices() -> None:
     with pytest.raises(MonitorError) as refused:
         Recorder(SourceOf("worker"), options, lambda _: None).run()
     assert str(refused.value) == (
-        "--services data_loader: there is no such service; did you mean 'data-loader'? "
-        "Choose one of data-loader, data-processor, analysis, visualisation, rabbitmq, worker"
+        "--services data_loader: there is no such service; "
+        "choose one of data-loader, data-processor, analysis, visualisation, rabbitmq, worker"
     )
 
 
