@@ -153,7 +153,7 @@ class Bars:
     console
         Where to print. The bars are shown in a terminal only, and are removed at the end.
     samples
-        The number of samples of the run.
+        The number of samples of the run; None if it is not known.
     analyses
         Where the labels of the result are looked up; by default names are shown.
     files
@@ -161,7 +161,7 @@ class Bars:
     """
 
     def __init__(
-        self, console: Console, samples: int, analyses: Analyses | None = None, *, files: str = "files opened"
+        self, console: Console, samples: int | None, analyses: Analyses | None = None, *, files: str = "files opened"
     ) -> None:
         self._progress = _Progress(console)
         self._analyses, self._samples = analyses, samples

@@ -503,11 +503,15 @@ class QueueStatus(Message):
 
 @dataclass(frozen=True)
 class StatusRequest(Message):
-    """A request for the progress or the outcome of a run; without a run id, of every run that is not complete."""
+    """A request for the progress or the outcome of a run; without a run id, of every run that is not complete.
+
+    With the ``digest`` of the run's settings, the run is in the list of runs from then on.
+    """
 
     kind: ClassVar[str] = "status-request"
 
     run_id: Name | None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

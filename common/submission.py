@@ -85,10 +85,14 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
 
 
 def open_and_submit(transport: Transport, run_id: str, settings: RunSettings) -> Session:
-    """Open a session that receives the messages about a run, and submit the run; raises as ``open`` and ``submit``."""
+    """Open a session that receives the messages about a run, and submit the run; raises as ``open`` and ``submit``.
+
+    With these resolved settings, the run is in the list of runs before a data-loader has begun it.
+    """
     session = transport.open([topology.follower(run_id)], prefetch=FOLLOWER_PREFETCH)
     try:
         submit(session, run_id, settings)
+        session.publish([StatusRequest(run_id, settings.digest)])
     except BaseException:
         session.close()
         raise

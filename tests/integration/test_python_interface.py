@@ -349,6 +349,30 @@ def test_without_a_terminal_a_command_detaches_and_its_run_can_be_followed(servi
 
 
 @pytest.mark.broker
+def test_a_run_that_no_data_loader_has_begun_is_listed_cancelled_and_followed(
+    workers: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = address(workers.settings)
+    with analysis.submit(broker, **SMALL, plots=False) as dropped, analysis.submit(broker, **SMALL, plots=False) as run:
+        """They go on when they are closed."""
+
+    def states() -> dict[str, str]:
+        capsys.readouterr()
+        is_listed = analysis.main(["runs", "--broker", broker, "--json"]) == 0
+        return {one["run_id"]: one["state"] for one in json.loads(capsys.readouterr().out)} if is_listed else {}
+
+    workers.start("analysis")
+    assert wait_until(states, "the analysis answered") == {dropped.run_id: "waiting", run.run_id: "waiting"}
+    assert analysis.main(["cancel", dropped.run_id, "--broker", broker]) == 0
+    for service in ("data_loader", "data_processor", "visualisation"):
+        workers.start(service)
+    assert analysis.main(["follow", run.run_id, "--broker", broker, "--output", str(tmp_path)]) == 0
+    assert f"run {run.run_id} waits for a data-loader" in capsys.readouterr().out
+    assert analysis.load(tmp_path / run.run_id).complete
+    assert states() == {dropped.run_id: "cancelled", run.run_id: "complete"}
+
+
+@pytest.mark.broker
 def test_a_command_gets_the_numbers_of_the_embedded_run_through_a_broker(
     services: Workers, embedded: analysis.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,7 +90,7 @@ JSON_MESSAGES: list[Message] = [
     Result(RUN, final=True, result={}, timeline=zlib.compress(b"[]")),
     RunFailed(RUN, "no such sample"),
     RunFailed(RUN, "other settings", SETTINGS_2020.digest),
-    StatusRequest(RUN),
+    StatusRequest(RUN, SETTINGS.digest),
     CancelRequest(RUN, SETTINGS.digest),
     RunCancelled(RUN),
     RunListRequest("1a2b"),
@@ -295,6 +295,7 @@ def test_a_missing_field_is_refused_and_an_unknown_one_ignored(message: Message)
         ChunkFailed: {"digest", "spans"},
         Progress: {"spans"},
         Result: {"timeline"},
+        StatusRequest: {"digest"},
         RunFailed: {"digest"},
         RequeueNotice: {"run_id", "sample", "start", "stop", "digest"},
     }

@@ -125,9 +125,11 @@ class AnalysisService(Service):
 
     def _handle(self, message: Message) -> Sequence[Message]:
         match message:
-            case RunPlan() | CancelRequest() if self._has_other_settings(message.run_id, message.digest):
-                log.warning("run %s: a request is refused: %s", message.run_id, _OTHER_SETTINGS)
-                return [RunFailed(message.run_id, _OTHER_SETTINGS, message.digest)]
+            case RunPlan(run_id=run_id) | CancelRequest(run_id=run_id) | StatusRequest(run_id=str(run_id)) if (
+                self._has_other_settings(run_id, message.digest)
+            ):
+                log.warning("run %s: a request is refused: %s", run_id, _OTHER_SETTINGS)
+                return [RunFailed(run_id, _OTHER_SETTINGS, message.digest)]
             case CancelRequest():
                 return self._cancel(message.run_id)
             case RunPlan(run_id=run_id) | StatusRequest(run_id=str(run_id)) if self._store.is_deleted(run_id):

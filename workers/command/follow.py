@@ -40,7 +40,9 @@ def run(arguments: Sequence[str], console: Console) -> int:
         with closing(transport.open([topology.follower(flags.run_id)], FOLLOWER_PREFETCH)) as session:
             session.publish([StatusRequest(flags.run_id)])
             analyses = ANALYSES.in_folder(read.analyses)
-            with Bars(console, summary.samples, analyses) as bars:
+            if summary.state == "waiting":
+                console.print(f"run {flags.run_id} waits for a data-loader", soft_wrap=True)
+            with Bars(console, summary.samples or None, analyses) as bars:
                 outcome = follow(
                     session,
                     flags.run_id,
