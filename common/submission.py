@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from common import messages, topology
 from common.analyses import Analyses
 from common.delivery import Delivery
-from common.errors import BrokerError, MessageError
+from common.errors import BrokerError, MessageError, RunError
 from common.messages import (
     CancelRequest,
     FetchProgress,
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: After so long without a message, the display says what prevents the run: an alarm of the broker, missing services.
 QUIET_S = 5.0
+#: A follower that has received a message with a wrong signature, and none with a valid one for so long after it, ends.
+ONLY_REJECTED_S = 10.0
 #: How many messages the broker sends a follower ahead.
 FOLLOWER_PREFETCH = 100
 #: How long a command or a Python program waits for a broker that does not answer, in seconds.
@@ -118,16 +120,19 @@ def follow(
     status of the run from the analysis. With the resolved ``settings`` of the
     request, the outcome is a problem if the run was requested before with others.
     ``first_files`` gets the result with its first figure, while the run is fitted or the other figures are drawn.
+    Raises RunError if the services have another MESSAGE_KEY.
     """
     progress = RunProgress()
     shown: Mapping[str, Any] | None = None
     last_message = time.monotonic()
+    signatures = _Signatures(run_id)
     connections = 1
     while is_alive():
         if session.connections() != connections:
             connections = session.connections()
             session.publish_without_confirm(StatusRequest(run_id))
         delivery = session.receive(0.2)
+        signatures.check(delivery)
         if delivery is None:
             last_message = _note_what_prevents_progress(session, display, last_message)
             continue
@@ -159,6 +164,28 @@ def follow(
             case RunFailed():
                 return Outcome(None, {}, message.problem)
     return Outcome(None, {}, "the run was stopped before its result arrived")
+
+
+class _Signatures:
+    """Finds out whether a follower has another MESSAGE_KEY than the services; one forged message does not mean that."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._rejected_since: float | None = None  # the first rejected message after the last valid one
+
+    def check(self, delivery: Delivery | None) -> None:
+        """Note whether a delivery was rejected; raises RunError if ONLY_REJECTED_S have passed without a valid one."""
+        if delivery is not None and delivery.rejection_reason is None:
+            self._rejected_since = None
+        elif delivery is not None and self._rejected_since is None:
+            self._rejected_since = time.monotonic()
+            log.warning("a %s message is ignored: %s", delivery.kind, delivery.rejection_reason)
+        if self._rejected_since is not None and time.monotonic() - self._rejected_since > ONLY_REJECTED_S:
+            raise RunError(
+                self._run_id,
+                "cannot be followed: the signatures of the services are missing or wrong; MESSAGE_KEY must be the same "
+                "here and in the services",
+            )
 
 
 def _note_what_prevents_progress(session: Session, display: Display, last_message: float) -> float:
@@ -212,8 +239,8 @@ def _ask(session: Session, request: Message, is_answer: Callable[[Message], bool
             if message is not None and is_answer(message):
                 return message
     raise BrokerError(
-        f"the analysis service has not answered within {ANSWER_TIMEOUT_S:g} s; it may be busy: try again, or look at "
-        "its log"
+        f"the analysis service has not answered within {ANSWER_TIMEOUT_S:g} s; it may be busy, or have another "
+        "MESSAGE_KEY: try again, or look at its log"
     )
 
 
@@ -229,10 +256,10 @@ def _is_of_another_request(message: Message, settings: RunSettings | None) -> bo
 
 
 def _read(delivery: Delivery, analyses: Analyses) -> Message | None:
-    """Decode a delivery; logs a warning and returns None if it was rejected or is not valid."""
+    """Decode a delivery; returns None if it was rejected, or is not valid, which is logged as a warning."""
+    if delivery.rejection_reason is not None:
+        return None
     try:
-        if delivery.rejection_reason is not None:
-            raise MessageError(delivery.rejection_reason)
         return messages.decode(delivery.kind, delivery.body, analyses)
     except MessageError as error:
         log.warning("a %s message is ignored: %s", delivery.kind, error)

@@ -10,9 +10,10 @@ from typing import Any
 import pika
 import pytest
 
-from common import topology
+from common import submission, topology
 from common.delivery import Delivery, dead_letter_headers
-from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunPlan, RunRequest
+from common.errors import RunError
+from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunFailed, RunPlan, RunRequest
 from common.settings import BrokerSettings
 from common.signature import SIGNATURE, Signer
 from common.submission import Outcome, follow, submit
@@ -197,6 +198,9 @@ def test_a_command_needs_the_key_for_its_result(keyed_workers: Workers, tmp_path
     assert refused.returncode == 1
     assert "its signature is missing or wrong (MESSAGE_KEY" in refused.stderr.strip().splitlines()[-1]
     assert run(tmp_path, *flags, **secret, MESSAGE_KEY=KEY).returncode == 0
+    other = run(tmp_path, *flags, **secret, MESSAGE_KEY=KEY[::-1])
+    assert other.returncode == 1
+    assert "MESSAGE_KEY must be the same here and in the services" in other.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.broker
@@ -208,3 +212,19 @@ def test_a_follower_ignores_a_forged_result(
     open_session(keyed).publish([ResultFiles("run", {"result.json": b'{"forged": false}'})])
     outcome: Outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline())
     assert outcome.result == {"forged": False}
+
+
+@pytest.mark.broker
+def test_a_follower_with_another_key_than_the_services_ends_and_says_so(
+    keyed: BrokerSettings,
+    vhost: BrokerSettings,
+    open_session: Callable[..., RabbitMQSession],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(submission, "ONLY_REJECTED_S", 1.0)
+    follower = open_session(keyed, topology.follower("run"))
+    open_session(vhost).publish([RunFailed("run", "whatever"), ResultFiles("run", {"result.json": b"{}"})])
+    with pytest.raises(RunError, match=r"run run cannot be followed: .* MESSAGE_KEY must be the same here"):
+        follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline(20))
+    assert caplog.text.count("MESSAGE_KEY") == 1
