@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -26,8 +27,13 @@ def main(make: Callable[[Settings], Service]) -> int:
     """Run the service that ``make`` returns until SIGTERM or SIGINT; returns the exit code.
 
     0: it was stopped; 1: the broker refused it, its database cannot be used any more, or its port is taken;
-    2: a setting cannot be used.
+    2: a setting cannot be used. Exits with 2 for an argument, because there are none.
     """
+    argparse.ArgumentParser(
+        prog=f"python -m {make.__module__.removesuffix('.service')}",
+        description=(make.__doc__ or "").partition("\n")[0],
+        epilog="Its settings are environment variables, which README.md lists under Configuration.",
+    ).parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -123,4 +123,6 @@ def main(service: str, order: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _, *arguments = sys.argv
+    del sys.argv[1:]  # the service itself has none
+    main(*arguments)
