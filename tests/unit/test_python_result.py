@@ -158,6 +158,14 @@ def test_a_result_says_in_one_line_what_it_is_and_lists_problems_and_warnings() 
     assert "Cutflow" in str(incomplete)
 
 
+def test_a_printed_result_shows_what_the_command_shows(result: analysis.Result) -> None:
+    result.document["fit"]["mass"] = {"value_gev": 125.4, "error_gev": 1.2}
+    text = str(result)
+    assert "\nHiggs boson's mass: m_H = 125.4 ± 1.2 GeV\n" in text
+    assert "\n ZZ* " in text
+    assert "\n zz " not in text
+
+
 # --- folders --------------------------------------------------------------------
 
 

@@ -150,9 +150,11 @@ class Result:
         from rich.console import Console
 
         from common.display import MAX_TABLE_WIDTH, print_result
+        from physics import ANALYSES
 
         text = io.StringIO()
-        print_result(self.document, Console(file=text, width=MAX_TABLE_WIDTH, color_system=None, force_jupyter=False))
+        console = Console(file=text, width=MAX_TABLE_WIDTH, color_system=None, force_jupyter=False)
+        print_result(self.document, console, ANALYSES)
         return "\n".join([repr(self).splitlines()[0], *(line.rstrip() for line in text.getvalue().splitlines())])
 
     def _table(self, index: int, rows: Mapping[str, Mapping[str, float]]) -> Table:
