@@ -158,13 +158,21 @@ class Bars:
         Where the labels of the result are looked up; by default names are shown.
     files
         What the first bar counts.
+    from_submission
+        Whether the run was submitted just now; otherwise only the times that its result has are printed.
     """
 
     def __init__(
-        self, console: Console, samples: int | None, analyses: Analyses | None = None, *, files: str = "files opened"
+        self,
+        console: Console,
+        samples: int | None,
+        analyses: Analyses | None = None,
+        *,
+        files: str = "files opened",
+        from_submission: bool = True,
     ) -> None:
         self._progress = _Progress(console)
-        self._analyses, self._samples = analyses, samples
+        self._analyses, self._samples, self._from_submission = analyses, samples, from_submission
         self._printed: tuple[float, Mapping[str, Any]] | None = None
         self._started_s, self._files_s = time.monotonic(), 0.0
         self._tasks = {
@@ -184,7 +192,8 @@ class Bars:
             self._progress.stop()
         if error is None and self._printed is not None:
             since, document = self._printed
-            self._progress.console.print(duration_line(document, self._files_s, time.monotonic() - since))
+            measured = (self._files_s, time.monotonic() - since) if self._from_submission else (None, None)
+            self._progress.console.print(duration_line(document, *measured))
 
     def __rich__(self) -> RenderableType:
         return self._progress.get_renderable()
@@ -373,12 +382,17 @@ def mass_lines(result: Mapping[str, Any], analysis: Analysis | None) -> list[str
     return [line if error is not None else f"{line}: {measured['problem']}"]
 
 
-def duration_line(result: Mapping[str, Any], files_s: float, plots_s: float) -> str:
-    """Return how long the parts of a run took: up to the last opened file, to the last event, the fit, the plots."""
+def duration_line(result: Mapping[str, Any], files_s: float | None, plots_s: float | None) -> str:
+    """Return how long the parts of a run took: up to the last opened file, to the last event, the fit, the plots.
+
+    ``files_s`` and ``plots_s`` are None where they were not measured.
+    """
     timing = result["timing"]
     fit_s = timing.get("fit_seconds") or 0.0
-    parts = {"files": files_s, "events": max(0.0, timing.get("seconds", 0.0) - files_s - fit_s), "fit": fit_s}
-    if result["settings"].get("plots"):
+    events_s = max(0.0, timing.get("seconds", 0.0) - (files_s or 0.0) - fit_s)
+    parts = {"files and events": events_s} if files_s is None else {"files": files_s, "events": events_s}
+    parts["fit"] = fit_s
+    if plots_s is not None and result["settings"].get("plots"):
         parts["plots"] = plots_s
     return f"time: {', '.join(f'{what} {duration(seconds)}' for what, seconds in parts.items())}"
 

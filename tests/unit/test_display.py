@@ -124,6 +124,13 @@ def test_the_last_line_says_how_long_each_part_took() -> None:
     assert printed(changed())[-1] == "time: files 0.0 s, events 1 min 15 s, fit 0.4 s, plots 0.0 s"
 
 
+def test_a_follower_says_only_the_times_that_are_in_the_result() -> None:
+    file = io.StringIO()
+    with Bars(Console(file=file), None, from_submission=False) as bars:
+        bars.result(changed())
+    assert file.getvalue().splitlines()[-1] == "time: files and events 1 min 15 s, fit 0.4 s"
+
+
 def test_categories_and_the_mass_have_the_labels_of_the_analysis() -> None:
     analysis = ANALYSES["2020e-13tev"]
     categories = {category.name: RESULT["categories"]["zz"] for category in analysis.categories}

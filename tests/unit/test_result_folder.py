@@ -19,10 +19,13 @@ import numpy as np
 import pytest
 import uproot
 
+from common.display import output_console
 from common.errors import MessageError, PipelineError, SettingsError
 from common.result_folder import TEMPORARY, check_output, delete_folder, write_folder, write_folder_or_temporary
+from common.submission import Outcome
 from tests.support.drawing import all_files
 from tests.support.paths import ROOT
+from workers.command.run import Folder
 from workers.visualisation.result_files import root_file
 
 FILES = {"result.json": b"{}\n", "m4l.png": b"\x89PNG", "histograms.root": b"root" * 1000}
@@ -320,3 +323,12 @@ def test_writing_a_folder_needs_neither_matplotlib_nor_uproot() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_picture_to_open_is_the_first_histogram_in_whichever_order_files_arrive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"histograms": {"m4l": {}, "channel": {}}, "complete": True, "problems": []}
+    files = {"channel.png": b"", "fit_pulls.png": b"", "m4l.png": b"", "result.json": json.dumps(result).encode()}
+    assert Folder(tmp_path, "run", output_console()).write(Outcome(result, files)) == 0
+    assert f"picture to open: {tmp_path / 'run' / 'm4l.png'}" in capsys.readouterr().out.splitlines()

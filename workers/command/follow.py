@@ -42,7 +42,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
             analyses = ANALYSES.in_folder(read.analyses)
             if summary.state == "waiting":
                 console.print(f"run {flags.run_id} waits for a data-loader", soft_wrap=True)
-            with Bars(console, summary.samples or None, analyses) as bars:
+            with Bars(console, summary.samples or None, analyses, from_submission=False) as bars:
                 outcome = follow(
                     session,
                     flags.run_id,

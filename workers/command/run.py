@@ -257,7 +257,8 @@ class Folder:
         return INCOMPLETE
 
     def _print_picture(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        pictures = [name for name in files if name.endswith(".png")]
-        if pictures:
-            self._console.print(f"picture to open: {folder / pictures[0]}", soft_wrap=True)
+        histograms = json.loads(files["result.json"])["histograms"]  # in the order of drawing
+        picture = next((name for name in (f"{histogram}.png" for histogram in histograms) if name in files), None)
+        if picture is not None:
+            self._console.print(f"picture to open: {folder / picture}", soft_wrap=True)
             self._has_picture = True
