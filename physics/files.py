@@ -56,8 +56,8 @@ class PhysicsAnalyses(Analyses):
             return self._loaded[name, sha256]
         except KeyError:
             raise SettingsError(
-                f"ANALYSIS={name!r}: no code with the SHA-256 {sha256 or '(none given)'} is loaded; "
-                f"choose {self.name}, or give the path of a Python file"
+                f"the analysis {name!r} with the SHA-256 {sha256 or '(none given)'} is not loaded; give its file, "
+                "unchanged since the run: analysis.load(FOLDER, analysis=FILE)"
             ) from None
 
     def in_folder(self, folder: Path | None, service: str | None = None) -> Analyses:

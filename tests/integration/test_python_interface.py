@@ -130,7 +130,7 @@ def test_a_wrong_setting_is_refused_before_anything_starts(options: dict[str, ob
 
 
 def test_a_loaded_result_of_an_own_analysis_needs_its_file_for_figures_only(tmp_path: Path) -> None:
-    example = ROOT / "examples" / "zz4l.py"
+    example, other = ROOT / "examples" / "zz4l.py", ROOT / "examples" / "hzz4l_tight.py"
     result = analysis.run(**DEMO, analysis=example, output=tmp_path, plots=False)
     text = (
         "import analysis, sys\n"
@@ -138,12 +138,15 @@ def test_a_loaded_result_of_an_own_analysis_needs_its_file_for_figures_only(tmp_
         "print(result.histograms['z_pt'].sum().value, len(result.yields), result.workspace is not None)\n"
         "try:\n    result.plot('z_pt')\nexcept analysis.SettingsError as error:\n    print(error)\n"
         "print(analysis.load(sys.argv[1], sys.argv[2]).plot('z_pt'))\n"
+        "try:\n    analysis.load(sys.argv[1], sys.argv[3])\nexcept analysis.AnalysisError as error:\n    print(error)\n"
     )
-    done = program(tmp_path, text, "program.py", str(tmp_path / result.run_id), str(example))
-    numbers, error, figure = done.stdout.splitlines()
+    done = program(tmp_path, text, "program.py", str(tmp_path / result.run_id), str(example), str(other))
+    numbers, error, figure, wrong = done.stdout.splitlines()
     assert numbers == f"{result.histograms['z_pt'].sum().value} 4 True"
-    assert "ANALYSIS='zz4l': no code with the SHA-256" in error
+    assert error.startswith("the analysis 'zz4l' with the SHA-256 ")
+    assert error.endswith("give its file, unchanged since the run: analysis.load(FOLDER, analysis=FILE)")
     assert figure.startswith("Figure")
+    assert wrong.startswith(f"{other}: this is not the analysis of the run: that is 'zz4l' with the SHA-256 ")
 
 
 def test_an_incomplete_run_raises_an_error_that_has_the_result(

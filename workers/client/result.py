@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ResultError, SettingsError
+from common.errors import AnalysisError, ResultError, SettingsError
 from common.names import is_name
 from common.result_folder import MAX_BYTES, write_folder
 
@@ -204,12 +204,8 @@ def load(folder: str | Path, analysis: str | Path | None = None) -> Result:
 
     A result that is not complete is loaded, too: see ``Result.complete``. To draw figures of an analysis of your own,
     give its file as ``analysis``, unchanged since the run. Raises ResultError if the folder has no result.json or it
-    is damaged, and AnalysisError if the file of the analysis cannot be used.
+    is damaged, and AnalysisError if the file of the analysis cannot be used, or is not that of the run.
     """
-    if analysis is not None:
-        from physics import ANALYSES
-
-        ANALYSES.load(Path(analysis))
     folder = Path(folder).expanduser()
     try:
         text = (folder / RESULT).read_text(encoding="utf-8")
@@ -224,7 +220,24 @@ def load(folder: str | Path, analysis: str | Path | None = None) -> Result:
         ) from None
     except UnicodeDecodeError as error:
         raise ResultError(f"{folder / RESULT} is damaged: {error}") from None
-    return Result(_document(text, folder / RESULT), content)
+    document = _document(text, folder / RESULT)
+    if analysis is not None:
+        _load_analysis(Path(analysis), document)
+    return Result(document, content)
+
+
+def _load_analysis(file: Path, document: Mapping[str, Any]) -> None:
+    """Load the analysis of a run from its file; raises AnalysisError if it is another one."""
+    from physics import ANALYSES
+
+    loaded = ANALYSES.load(file)
+    name, sha256 = document.get("analysis"), (document.get("provenance") or {}).get("analysis_sha256")
+    if (loaded.name, loaded.sha256) != (name, sha256):
+        raise AnalysisError(
+            f"{file}: this is not the analysis of the run: that is {name!r} with the SHA-256 {sha256}, this file's "
+            f"is {loaded.name!r} with {loaded.sha256}; give the file of the run, unchanged, and use the same version "
+            "of the project"
+        )
 
 
 def _document(text: str, path: Path) -> Mapping[str, Any]:
