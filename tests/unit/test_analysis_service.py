@@ -915,6 +915,67 @@ def test_no_message_starts_a_deleted_run_again(clock: Clock) -> None:
 DELETED = "the run has ended, and the analysis has deleted its result (RESULTS_KEEP); request it under another id"
 
 
+# --- a result that cannot be made -------------------------------------------
+
+
+def raise_type_error(*_args: object, **_keywords: object) -> None:
+    raise TypeError("unsupported operand")
+
+
+NOT_MADE = RunFailed("run", "its result cannot be made: TypeError: unsupported operand")
+
+
+def test_a_run_whose_result_cannot_be_made_fails_once_and_other_runs_go_on(
+    analysis: AnalysisService, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(service_module, "result_of", raise_type_error)
+        answers = handle_all(analysis, [*RUN, *RUN[1:]])
+    assert [answer for answer in answers if isinstance(answer, RunFailed)] == [NOT_MADE]
+    assert notify(analysis, dead_letter("selected", RUN[-1])) == []
+    assert analysis.handle(StatusRequest("run")) == [NOT_MADE]
+    assert store.unfinished() == []
+    assert final_of(analysis, messages_of("another"))["complete"] is True
+
+
+def test_a_run_whose_dead_letter_ends_it_without_a_result_fails(
+    analysis: AnalysisService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle_all(analysis, RUN[:-1])
+    monkeypatch.setattr(service_module, "result_of", raise_type_error)
+    assert notify(analysis, dead_letter("selected", RUN[-1])) == [NOT_MADE]
+
+
+def test_a_run_whose_fit_cannot_be_added_fails_and_the_service_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = fitting(Store(None), worker_functions.find_fit)
+    handle_all(loop.analysis, toy_run.messages())
+    monkeypatch.setattr(service_module, "with_fit", raise_type_error)
+
+    def polled() -> list[Message]:
+        loop.analysis.poll()
+        return [message for message in loop.published if isinstance(message, RunFailed)]
+
+    (failed,) = wait_until(polled, "the run had failed")
+    assert failed.problem == NOT_MADE.problem
+    assert final_of(loop.analysis, messages_of("another"))["complete"] is True
+    loop.analysis.close()
+
+
+def test_a_service_that_resumes_a_run_whose_result_cannot_be_made_fails_it_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "analysis.sqlite"
+    killed = fitting(Store(path), worker_functions.fit_without_end)
+    handle_all(killed.analysis, toy_run.messages())
+    killed.analysis.close()
+    monkeypatch.setattr(service_module, "result_of", raise_type_error)
+    successor = fitting(Store(path))
+    successor.analysis.poll()
+    assert [message.problem for message in successor.published if isinstance(message, RunFailed)] == [NOT_MADE.problem]
+    successor.analysis.poll()
+    successor.analysis.close()
+
+
 # --- a damaged database -----------------------------------------------------
 
 

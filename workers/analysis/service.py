@@ -20,7 +20,7 @@ from common import topology
 from common.analyses import Analysis
 from common.cancellations import CANCELLED
 from common.delivery import Delivery
-from common.errors import DamagedError, DatabaseError, MessageError, SettingsError
+from common.errors import BrokerError, DamagedError, DatabaseError, MessageError, SettingsError, Unavailable
 from common.messages import (
     CancelRequest,
     ChunkFailed,
@@ -178,7 +178,7 @@ class AnalysisService(Service):
         for run_id, outcome in self._fits.outcomes().items():
             try:
                 self._end(run_id, outcome)
-            except DamagedError as error:
+            except Exception as error:
                 self.publish(self._give_up(run_id, error))
             self._fits.forget(run_id)
         now = time.monotonic()
@@ -227,12 +227,20 @@ class AnalysisService(Service):
             self.publish([RunFailed(run_id, str(error)) for run_id in self._store.unfinished()])
             raise
 
-    def _give_up(self, run_id: str, error: DamagedError) -> Sequence[Message]:
-        """Fail a run that is damaged in the database."""
+    def _give_up(self, run_id: str, error: Exception) -> Sequence[Message]:
+        """Fail a run that is damaged in the database, or whose result cannot be made.
+
+        Raises the error again if it is one of the broker or the database: the run is not its cause.
+        """
+        if isinstance(error, DamagedError):
+            problem, traceback = f"the run is given up, because it is damaged in the database: {error}", None
+        elif isinstance(error, BrokerError | DatabaseError | Unavailable):
+            raise error
+        else:
+            problem, traceback = f"its result cannot be made: {type(error).__name__}: {error}", error
         if self._store.failure(run_id) is not None:
             return []
-        problem = f"the run is given up, because it is damaged in the database: {error}"
-        log.error("run %s: %s", run_id, problem)
+        log.error("run %s: %s", run_id, problem, exc_info=traceback)
         return [self._failed(run_id, problem)]
 
     def _drop_orphaned(self) -> None:
@@ -353,24 +361,31 @@ class AnalysisService(Service):
         return self._state(notice.run_id, changed=reopened)
 
     def _state(self, run_id: str, *, changed: bool = False) -> Sequence[Message]:
-        """Return the run's final result if it is finished, or a partial one if the last is old enough."""
+        """Return the run's final result if it is finished, or a partial one if the last is old enough.
+
+        A run whose result cannot be made fails, whatever the error. Nothing is returned of a run that has failed.
+        """
         result = self._store.result(run_id)
         if result is not None and (result["complete"] or not changed):
             self._publish_once(self._final(run_id, result))
             return []
         run = self._store.run(run_id)
-        if run is None or run_id in self._fits:
+        if run is None or run_id in self._fits or self._store.failure(run_id) is not None:
             return []
         self.analyses.of(run.settings)  # loads the analysis of a run that an earlier process began
-        if self._store.is_settled(run_id):
-            return [self._finish(run)]
+        try:
+            return [self._finish(run)] if self._store.is_settled(run_id) else self._partial(run)
+        except Exception as error:
+            return self._give_up(run_id, error)
+
+    def _partial(self, run: Run) -> Sequence[Message]:
         now = time.monotonic()
-        if now < self._next_partial.setdefault(run_id, now + PARTIAL_EVERY_S):
+        if now < self._next_partial.setdefault(run.run_id, now + PARTIAL_EVERY_S):
             return []
         result = result_of(run, self._store, self._now(run), final=False)
         cost_s = time.monotonic() - now
-        self._next_partial[run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
-        return [Result(run_id, final=False, result=result)]
+        self._next_partial[run.run_id] = now + max(PARTIAL_EVERY_S, _PARTIAL_SHARE * cost_s)
+        return [Result(run.run_id, final=False, result=result)]
 
     def _has_other_settings(self, run_id: str | None, digest: str | None) -> bool:
         """Whether a message belongs to another request for this run than the first one, with other settings."""
