@@ -7,18 +7,20 @@ themselves are in ``physics`` or in files of users; this module holds none.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import fsum, inf, isfinite
+from math import fsum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from common import lazy_numpy as np
 from common.errors import AnalysisError, SettingsError
+from common.field_types import TypedFields
 from common.names import NAME_IS, choices, is_name, plain_text
-from common.schema import Column, Schema
+from common.schema import Column, DType, Schema
 from common.settings import MAX_DEMO_EVENTS, RunSettings
 
 if TYPE_CHECKING:
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
 Array: TypeAlias = "npt.NDArray[Any]"
 FloatArray: TypeAlias = "npt.NDArray[np.float64]"
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
+Branches: TypeAlias = "ak.Array"
 Columns = Mapping[str, Array]
 Role = Literal["data", "signal", "background"]
 
 
 @dataclass(frozen=True)
-class Category:
+class Category(TypedFields):
     """A group of samples that is drawn as one histogram; ``label`` is in mathtext."""
 
     name: str
@@ -48,7 +51,7 @@ class Category:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(TypedFields):
     """One file of a release.
 
     ``entries`` is the number of events that the release publishes for it (None: unknown), ``bytes`` and
@@ -76,7 +79,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Period:
+class Period(TypedFields):
     """Data that have been taken together, and their integrated luminosity in fb⁻¹.
 
     A period consists of one or more samples. The luminosity of a part of them is not known.
@@ -87,16 +90,26 @@ class Period:
 
 
 @dataclass(frozen=True)
-class Branch:
+class Branch(TypedFields):
     """A branch that is read: the types it may have, as a pattern of awkward's type names, and in words."""
 
     types: str
     what: str
     simulation_only: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            re.compile(self.types)
+        except re.error as error:
+            raise AnalysisError(
+                f"Branch: types is {self.types!r}, which is no regular expression ({error}); "
+                "write a pattern of awkward's type names, for example 'u?int(32|64)'"
+            ) from None
+
 
 @dataclass(frozen=True)
-class Step:
+class Step(TypedFields):
     """A step of the selection: a function from the objects of the events to a mask of shape (events,)."""
 
     name: str
@@ -104,7 +117,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Axis:
+class Axis(TypedFields):
     """Regular bins: ``low <= x < high``.
 
     The edges are those of ``numpy.linspace``, and a value on an edge belongs to the bin above it, so that ``high``
@@ -117,7 +130,8 @@ class Axis:
     high: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bins, int) and self.bins > 0 and isfinite(self.low) and self.low < self.high < inf):
+        super().__post_init__()
+        if not (self.bins > 0 and self.low < self.high):
             raise AnalysisError(
                 f"Axis({self.bins}, {self.low}, {self.high}) has no bins; "
                 "give the number of bins, the lower and the higher edge, for example Axis(30, 0.0, 150.0)"
@@ -158,7 +172,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Observable:
+class Observable(TypedFields):
     """A quantity of the selected events, and its histogram.
 
     Parameters
@@ -189,8 +203,16 @@ class Observable:
     caption: str
     unit: str = "GeV"
     per_channel: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
     allow_nan: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.allow_nan and not self.dtype.startswith("float"):
+            raise AnalysisError(
+                f"Observable {self.name!r}: dtype {self.dtype!r} has no NaN, so that allow_nan cannot be True; "
+                "choose 'float32' or 'float64'"
+            )
 
     @property
     def axis_label(self) -> str:
@@ -204,7 +226,7 @@ class Observable:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(TypedFields):
     """A final state; ``label`` is in mathtext without dollar signs, ``text`` in plain text."""
 
     name: str
@@ -213,7 +235,7 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalisation(TypedFields):
     """A relative uncertainty of the yield of some categories, or of all simulation (None)."""
 
     name: str
@@ -223,7 +245,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
-class ScaleVariation:
+class ScaleVariation(TypedFields):
     """A relative uncertainty of the scale of the fitted observable: each value is multiplied by 1 ± ``relative``."""
 
     name: str
@@ -237,7 +259,7 @@ class ScaleVariation:
 
 
 @dataclass(frozen=True)
-class Peak:
+class Peak(TypedFields):
     """The measurement of the position of the signal's peak in the fitted observable, with finer bins.
 
     ``simulated`` is the position in the signal samples, ``scanned`` the range of the scan and ``window``
@@ -256,6 +278,7 @@ class Peak:
     scanned: tuple[float, float]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         (low, high), (first, last) = self.window, self.scanned
         what = f"peak {self.name!r}: axis {self.axis}"
         if not (low < high and self.axis.has_edges(low, high)):
@@ -280,7 +303,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(TypedFields):
     """What is fitted: the histogram of an observable, with the strength of the signal as parameter of interest.
 
     ``window`` is the range, in the unit of the observable, in which events are counted around the signal.
@@ -302,7 +325,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(TypedFields):
     """One analysis of one release.
 
     Parameters
@@ -359,20 +382,21 @@ class Analysis:
     periods: tuple[Period, ...]
     categories: tuple[Category, ...]
     samples: tuple[Sample, ...]
-    columns: Callable[[ak.Array, Sample, float], Columns]
+    columns: Callable[[Branches, Sample, float], Columns]
     events: Schema
     objects: Callable[[Columns], Any]
     loader_steps: tuple[Step, ...]
     processor_steps: tuple[Step, ...]
     channels: tuple[Channel, ...]
-    channel: Callable[[Any], npt.NDArray[np.int8]]
+    channel: Callable[[Any], Array]
     observables: tuple[Observable, ...]
     model: Model
     make_file: Callable[[Analysis, Sample, int, Path], Path] | None = None
     dsid_branch: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise AnalysisError for a name that occurs twice or that nothing has."""
+        """Raise AnalysisError for parts that do not fit together, such as a name that occurs twice."""
+        super().__post_init__()
         categories = [one.name for one in self.categories]
         observables = [one.name for one in self.observables]
         self._check_names("sample", self.sample_names)
@@ -403,6 +427,14 @@ class Analysis:
                 f"{self._where}: {len(data)} categories have the role 'data' ({', '.join(data) or 'none'}); "
                 "exactly one must have it"
             )
+        for sample in self.samples:
+            if sample.is_data != (sample.category in data):
+                period = f"the period {sample.period!r}" if sample.is_data else "no period"
+                raise AnalysisError(
+                    f"{self._where}: sample {sample.name!r} has {period}, and its category {sample.category!r} "
+                    f"the role {self.category(sample.category).role!r}; "
+                    "collision data, and nothing else, have a period and the role 'data'"
+                )
         for kind, parts in (("sample", self.samples), ("channel", self.channels), ("observable", self.observables)):
             if not parts:
                 raise AnalysisError(f"{self._where}: it has no {kind}; give at least one")

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from common import lazy_numpy as np
 from common.errors import MessageError
+from common.field_types import TypedFields
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+#: The types of numbers that columns have.
+DType = Literal[
+    "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Column:
+class Column(TypedFields):
     """A declared field: its dtype, the number of values an event if there are several, and the valid values.
 
     For floats, ``allow_nan`` and ``allow_infinite`` say whether NaN and infinite values are
     valid. Integers must be at least 0 and less than ``below`` if that is given.
     """
 
-    dtype: npt.DTypeLike
+    dtype: DType
     size: int | None = None
     allow_nan: bool = True
     allow_infinite: bool = True

@@ -26,7 +26,7 @@ EXAMPLES = ROOT / "examples"
 #: The first six lines of a file, which ends with the changes of the shipped analysis.
 HEAD = """from dataclasses import replace
 import numpy as np, awkward as ak
-from common.analyses import Axis, Branch, Category, Observable, Step
+from common.analyses import Axis, Branch, Category, Column, Observable, Step
 from physics import ANALYSES as HZZ4L
 DEMO = HZZ4L["demo"]
 ANALYSIS = replace(DEMO,
@@ -172,6 +172,69 @@ MISTAKES_OF_FILES = {
     "a category that does not exist": (
         "categories=DEMO.categories[:-1]",
         "own.py:6: .*sample 'ggH125_ZZ4lep' has the category 'signal', which does not exist; choose one of data",
+    ),
+    "an unknown role": (
+        'categories=(*DEMO.categories[:-1], replace(DEMO.categories[-1], role="sigal"))',
+        r"own.py:7: Category 'signal': role is str \('sigal'\); it must be one of 'data', 'signal', 'background'",
+    ),
+    "data in a category of simulation": (
+        'samples=tuple(replace(one, category="zz") if one.name == "data_A" else one for one in DEMO.samples)',
+        "own.py:6: .*sample 'data_A' has the period 'A', and its category 'zz' the role 'background'; collision data, ",
+    ),
+    "simulation in the category of data": (
+        'samples=tuple(replace(one, category="data") if one.name == "Zee" else one for one in DEMO.samples)',
+        "own.py:6: .*sample 'Zee' has no period, and its category 'data' the role 'data'; collision data, and nothing",
+    ),
+    "an axis that is none": (
+        'observables=(Observable("x", len, (20, 0, 60), label="x", caption="x"),)',
+        r"own.py:7: Observable 'x': axis is tuple \(\(20, 0, 60\)\); it must be Axis",
+    ),
+    "no axis": (
+        'observables=(Observable("x", len, None, label="x", caption="x"),)',
+        r"own.py:7: Observable 'x': axis is NoneType \(None\); it must be Axis",
+    ),
+    "an edge that is no number": ('observables=Axis(5, "0", 10)', r"own.py:7: Axis: low is str \('0'\); it must be "),
+    "an uncertainty that is no number": (
+        'model=replace(DEMO.model, normalisations=(replace(DEMO.model.normalisations[0], relative="0.017"),))',
+        r"own.py:7: Normalisation 'luminosity': relative is str \('0.017'\); it must be a finite int or float",
+    ),
+    "an uncertainty that is NaN": (
+        "model=replace(DEMO.model, scale=replace(DEMO.model.scale, relative=np.nan))",
+        r"own.py:7: ScaleVariation 'm4l_scale': relative is float \(nan\); it must be a finite",
+    ),
+    "a luminosity that is no number": (
+        'lumi_ifb="ten"',
+        r"own.py:6: Analysis 'hzz4l': lumi_ifb is str \('ten'\); it must be a finite int or float",
+    ),
+    "a number of numpy, which JSON does not have": (
+        "lumi_ifb=np.float64(10)",
+        r"own.py:6: .*lumi_ifb is float64 .*; it must be a finite int or float",
+    ),
+    "a cut that is no number": (
+        'pt_cuts_gev=(20, 15, "10")',
+        r"own.py:6: .*pt_cuts_gev is tuple \(\(20, 15, '10'\)\); it must be tuple\[float, ...\]",
+    ),
+    "a function that is none": ('processor_steps=(Step("mine", None),)', "Step 'mine': .*; it must be a function"),
+    "values that are none": (
+        'observables=(Observable("x", None, Axis(1, 0, 1), label="x", caption="x"),)',
+        r"own.py:7: Observable 'x': values is NoneType \(None\); it must be a function",
+    ),
+    "one step that is no tuple": (
+        'processor_steps=(Step("mine", len))',
+        "own.py:6: .*processor_steps is Step .*; it must be tuple\\[Step, ...\\]",
+    ),
+    "an unknown type of numbers": (
+        'observables=(replace(DEMO.observables[0], dtype="foo"),)',
+        r"own.py:7: Observable 'm4l': dtype is str \('foo'\); it must be one of 'float32', 'float64', 'int8'",
+    ),
+    "an unknown type of a column": ('events={"weight": Column("foo")}', "own.py:7: Column: dtype is str .*; it must "),
+    "integers that may be NaN": (
+        'observables=(replace(DEMO.observables[0], dtype="int8", allow_nan=True),)',
+        "own.py:7: Observable 'm4l': dtype 'int8' has no NaN, so that allow_nan cannot be True; choose 'float32' or",
+    ),
+    "an invalid pattern of a branch": (
+        'branches={"jet_n": Branch("u?int(32", "a number")}',
+        r"own.py:7: Branch: types is 'u\?int\(32', which is no regular expression \(missing \), .*\); write a pattern",
     ),
     "no data": (
         'categories=tuple(replace(one, role="background") for one in DEMO.categories)',
