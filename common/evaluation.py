@@ -10,6 +10,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import awkward as ak
@@ -73,8 +74,8 @@ def passes(step: Step, found: Any, settings: RunSettings, given: Columns) -> Mas
 def values(observable: Observable, found: Any, given: Columns) -> Array:
     """Return the values of an observable in its declared type, shape (events,).
 
-    A value that is out of the type's range becomes infinite. Raises AnalysisError for another shape, and, unless
-    the observable allows it, for a value that is not finite.
+    A value that is out of a float type's range becomes infinite. Raises AnalysisError for another shape, for a value
+    that an integer type does not have, and, unless the observable allows it, for one that is not finite.
     """
     what, function, events = f"observable {observable.name!r}", observable.values, len(given["weight"])
     returned = _as_numpy(_called(what, function, given, found))
@@ -89,8 +90,16 @@ def values(observable: Observable, found: Any, given: Columns) -> Array:
             f"is {bad[0]} in {len(bad)} of {events} events; every value must be finite, "
             "or the observable have allow_nan=True, which leaves such events out of the histogram",
         )
-    with np.errstate(over="ignore"):
-        return returned.astype(observable.dtype, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = returned.astype(observable.dtype, copy=False)
+    if converted.dtype.kind in "iu" and (changed := returned[converted != returned]).size:
+        raise _mistake(
+            what,
+            function,
+            f"is {changed[0]} in {len(changed)} of {events} events, which {converted.dtype} does not have; "
+            "give the observable another dtype",
+        )
+    return converted
 
 
 def channels(analysis: Analysis, found: Any, given: Columns) -> Array:
@@ -137,20 +146,30 @@ def _called(what: str, function: Callable[P, T], names: Iterable[str], *args: P.
 
 
 def _line(error: BaseException, function: Callable[..., Any]) -> str:
-    """Return where an exception was raised: the last line in the file of the function.
-
-    The file has its name only: each service may have it in another directory.
-    """
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    """Return where an exception was raised: the last line in the file of the function, or its first one."""
+    code = _code(function)
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if code is not None and frame.filename == code.co_filename] or frames
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+    lines = [frame.lineno for frame in frames if code is not None and frame.filename == code.co_filename]
+    return _place(function, lines[-1] if lines else None)
 
 
 def _mistake(what: str, function: Callable[..., Any], problem: str) -> AnalysisError:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    where = repr(function) if code is None else f"{Path(code.co_filename).name}:{code.co_firstlineno}"
-    return AnalysisError(f"{where}: {what} {problem}")
+    return AnalysisError(f"{_place(function)}: {what} {problem}")
+
+
+def _place(function: Callable[..., Any], line: int | None = None) -> str:
+    """Return the file of a function and the line, by default its first one.
+
+    The file has its name only: each service may have it in another directory.
+    """
+    code = _code(function)
+    return repr(function) if code is None else f"{Path(code.co_filename).name}:{line or code.co_firstlineno}"
+
+
+def _code(function: Callable[..., Any]) -> CodeType | None:
+    """Return the code of a function, a ``functools.partial`` or a callable object; None if it is not in Python."""
+    function = inspect.unwrap(getattr(function, "func", function))
+    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
 
 
 def _as_numpy(value: Any) -> Any:

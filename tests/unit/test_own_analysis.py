@@ -24,7 +24,7 @@ from workers.visualisation.service import Visualisation
 
 EXAMPLES = ROOT / "examples"
 #: The first six lines of a file, which ends with the changes of the shipped analysis.
-HEAD = """from dataclasses import replace
+HEAD = """from dataclasses import replace; from functools import partial
 import numpy as np, awkward as ak
 from common.analyses import Axis, Branch, Category, Column, Observable, Step
 from physics import ANALYSES as HZZ4L
@@ -131,6 +131,30 @@ MISTAKES_OF_FUNCTIONS = {
     "a function that exits": (
         step("lambda leptons, run: exit(0)"),
         "own.py:7: step 'mine' raised SystemExit: 0",
+    ),
+    "a step without the run settings": (
+        step("lambda leptons: leptons.mass > 100"),
+        r"^own.py:7: step 'mine' raised TypeError: .*takes 1 positional argument but 2 were given",
+    ),
+    "a partial function with too many arguments": (
+        step("partial(lambda leptons: leptons.mass > 100, 1)"),
+        r"^own.py:7: step 'mine' raised TypeError: .*takes 1 positional argument but 3 were given",
+    ),
+    "an object as a function": (
+        ")\nclass Cut:\n    def __call__(self, leptons): ...\nANALYSIS = replace(DEMO, " + step("Cut()"),
+        r"^own.py:9: step 'mine' raised TypeError: .*takes 2 positional arguments but 3 were given",
+    ),
+    "an observable with the run settings": (
+        observable("lambda leptons, run: leptons.mass"),
+        "^own.py:7: observable 'x' raised TypeError: .*missing 1 required positional argument: 'run'",
+    ),
+    "an integer that is too large": (
+        observable("lambda leptons: np.full(len(leptons.mass), 70_000)").replace("label", 'dtype="int16", label'),
+        r"own.py:7: observable 'x' is 70000 in (\d+) of \1 events, which int16 does not have; give the ob",
+    ),
+    "a number that is no integer": (
+        observable("lambda leptons: np.full(len(leptons.mass), 1.5)").replace("label", 'dtype="uint8", label'),
+        "own.py:7: observable 'x' is 1.5 in .* events, which uint8 does not have",
     ),
     "a channel that does not exist": (
         "channel=lambda leptons: np.full(len(leptons.mass), 3, np.int8)",
