@@ -15,7 +15,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,20 +73,20 @@ class DockerSource:
         #: Samples of starts and ends since the last call of ``read``.
         self._pending: list[CounterSample] = []
         self._problems: list[str] = []
+        self._label = f"{docker_api.PROJECT_LABEL}={project}"
         self._closed = threading.Event()
         self._exits = select.poll()
         self._machine: MachineSource | None = None
         if sys.platform == "linux" and (os.environ.get("DOCKER_HOST") or "unix:").startswith("unix:"):
-            self._machine = MachineSource(DOCKER_PROCESSES, self._is_ours)
-        label = f"{docker_api.PROJECT_LABEL}={project}"
+            self._machine = MachineSource(DOCKER_PROCESSES, self._ours)
         self._events = client.events(
             since=int(self._begin),
-            filters={"type": "container", "label": label, "event": ["start", "die"]},
+            filters={"type": "container", "label": self._label, "event": ["start", "die"]},
             decode=True,
         )
         _start_thread(self._follow_events)
         self._cgroup_thread = _start_thread(self._follow_cgroups)
-        for container in client.api.containers(filters={"label": label}):
+        for container in client.api.containers(filters={"label": self._label}):
             self._add(container["Id"])
 
     def now(self) -> float:
@@ -177,9 +177,14 @@ class DockerSource:
             if container.pidfd is not None:
                 os.close(container.pidfd)
 
-    def _is_ours(self, cgroup: str) -> bool:
+    def _ours(self, cgroups: Set[str]) -> Set[str]:
+        """Return the cgroups of the project's containers, also of those whose start the engine has not reported yet."""
         with self._lock:
-            return any(container.id in cgroup for container in self._containers.values())
+            ids = {container.id for container in self._containers.values()}
+        with contextlib.suppress(*docker_api.ENGINE_ERRORS):
+            listed = self._client.api.containers(all=True, filters={"label": self._label})
+            ids |= {container["Id"] for container in listed}
+        return {cgroup for cgroup in cgroups if any(one in cgroup for one in ids)}
 
     def _current(self, container: _Container) -> CounterSample | None:
         """Return the latest sample of a running container; at short intervals, read its cgroup file now."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -149,10 +149,14 @@ class KubeletSource:
             self._nodes = {node["metadata"]["name"]: node["status"] for node in nodes}
         boots = [status.get("nodeInfo", {}).get("bootID") for status in self._nodes.values()]
         if self._machine is None and boots and all(map(is_this_machine, boots)):
-            self._machine = MachineSource(KUBERNETES_PROCESSES, self._is_ours)
+            self._machine = MachineSource(KUBERNETES_PROCESSES, self._ours)
 
-    def _is_ours(self, cgroup: str) -> bool:
-        return any(uid in cgroup or uid.replace("-", "_") in cgroup for uid in self._known)
+    def _ours(self, cgroups: Set[str]) -> Set[str]:
+        """Return the cgroups of the namespace's pods, also of those that were created after the latest list."""
+        with contextlib.suppress(MonitorError):
+            self._list_pods()
+        uids = {*self._known, *(uid.replace("-", "_") for uid in self._known)}
+        return {cgroup for cgroup in cgroups if any(uid in cgroup for uid in uids)}
 
     def _unseen(self) -> list[str]:
         """Return which parts of the platform have no sample; on this machine, all are seen as processes."""

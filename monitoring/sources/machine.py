@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,6 @@ KUBERNETES_PROCESSES = DOCKER_PROCESSES | {
 }
 #: A new process may execute another program (fork, then exec) or enter a container within this many seconds.
 _EXEC_LIMIT_S = 3.0
-#: The engine or the API server may list a new container this many seconds after its start.
-_LISTED_AFTER_S = 10.0
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 #: The CPU time of all tasks in nanoseconds, if control groups of version 1 are mounted.
 _SCHEDULER_COUNTER = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
@@ -54,47 +52,52 @@ class Process(NamedTuple):
     memory_bytes: int
 
 
-def read_processes() -> dict[int, Process]:
-    """Return all processes that may be read, by number."""
-    return dict(_from_proc() if _IS_LINUX else _from_psutil())
-
-
 @cache
 def _boot_time() -> float:
     return float(psutil.boot_time())
 
 
-def _from_proc() -> Iterator[tuple[int, Process]]:
-    tick, page, boot = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE"), _boot_time()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
-                before, _, after = file.read().rpartition(b")")
-                value = after.split()  # from the third field of proc_pid_stat(5) on
-                own, children = int(value[11]) + int(value[12]), int(value[13]) + int(value[14])
-                name = before.partition(b"(")[2].decode(errors="replace")
-                started = boot + int(value[19]) / tick
-                yield (
-                    int(entry),
-                    Process(started, int(value[1]), name, own / tick, children / tick, int(value[21]) * page),
-                )
+def _read_stat(pid: int) -> Process:
+    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        before, _, after = file.read().rpartition(b")")
+    value = after.split()  # from the third field of proc_pid_stat(5) on
+    own, children = int(value[11]) + int(value[12]), int(value[13]) + int(value[14])
+    name = before.partition(b"(")[2].decode(errors="replace")
+    started = _boot_time() + int(value[19]) / tick
+    return Process(started, int(value[1]), name, own / tick, children / tick, int(value[21]) * page)
 
 
-def _from_psutil() -> Iterator[tuple[int, Process]]:
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error), process.oneshot():
-            times = process.cpu_times()
-            yield (
-                process.pid,
-                Process(
-                    process.create_time(),
-                    process.ppid(),
-                    process.name(),
-                    times.user + times.system,
-                    getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0),
-                    process.memory_info().rss,
-                ),
-            )
+def _read_psutil(pid: int) -> Process:
+    process = psutil.Process(pid)
+    with process.oneshot():
+        times = process.cpu_times()
+        return Process(
+            process.create_time(),
+            process.ppid(),
+            process.name(),
+            times.user + times.system,
+            getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0),
+            process.memory_info().rss,
+        )
+
+
+def read_processes(
+    pids: Callable[[], Iterable[int]] = psutil.pids,
+    read: Callable[[int], Process] = _read_stat if _IS_LINUX else _read_psutil,
+) -> dict[int, Process]:
+    """Return all processes that may be read and that still exist after the last one was read, by number.
+
+    A child that was read and has ended since may also be in the children's CPU
+    time of its parent, which was read later. It is left out: its CPU time is in
+    that of its parent, now or in the next reading.
+    """
+    found = {}
+    for pid in pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            found[pid] = read(pid)
+    exist = set(pids())
+    return {pid: process for pid, process in found.items() if pid in exist}
 
 
 def container_path(pid: int) -> str | None:
@@ -128,9 +131,8 @@ class _Container:
         #: The process outside the container that waits for its processes.
         self.parent = 0
         self.unseen = 0.0
-        #: CPU seconds that are in no account, as long as the container may yet turn out to be counted elsewhere.
-        self.uncounted = 0.0
-        self.seen_at = time.time()
+        #: Whether its CPU time is known from elsewhere; None until that is asked.
+        self.is_counted: bool | None = None
         self._counter = 0.0
 
     def increase(self) -> float | None:
@@ -157,25 +159,25 @@ class CpuAccounts:
 
     ``group_of`` names the group of a process from its number, the process and
     the group of its parent. Without one, a process belongs to its container, or
-    to REST. Containers for which ``is_counted`` is true (their CPU time is known
-    from elsewhere) are left out; all others are in REST.
+    to REST. ``counted`` is asked once about each container: of the cgroups that it
+    receives, it returns those whose CPU time is known from elsewhere. They are
+    left out; all others are in REST. ``read`` returns no process whose CPU time is
+    also in the children's time of another one.
     """
 
     def __init__(
         self,
         group_of: Callable[[int, Process, str], str | None],
-        is_counted: Callable[[str], bool] = lambda path: False,
+        counted: Callable[[Set[str]], Set[str]] = lambda cgroups: frozenset(),
         read: Callable[[], dict[int, Process]] = read_processes,
     ) -> None:
         self._read = read
         self._group_of = group_of
-        self._is_counted = is_counted
+        self._counted = counted
         self._last: dict[int, Process] = {}
         self._groups: dict[int, str] = {}
-        #: CPU seconds of the last scan: of exited processes that no parent has inherited yet, and inherited by a
-        #: parent from processes that had not been seen.
+        #: CPU seconds of processes that exited before the last scan and that no parent had inherited yet.
         self._passed: dict[int, float] = {}
-        self._inherited: dict[int, float] = {}
         self._containers: dict[str, _Container] = {}
         self.time = self.previous_time = time.time()
         self.host = host_sample(self.time)
@@ -188,7 +190,9 @@ class CpuAccounts:
         # One after the other at once: on a busy machine, what is between them would be missing in one of them.
         now, self.host = self._read(), host_sample(self.time)
         new = self._passed_to_parents(now)
-        passed = {pid: self._passed.get(pid, 0.0) + new.get(pid, 0.0) for pid in {*self._passed, *new}}
+        passed = defaultdict(float, new)
+        for pid in now.keys() & self._passed:
+            passed[pid] += self._passed[pid]
         used: defaultdict[str, float] = defaultdict(float)
         memory: defaultdict[str, int] = defaultdict(int)
         inherited: dict[int, float] = {}
@@ -200,27 +204,27 @@ class CpuAccounts:
                 before = None
             groups[pid] = group = self._group(pid, process, groups, self._groups.get(pid) if before else None)
             from_children = process.children - (before.children if before else 0.0)
-            # A parent may be read after, or before, it has waited for a child that was read as running.
-            counted = from_children
-            for heir in list(passed) if pid == 1 else [pid]:  # the init process waits for orphans
-                known = min(passed.get(heir, 0.0), counted + self._inherited.get(pid, 0.0))
-                counted -= known
-                passed[heir] = passed.get(heir, 0.0) - known
-            inherited[pid] = max(counted, 0.0)
-            used[group] += process.own - (before.own if before else 0.0) + counted
+            for heir in [pid, *passed] if pid == 1 else [pid]:  # the init process waits for orphans, too
+                known = min(passed[heir], from_children)
+                from_children -= known
+                passed[heir] -= known
+            inherited[pid] = from_children
+            used[group] += process.own - (before.own if before else 0.0) + from_children
             memory[group] += process.memory_bytes
+        # A parent that was read before it waited for a child inherits in the next scan.
         self._passed = {pid: min(passed[pid], seconds) for pid, seconds in new.items()}
         self._correct_containers(used, inherited, groups)
+        new_paths = {path for path, container in self._containers.items() if container.is_counted is None}
+        counted = self._counted(new_paths) if new_paths else new_paths
+        for path in new_paths:
+            self._containers[path].is_counted = path in counted
         for path, container in self._containers.items():
-            container.uncounted += used.pop(path, 0.0)
-            if self._is_counted(path):
-                container.uncounted = 0.0
-            elif self.time - container.seen_at > _LISTED_AFTER_S or not self._last:
-                used[REST] += container.uncounted
-                container.uncounted = 0.0
+            seconds = used.pop(path, 0.0)
+            if not container.is_counted:
+                used[REST] += seconds
         for group, seconds in used.items():
             self.cpu_seconds[group] = self.cpu_seconds.get(group, 0.0) + seconds
-        self._last, self._groups, self._inherited, self.memory_bytes = now, groups, inherited, dict(memory)
+        self._last, self._groups, self.memory_bytes = now, groups, dict(memory)
 
     def close(self) -> None:
         """Close the counters of containers."""
@@ -254,7 +258,7 @@ class CpuAccounts:
                 heir = process.parent
                 while heir in self._last and not runs(heir):
                     heir = self._last[heir].parent
-                passed[heir] += process.own + process.children
+                passed[heir if heir in now else 1] += process.own + process.children + self._passed.get(pid, 0.0)
         return passed
 
     def _correct_containers(self, used: dict[str, float], inherited: dict[int, float], groups: dict[int, str]) -> None:
@@ -283,9 +287,11 @@ class MachineSource:
     #: Seconds between two scans at least; a scan of 250 processes uses 4 ms.
     interval_s = 2.0
 
-    def __init__(self, names: frozenset[str], is_counted: Callable[[str], bool]) -> None:
+    def __init__(self, names: frozenset[str], counted: Callable[[Set[str]], Set[str]]) -> None:
         self._names = names
-        self._accounts = CpuAccounts(self._group_of, is_counted)
+        self._accounts = CpuAccounts(self._group_of, counted)
+        # The first scan lacks the children that end during it; what they used before must not seem to be used later.
+        self._accounts.scan()
         self._scanned_at = float("-inf")
         self._time = float("-inf")
         self._returned: set[str] = set()
@@ -304,9 +310,9 @@ class MachineSource:
             return
         is_first = not self._returned
         self._scanned_at = time.monotonic()
+        ahead_s = now - time.time()
         accounts = self._accounts
         accounts.scan()
-        ahead_s = now - time.time()
         self._time = accounts.time + ahead_s
         for group in sorted({REST, *accounts.cpu_seconds}):
             service, _, component = group.partition(" ")

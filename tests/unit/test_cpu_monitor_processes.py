@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import pytest
 
 from monitoring import usage
 from monitoring.sources.base import REST
-from monitoring.sources.machine import CpuAccounts, Process
+from monitoring.sources.machine import CpuAccounts, Process, read_processes
 from monitoring.sources.process_source import ProcessSource, belongs_to, service_of
 from tests.support.cpu_recordings import SCRIPT, recording
 from tests.support.paths import ROOT
@@ -110,17 +111,107 @@ def test_cpu_time_that_passes_to_the_parent_stays_in_the_group_of_the_child() ->
     assert accounts([before, after])[-1] == {"init": 1.0, "shim": 2.75, "service": 5.0}
 
 
-def test_cpu_time_of_orphans_and_of_a_parent_read_too_early_or_late_is_counted_once() -> None:
+def test_cpu_time_of_orphans_and_of_a_parent_read_too_early_is_counted_once() -> None:
     init, child = process("init", 0, 1.0), process("service", 7, 5.0)
     orphaned = [{1: init, 7: process("shim", 1, 2.0), 8: child}, {1: process("init", 0, 1.0, children=7.0)}]
     assert accounts(orphaned)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
     shim = process("shim", 1, 2.0)
     waited = process("shim", 1, 2.0, children=5.0)
-    for late_or_early in (
-        [{1: init, 7: shim, 8: child}, {1: init, 7: shim}, {1: init, 7: waited}],
-        [{1: init, 7: shim, 8: child}, {1: init, 7: waited, 8: child}, {1: init, 7: waited}],
-    ):
-        assert accounts(late_or_early)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
+    early = [{1: init, 7: shim, 8: child}, {1: init, 7: shim}, {1: init, 7: waited}]
+    assert accounts(early)[-1] == {"init": 1.0, "shim": 2.0, "service": 5.0}
+
+
+class SimulatedMachine:
+    """Processes that use CPU time, start and end while they are read one after the other, in an order of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.processes = {1: process("init", 0, 1.0)}
+        self.used = 1.0
+        self.is_quiet = False
+        self.started = 0
+
+    def pids(self) -> list[int]:
+        pids = list(self.processes)
+        self.random.shuffle(pids)
+        return pids
+
+    def read(self, pid: int) -> Process:
+        if not self.is_quiet and self.random.random() < 0.5:
+            self.change()
+        if pid not in self.processes:
+            raise ProcessLookupError(pid)
+        return self.processes[pid]
+
+    def change(self) -> None:
+        """A random process uses CPU time, starts a child, or ends without children and is waited for by its parent."""
+        pid = self.random.choice(list(self.processes))
+        one = self.processes[pid]
+        parents = {other.parent for other in self.processes.values()}
+        action = self.random.choice(("use", "start", "end"))
+        if action == "use":
+            seconds = float(self.random.randrange(1, 50))
+            self.used += seconds
+            self.processes[pid] = one._replace(own=one.own + seconds)
+        elif action == "start" and len(self.processes) < 9:
+            self.started += 1
+            self.processes[1 + self.started] = Process(float(self.started), pid, one.name, 0.0, 0.0, 0)
+        elif action == "end" and pid not in (1, *parents):
+            del self.processes[pid]
+            parent = self.processes[one.parent]
+            self.processes[one.parent] = parent._replace(children=parent.children + one.own + one.children)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_processes_that_end_while_they_are_read_are_counted_once(seed: int) -> None:
+    machine = SimulatedMachine(seed)
+    made = CpuAccounts(lambda *_: REST, read=lambda: read_processes(machine.pids, machine.read))
+    before = 0.0
+    for _ in range(100):
+        for _ in range(machine.random.randrange(5)):
+            machine.change()
+        made.scan()
+        assert before <= made.cpu_seconds[REST] <= machine.used
+        before = made.cpu_seconds[REST]
+    machine.is_quiet = True
+    made.scan()
+    assert made.cpu_seconds[REST] == machine.used
+
+
+def test_a_child_that_ends_before_its_parent_is_read_makes_no_peak() -> None:
+    """The child has used 48 s. It is read, ends, and its parent is read, which has waited for it."""
+    running = {1: process("init", 0, 1.0), 8: process("service", 7, 48.0), 7: process("service", 1, 1.0)}
+    waited = {1: process("init", 0, 1.0), 7: process("service", 1, 1.0, children=48.0)}
+    lists = iter([list(running), list(running), list(running), list(waited), list(waited), list(waited)])
+    reads = iter([*running.values(), running[1], running[8], waited[7], *waited.values()])
+    made = CpuAccounts(
+        lambda pid, process, group: process.name,
+        read=lambda: read_processes(lambda: next(lists), lambda pid: next(reads)),
+    )
+    for _ in range(3):
+        made.scan()
+        assert made.cpu_seconds == {"init": 1.0, "service": 49.0}
+
+
+def test_containers_of_others_are_in_the_rest_when_they_use_cpu_time_and_ours_never() -> None:
+    init, ours, theirs = process("init", 0, 1.0), process("/pod/ours", 1, 5.0), process("/pod/theirs", 1, 3.0)
+    asked = list[set[str]]()
+
+    def counted(cgroups: Set[str]) -> set[str]:
+        asked.append(set(cgroups))
+        return {cgroup for cgroup in cgroups if "ours" in cgroup}
+
+    later = theirs._replace(own=4.5)
+    scans = iter([{1: init}, {1: init, 7: ours, 8: theirs}, {1: init, 7: ours, 8: later}])
+    made = CpuAccounts(lambda pid, process, group: process.name, counted, lambda: next(scans))
+    rest = []
+    for _ in range(3):
+        made.scan()
+        rest.append(made.cpu_seconds.get(REST, 0.0))
+    assert rest == [0.0, 3.0, 4.5]
+    assert made.cpu_seconds == {"init": 1.0, REST: 4.5}
+    # A request to the engine or the API server for each scan would be costly.
+    assert asked == [{"/pod/ours", "/pod/theirs"}]
 
 
 @pytest.mark.alone
