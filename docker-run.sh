@@ -199,7 +199,7 @@ if [ "$word" = run ]; then
             [ -z "$earlier" ] || [ -d "$earlier" ] || export DATA_DIR= ;;
         *://*) ;;
         /*)
-            [ -d "$value" ] || fail "$name$value: no such directory; give the directory that holds Data/ and MC/" 2
+            [ -d "$value" ] || fail "$name$value: no such directory; give the directory that holds the release's files" 2
             value=$(cd "$value" && pwd -P) || fail "$name$value: you may not enter this directory" 2
             check_mount
             # The path is the same in the container, so that its messages name the user's own.

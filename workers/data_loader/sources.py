@@ -228,7 +228,7 @@ def check_directory(analysis: Analysis, settings: RunSettings) -> None:
     samples = analysis.in_order(settings.samples or analysis.sample_names)
     try:
         if not stat.S_ISDIR(_mode(directory) or 0):
-            raise SettingsError(f"DATA={settings.data!r}: no such directory; give the one that holds Data/ and MC/")
+            raise SettingsError(f"DATA={settings.data!r}: no such directory; give the one that holds {samples[0].file}")
         if any(_is_file(path) for sample in samples for path in _candidates(sample, directory)):
             return
     except OSError as error:
@@ -238,7 +238,7 @@ def check_directory(analysis: Analysis, settings: RunSettings) -> None:
         ) from None
     raise SettingsError(
         f"DATA={settings.data!r}: the directory has none of the run's files, for example {samples[0].file}; "
-        "give the directory that holds Data/ and MC/"
+        "give the directory that holds them"
     )
 
 
