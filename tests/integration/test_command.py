@@ -305,6 +305,16 @@ def test_a_dry_run_lists_the_files_and_writes_nothing(
     size = (real_data() / "4lep" / "Data" / "data_A.4lep.root").stat().st_size
     assert [found["data_A"][key] for key in ("state", "bytes", "events", "chunks")] == ["local", size, 19, 2]
     assert found["Zmumu"]["state"] == "missing"
+    (tmp_path / "damaged" / "Data").mkdir(parents=True)
+    content = (real_data() / "4lep" / "Data" / "data_A.4lep.root").read_bytes()
+    (tmp_path / "damaged" / "Data" / "data_A.4lep.root").write_bytes(content[:20_000])
+    (tmp_path / "damaged" / "data_B.4lep.root").touch()
+    assert command("--data", "damaged", "--samples", "data_A,data_B,data_C", "--dry-run", "--json") == 1
+    truncated, empty, missing = json.loads(capsys.readouterr().out)
+    assert [file["state"] for file in (truncated, empty, missing)] == ["damaged", "damaged", "missing"]
+    assert f"truncated: it has 20000 bytes instead of the {len(content)}" in truncated["problem"]
+    assert "data_B.4lep.root: not a ROOT file" in empty["problem"]
+    shutil.rmtree(tmp_path / "damaged")
     assert command("--dry-run") == 0
     out = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["llll", "to", "fetch", "179.1", "554,279", "12"] for line in out)

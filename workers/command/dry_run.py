@@ -17,7 +17,7 @@ COMPLETE, INCOMPLETE = 0, 1
 
 
 def show(analysis: Analysis, read: Settings, console: Console, *, as_json: bool) -> int:
-    """Print the files of a run and their sizes, events and chunks; returns 1 if one is missing."""
+    """Print the files of a run and their sizes, events and chunks; returns 1 if one is missing or damaged."""
     files = input_files(analysis, read.run, read.cache)
     if as_json:
         print(json.dumps([asdict(file) for file in files], indent=2))
@@ -41,5 +41,5 @@ def show(analysis: Analysis, read: Settings, console: Console, *, as_json: bool)
         console.print(f"they have {read.run.demo_events:,} simulated events, and are made once")
     problems = [file.problem for file in files if file.problem]
     if problems:
-        print_problem(f"{len(problems)} files are missing, for example {problems[0]}")
+        print_problem(f"{len(problems)} files are missing or damaged, for example {problems[0]}")
     return INCOMPLETE if problems else COMPLETE

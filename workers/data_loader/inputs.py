@@ -17,9 +17,9 @@ from workers.data_loader.remote.connectivity import ConnectivityCheck, address_o
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Fetcher, cache_path
 from workers.data_loader.remote.policy import DEFAULT_POLICY
-from workers.data_loader.sources import addresses, in_directory
+from workers.data_loader.sources import addresses, check_local, in_directory
 
-State = Literal["local", "cached", "to fetch", "to make", "missing"]
+State = Literal["local", "cached", "to fetch", "to make", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class InputFile:
     """The file of a sample: where it is, or the address that it is fetched from first.
 
     ``events`` are those that the run would read. The size, events and chunks are None if they are not known yet;
-    of a file that has to be fetched, they are those of the release. ``problem`` says why a file is missing.
+    of a file that has to be fetched, they are those of the release. ``problem`` says why a file cannot be read.
     """
 
     sample: str
@@ -48,7 +48,7 @@ def _input_file(sample: Sample, analysis: Analysis, settings: RunSettings, cache
     if analysis.toy:
         return InputFile(sample.name, "to make", str(cache / analysis.release / sample.file))
     if settings.data is not None and not is_url(settings.data):
-        return _readable(sample, analysis, settings, "local", None)
+        return _local(sample, analysis, settings, Path(settings.data))
     found = addresses(sample, analysis, settings)
     if cached := Fetcher(cache).cached(found):
         return _readable(sample, analysis, settings, "cached", cached[0])
@@ -57,17 +57,26 @@ def _input_file(sample: Sample, analysis: Analysis, settings: RunSettings, cache
     return InputFile(sample.name, "to fetch", found[0].location if found else "", sample.bytes, events, chunks)
 
 
-def _readable(sample: Sample, analysis: Analysis, settings: RunSettings, state: State, path: Path | None) -> InputFile:
-    """Return a file that can be opened; ``path`` is None for that of the directory in ``settings``."""
+def _local(sample: Sample, analysis: Analysis, settings: RunSettings, directory: Path) -> InputFile:
+    try:
+        path = in_directory(sample, directory)
+    except DataError as error:
+        return InputFile(sample.name, "missing", str(directory / sample.file), problem=str(error))
+    try:
+        check_local(path, sample)
+    except DataError as error:
+        return InputFile(sample.name, "damaged", str(path), problem=str(error))
+    return _readable(sample, analysis, settings, "local", path)
+
+
+def _readable(sample: Sample, analysis: Analysis, settings: RunSettings, state: State, path: Path) -> InputFile:
+    """Return a complete file with what it holds."""
     from workers.data_loader.reading import chunk_bounds  # here, because it imports uproot
 
     try:
-        path = path or in_directory(sample, Path(settings.data or ""))
         bounds = chunk_bounds(path, analysis, sample, settings)
     except DataError as error:
-        return InputFile(
-            sample.name, "missing", str(path or Path(settings.data or "", sample.file)), problem=str(error)
-        )
+        return InputFile(sample.name, "damaged", str(path), problem=str(error))
     return InputFile(sample.name, state, str(path), path.stat().st_size, bounds[-1], len(bounds) - 1)
 
 

@@ -207,11 +207,16 @@ def _local(sample: Sample, directory: Path, planned: FileIdentity | None) -> Sam
     path = in_directory(sample, directory) if planned is None else Path(planned.location)
     if path not in _candidates(sample, directory):
         raise DataError(f"{path}: the run was planned with this file, which is not in {directory}; check DATA (--data)")
+    check_local(path, sample)
+    return SampleFile(path, str(path), _LOCAL)
+
+
+def check_local(path: Path, sample: Sample) -> None:
+    """Raise DataError if a file of a directory is not a complete ROOT file, nor that of the record."""
     with _readable(path):
         fault = root_file.fault(path)
         if fault is not None and not _is_of_the_record(path, sample):
             raise DataError(f"{path}: {fault}; check DATA (--data)")
-    return SampleFile(path, str(path), _LOCAL)
 
 
 def _is_of_the_record(path: Path, sample: Sample) -> bool:
