@@ -359,7 +359,7 @@ class Analysis(TypedFields):
         The histograms, and what is fitted.
     make_file
         For a toy: the function that writes the file of a sample, from the analysis, the sample, the number of
-        simulated events and the directory to the file's path.
+        simulated events and the directory to the file's path. With ``write=False`` it only returns the path.
     max_pt_cuts
         The most pT cuts that a run may have.
     dsid_branch
@@ -391,7 +391,7 @@ class Analysis(TypedFields):
     channel: Callable[[Any], Array]
     observables: tuple[Observable, ...]
     model: Model
-    make_file: Callable[[Analysis, Sample, int, Path], Path] | None = None
+    make_file: Callable[..., Path] | None = None
     dsid_branch: str | None = None
 
     def __post_init__(self) -> None:

@@ -10,19 +10,19 @@ from common.analyses import Analysis, Sample
 from physics.hzz4l import release_2020e
 
 
-def maker(toy: Analysis) -> Callable[[Analysis, Sample, int, Path], Path]:
+def maker(toy: Analysis) -> Callable[..., Path]:
     """Return the function that writes the files of a toy release.
 
     An analysis that is derived from this one reads the same files, whichever samples it has. Those with all
     branches are written for one that reads others.
     """
 
-    def make_file(analysis: Analysis, sample: Sample, events: int, directory: Path) -> Path:
-        """Return the path of a sample's toy file in the directory, which is written if it does not exist."""
+    def make_file(analysis: Analysis, sample: Sample, events: int, directory: Path, *, write: bool = True) -> Path:
+        """Return the path of a sample's toy file in the directory; with ``write``, it is written if it is not there."""
         from physics.hzz4l.toy.files import demo_file  # imported when it is needed: it takes time
 
         others = not analysis.branches.keys() <= toy.branches.keys()
-        return demo_file(toy.sample(sample.name), toy, events, directory, all_branches=others)
+        return demo_file(toy.sample(sample.name), toy, events, directory, all_branches=others, write=write)
 
     return make_file
 

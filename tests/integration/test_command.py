@@ -321,6 +321,24 @@ def test_a_dry_run_lists_the_files_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_the_demo_names_the_files_that_a_run_makes(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--release", "demo", "--demo-events", "500", "--samples", "data_A,llll", "--json")
+    assert command(*flags, "--dry-run", CACHE=str(tmp_path / "cache")) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert [file["state"] for file in before] == ["to make", "to make"]
+    assert list(tmp_path.iterdir()) == []
+    assert command(*flags, "--processes", "0") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert command(*flags, "--dry-run") == 0
+    after = json.loads(capsys.readouterr().out)
+    assert [file["location"] for file in before] == [file["location"] for file in after]
+    for file in after:
+        assert (file["state"], file["bytes"]) == ("made", Path(file["location"]).stat().st_size)
+        assert file["events"] == result["samples"][file["sample"]]["events_read"]
+
+
 def test_the_help_lists_every_flag_of_the_readme_and_the_other_way_round(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,13 +13,14 @@ from typing import Literal
 from common.analyses import Analysis, Sample
 from common.errors import DataError, FetchError
 from common.settings import RunSettings, is_url, without_credentials
+from workers.data_loader import root_file
 from workers.data_loader.remote.connectivity import ConnectivityCheck, address_of
 from workers.data_loader.remote.control import FetchControl
 from workers.data_loader.remote.fetch import Fetcher, cache_path
 from workers.data_loader.remote.policy import DEFAULT_POLICY
 from workers.data_loader.sources import addresses, check_local, in_directory
 
-State = Literal["local", "cached", "to fetch", "to make", "missing", "damaged"]
+State = Literal["local", "cached", "to fetch", "to make", "made", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def input_files(analysis: Analysis, settings: RunSettings, cache: Path) -> list[
 
 def _input_file(sample: Sample, analysis: Analysis, settings: RunSettings, cache: Path) -> InputFile:
     if analysis.toy:
-        return InputFile(sample.name, "to make", str(cache / analysis.release / sample.file))
+        return _toy(sample, analysis, settings, cache / analysis.release)
     if settings.data is not None and not is_url(settings.data):
         return _local(sample, analysis, settings, Path(settings.data))
     found = addresses(sample, analysis, settings)
@@ -55,6 +56,14 @@ def _input_file(sample: Sample, analysis: Analysis, settings: RunSettings, cache
     events = None if sample.entries is None else settings.entries_of(sample.entries)
     chunks = None if events is None else math.ceil(events / settings.chunk_entries)
     return InputFile(sample.name, "to fetch", found[0].location if found else "", sample.bytes, events, chunks)
+
+
+def _toy(sample: Sample, analysis: Analysis, settings: RunSettings, directory: Path) -> InputFile:
+    assert analysis.make_file is not None
+    path = analysis.make_file(analysis, sample, settings.demo_events, directory, write=False)
+    if path.is_file() and root_file.fault(path) is None:
+        return _readable(sample, analysis, settings, "made", path)
+    return InputFile(sample.name, "to make", str(path))
 
 
 def _local(sample: Sample, analysis: Analysis, settings: RunSettings, directory: Path) -> InputFile:

@@ -124,7 +124,9 @@ def write_file(sample: Sample, analysis: Analysis, events: int, path: Path, *, a
             tree.extend(columns)
 
 
-def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, *, all_branches: bool = False) -> Path:
+def demo_file(
+    sample: Sample, analysis: Analysis, events: int, directory: Path, *, all_branches: bool = False, write: bool = True
+) -> Path:
     """Return the path of a sample's toy file, which is written if it does not exist.
 
     Parameters
@@ -138,6 +140,8 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
         all branches, ``directory/v<version>-<events>-full/``, under its name in the release.
     all_branches
         Write all branches of the real files, so that reading takes as long as there.
+    write
+        Whether to write the file; otherwise its path is returned only.
 
     Raises
     ------
@@ -150,7 +154,7 @@ def demo_file(sample: Sample, analysis: Analysis, events: int, directory: Path, 
     file under another name and renames it, so that a file that exists is complete.
     """
     path = directory / f"v{DEMO_VERSION}-{events}{'-full' if all_branches else ''}" / sample.file
-    if path.exists():
+    if path.exists() or not write:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
