@@ -65,10 +65,12 @@ def _parser() -> Parser:
     parser = Parser(description=DESCRIPTION)
     for variable in VARIABLES:
         if variable.flag is not None:
-            shown = f"{variable.what} ({variable.name}, default: {variable.default or 'none'})"
             if variable.metavar is None:
+                shown = f"{variable.what.removeprefix('0: ')} ({variable.name}=0)"
                 parser.add_argument(variable.flag, dest=variable.name, action="store_const", const="0", help=shown)
             else:
+                default = f", default: {variable.default}" if variable.default else ""
+                shown = f"{variable.what} ({variable.name}{default})"
                 parser.add_argument(variable.flag, dest=variable.name, metavar=variable.metavar, help=shown)
     parser.add_argument("--broker", metavar="amqp://..", help="submit the run to this RabbitMQ and follow it")
     parser.add_argument(
