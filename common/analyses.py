@@ -21,7 +21,7 @@ from common.errors import AnalysisError, SettingsError
 from common.field_types import TypedFields
 from common.names import NAME_IS, choices, is_name, plain_text
 from common.schema import Column, DType, Schema
-from common.settings import MAX_DEMO_EVENTS, RunSettings
+from common.settings import MAX_DEMO_EVENTS, MAX_LUMI_IFB, MIN_LUMI_IFB, RunSettings
 
 if TYPE_CHECKING:
     import awkward as ak
@@ -33,6 +33,9 @@ Mask: TypeAlias = "npt.NDArray[np.bool_]"
 Branches: TypeAlias = "ak.Array"
 Columns = Mapping[str, Array]
 Role = Literal["data", "signal", "background"]
+
+#: The most numbers that the histograms of a result may have: as JSON they take up to 25 bytes each, of 8 MiB.
+MAX_NUMBERS = 200_000
 
 
 @dataclass(frozen=True)
@@ -354,7 +357,8 @@ class Analysis(TypedFields):
     loader_steps, processor_steps
         The selection in its order: the steps of the data-loader and of the data-processor.
     channels, channel
-        The final states, and a function from the objects to the index of each event's channel (-1: none).
+        The final states, and a function from the objects to the index of each event's channel. An event that passes
+        all steps must have one; the index of any other event has no effect.
     observables, model
         The histograms, and what is fitted.
     make_file
@@ -420,7 +424,30 @@ class Analysis(TypedFields):
             for name in norm.categories or ():
                 self._check_known(f"uncertainty {norm.name!r}", "category", name, categories)
         self._check_known("the model", "observable", self.model.observable, observables)
+        self._check_bins()
         self._check_windows()
+        self._check_roles()
+        self._check_numbers()
+        for kind, parts in (("sample", self.samples), ("channel", self.channels), ("observable", self.observables)):
+            if not parts:
+                raise AnalysisError(f"{self._where}: it has no {kind}; give at least one")
+        if "weight" not in self.events:
+            raise AnalysisError(f"{self._where}: events has no column 'weight'; it must have the weight of an event")
+
+    @property
+    def _where(self) -> str:
+        return f"release {self.release!r}"  # an own analysis has the name of another one until it is loaded
+
+    def _check_names(self, kind: str, names: Iterable[str]) -> None:
+        counts = Counter(names)
+        for name, count in counts.items():
+            if count > 1:
+                raise AnalysisError(f"{self._where}: {kind} {name!r} occurs {count} times; give each another name")
+            if not is_name(name):
+                raise AnalysisError(f"{self._where}: {kind} {name!r} has a name that cannot be used; {NAME_IS}")
+
+    def _check_roles(self) -> None:
+        """Check that one category has the data, and only data."""
         data = self.with_role("data")
         if len(data) != 1:
             raise AnalysisError(
@@ -435,23 +462,38 @@ class Analysis(TypedFields):
                     f"the role {self.category(sample.category).role!r}; "
                     "collision data, and nothing else, have a period and the role 'data'"
                 )
-        for kind, parts in (("sample", self.samples), ("channel", self.channels), ("observable", self.observables)):
-            if not parts:
-                raise AnalysisError(f"{self._where}: it has no {kind}; give at least one")
-        if "weight" not in self.events:
-            raise AnalysisError(f"{self._where}: events has no column 'weight'; it must have the weight of an event")
 
-    @property
-    def _where(self) -> str:
-        return f"analysis {self.name!r} of release {self.release!r}"
+    def _check_numbers(self) -> None:
+        """Check what run settings are filled in with."""
+        lumis = {"lumi_ifb": self.lumi_ifb, **{f"period {one.name!r}: lumi_ifb": one.lumi_ifb for one in self.periods}}
+        for what, lumi in lumis.items():
+            if not MIN_LUMI_IFB <= lumi <= MAX_LUMI_IFB:
+                raise AnalysisError(
+                    f"{self._where}: {what} is {lumi:g}; "
+                    f"a luminosity lies from {MIN_LUMI_IFB:g} to {MAX_LUMI_IFB:g} fb⁻¹"
+                )
+        for cut in self.pt_cuts_gev:
+            if cut < 0:
+                raise AnalysisError(f"{self._where}: pt_cuts_gev has {cut:g}, which is not a pT in GeV; give 0 or more")
+        if self.toy and self.make_file is None:
+            raise AnalysisError(
+                f"{self._where}: it is a toy and has no make_file; give the function that makes its files"
+            )
 
-    def _check_names(self, kind: str, names: Iterable[str]) -> None:
-        counts = Counter(names)
-        for name, count in counts.items():
-            if count > 1:
-                raise AnalysisError(f"{self._where}: {kind} {name!r} occurs {count} times; give each another name")
-            if not is_name(name):
-                raise AnalysisError(f"{self._where}: {name!r} is not a name of a {kind}; {NAME_IS}")
+    def _check_bins(self) -> None:
+        """Check that a result fits into a message."""
+        axes = [(name, one.axis) for name, one in self.histograms.items()]
+        if self.model.scale is not None:
+            axes += [(name, self.fitted.axis) for name in self.model.scale.factors]
+        if self.model.peak is not None:
+            axes.append((self.model.fine, self.model.peak.axis))
+        numbers = (1 + 2 * len(self.categories)) * sum(axis.bins for _, axis in axes)
+        if numbers > MAX_NUMBERS:
+            name, axis = max(axes, key=lambda one: one[1].bins)
+            raise AnalysisError(
+                f"{self._where}: the edges, values and variances of all histograms are {numbers:,} numbers, and "
+                f"{MAX_NUMBERS:,} fit into a result; choose fewer bins than the {axis.bins:,} of {name!r}"
+            )
 
     def _check_windows(self) -> None:
         """Check that the bins of the fitted observable fill the model's windows, and that fine bins fill its bins."""

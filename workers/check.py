@@ -1,10 +1,17 @@
-"""Check the file of a user's own analysis without a run: import it, and try its functions on events of the demo."""
+"""Check the file of a user's own analysis without a run: import it, and try its functions on events of the demo.
+
+Colours and labels are checked here, because the services that do not draw do not import matplotlib.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from matplotlib.colors import is_color_like
+from matplotlib.mathtext import MathTextParser
 
 from common import messages
 from common.analyses import Analyses, Analysis, Sample
@@ -39,16 +46,16 @@ def check(path: Path, cache: Path) -> list[CheckedRelease]:
 
     Raises AnalysisError for a file that cannot be imported or defines no analysis.
     """
-    return [_checked(analysis, cache) for analysis in ANALYSES.load(path).values()]
+    return [_checked(analysis, path, cache) for analysis in ANALYSES.load(path).values()]
 
 
-def _checked(analysis: Analysis, cache: Path) -> CheckedRelease:
-    toy = _toy_of(analysis)
+def _checked(analysis: Analysis, file: Path, cache: Path) -> CheckedRelease:
+    toy, mistakes = _toy_of(analysis), [f"{file.name}: {mistake}" for mistake in _not_drawable(analysis)]
     if toy is None:
-        return CheckedRelease(analysis.release, None, (), {}, ())
+        return CheckedRelease(analysis.release, None, (), {}, tuple(mistakes))
     analyses = Analyses(toy)
     settings = analyses.resolve(RunSettings(toy.release, analysis=toy.name, demo_events=DEMO_EVENTS))
-    cutflow, mistakes = dict.fromkeys(toy.steps, 0), []
+    cutflow = dict.fromkeys(toy.steps, 0)
     samples = tuple(_one_of_each_category(toy))
     for sample in samples:
         try:
@@ -57,7 +64,40 @@ def _checked(analysis: Analysis, cache: Path) -> CheckedRelease:
         except (AnalysisError, DataError, MessageError, SettingsError) as error:
             mistakes.append(str(error))
     names = tuple(sample.name for sample in samples)
-    return CheckedRelease(analysis.release, toy.release, names, cutflow, tuple(dict.fromkeys(mistakes)))
+    different: dict[str, str] = {}
+    for mistake in mistakes:
+        different.setdefault(_without_numbers(mistake), mistake)
+    return CheckedRelease(analysis.release, toy.release, names, cutflow, tuple(different.values()))
+
+
+def _without_numbers(mistake: str) -> str:
+    """A mistake without the numbers that the categories differ in; the place, with the line, stays."""
+    place, colon, what = mistake.partition(": ")
+    return place + colon + re.sub(r"\d+", "", what)
+
+
+def _not_drawable(analysis: Analysis) -> Iterator[str]:
+    """Yield the colours and labels that matplotlib does not know."""
+    for category in analysis.categories:
+        if not is_color_like(category.colour):
+            yield (
+                f"Category {category.name!r}: matplotlib has no colour {category.colour!r}; "
+                "write for example 'red' or '#e8483a'"
+            )
+    model = analysis.model
+    labels = [(f"Category {one.name!r}: label", one.label) for one in analysis.categories]
+    labels += [(f"Normalisation {one.name!r}: label", one.label) for one in model.normalisations]
+    labels += [] if model.scale is None else [(f"ScaleVariation {model.scale.name!r}: label", model.scale.label)]
+    labels += [(f"Observable {one.name!r}: label or unit", one.axis_label) for one in analysis.observables]
+    labels += [(f"Channel {one.name!r}: label", f"${one.label}$") for one in analysis.channels]
+    labels += [("process", f"${analysis.process}$")]
+    labels += [] if model.peak is None else [(f"Peak {model.peak.name!r}: symbol", f"${model.peak.symbol}$")]
+    parser = MathTextParser("agg")
+    for what, label in labels:
+        try:
+            parser.parse(label)
+        except ValueError as error:
+            yield f"{what} {label!r} is not valid mathtext of matplotlib: {str(error).splitlines()[-1]}"
 
 
 def _toy_of(analysis: Analysis) -> Analysis | None:

@@ -27,5 +27,5 @@ def maker(toy: Analysis) -> Callable[..., Path]:
     return make_file
 
 
-_TOY = replace(release_2020e.ANALYSIS, release="demo", title="TOY demo", toy=True, record_urls=(), other_urls=())
-ANALYSIS = replace(_TOY, make_file=maker(_TOY))
+_TOY = replace(release_2020e.ANALYSIS, release="demo", title="TOY demo", record_urls=(), other_urls=())
+ANALYSIS = replace(_TOY, toy=True, make_file=maker(_TOY))

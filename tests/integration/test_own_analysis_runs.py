@@ -27,6 +27,15 @@ from workers.embedded import EmbeddedServices
 EXAMPLES = ROOT / "examples"
 DEMO = RunSettings(release="demo", demo_events=5_000, chunk_entries=1_000, plots=False)
 
+#: A text in place of a number, which is not found when the file is loaded.
+WITHOUT_RESULT = """from dataclasses import replace
+from physics import ANALYSES as HZZ4L
+SHIPPED = HZZ4L["demo"]
+UNCERTAINTY = replace(SHIPPED.model.normalisations[0])
+object.__setattr__(UNCERTAINTY, "relative", "0.017")
+ANALYSIS = replace(SHIPPED, model=replace(SHIPPED.model, normalisations=(UNCERTAINTY,)))
+"""
+
 
 @pytest.fixture
 def folder(workers: Workers) -> Path:
@@ -195,6 +204,18 @@ def test_a_mistake_is_said_by_the_run(old: str, new: str, words: str | None, tmp
     assert outcome.result is not None
     assert outcome.result["complete"] is (words is None)
     assert words is None or words in outcome.result["problems"][0]
+
+
+@pytest.mark.broker
+def test_a_run_whose_result_cannot_be_made_fails_embedded_and_on_a_broker(
+    workers: Workers, folder: Path, cache: Path
+) -> None:
+    (folder / "own.py").write_text(WITHOUT_RESULT)
+    reason = "its result cannot be made: TypeError: unsupported operand"
+    assert reason in str(embedded(folder, "own", cache).problem)
+    workers.start_all()
+    (outcome,) = on_broker(workers, resolved(folder, "own"))
+    assert reason in str(outcome.problem)
 
 
 def test_a_file_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path) -> None:

@@ -172,6 +172,36 @@ def test_a_mistake_in_a_function_is_named_with_file_and_line(
     assert re.search(words, checked.mistakes[0]), checked.mistakes
 
 
+MISTAKES_OF_LABELS = {
+    "an unknown colour": (
+        'categories=(replace(DEMO.categories[0], colour="blurple"), *DEMO.categories[1:])',
+        "own.py: Category 'data': matplotlib has no colour 'blurple'; write for example 'red' or '#e8483a'",
+    ),
+    "a label of a category": (
+        r'categories=(replace(DEMO.categories[0], label=r"$\zett$"), *DEMO.categories[1:])',
+        r"own.py: Category 'data': label '$\\zett$' is not valid mathtext of matplotlib: ",
+    ),
+    "a label of an observable": (
+        r'observables=(replace(DEMO.observables[0], label="$m_{4$"), *DEMO.observables[1:])',
+        "own.py: Observable 'm4l': label or unit '$m_{4$ [GeV]' is not valid mathtext of matplotlib: ",
+    ),
+    "a process": (r'process=r"H\tu ZZ"', r"own.py: process '$H\\tu ZZ$' is not valid mathtext of matplotlib: "),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), MISTAKES_OF_LABELS.values(), ids=MISTAKES_OF_LABELS)
+def test_what_cannot_be_drawn_is_found_by_the_check(changes: str, words: str, tmp_path: Path, cache: Path) -> None:
+    (checked,) = check(written(tmp_path, changes), cache)
+    (mistake,) = checked.mistakes
+    assert mistake.startswith(words)
+
+
+def test_a_mistake_that_is_found_in_several_categories_is_named_once(tmp_path: Path, cache: Path) -> None:
+    (checked,) = check(written(tmp_path, step("lambda leptons, run: leptons.mass")), cache)
+    assert len(checked.samples) > 1
+    assert len(checked.mistakes) == 1
+
+
 MISTAKES_OF_FILES = {
     "an axis without bins": (
         'observables=(Observable("m4l", len, Axis(0, 1.0, 2.0), label="", caption=""),)',
@@ -183,7 +213,7 @@ MISTAKES_OF_FILES = {
     ),
     "a step twice": (
         'processor_steps=(Step("charge", len), Step("charge", len))',
-        "own.py:6: analysis 'hzz4l' of release 'demo': step 'charge' occurs 2 times; give each another name",
+        "own.py:6: release 'demo': step 'charge' occurs 2 times; give each another name",
     ),
     "an observable twice": ("observables=2 * DEMO.observables", "own.py:6: .*observable 'm4l' occurs 2 times"),
     "a histogram twice": (
@@ -229,6 +259,20 @@ MISTAKES_OF_FILES = {
     "a luminosity that is no number": (
         'lumi_ifb="ten"',
         r"own.py:6: Analysis 'hzz4l': lumi_ifb is str \('ten'\); it must be a finite int or float",
+    ),
+    "a negative luminosity": (
+        "lumi_ifb=-10",
+        "own.py:6: release 'demo': lumi_ifb is -10; a luminosity lies from 0.001 to 10000 fb⁻¹",
+    ),
+    "a negative luminosity of a period": (
+        "periods=tuple(replace(one, lumi_ifb=-1) for one in DEMO.periods)",
+        "own.py:6: .*period 'A': lumi_ifb is -1; a luminosity lies",
+    ),
+    "a negative cut": ("pt_cuts_gev=(20, -15)", "own.py:6: .*pt_cuts_gev has -15, which is not a pT in GeV"),
+    "a toy without files": ("make_file=None", "own.py:6: .*it is a toy and has no make_file"),
+    "bins whose result is too large": (
+        'observables=(*DEMO.observables, Observable("x", len, Axis(10_000_000, 0, 1), label="x", caption="x"))',
+        r"own.py:6: .* are 90,\d+,\d+ numbers, and 200,000 fit .*; choose fewer bins than the 10,000,000 of 'x'",
     ),
     "a number of numpy, which JSON does not have": (
         "lumi_ifb=np.float64(10)",
@@ -294,7 +338,7 @@ MISTAKES_OF_FILES = {
     ),
     "a name that is no name": (
         'processor_steps=(Step("../x", len),)',
-        "own.py:6: .*'../x' is not a name of a step; use up to 100 letters",
+        "own.py:6: .*step '../x' has a name that cannot be used; use up to 100 letters",
     ),
     "an unknown field": ("stepz=()", "own.py:6: the file cannot be imported: TypeError: .*stepz"),
     "a syntax error": ("model=", "own.py:[78]: .*; the file is not valid Python"),
@@ -349,14 +393,14 @@ def test_functions_may_return_flat_awkward_arrays_and_any_integers(tmp_path: Pat
     assert checked.mistakes == ()
 
 
-def test_a_branch_that_the_shipped_analysis_does_not_read_is_in_the_demo(tmp_path: Path, cache: Path) -> None:
-    changes = (
-        'branches={**DEMO.branches, "jet_n": Branch("(u)?int32", "a number")}, '
-        "columns=lambda arrays, sample, lumi: {**DEMO.columns(arrays, sample, lumi), "
-        '"jets": np.asarray(arrays["jet_n"])}, '
-        'loader_steps=(*DEMO.loader_steps, Step("no_jets", lambda leptons, run: leptons.columns["jets"] == 0))'
-    )
-    (checked,) = check(written(tmp_path, changes), cache)
+def test_the_example_of_the_document_reads_a_branch_that_the_shipped_analysis_does_not(
+    tmp_path: Path, cache: Path
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-analysis.md").read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "jet_n" in block)
+    path = tmp_path / "own.py"
+    path.write_text(example)
+    (checked,) = check(path, cache)
     assert checked.mistakes == ()
     assert 0 < checked.cutflow["no_jets"] < checked.cutflow["pt_cuts"]
 
