@@ -375,7 +375,7 @@ class Analysis(TypedFields):
     release: str
     title: str
     toy: bool
-    sqrt_s_tev: int
+    sqrt_s_tev: float
     tree: str
     branches: Mapping[str, Branch]
     record_urls: tuple[str, ...]

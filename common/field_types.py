@@ -22,12 +22,16 @@ class TypedFields:
         for field, kind in _kinds(type(self)).items():  # type: ignore[arg-type]  # mypy: not hashable
             value = getattr(self, field)
             if not _is(value, kind):
-                name = getattr(self, "name", None)
                 raise AnalysisError(
-                    f"{type(self).__name__}{f' {name!r}' if name else ''}: "
-                    f"{field} is {type(value).__name__} ({value!r:.60}); "
+                    f"{self._where}: {field} is {type(value).__name__} ({value!r:.60}); "
                     f"it must be {_expected(kind, type(self).__annotations__[field])}"
                 )
+
+    @property
+    def _where(self) -> str:
+        """What a mistake is in."""
+        name = getattr(self, "name", None)
+        return type(self).__name__ if name is None else f"{type(self).__name__} {name!r}"
 
 
 @cache

@@ -258,7 +258,7 @@ MISTAKES_OF_FILES = {
     ),
     "a luminosity that is no number": (
         'lumi_ifb="ten"',
-        r"own.py:6: Analysis 'hzz4l': lumi_ifb is str \('ten'\); it must be a finite int or float",
+        r"own.py:6: release 'demo': lumi_ifb is str \('ten'\); it must be a finite int or float",
     ),
     "a negative luminosity": (
         "lumi_ifb=-10",
