@@ -152,7 +152,8 @@ class Axis(TypedFields):
 
     def has_edges(self, *values: float) -> bool:
         """Whether each of these values is an edge, up to rounding."""
-        return all(np.isclose(value, self.edges, rtol=0, atol=1e-6 * self.width).any() for value in values)
+        in_bins = [(value - self.low) / self.width for value in values]
+        return all(0 <= round(one) <= self.bins and abs(one - round(one)) < 1e-6 for one in in_bins)
 
     def bins_between(self, low: float, high: float) -> Mask:
         """Which bins are between two edges, shape (bins,)."""
