@@ -213,7 +213,7 @@ class CpuAccounts:
             memory[group] += process.memory_bytes
         # A parent that was read before it waited for a child inherits in the next scan.
         self._passed = {pid: min(passed[pid], seconds) for pid, seconds in new.items()}
-        self._correct_containers(used, inherited, groups)
+        self._correct_containers(used, inherited, groups, now)
         new_paths = {path for path, container in self._containers.items() if container.is_counted is None}
         counted = self._counted(new_paths) if new_paths else new_paths
         for path in new_paths:
@@ -248,37 +248,44 @@ class CpuAccounts:
 
     def _passed_to_parents(self, now: dict[int, Process]) -> dict[int, float]:
         """Return the CPU seconds, already counted, of exited processes, by the ancestor that they passed to."""
-
-        def runs(pid: int) -> bool:
-            return pid in now and now[pid].started == self._last[pid].started
-
         passed: defaultdict[int, float] = defaultdict(float)
         for pid, process in self._last.items():
-            if not runs(pid):
-                heir = process.parent
-                while heir in self._last and not runs(heir):
-                    heir = self._last[heir].parent
-                passed[heir if heir in now else 1] += process.own + process.children + self._passed.get(pid, 0.0)
+            if not self._runs(pid, now):
+                seconds = process.own + process.children + self._passed.get(pid, 0.0)
+                passed[self._heir(process.parent, now)] += seconds
         return passed
 
-    def _correct_containers(self, used: dict[str, float], inherited: dict[int, float], groups: dict[int, str]) -> None:
+    def _runs(self, pid: int, now: dict[int, Process]) -> bool:
+        """Return whether a process of the last scan still runs."""
+        return pid in now and now[pid].started == self._last[pid].started
+
+    def _heir(self, pid: int, now: dict[int, Process]) -> int:
+        """Return a process or, if it has exited, the ancestor that its CPU time passed to."""
+        while pid in self._last and not self._runs(pid, now):
+            pid = self._last[pid].parent
+        return pid if pid in now else 1
+
+    def _correct_containers(
+        self, used: dict[str, float], inherited: dict[int, float], groups: dict[int, str], now: dict[int, Process]
+    ) -> None:
         """Replace what the processes of a container used by its counter.
 
         A process that started and ended between two scans, for example a health
         probe, is in the counter of its container. The process outside that
-        waited for it has inherited the same CPU time, from which it is taken.
+        waited for it has inherited the same CPU time, from which it is taken: also
+        in the scan after the container has ended.
         """
         for path, container in list(self._containers.items()):
             seen, increase = used.get(path, 0.0), container.increase()
-            if increase is None:
-                continue
-            used[path] = increase
-            container.unseen += increase - seen
-            moved = min(max(container.unseen, 0.0), inherited.get(container.parent, 0.0))
+            if increase is not None:
+                used[path] = increase
+                container.unseen += increase - seen
+            heir = self._heir(container.parent, now)
+            moved = min(max(container.unseen, 0.0), inherited.get(heir, 0.0))
             if moved:
-                container.unseen -= moved
-                inherited[container.parent] -= moved
-                used[groups[container.parent]] -= moved
+                inherited[heir] -= moved
+                used[groups[heir]] -= moved
+            container.unseen = 0.0 if increase is None else container.unseen - moved
 
 
 class MachineSource:

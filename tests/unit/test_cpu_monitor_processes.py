@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from monitoring import usage
+from monitoring.sources import machine
 from monitoring.sources.base import REST
 from monitoring.sources.machine import CpuAccounts, Process, read_processes
 from monitoring.sources.process_source import ProcessSource, belongs_to, service_of
@@ -191,6 +192,35 @@ def test_a_child_that_ends_before_its_parent_is_read_makes_no_peak() -> None:
     for _ in range(3):
         made.scan()
         assert made.cpu_seconds == {"init": 1.0, "service": 49.0}
+
+
+class EndedCounter:
+    """A container's counter, which is gone after these values."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = iter(values)
+
+    def cpu_seconds(self) -> float:
+        for value in self.values:
+            return value
+        raise FileNotFoundError
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("shim_ends", [False, True])
+def test_what_a_container_used_at_its_end_is_not_counted_again_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch, shim_ends: bool
+) -> None:
+    """The container's process is last seen with 0.5 s. It ends after 2 s, when all others have been read."""
+    monkeypatch.setattr(machine, "cgroup_of", lambda pid, container: EndedCounter(0.5, 2.0))
+    init, shim = process("init", 0, 1.0), process("shim", 1, 3.0)
+    contained = process(f"/docker/{64 * 'a'}", 7, 0.5)
+    ended = {1: init, 7: process("shim", 1, 3.0, children=2.0)}
+    if shim_ends:
+        ended = {1: process("init", 0, 1.0, children=5.0)}
+    scans = [{1: init, 7: shim}, {1: init, 7: shim, 8: contained}, {1: init, 7: shim}, ended]
+    assert accounts(scans)[-1] == {"init": 1.0, "shim": 3.0, REST: 2.0}
 
 
 def test_containers_of_others_are_in_the_rest_when_they_use_cpu_time_and_ours_never() -> None:
