@@ -357,7 +357,7 @@ def test_a_run_that_no_data_loader_has_begun_is_listed_cancelled_and_followed(
 ) -> None:
     broker = address(workers.settings)
     with analysis.submit(broker, **SMALL, plots=False) as dropped, analysis.submit(broker, **SMALL, plots=False) as run:
-        """They go on when they are closed."""
+        pass  # the runs go on when these are closed
 
     def states() -> dict[str, str]:
         capsys.readouterr()
