@@ -7,6 +7,7 @@ themselves are in ``physics`` or in files of users; this module holds none.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ Columns = Mapping[str, Array]
 Role = Literal["data", "signal", "background"]
 
 #: The most numbers that the histograms of a result may have: as JSON they take up to 25 bytes each, of 8 MiB.
-MAX_NUMBERS = 200_000
+MAX_NUMBERS = 300_000
 
 
 @dataclass(frozen=True)
@@ -476,9 +477,10 @@ class Analysis(TypedFields):
         for cut in self.pt_cuts_gev:
             if cut < 0:
                 raise AnalysisError(f"{self._where}: pt_cuts_gev has {cut:g}, which is not a pT in GeV; give 0 or more")
-        if self.toy and self.make_file is None:
+        if self.toy and (self.make_file is None or "write" not in inspect.signature(self.make_file).parameters):
             raise AnalysisError(
-                f"{self._where}: it is a toy and has no make_file; give the function that makes its files"
+                f"{self._where}: it is a toy; give a function make_file(analysis, sample, events, directory, *, write) "
+                "that makes its files"
             )
 
     def _check_bins(self) -> None:
@@ -684,7 +686,8 @@ class Analyses(Mapping[str, Analysis]):
             settings,
             analysis_sha256=analyses.sha256,
             samples=names,
-            lumi_ifb=analysis.lumi_of(names) if settings.lumi_ifb is None else settings.lumi_ifb,
-            pt_cuts_gev=cuts,
+            # As floats, because a request that was sent as JSON has floats, too, and must have the same digest.
+            lumi_ifb=float(analysis.lumi_of(names) if settings.lumi_ifb is None else settings.lumi_ifb),
+            pt_cuts_gev=tuple(map(float, cuts)),
             data=None if analysis.toy else settings.data,
         )

@@ -329,11 +329,12 @@ def window_lines(result: Mapping[str, Any]) -> list[str]:
     window = result["window"]
 
     def expected(name: str) -> str | None:
-        value = window[name]
-        return None if value is None else with_error(value, window[f"{name}_error"])
+        value = window.get(name)
+        return None if value is None else with_error(value, window.get(f"{name}_error"))
 
+    data = window.get("n_data")
     found = {
-        "observed": None if window["n_data"] is None else f"{window['n_data']:,}",
+        "observed": None if data is None else f"{data:,}",
         "expected": expected("n_signal_plus_background"),
     }
     parts = {"signal": expected("n_signal"), "background": expected("n_background")}

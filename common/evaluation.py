@@ -92,7 +92,7 @@ def values(observable: Observable, found: Any, given: Columns) -> Array:
         )
     with np.errstate(over="ignore", invalid="ignore"):
         converted = returned.astype(observable.dtype, copy=False)
-    if converted.dtype.kind in "iu" and (changed := returned[converted != returned]).size:
+    if converted.dtype.kind in "iub" and (changed := returned[converted != returned]).size:
         raise _mistake(
             what,
             function,

@@ -15,16 +15,20 @@ from common.errors import AnalysisError
 class TypedFields:
     """Base class of dataclasses whose fields must have the annotated types, and floats be finite.
 
-    An int is a float, too; numpy's numbers are neither, because results are stored as JSON. Raises AnalysisError.
+    An int is a float, too; numpy's numbers are neither, because results are stored as JSON, but for a float64, which
+    becomes a float. Raises AnalysisError.
     """
 
     def __post_init__(self) -> None:
-        for field, kind in _kinds(type(self)).items():  # type: ignore[arg-type]  # mypy: not hashable
+        for field, (kind, annotation) in _fields(type(self)).items():  # type: ignore[arg-type]  # mypy: not hashable
             value = getattr(self, field)
+            if kind is float and isinstance(value, float):  # numpy's float64 is one
+                value = float(value)
+                object.__setattr__(self, field, value)
             if not _is(value, kind):
                 raise AnalysisError(
                     f"{self._where}: {field} is {type(value).__name__} ({value!r:.60}); "
-                    f"it must be {_expected(kind, type(self).__annotations__[field])}"
+                    f"it must be {_expected(kind, annotation)}"
                 )
 
     @property
@@ -35,8 +39,14 @@ class TypedFields:
 
 
 @cache
-def _kinds(cls: type[Any]) -> dict[str, Any]:
-    return inspect.get_annotations(cls, eval_str=True)
+def _fields(cls: type[Any]) -> dict[str, tuple[Any, str]]:
+    """The type of each field and its annotation, except for those that a subclass of a user adds."""
+    found: dict[str, tuple[Any, str]] = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("common."):
+            texts = inspect.get_annotations(base)
+            found |= {name: (kind, texts[name]) for name, kind in inspect.get_annotations(base, eval_str=True).items()}
+    return found
 
 
 def _is(value: object, kind: Any) -> bool:

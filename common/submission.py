@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 #: After so long without a message, the display says what prevents the run: an alarm of the broker, missing services.
 QUIET_S = 5.0
-#: A follower that has received a message with a wrong signature, and none with a valid one for so long after it, ends.
+#: So long after a message with a wrong signature, a follower ends that has received none with a valid one.
 ONLY_REJECTED_S = 10.0
 #: How many messages the broker sends a follower ahead.
 FOLLOWER_PREFETCH = 100
@@ -167,20 +167,26 @@ def follow(
 
 
 class _Signatures:
-    """Finds out whether a follower has another MESSAGE_KEY than the services; one forged message does not mean that."""
+    """Finds out whether a follower has another MESSAGE_KEY than the services: it has received no valid message then."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
-        self._rejected_since: float | None = None  # the first rejected message after the last valid one
+        self._rejected_since: float | None = None
+        self._has_valid = False
 
     def check(self, delivery: Delivery | None) -> None:
-        """Note whether a delivery was rejected; raises RunError if ONLY_REJECTED_S have passed without a valid one."""
+        """Note whether a delivery was rejected, the first one with a warning.
+
+        Raises RunError if ONLY_REJECTED_S have passed since then and none was valid.
+        """
         if delivery is not None and delivery.rejection_reason is None:
-            self._rejected_since = None
+            self._has_valid = True
         elif delivery is not None and self._rejected_since is None:
             self._rejected_since = time.monotonic()
             log.warning("a %s message is ignored: %s", delivery.kind, delivery.rejection_reason)
-        if self._rejected_since is not None and time.monotonic() - self._rejected_since > ONLY_REJECTED_S:
+        if self._has_valid or self._rejected_since is None:
+            return
+        if time.monotonic() - self._rejected_since > ONLY_REJECTED_S:
             raise RunError(
                 self._run_id,
                 "cannot be followed: the signatures of the services are missing or wrong; MESSAGE_KEY must be the same "

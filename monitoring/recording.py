@@ -45,9 +45,10 @@ class RateCalculator:
         previous = self._previous.get(sample.lifetime)
         if previous is not None:
             seconds = sample.time - previous.time
-            if seconds <= self._min_s:
+            if 0 <= seconds <= self._min_s:
                 return sample if previous.cores is None else replace(sample, cores=previous.cores)
-            sample = replace(sample, cores=(sample.cpu_seconds - previous.cpu_seconds) / seconds)
+            if seconds > 0:  # else the clock was set back
+                sample = replace(sample, cores=(sample.cpu_seconds - previous.cpu_seconds) / seconds)
         self._previous[sample.lifetime] = sample
         return sample
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import is_color_like
 from matplotlib.mathtext import MathTextParser
 
@@ -50,30 +51,28 @@ def check(path: Path, cache: Path) -> list[CheckedRelease]:
 
 
 def _checked(analysis: Analysis, file: Path, cache: Path) -> CheckedRelease:
-    toy, mistakes = _toy_of(analysis), [f"{file.name}: {mistake}" for mistake in _not_drawable(analysis)]
+    toy, not_drawable = _toy_of(analysis), [f"{file.name}: {mistake}" for mistake in _not_drawable(analysis)]
     if toy is None:
-        return CheckedRelease(analysis.release, None, (), {}, tuple(mistakes))
+        return CheckedRelease(analysis.release, None, (), {}, tuple(not_drawable))
     analyses = Analyses(toy)
     settings = analyses.resolve(RunSettings(toy.release, analysis=toy.name, demo_events=DEMO_EVENTS))
     cutflow = dict.fromkeys(toy.steps, 0)
+    mistakes: dict[str, str] = {}
     samples = tuple(_one_of_each_category(toy))
     for sample in samples:
         try:
             for step, events in _tried(analyses, toy, sample, settings, cache).items():
                 cutflow[step] += events
         except (AnalysisError, DataError, MessageError, SettingsError) as error:
-            mistakes.append(str(error))
+            mistakes.setdefault(_without_numbers(str(error)), str(error))
     names = tuple(sample.name for sample in samples)
-    different: dict[str, str] = {}
-    for mistake in mistakes:
-        different.setdefault(_without_numbers(mistake), mistake)
-    return CheckedRelease(analysis.release, toy.release, names, cutflow, tuple(different.values()))
+    return CheckedRelease(analysis.release, toy.release, names, cutflow, (*not_drawable, *mistakes.values()))
 
 
 def _without_numbers(mistake: str) -> str:
-    """A mistake without the numbers that the categories differ in; the place, with the line, stays."""
+    """A mistake without the numbers that the categories differ in; the place with the line, and names, stay."""
     place, colon, what = mistake.partition(": ")
-    return place + colon + re.sub(r"\d+", "", what)
+    return place + colon + re.sub(r"('[^']*')|\d+", r"\1", what)
 
 
 def _not_drawable(analysis: Analysis) -> Iterator[str]:
@@ -95,7 +94,8 @@ def _not_drawable(analysis: Analysis) -> Iterator[str]:
     parser = MathTextParser("agg")
     for what, label in labels:
         try:
-            parser.parse(label)
+            if is_math_text(label):
+                parser.parse(label)
         except ValueError as error:
             yield f"{what} {label!r} is not valid mathtext of matplotlib: {str(error).splitlines()[-1]}"
 

@@ -177,13 +177,18 @@ class DockerSource:
             if container.pidfd is not None:
                 os.close(container.pidfd)
 
-    def _ours(self, cgroups: Set[str]) -> Set[str]:
-        """Return the cgroups of the project's containers, also of those whose start the engine has not reported yet."""
+    def _ours(self, cgroups: Set[str]) -> Set[str] | None:
+        """Return the cgroups of the project's containers, also of those whose start the engine has not reported yet.
+
+        None if the engine does not answer.
+        """
         with self._lock:
             ids = {container.id for container in self._containers.values()}
-        with contextlib.suppress(*docker_api.ENGINE_ERRORS):
+        try:
             listed = self._client.api.containers(all=True, filters={"label": self._label})
-            ids |= {container["Id"] for container in listed}
+        except docker_api.ENGINE_ERRORS:
+            return None
+        ids |= {container["Id"] for container in listed}
         return {cgroup for cgroup in cgroups if any(one in cgroup for one in ids)}
 
     def _current(self, container: _Container) -> CounterSample | None:

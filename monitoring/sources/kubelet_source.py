@@ -151,10 +151,15 @@ class KubeletSource:
         if self._machine is None and boots and all(map(is_this_machine, boots)):
             self._machine = MachineSource(KUBERNETES_PROCESSES, self._ours)
 
-    def _ours(self, cgroups: Set[str]) -> Set[str]:
-        """Return the cgroups of the namespace's pods, also of those that were created after the latest list."""
-        with contextlib.suppress(MonitorError):
+    def _ours(self, cgroups: Set[str]) -> Set[str] | None:
+        """Return the cgroups of the namespace's pods, also of those that were created after the latest list.
+
+        None if the API server does not answer.
+        """
+        try:
             self._list_pods()
+        except MonitorError:
+            return None
         uids = {*self._known, *(uid.replace("-", "_") for uid in self._known)}
         return {cgroup for cgroup in cgroups if any(uid in cgroup for uid in uids)}
 

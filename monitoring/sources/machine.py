@@ -131,8 +131,10 @@ class _Container:
         #: The process outside the container that waits for its processes.
         self.parent = 0
         self.unseen = 0.0
-        #: Whether its CPU time is known from elsewhere; None until that is asked.
+        #: Whether its CPU time is known from elsewhere; None until that is answered.
         self.is_counted: bool | None = None
+        #: CPU seconds that are in no account until then.
+        self.unbooked = 0.0
         self._counter = 0.0
 
     def increase(self) -> float | None:
@@ -160,15 +162,16 @@ class CpuAccounts:
     ``group_of`` names the group of a process from its number, the process and
     the group of its parent. Without one, a process belongs to its container, or
     to REST. ``counted`` is asked once about each container: of the cgroups that it
-    receives, it returns those whose CPU time is known from elsewhere. They are
-    left out; all others are in REST. ``read`` returns no process whose CPU time is
+    receives, it returns those whose CPU time is known from elsewhere, or None if
+    that is not known now, and it is to be asked again. They are left out; all
+    others are in REST. ``read`` returns no process whose CPU time is
     also in the children's time of another one.
     """
 
     def __init__(
         self,
         group_of: Callable[[int, Process, str], str | None],
-        counted: Callable[[Set[str]], Set[str]] = lambda cgroups: frozenset(),
+        counted: Callable[[Set[str]], Set[str] | None] = lambda cgroups: frozenset(),
         read: Callable[[], dict[int, Process]] = read_processes,
     ) -> None:
         self._read = read
@@ -190,9 +193,7 @@ class CpuAccounts:
         # One after the other at once: on a busy machine, what is between them would be missing in one of them.
         now, self.host = self._read(), host_sample(self.time)
         new = self._passed_to_parents(now)
-        passed = defaultdict(float, new)
-        for pid in now.keys() & self._passed:
-            passed[pid] += self._passed[pid]
+        old = {pid: seconds for pid, seconds in self._passed.items() if pid in now}
         used: defaultdict[str, float] = defaultdict(float)
         memory: defaultdict[str, int] = defaultdict(int)
         inherited: dict[int, float] = {}
@@ -204,24 +205,28 @@ class CpuAccounts:
                 before = None
             groups[pid] = group = self._group(pid, process, groups, self._groups.get(pid) if before else None)
             from_children = process.children - (before.children if before else 0.0)
-            for heir in [pid, *passed] if pid == 1 else [pid]:  # the init process waits for orphans, too
-                known = min(passed[heir], from_children)
-                from_children -= known
-                passed[heir] -= known
+            for passed in (old, new):
+                for heir in [pid, *passed] if pid == 1 else [pid]:  # the init process waits for orphans, too
+                    known = min(passed.get(heir, 0.0), from_children)
+                    from_children -= known
+                    passed[heir] = passed.get(heir, 0.0) - known
             inherited[pid] = from_children
             used[group] += process.own - (before.own if before else 0.0) + from_children
             memory[group] += process.memory_bytes
         # A parent that was read before it waited for a child inherits in the next scan.
-        self._passed = {pid: min(passed[pid], seconds) for pid, seconds in new.items()}
+        self._passed = new
         self._correct_containers(used, inherited, groups, now)
         new_paths = {path for path, container in self._containers.items() if container.is_counted is None}
-        counted = self._counted(new_paths) if new_paths else new_paths
-        for path in new_paths:
-            self._containers[path].is_counted = path in counted
+        counted = self._counted(new_paths) if new_paths else None
+        if counted is not None:
+            for path in new_paths:
+                self._containers[path].is_counted = path in counted
         for path, container in self._containers.items():
-            seconds = used.pop(path, 0.0)
-            if not container.is_counted:
-                used[REST] += seconds
+            container.unbooked += used.pop(path, 0.0)
+            if container.is_counted is False:
+                used[REST] += container.unbooked
+            if container.is_counted is not None:
+                container.unbooked = 0.0
         for group, seconds in used.items():
             self.cpu_seconds[group] = self.cpu_seconds.get(group, 0.0) + seconds
         self._last, self._groups, self.memory_bytes = now, groups, dict(memory)
@@ -294,7 +299,7 @@ class MachineSource:
     #: Seconds between two scans at least; a scan of 250 processes uses 4 ms.
     interval_s = 2.0
 
-    def __init__(self, names: frozenset[str], counted: Callable[[Set[str]], Set[str]]) -> None:
+    def __init__(self, names: frozenset[str], counted: Callable[[Set[str]], Set[str] | None]) -> None:
         self._names = names
         self._accounts = CpuAccounts(self._group_of, counted)
         # The first scan lacks the children that end during it; what they used before must not seem to be used later.

@@ -13,8 +13,8 @@ import pytest
 from common import submission, topology
 from common.delivery import Delivery, dead_letter_headers
 from common.errors import RunError
-from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunFailed, RunPlan, RunRequest
-from common.settings import BrokerSettings
+from common.messages import Chunk, ChunkFailed, Message, ResultFiles, RunFailed, RunPlan, RunRequest, RunStarted
+from common.settings import BrokerSettings, RunSettings
 from common.signature import SIGNATURE, Signer
 from common.submission import Outcome, follow, submit
 from common.topology import Queue
@@ -228,3 +228,18 @@ def test_a_follower_with_another_key_than_the_services_ends_and_says_so(
     with pytest.raises(RunError, match=r"run run cannot be followed: .* MESSAGE_KEY must be the same here"):
         follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline(20))
     assert caplog.text.count("MESSAGE_KEY") == 1
+
+
+@pytest.mark.broker
+def test_a_forged_message_does_not_end_a_follower_that_has_received_a_valid_one(
+    keyed: BrokerSettings,
+    vhost: BrokerSettings,
+    open_session: Callable[..., RabbitMQSession],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submission, "ONLY_REJECTED_S", 0.5)
+    follower = open_session(keyed, topology.follower("run"))
+    open_session(keyed).publish([RunStarted("run", ANALYSES.resolve(RunSettings(release="demo")))])
+    open_session(vhost).publish([RunFailed("run", "forged")])
+    outcome = follow(follower, "run", ANALYSES, QuietDisplay(), before_deadline(3))
+    assert outcome.problem == "the run was stopped before its result arrived"

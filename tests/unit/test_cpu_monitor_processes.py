@@ -244,6 +244,18 @@ def test_containers_of_others_are_in_the_rest_when_they_use_cpu_time_and_ours_ne
     assert asked == [{"/pod/ours", "/pod/theirs"}]
 
 
+def test_an_engine_that_does_not_answer_is_asked_again_about_a_container() -> None:
+    init, ours, theirs = process("init", 0, 1.0), process("/pod/ours", 1, 5.0), process("/pod/theirs", 1, 3.0)
+    answers = iter([None, {"/pod/ours"}])
+    found = {1: init, 7: ours, 8: theirs}
+    made = CpuAccounts(lambda pid, process, group: process.name, lambda cgroups: next(answers), lambda: found)
+    rest = []
+    for _ in range(3):
+        made.scan()
+        rest.append(made.cpu_seconds.get(REST, 0.0))
+    assert rest == [0.0, 3.0, 3.0]
+
+
 @pytest.mark.alone
 def test_ctrl_c_leaves_a_complete_file_and_names_the_missing_service(tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"

@@ -41,6 +41,8 @@ def test_a_reading_right_after_another_does_not_change_the_cores() -> None:
     rates = RateCalculator(min_s=0.5)
     assert [rates.add_cores(one).cores for one in readings] == [None, None, 0.5, 0.5, 0.5]
     assert rates.add_cores(sample(2, 3.0)).cores == 1.5
+    # The clock is set back.
+    assert [rates.add_cores(one).cores for one in (sample(-50, 4.0), sample(-49, 4.25))] == [None, 0.25]
 
 
 def test_the_cores_of_a_service_are_unknown_until_one_of_its_counters_was_read_twice() -> None:

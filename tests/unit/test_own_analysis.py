@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import awkward as ak
@@ -13,6 +13,7 @@ import uproot
 import vector
 
 from common import settings
+from common.analyses import Analyses, Step
 from common.errors import AnalysisError, SettingsError
 from common.messages import Result
 from common.settings import RunSettings
@@ -156,6 +157,10 @@ MISTAKES_OF_FUNCTIONS = {
         observable("lambda leptons: np.full(len(leptons.mass), 1.5)").replace("label", 'dtype="uint8", label'),
         "own.py:7: observable 'x' is 1.5 in .* events, which uint8 does not have",
     ),
+    "a number that is no truth value": (
+        observable("lambda leptons: np.full(len(leptons.mass), 2)").replace("label", 'dtype="bool", label'),
+        "own.py:7: observable 'x' is 2 in .* events, which bool does not have",
+    ),
     "a channel that does not exist": (
         "channel=lambda leptons: np.full(len(leptons.mass), 3, np.int8)",
         "own.py:7: channel returned a value outside 0 to 2",
@@ -200,6 +205,31 @@ def test_a_mistake_that_is_found_in_several_categories_is_named_once(tmp_path: P
     (checked,) = check(written(tmp_path, step("lambda leptons, run: leptons.mass")), cache)
     assert len(checked.samples) > 1
     assert len(checked.mistakes) == 1
+
+
+def test_each_label_that_cannot_be_drawn_is_named(tmp_path: Path, cache: Path) -> None:
+    labels = ", ".join(f'replace(DEMO.observables[{n}], name="x{n}", label="$m_{{4$")' for n in (0, 0))
+    labels = labels.replace('"x0"', '"x1"', 1)
+    (checked,) = check(written(tmp_path, f"observables=(*DEMO.observables, {labels})"), cache)
+    assert [mistake.partition(":")[2].split("'")[1] for mistake in checked.mistakes] == ["x1", "x0"]
+
+
+def test_whole_numbers_are_sent_and_read_as_the_same_settings() -> None:
+    shipped = ANALYSES["demo"]
+    ints, floats = (
+        Analyses(replace(shipped, lumi_ifb=kind(10), pt_cuts_gev=(kind(20), kind(15)))) for kind in (int, float)
+    )
+    assert ints.resolve(RunSettings("demo")).digest == floats.resolve(RunSettings("demo")).digest
+
+
+def test_a_subclass_of_a_step_may_have_fields_of_its_own() -> None:
+    @dataclass(frozen=True)
+    class Cut(Step):
+        thresholds: list[float]
+
+    assert Cut("mine", len, [20.0]).thresholds == [20.0]
+    with pytest.raises(AnalysisError, match="Cut 'mine': passes is int"):
+        Cut("mine", 1, [20.0])  # type: ignore[arg-type]
 
 
 MISTAKES_OF_FILES = {
@@ -269,14 +299,14 @@ MISTAKES_OF_FILES = {
         "own.py:6: .*period 'A': lumi_ifb is -1; a luminosity lies",
     ),
     "a negative cut": ("pt_cuts_gev=(20, -15)", "own.py:6: .*pt_cuts_gev has -15, which is not a pT in GeV"),
-    "a toy without files": ("make_file=None", "own.py:6: .*it is a toy and has no make_file"),
+    "a toy without files": ("make_file=None", r"own.py:6: .*it is a toy; give a function make_file\(.*, write\)"),
     "bins whose result is too large": (
         'observables=(*DEMO.observables, Observable("x", len, Axis(10_000_000, 0, 1), label="x", caption="x"))',
-        r"own.py:6: .* are 90,\d+,\d+ numbers, and 200,000 fit .*; choose fewer bins than the 10,000,000 of 'x'",
+        r"own.py:6: .* are 90,\d+,\d+ numbers, and 300,000 fit .*; choose fewer bins than the 10,000,000 of 'x'",
     ),
     "a number of numpy, which JSON does not have": (
-        "lumi_ifb=np.float64(10)",
-        r"own.py:6: .*lumi_ifb is float64 .*; it must be a finite int or float",
+        "lumi_ifb=np.float32(10)",
+        r"own.py:6: .*lumi_ifb is float32 .*; it must be a finite int or float",
     ),
     "a cut that is no number": (
         'pt_cuts_gev=(20, 15, "10")',

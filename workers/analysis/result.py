@@ -81,7 +81,7 @@ def result_of(run: Run, store: Store, finished: float, *, final: bool) -> dict[s
             *_unconfirmed_files(run.settings, files),
             *version_warnings(software),
             *_warnings(analysis, run.settings, documents, histograms, whole=not problems),
-            *_few_events(window),
+            *(_few_events(window) if analysis.model.is_search else []),
         ]
         if final
         else [],

@@ -21,7 +21,7 @@ from common.errors import RunError
 from common.interrupts import program
 from common.logs import configure_logging
 from common.messages import RunSummary
-from common.rounding import rounded
+from common.rounding import with_error
 from common.settings import Settings
 from common.submission import BROKER_CONNECT_TIMEOUT_S, list_runs
 from common.transport import Transport
@@ -101,9 +101,7 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
 
 
 def _signal_strength(run: RunSummary) -> str:
-    if run.signal_strength is None or run.signal_strength_error is None:
-        return ""
-    return " ± ".join(rounded(run.signal_strength, run.signal_strength_error))
+    return "" if run.signal_strength is None else with_error(run.signal_strength, run.signal_strength_error)
 
 
 def _duration(seconds: float) -> str:

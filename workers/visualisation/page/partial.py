@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from msgspec.structs import replace
@@ -111,10 +110,7 @@ def _times(contents: Any, factor: float) -> Any:
 
 def _window(window: Mapping[str, Any], histogram: Mapping[str, Any], analysis: Analysis) -> dict[str, Any]:
     """Return the window with the expected events of a scaled histogram, and without significances."""
-    edges = histogram["edges"]
-    inside = [
-        index for index, (low, high) in enumerate(pairwise(edges)) if window["low"] <= low and high <= window["high"]
-    ]
+    inside = analysis.fitted.axis.bins_between(window["low"], window["high"]).nonzero()[0]
     found: dict[str, Any] = {**window, "significance": None, "significance_s_b": None}
     roles: dict[str, tuple[Role, ...]] = {
         "n_signal": ("signal",),
