@@ -189,13 +189,13 @@ def test_the_recorded_cpu_time_agrees_with_the_cgroup_file(project: Project) -> 
 def test_services_platform_and_rest_add_up_to_the_host(project: Project) -> None:
     containers = [project.create("worker", 8.0, stay_s=600, number=n) for n in (1, 2)]
     used_up = " && ".join(f"until docker logs {one} | grep -q .; do sleep 0.2; done" for one in containers)
-    # A container of no project ends with the recording.
-    of_others = f"docker run --rm {IMAGE} python -c '{CPU_LOAD}' 2"
+    # A container of no project ends with the recording. Its last two seconds at most are known of its shim only.
+    of_others = f"docker run --rm {IMAGE} python -c '{CPU_LOAD}' 5"
     recording = project.record(
         "1", f"docker start {' '.join(containers)} && {used_up} && docker exec {containers[0]} true && {of_others}"
     )
     parts = usage.usage_by_service(recording)
-    assert parts["rest"].cpu_seconds > 2.0
+    assert parts["rest"].cpu_seconds > 2.5
     assert parts["platform"].cpu_seconds > 0.02
     components = {sample.replica for sample in recording.samples if sample.service == "platform"}
     assert {"containerd-shim", "dockerd"} <= components
