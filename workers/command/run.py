@@ -168,13 +168,13 @@ def _embedded(read: Settings, flags: argparse.Namespace, console: Console) -> in
     with interrupts.noted(signal.SIGINT, signal.SIGTERM):
         check_output(read.output)
     run_id = new_run_id(read.run.release)
-    console.print(f"run {run_id}")
     folder = Folder(read.output, run_id, console)
     with (
         interrupts.noted(signal.SIGINT, signal.SIGTERM) as interrupted,
         closing(FitPool(ahead=available_cores() > BUSY_CORES)) as fits,
         closing(DrawingPool(analyses=read.analyses)) as drawing,
     ):
+        console.print(f"run {run_id}")
         # The worker processes import what they need while this process imports the services.
         if read.run.plots:
             drawing.start()
