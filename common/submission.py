@@ -89,7 +89,7 @@ def submit(session: Session, run_id: str, settings: RunSettings) -> None:
 def open_and_submit(transport: Transport, run_id: str, settings: RunSettings) -> Session:
     """Open a session that receives the messages about a run, and submit the run; raises as ``open`` and ``submit``.
 
-    With these resolved settings, the run is in the list of runs before a data-loader has begun it.
+    ``settings`` are resolved: their digest puts the run in the list of runs before a data-loader has begun it.
     """
     session = transport.open([topology.follower(run_id)], prefetch=FOLLOWER_PREFETCH)
     try:
@@ -167,7 +167,7 @@ def follow(
 
 
 class _Signatures:
-    """Finds out whether a follower has another MESSAGE_KEY than the services: it has received no valid message then."""
+    """Checks whether a follower has the MESSAGE_KEY of the services: without it, no message is valid."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id

@@ -163,8 +163,8 @@ class CpuAccounts:
     the group of its parent. Without one, a process belongs to its container, or
     to REST. ``counted`` is asked once about each container: of the cgroups that it
     receives, it returns those whose CPU time is known from elsewhere, or None if
-    that is not known now, and it is to be asked again. They are left out; all
-    others are in REST. ``read`` returns no process whose CPU time is
+    that is not known now; it is asked again then. Containers that are counted
+    elsewhere are left out; all others are in REST. ``read`` returns no process whose CPU time is
     also in the children's time of another one.
     """
 
